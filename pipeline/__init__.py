@@ -1,0 +1,1 @@
+"""The TFX pipeline: validation, training, evaluation, blessing, push."""

@@ -1,0 +1,1 @@
+"""Volumes on disk -> checked volumes -> TFRecords of anisotropic patches, by Beam."""

@@ -1,0 +1,1 @@
+"""Export for TF Serving, a gRPC predict client, an embedded server of the same protocol."""

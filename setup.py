@@ -1,0 +1,53 @@
+"""Package metadata; the exact versions of every dependency are in requirements.lock."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+setup(
+    name="ahnet-tf",
+    version="0.1.0",
+    description="3D Anisotropic Hybrid Networks (AH-Net) in TensorFlow, from volumes to a served model",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.11",
+    packages=find_packages(
+        include=["preprocessing*", "ahnet_tf*", "serving*", "pipeline*"]
+    ),
+    package_data={"pipeline": ["*.pbtxt"]},
+    install_requires=[
+        "tensorflow==2.15.1",
+        "keras==2.15.0",
+        "tensorflow-addons==0.23.0",
+        "tensorflow-serving-api==2.15.1",
+        "tfx[kfp]==1.15.1",
+        "apache-beam[gcp]==2.68.0",
+        "nibabel>=5",
+        "pydicom>=3",
+        "isal",
+        "numpy<2",
+        "scipy",
+        "scikit-image",
+        "matplotlib",
+        "safetensors",
+        "tqdm",
+        # tensorflow_hub, which tfx imports, still needs pkg_resources.
+        "setuptools<80",
+        # The tfx command line runs `pip freeze`.
+        "pip",
+    ],
+    extras_require={
+        "test": ["pytest", "pytest-timeout", "hypothesis", "ruff"],
+    },
+    entry_points={
+        # ahnet_tf.predict reaches a server without importing the floor above it.
+        "ahnet_tf.predictors": ["grpc = serving.client:open_predictor"],
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3.10",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+    ],
+)
