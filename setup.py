@@ -14,9 +14,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10,<3.11",
-    packages=find_packages(
-        include=["preprocessing*", "ahnet_tf*", "serving*", "pipeline*"]
-    ),
+    packages=find_packages(include=["preprocessing*", "ahnet_tf*", "serving*", "pipeline*"]),
     package_data={"pipeline": ["*.pbtxt"]},
     install_requires=[
         "tensorflow==2.15.1",

@@ -37,7 +37,9 @@ def quiet_frameworks(debug: bool = False) -> None:
     warnings.filterwarnings("ignore", category=UserWarning)
 
 
-def run_command(run: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace) -> int:
+def run_command(
+    run: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace
+) -> int:
     """Runs a command and returns its exit code; a user's error becomes one line on stderr.
 
     The code is what `run` returns (None counts as 0), 1 after an error, 130 after Ctrl-C.
