@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,6 +69,94 @@ class ModelConfig:
             raise SettingsError("intensity_window", "low < high", self.intensity_window)
 
 
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How one network is trained; with the records and the seed, enough to repeat it.
+
+    Attributes:
+      steps: optimizer steps.
+      batch_size: patches a step, over all replicas together.
+      learning_rate: Adam's rate after the warm-up.
+      warmup_steps: steps over which the rate rises linearly from zero.
+      decay: "cosine", "polynomial" (power 0.9) or "constant" after the warm-up.
+      final_learning_rate: rate at the last step, as a fraction of `learning_rate`.
+      clip_norm: gradients are scaled down to this global norm; 0 leaves them.
+      loss: "focal" or "cross_entropy".
+      gamma: focusing exponent of the focal loss.
+      class_weights: factor a class on its voxels' loss; None weighs all alike.
+      precision: "float32" or "mixed_bfloat16" (float32 variables, bfloat16 arithmetic).
+      seed: start weights, order of patches and augmentation.
+      replicas: devices that share a step; 0 means all GPUs, or one CPU where there is none.
+      flip_probability: chance that a patch is mirrored, for each in-plane axis.
+      intensity_shift: largest offset, as a fraction of the task's intensity window.
+      intensity_scale: largest change of contrast, as a fraction.
+      intensity_noise: largest standard deviation of Gaussian noise, as a fraction of the window.
+      evaluate_every: steps between evaluations; the last step is always evaluated.
+      checkpoint_every: steps between checkpoints, from which a killed run goes on.
+      log_every: steps between rows of history.csv.
+      jit_compile: compile the step with XLA; faster on GPUs, many times slower on CPUs.
+    """
+
+    steps: int = 20000
+    batch_size: int = 2
+    learning_rate: float = 1e-3
+    warmup_steps: int = 200
+    decay: str = "cosine"
+    final_learning_rate: float = 0.01
+    clip_norm: float = 5.0
+    loss: str = "focal"
+    gamma: float = 2.0
+    class_weights: tuple[float, ...] | None = None
+    precision: str = "float32"
+    seed: int = 0
+    replicas: int = 0
+    flip_probability: float = 0.5
+    intensity_shift: float = 0.05
+    intensity_scale: float = 0.1
+    intensity_noise: float = 0.03
+    evaluate_every: int = 1000
+    checkpoint_every: int = 500
+    log_every: int = 10
+    jit_compile: bool = False
+
+    def __post_init__(self):
+        _choice("decay", self.decay, ("cosine", "polynomial", "constant"))
+        _choice("loss", self.loss, ("focal", "cross_entropy"))
+        _choice("precision", self.precision, ("float32", "mixed_bfloat16"))
+        for name in ("steps", "batch_size", "evaluate_every", "checkpoint_every", "log_every"):
+            _whole(name, getattr(self, name), 1)
+        for name in ("warmup_steps", "seed", "replicas"):
+            _whole(name, getattr(self, name), 0)
+        for name in ("clip_norm", "gamma", "intensity_shift", "intensity_noise"):
+            _number(name, getattr(self, name))
+            _at_least(name, getattr(self, name), 0)
+        for name in ("final_learning_rate", "flip_probability", "intensity_scale"):
+            _number(name, getattr(self, name))
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingsError(name, "a fraction from 0 to 1", getattr(self, name))
+        _number("learning_rate", self.learning_rate)
+        if not self.learning_rate > 0:
+            raise SettingsError("learning_rate", "a rate above 0", self.learning_rate)
+        if self.warmup_steps >= self.steps:
+            raise SettingsError(
+                "warmup_steps", f"fewer than the {self.steps} steps", self.warmup_steps
+            )
+        if self.replicas and self.batch_size % self.replicas:
+            raise SettingsError(
+                "batch_size", f"a multiple of the {self.replicas} replicas", self.batch_size
+            )
+        if not isinstance(self.jit_compile, bool):
+            raise SettingsError("jit_compile", "true or false", repr(self.jit_compile))
+        if self.class_weights is not None:
+            if not isinstance(self.class_weights, tuple) or not self.class_weights:
+                raise SettingsError("class_weights", "a number a class", repr(self.class_weights))
+            for weight in self.class_weights:
+                _number("class_weights", weight)
+                _at_least("class_weights", weight, 0)
+            if not any(self.class_weights):
+                raise SettingsError("class_weights", "a weight above 0", self.class_weights)
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Returns a configuration as plain JSON types."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
@@ -122,3 +211,14 @@ def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 def _at_least(name: str, value: float, least: float) -> None:
     if not value >= least:
         raise SettingsError(name, f"at least {least}", value)
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise SettingsError(name, f"a whole number of at least {least}", repr(value))
+    _at_least(name, value, least)
+
+
+def _number(name: str, value: Any) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise SettingsError(name, "a finite number", repr(value))
