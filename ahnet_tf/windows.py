@@ -1,0 +1,230 @@
+"""Sliding windows over a volume: planned, predicted in batches, blended slab by slab.
+
+The predictor is handed in, so this module is NumPy alone. Windows form a full grid, hence their
+blending weights are a product of one weight per axis. Each axis is normalised by itself beforehand
+(at every voxel the weights of all windows that cover it sum to one), which makes the cover exact
+and needs no volume of weights.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from preprocessing.errors import ModelError, SettingsError
+
+BLENDS = ("gaussian", "constant")
+
+# Standard deviation of the Gaussian weights, as a fraction of the window's size (nnU-Net, MONAI).
+GAUSSIAN_SIGMA = 0.125
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """Where the windows over one volume lie.
+
+    Attributes:
+      shape_zyx: size of the volume in voxels.
+      window_zyx: size of every window in voxels.
+      starts_zyx: first voxels of the windows along z, y and x; the windows are their product.
+    """
+
+    shape_zyx: tuple[int, int, int]
+    window_zyx: tuple[int, int, int]
+    starts_zyx: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+    @property
+    def count(self) -> int:
+        """Number of windows."""
+        return len(self.starts_zyx[0]) * len(self.starts_zyx[1]) * len(self.starts_zyx[2])
+
+
+def plan_windows(
+    shape_zyx: tuple[int, int, int], window_zyx: tuple[int, int, int], overlap: float = 0.25
+) -> WindowPlan:
+    """Plans the fewest windows that cover a volume and overlap by at least `overlap`.
+
+    Along each axis the windows are spread evenly from the first voxel to the last. An axis shorter
+    than the window gets one window, which reaches beyond the volume's end.
+
+    Args:
+      shape_zyx: size of the volume in voxels.
+      window_zyx: size of a window in voxels.
+      overlap: share of a window covered by its neighbour along each axis, from 0 to below 1.
+
+    Raises:
+      SettingsError: an overlap outside [0, 1) or a size below 1.
+    """
+    if not 0 <= overlap < 1:
+        raise SettingsError("overlap", "a fraction from 0 to below 1", overlap)
+    for name, sizes in (("volume shape", shape_zyx), ("window shape", window_zyx)):
+        if len(sizes) != 3 or min(sizes) < 1:
+            raise SettingsError(name, "three sizes (z, y, x) of at least 1 voxel", sizes)
+    starts = tuple(
+        _starts(size, window, overlap) for size, window in zip(shape_zyx, window_zyx, strict=True)
+    )
+    return WindowPlan(tuple(shape_zyx), tuple(window_zyx), starts)
+
+
+def predict_slabs(
+    array_zyx: np.ndarray,
+    predict: Callable[[np.ndarray], np.ndarray],
+    window_shape_zyx: tuple[int, int, int],
+    classes: int,
+    *,
+    overlap: float = 0.25,
+    blend: str = "gaussian",
+    batch_size: int = 1,
+    outside_value: float = -1024,
+    progress: Callable[[int], object] | None = None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Predicts a volume by overlapping windows and yields it slab by slab along z.
+
+    Memory is one slab of windows (window z, volume y, volume x, class) and one batch, whatever the
+    number of slices.
+
+    Args:
+      array_zyx: raw intensities [z, y, x] or [z, y, x, channel], any dtype and size.
+      predict: maps windows [batch, z, y, x, channel] of the volume's dtype to probabilities
+        [batch, z, y, x, class].
+      window_shape_zyx: size of a window in voxels.
+      classes: number of classes that `predict` returns.
+      overlap: share of a window covered by its neighbour along each axis, from 0 to below 1.
+      blend: "gaussian" weighs a window's centre more than its border, "constant" does not.
+      batch_size: windows a call of `predict`; the last call may have fewer.
+      outside_value: intensity of voxels beyond the volume's edge.
+      progress: called after each batch with the number of windows it held.
+
+    Yields:
+      (z_start, probabilities float32 [z, y, x, class]): slabs in order that meet without overlap.
+
+    Raises:
+      SettingsError: an overlap, blend, batch size or shape that is not possible.
+      ModelError: `predict` returned another shape than expected, or NaN or infinite values.
+    """
+    if blend not in BLENDS:
+        raise SettingsError("blend", f"one of {', '.join(BLENDS)}", repr(blend))
+    if batch_size < 1:
+        raise SettingsError("batch size", "at least 1", batch_size)
+    array = array_zyx[..., np.newaxis] if array_zyx.ndim == 3 else array_zyx
+    plan = plan_windows(array.shape[:3], window_shape_zyx, overlap)
+    weights = [
+        _axis_weights(starts, size, window, blend)
+        for starts, size, window in zip(
+            plan.starts_zyx, plan.shape_zyx, plan.window_zyx, strict=True
+        )
+    ]
+    # The slab may be smaller than a window, which then reaches beyond the volume.
+    depth = min(plan.window_zyx[0], plan.shape_zyx[0])
+    slab = np.zeros((depth, *plan.shape_zyx[1:], classes), np.float32)
+    z_start = 0
+    predicted = _predicted_windows(
+        array, predict, plan, classes, batch_size, outside_value, progress
+    )
+    for (k, j, i), probabilities in predicted:
+        z, y, x = (s[n] for s, n in zip(plan.starts_zyx, (k, j, i), strict=True))
+        if z > z_start:
+            # No later window reaches the slices before this one: they are done.
+            yield z_start, slab[: z - z_start]
+            moved = np.zeros_like(slab)
+            moved[: depth - (z - z_start)] = slab[z - z_start :]
+            slab, z_start = moved, z
+        weight = np.einsum("z,y,x->zyx", weights[0][k], weights[1][j], weights[2][i])
+        d, h, w = weight.shape
+        slab[:, y : y + h, x : x + w] += probabilities[:d, :h, :w] * weight[..., np.newaxis]
+    yield z_start, slab
+
+
+def predict_labels(
+    array_zyx: np.ndarray,
+    predict: Callable[[np.ndarray], np.ndarray],
+    window_shape_zyx: tuple[int, int, int],
+    classes: int,
+    **options,
+) -> np.ndarray:
+    """Predicts a volume's label map by overlapping windows; see `predict_slabs` for the options.
+
+    Returns:
+      Label values uint8 [z, y, x], see `most_probable`.
+    """
+    labels = np.empty(array_zyx.shape[:3], np.uint8)
+    for z, probabilities in predict_slabs(array_zyx, predict, window_shape_zyx, classes, **options):
+        labels[z : z + len(probabilities)] = most_probable(probabilities)
+    return labels
+
+
+def most_probable(probabilities: np.ndarray) -> np.ndarray:
+    """Returns label values uint8 [...] from probabilities [..., class].
+
+    The label is the most probable class, the lower one of equals; a single class (a heat map)
+    gives 1 where it exceeds 0.5.
+    """
+    if probabilities.shape[-1] == 1:
+        return (probabilities[..., 0] > 0.5).astype(np.uint8)
+    return np.argmax(probabilities, axis=-1).astype(np.uint8)
+
+
+def _starts(size: int, window: int, overlap: float) -> tuple[int, ...]:
+    if size <= window:
+        return (0,)
+    # The small term keeps 10 * (1 - 0.7) at 3 although it is a little less in floating point.
+    step = max(1, int(window * (1 - overlap) + 1e-9))
+    count = -(-(size - window) // step) + 1
+    return tuple(int(start) for start in np.round(np.linspace(0, size - window, count)))
+
+
+def _axis_weights(starts: tuple[int, ...], size: int, window: int, blend: str) -> list[np.ndarray]:
+    """Returns one weight vector per window, cut at the volume's end; at every voxel they sum to 1."""
+    weight = np.ones(window)
+    if blend == "gaussian":
+        distance = np.arange(window) - (window - 1) / 2
+        weight = np.exp(-0.5 * (distance / (GAUSSIAN_SIGMA * window)) ** 2)
+    total = np.zeros(size)
+    for start in starts:
+        total[start : start + window] += weight[: size - start]
+    return [
+        (weight[: size - start] / total[start : start + window]).astype(np.float32)
+        for start in starts
+    ]
+
+
+def _predicted_windows(
+    array: np.ndarray,
+    predict: Callable[[np.ndarray], np.ndarray],
+    plan: WindowPlan,
+    classes: int,
+    batch_size: int,
+    outside_value: float,
+    progress: Callable[[int], object] | None,
+) -> Iterator[tuple[tuple[int, int, int], np.ndarray]]:
+    """Yields the grid position (k, j, i) and the probabilities of each window, z slowest."""
+    grid = itertools.product(*(range(len(starts)) for starts in plan.starts_zyx))
+    while positions := list(itertools.islice(grid, batch_size)):
+        shape = (len(positions), *plan.window_zyx, array.shape[-1])
+        batch = np.full(shape, outside_value, array.dtype)
+        for window, position in zip(batch, positions, strict=True):
+            z, y, x = (s[n] for s, n in zip(plan.starts_zyx, position, strict=True))
+            d, h, w = plan.window_zyx
+            inside = array[z : z + d, y : y + h, x : x + w]
+            window[: inside.shape[0], : inside.shape[1], : inside.shape[2]] = inside
+        probabilities = np.asarray(predict(batch))
+        if probabilities.shape != (*shape[:-1], classes):
+            raise ModelError(
+                "the network's output",
+                f"probabilities of shape {(*shape[:-1], classes)}",
+                probabilities.shape,
+                "Is this the network for this task?",
+            )
+        if not np.isfinite(probabilities).all():
+            raise ModelError(
+                "the network's output",
+                "finite probabilities",
+                "NaN or infinite values",
+                "Its weights are damaged or its training diverged.",
+            )
+        yield from zip(positions, probabilities, strict=True)
+        if progress is not None:
+            progress(len(positions))
