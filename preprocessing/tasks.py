@@ -15,6 +15,14 @@ RESAMPLING = ("keep", "in_plane", "full")
 IMAGE_DTYPES = ("int16", "uint16")
 
 
+def _positive(values: Any, count: int) -> bool:
+    return (
+        isinstance(values, tuple | list)
+        and len(values) == count
+        and all(isinstance(value, int | float) and value > 0 for value in values)
+    )
+
+
 @dataclass(frozen=True)
 class Task:
     """What is learned from which volumes; everything that conversion and networks must agree on.
@@ -150,11 +158,3 @@ def task_from_dict(content: dict[str, Any], where: object = "task") -> Task:
             raise SettingsError(where, f"the setting {name!r}", "none", "Add it, or a base.")
     tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     return Task(**tuples)
-
-
-def _positive(values: Any, count: int) -> bool:
-    return (
-        isinstance(values, tuple | list)
-        and len(values) == count
-        and all(isinstance(value, int | float) and value > 0 for value in values)
-    )
