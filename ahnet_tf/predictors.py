@@ -9,13 +9,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ahnet_tf.config import ModelConfig, from_dict, to_dict
 from preprocessing.errors import ModelError, ServingError
 from preprocessing.tasks import Task, task_from_dict
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 # Where an exported SavedModel keeps its `ExportSettings`; TensorFlow Serving ignores that folder.
 SETTINGS_FILE = "assets.extra/ahnet.json"
@@ -183,12 +186,17 @@ def _open_saved_model(folder: Path) -> Predictor:
     return Predictor(settings, predict)
 
 
-def _open_checkpoint(folder: Path) -> Predictor:
+def load_checkpoint(folder: str | Path) -> tuple[tf.keras.Model, ExportSettings]:
+    """Loads a trained network and what it was trained for from a checkpoint folder.
+
+    Raises:
+      ModelError: no network or no task in the folder, or weights that don't fit.
+    """
     import tensorflow as tf
 
     from ahnet_tf.nets.checkpoint import load_network
 
-    task_file = folder / "task.json"
+    task_file = Path(folder) / "task.json"
     if not task_file.is_file():
         raise ModelError(
             task_file,
@@ -198,8 +206,15 @@ def _open_checkpoint(folder: Path) -> Predictor:
         )
     task = task_from_dict(json.loads(task_file.read_text(encoding="utf-8")), task_file)
     model, config = load_network(folder)
-    settings = ExportSettings(task, config, task.patch_shape_zyx, {"tensorflow": tf.__version__})
-    activation = tf.nn.softmax if config.activation == "softmax" else tf.nn.sigmoid
+    versions = {"tensorflow": tf.__version__}
+    return model, ExportSettings(task, config, task.patch_shape_zyx, versions)
+
+
+def _open_checkpoint(folder: Path) -> Predictor:
+    import tensorflow as tf
+
+    model, settings = load_checkpoint(folder)
+    activation = tf.nn.softmax if settings.model.activation == "softmax" else tf.nn.sigmoid
     probabilities = tf.function(lambda image: activation(model(image, training=False)))
 
     def predict(windows: np.ndarray) -> np.ndarray:

@@ -1,0 +1,134 @@
+"""What both ends of a connection agree on: signature names, message sizes, tensors on the wire."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2
+
+PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
+MODEL_SERVICE = "tensorflow.serving.ModelService"
+DEFAULT_MODEL_NAME = "ahnet"
+
+SERVING_DEFAULT = "serving_default"
+PREDICT_WINDOWS = "predict_windows"
+SEGMENT = "segment"
+SERIALIZED_EXAMPLES = "serialized_examples"
+DESCRIBE = "describe"
+
+# gRPC's own limit of 4 MiB is less than one window. 256 MiB holds the probabilities of three
+# classes on 512 x 512 x 64 voxels.
+MAX_MESSAGE_BYTES = 256 * 2**20
+MAX_REQUEST_VOXELS = 512 * 512 * 64
+
+
+class MalformedTensorError(ValueError):
+    """A tensor on the wire that contradicts itself or the signature's input."""
+
+
+def stored_signature(name: str, image_dtype: str) -> str:
+    """Returns the name of the signature variant that takes voxels as stored, e.g. int16 HU."""
+    return f"{name}_{image_dtype}"
+
+
+def message_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    """Returns the gRPC options that set the message sizes, for channels and servers alike."""
+    return [
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+    ]
+
+
+def encode_tensor(array: np.ndarray) -> tensor_pb2.TensorProto:
+    """Returns an array as it goes over the wire; numbers as one block of bytes."""
+    if array.dtype.kind not in "fiu":
+        return tf.make_tensor_proto(array)
+    shape = tensor_shape_pb2.TensorShapeProto(
+        dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=size) for size in array.shape]
+    )
+    return tensor_pb2.TensorProto(
+        dtype=tf.as_dtype(array.dtype).as_datatype_enum,
+        tensor_shape=shape,
+        tensor_content=np.ascontiguousarray(array).tobytes(),
+    )
+
+
+def repeated_value(
+    value: float, shape: tuple[int, ...], dtype: tf.dtypes.DType
+) -> tensor_pb2.TensorProto:
+    """Returns a constant tensor in a few bytes: the protocol repeats a single value."""
+    content = tf.make_tensor_proto(value, dtype=dtype, shape=[1])
+    content.tensor_shape.CopyFrom(tf.TensorShape(shape).as_proto())
+    return content
+
+
+def decode_tensor(
+    content: tensor_pb2.TensorProto, spec: tf.TensorSpec, *, max_elements: int, where: str
+) -> np.ndarray:
+    """Returns the array of a tensor on the wire, checked before any memory is taken for it.
+
+    Args:
+      content: the tensor as received, from anyone.
+      spec: dtype and (partly known) shape that the signature wants.
+      max_elements: most elements that are accepted.
+      where: name of the input, for the message.
+
+    Raises:
+      MalformedTensorError: dtype, rank, size or content don't fit, or a number is not finite.
+    """
+    if content.dtype != spec.dtype.as_datatype_enum:
+        found = _dtype_name(content.dtype)
+        raise MalformedTensorError(f"{where}: expected dtype {spec.dtype.name}, found {found}")
+    if content.tensor_shape.unknown_rank:
+        raise MalformedTensorError(f"{where}: expected a tensor shape, found an unknown rank")
+    shape = tuple(dim.size for dim in content.tensor_shape.dim)
+    fits = min(shape, default=1) >= 0 and spec.shape.is_compatible_with(shape)
+    if not fits:
+        raise MalformedTensorError(
+            f"{where}: expected shape {_shape_name(spec.shape)}, found {list(shape)}"
+        )
+    elements = math.prod(shape)
+    if not 0 < elements <= max_elements:
+        raise MalformedTensorError(
+            f"{where}: expected 1 to {max_elements} elements, found {elements} in {list(shape)}"
+        )
+    array = _values(content, spec.dtype, shape, where)
+    if spec.dtype.is_floating and not np.isfinite(array).all():
+        raise MalformedTensorError(f"{where}: expected finite numbers, found NaN or infinity")
+    return array
+
+
+def _values(
+    content: tensor_pb2.TensorProto, dtype: tf.dtypes.DType, shape: tuple[int, ...], where: str
+) -> np.ndarray:
+    elements = math.prod(shape)
+    if content.tensor_content and dtype != tf.string:
+        expected = elements * dtype.size
+        if len(content.tensor_content) != expected:
+            found = len(content.tensor_content)
+            raise MalformedTensorError(
+                f"{where}: expected {expected} bytes for shape {list(shape)}, found {found}"
+            )
+        flat = np.frombuffer(content.tensor_content, dtype.as_numpy_dtype)
+        return flat.reshape(shape)
+    try:
+        # A single value stands for all elements.
+        return tf.make_ndarray(content).reshape(shape)
+    except (TypeError, ValueError, OverflowError):
+        raise MalformedTensorError(
+            f"{where}: expected {elements} {dtype.name} values for shape {list(shape)}, "
+            "found another number of them"
+        ) from None
+
+
+def _dtype_name(number: int) -> str:
+    try:
+        return tf.as_dtype(number).name
+    except TypeError:
+        return f"number {number}"
+
+
+def _shape_name(shape: tf.TensorShape) -> str:
+    return "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
