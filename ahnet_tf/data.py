@@ -6,6 +6,7 @@ so that a run which was killed goes on with the very patches it would have seen.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,9 +116,8 @@ def scan_records(
                 tiled_voxels[case_id] = tiled_voxels.get(case_id, 0) + voxels
                 volume_voxels[case_id] = volume[0] * volume[1] * volume[2]
         except tf.errors.OpError as error:
-            reason = error.message.split("\n")[0]
             raise InputError(
-                file, "readable records of patches", reason, "Convert the volumes again."
+                file, "readable records of patches", _reason(error), "Convert the volumes again."
             ) from None
     if not records:
         raise InputError(
@@ -277,6 +277,11 @@ def _check_record(where: str, shape: list[int], sizes: Sequence[int], task: Task
             raise InputError(
                 where, f"{size} bytes of {kinds[name]} {name}", f"{found} bytes", remedy
             )
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    first = error.message.split("\n")[0]
+    return re.sub(r"\{\{.*?\}\}|\[Op:\w+\]|; Op<.*|\s*name:\s*$", "", first).strip().rstrip(".")
 
 
 def _by(shape: Sequence[int]) -> str:

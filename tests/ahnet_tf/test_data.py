@@ -193,8 +193,8 @@ def test_scan_names_a_damaged_file(tmp_path, name):
     path = tmp_path / name
     write(path, [patch(number) for number in range(50)])
     content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2 + 7])
-    with pytest.raises(InputError, match=r"cut.tfrecord.*readable records"):
+    path.write_bytes(content[: len(content) // 2 + 40])
+    with pytest.raises(InputError, match=r"cut.tfrecord.*readable records.*truncated|inflate|Data"):
         scan_records([str(path)], TASK)
 
 
