@@ -15,7 +15,10 @@ import numpy as np
 
 from ahnet_tf.config import ModelConfig, from_dict, to_dict
 from preprocessing.errors import ModelError, ServingError
-from preprocessing.tasks import Task, task_from_dict
+from preprocessing.tasks import Task, load_task, task_from_dict
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -210,17 +213,50 @@ def load_checkpoint(folder: str | Path) -> tuple[tf.keras.Model, ExportSettings]
     return model, ExportSettings(task, config, task.patch_shape_zyx, versions)
 
 
+def load_checkpoint(folder: str | Path) -> tuple[tf.keras.Model, ExportSettings]:
+    """Loads a trained network and all that an export of it must carry.
+
+    Args:
+      folder: what training writes: `model.json` with the weights, and `task.json`.
+
+    Returns:
+      The network (raw intensities to logits) and its settings; windows have the task's patch shape.
+
+    Raises:
+      ModelError: no checkpoint there, or one without its task.
+      SettingsError: a setting of the task or of the network is out of range.
+    """
+    import tensorflow as tf
+
+    from ahnet_tf.nets.checkpoint import load_network
+
+    path = Path(folder) / "task.json"
+    if not path.is_file():
+        raise ModelError(
+            folder,
+            "a checkpoint folder with task.json",
+            "none",
+            "python -m ahnet_tf.train writes one.",
+        )
+    model, config = load_network(folder)
+    task = load_task(str(path))
+    versions = {"tensorflow": tf.__version__, "keras": tf.keras.__version__}
+    return model, ExportSettings(task, config, task.patch_shape_zyx, versions)
+
+
 def _open_checkpoint(folder: Path) -> Predictor:
     import tensorflow as tf
 
     model, settings = load_checkpoint(folder)
-    activation = tf.nn.softmax if settings.model.activation == "softmax" else tf.nn.sigmoid
-    probabilities = tf.function(lambda image: activation(model(image, training=False)))
+    activation = {"softmax": tf.nn.softmax, "sigmoid": tf.nn.sigmoid}[settings.model.activation]
+
+    @tf.function(reduce_retracing=True)
+    def probabilities(image: tf.Tensor) -> tf.Tensor:
+        return activation(tf.cast(model(image, training=False), tf.float32))
 
     def predict(windows: np.ndarray) -> np.ndarray:
-        return probabilities(
-            tf.constant(check_channels(windows, settings, folder), tf.float32)
-        ).numpy()
+        image = tf.constant(check_channels(windows, settings, folder), tf.float32)
+        return probabilities(image).numpy()
 
     return Predictor(settings, predict)
 

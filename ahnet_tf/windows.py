@@ -157,13 +157,7 @@ def predict_labels(
 
 
 def most_probable(probabilities: np.ndarray) -> np.ndarray:
-    """Returns label values uint8 [...] from probabilities [..., class].
-
-    The label is the most probable class, the lower one of equals; a single class (a heat map)
-    gives 1 where it exceeds 0.5.
-    """
-    if probabilities.shape[-1] == 1:
-        return (probabilities[..., 0] > 0.5).astype(np.uint8)
+    """Returns label values uint8 [...] from probabilities [..., class], the lower one of equals."""
     return np.argmax(probabilities, axis=-1).astype(np.uint8)
 
 
