@@ -190,30 +190,6 @@ def _open_saved_model(folder: Path) -> Predictor:
 
 
 def load_checkpoint(folder: str | Path) -> tuple[tf.keras.Model, ExportSettings]:
-    """Loads a trained network and what it was trained for from a checkpoint folder.
-
-    Raises:
-      ModelError: no network or no task in the folder, or weights that don't fit.
-    """
-    import tensorflow as tf
-
-    from ahnet_tf.nets.checkpoint import load_network
-
-    task_file = Path(folder) / "task.json"
-    if not task_file.is_file():
-        raise ModelError(
-            task_file,
-            "the task the network was trained for",
-            "no such file",
-            "Train with python -m ahnet_tf.train, which writes it.",
-        )
-    task = task_from_dict(json.loads(task_file.read_text(encoding="utf-8")), task_file)
-    model, config = load_network(folder)
-    versions = {"tensorflow": tf.__version__}
-    return model, ExportSettings(task, config, task.patch_shape_zyx, versions)
-
-
-def load_checkpoint(folder: str | Path) -> tuple[tf.keras.Model, ExportSettings]:
     """Loads a trained network and all that an export of it must carry.
 
     Args:
@@ -223,7 +199,7 @@ def load_checkpoint(folder: str | Path) -> tuple[tf.keras.Model, ExportSettings]
       The network (raw intensities to logits) and its settings; windows have the task's patch shape.
 
     Raises:
-      ModelError: no checkpoint there, or one without its task.
+      ModelError: no network or no task in the folder, or weights that don't fit.
       SettingsError: a setting of the task or of the network is out of range.
     """
     import tensorflow as tf
