@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import grpc
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2
@@ -24,8 +25,18 @@ MAX_MESSAGE_BYTES = 256 * 2**20
 MAX_REQUEST_VOXELS = 512 * 512 * 64
 
 
-class MalformedTensorError(ValueError):
-    """A tensor on the wire that contradicts itself or the signature's input."""
+class RefusedError(Exception):
+    """A request that the server answers with a status code other than OK."""
+
+    def __init__(self, code: grpc.StatusCode, reason: str):
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+
+def malformed(reason: str) -> RefusedError:
+    """Returns the error for a request that contradicts itself or the signature."""
+    return RefusedError(grpc.StatusCode.INVALID_ARGUMENT, reason)
 
 
 def stored_signature(name: str, image_dtype: str) -> str:
@@ -55,6 +66,11 @@ def encode_tensor(array: np.ndarray) -> tensor_pb2.TensorProto:
     )
 
 
+def as_array(content: tensor_pb2.TensorProto) -> np.ndarray:
+    """Returns the array of a tensor in a server's answer."""
+    return tf.make_ndarray(content)
+
+
 def repeated_value(
     value: float, shape: tuple[int, ...], dtype: tf.dtypes.DType
 ) -> tensor_pb2.TensorProto:
@@ -76,27 +92,25 @@ def decode_tensor(
       where: name of the input, for the message.
 
     Raises:
-      MalformedTensorError: dtype, rank, size or content don't fit, or a number is not finite.
+      RefusedError: (INVALID_ARGUMENT) dtype, rank, size or content don't fit, or a number is not finite.
     """
     if content.dtype != spec.dtype.as_datatype_enum:
         found = _dtype_name(content.dtype)
-        raise MalformedTensorError(f"{where}: expected dtype {spec.dtype.name}, found {found}")
+        raise malformed(f"{where}: expected dtype {spec.dtype.name}, found {found}")
     if content.tensor_shape.unknown_rank:
-        raise MalformedTensorError(f"{where}: expected a tensor shape, found an unknown rank")
+        raise malformed(f"{where}: expected a tensor shape, found an unknown rank")
     shape = tuple(dim.size for dim in content.tensor_shape.dim)
     fits = min(shape, default=1) >= 0 and spec.shape.is_compatible_with(shape)
     if not fits:
-        raise MalformedTensorError(
-            f"{where}: expected shape {_shape_name(spec.shape)}, found {list(shape)}"
-        )
+        raise malformed(f"{where}: expected shape {_shape_name(spec.shape)}, found {list(shape)}")
     elements = math.prod(shape)
     if not 0 < elements <= max_elements:
-        raise MalformedTensorError(
+        raise malformed(
             f"{where}: expected 1 to {max_elements} elements, found {elements} in {list(shape)}"
         )
     array = _values(content, spec.dtype, shape, where)
     if spec.dtype.is_floating and not np.isfinite(array).all():
-        raise MalformedTensorError(f"{where}: expected finite numbers, found NaN or infinity")
+        raise malformed(f"{where}: expected finite numbers, found NaN or infinity")
     return array
 
 
@@ -108,7 +122,7 @@ def _values(
         expected = elements * dtype.size
         if len(content.tensor_content) != expected:
             found = len(content.tensor_content)
-            raise MalformedTensorError(
+            raise malformed(
                 f"{where}: expected {expected} bytes for shape {list(shape)}, found {found}"
             )
         flat = np.frombuffer(content.tensor_content, dtype.as_numpy_dtype)
@@ -117,7 +131,7 @@ def _values(
         # A single value stands for all elements.
         return tf.make_ndarray(content).reshape(shape)
     except (TypeError, ValueError, OverflowError):
-        raise MalformedTensorError(
+        raise malformed(
             f"{where}: expected {elements} {dtype.name} values for shape {list(shape)}, "
             "found another number of them"
         ) from None
