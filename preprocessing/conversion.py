@@ -1,0 +1,136 @@
+"""One case -> its TFRecord shards and its line of the manifest; the Beam transform around that."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.io.filesystems import FileSystems
+
+from preprocessing.cases import Case
+from preprocessing.errors import AHNetError
+from preprocessing.nifti import check_pair, read_image, read_label
+from preprocessing.patches import evaluation_tiles, training_patches
+from preprocessing.records import encode_patch
+from preprocessing.shards import write_file, write_shards
+from preprocessing.tasks import Task
+from preprocessing.volume import TaskSpace, axis_codes, to_task_space
+
+CONVERTED, REJECTED = "converted", "rejected"
+OUTCOMES = "outcomes"
+
+
+@dataclass(frozen=True)
+class ConversionSettings:
+    """What decides, together with a case and its split, every byte of the case's records.
+
+    Attributes:
+      task: classes, resampling and patches.
+      seed: of the training patches.
+      shard_bytes: a shard file ends before it would grow beyond this.
+    """
+
+    task: Task
+    seed: int = 0
+    shard_bytes: int = 128 * 2**20
+
+
+def read_case(case: Case, task: Task) -> tuple[np.ndarray, np.ndarray, TaskSpace, dict[str, Any]]:
+    """Reads and checks an image with its label map, on the task's grid.
+
+    Returns:
+      image [z, y, x] in the task's `image_dtype`, label [z, y, x] uint8, their grid, and facts about
+      the files for the manifest.
+
+    Raises:
+      InputError: a file is missing or damaged, or the two don't fit together.
+    """
+    image = read_image(case.image_path)
+    label = read_label(case.label_path, task.class_names)
+    check_pair(image, label, case.label_path)
+    image_zyx, space = to_task_space(image, task)
+    label_zyx, _ = to_task_space(label, task, label=True)
+    facts = {
+        "image": case.image_path.name,
+        "label": case.label_path.name,
+        "orientation": axis_codes(image.affine),
+        "input_shape_xyz": list(space.input_shape),
+        "input_spacing_mm": list(space.input_spacing_mm),
+        "shape_zyx": list(space.shape_zyx),
+        "spacing_mm": list(space.spacing_mm),
+    }
+    return image_zyx, label_zyx, space, facts
+
+
+def convert_case(
+    case: Case, split: str, settings: ConversionSettings, folder: str
+) -> dict[str, Any]:
+    """Writes a case's records to `folder/split`; a case that can't be read is rejected with a reason.
+
+    Args:
+      case: image and label map.
+      split: "train" for foreground-balanced patches, "eval" for the exact tiling.
+      settings: see `ConversionSettings`.
+      folder: an address that Beam's file systems know; has the split's folder in it.
+
+    Returns:
+      The case's entry of the manifest.
+    """
+    entry: dict[str, Any] = {"case_id": case.case_id, "source": case.source}
+    if case.problem:
+        return entry | {"status": REJECTED, "reason": case.problem}
+    task = settings.task
+    try:
+        image_zyx, label_zyx, space, facts = read_case(case, task)
+    except (AHNetError, OSError, MemoryError) as error:
+        reason = str(error) or "expected a volume that fits into memory, found a larger one"
+        return entry | {"status": REJECTED, "reason": " ".join(reason.split())}
+    names = {"case_id": case.case_id, "source": case.source}
+    if split == "train":
+        patches = training_patches(image_zyx, label_zyx, space, task, seed=settings.seed, **names)
+    else:
+        patches = evaluation_tiles(image_zyx, label_zyx, space, task, **names)
+    shards = write_shards(
+        FileSystems.join(folder, split),
+        case.case_id,
+        (encode_patch(patch, task) for patch in patches),
+        limit_bytes=settings.shard_bytes,
+    )
+    voxels = np.bincount(label_zyx.reshape(-1), minlength=len(task.class_names))
+    return entry | {
+        "status": CONVERTED,
+        "split": split,
+        "patches": sum(shard.records for shard in shards),
+        "label_voxels": dict(zip(task.class_names, map(int, voxels), strict=True)),
+        "shards": [dataclasses.asdict(shard) for shard in shards],
+        **facts,
+    }
+
+
+class ConvertCase(beam.DoFn):
+    """Converts (case, split) pairs and leaves each case's entry at `folder/outcomes/CASE.json`.
+
+    The entries travel through the output's file system, so the launching process sees them whatever
+    the runner, and so does a later process if this one was killed.
+    """
+
+    def __init__(self, settings: ConversionSettings, folder: str):
+        self.settings = settings
+        self.folder = folder
+
+    def process(self, element: tuple[Case, str]) -> Iterator[str]:
+        case, split = element
+        outcome = convert_case(case, split, self.settings, self.folder)
+        content = json.dumps(outcome, sort_keys=True).encode()
+        write_file(outcome_path(self.folder, case.case_id), content)
+        yield case.case_id
+
+
+def outcome_path(folder: str, case_id: str) -> str:
+    """Returns where a case's entry of the manifest lies while the job runs."""
+    return FileSystems.join(folder, OUTCOMES, f"{case_id}.json")

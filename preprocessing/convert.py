@@ -1,0 +1,366 @@
+"""The Beam job from volumes on disk to TFRecords of patches, with a manifest of every case.
+
+OUTPUT/train/CASE-00000.tfrecord   foreground-balanced patches of the training cases
+OUTPUT/eval/CASE-00000.tfrecord    exact tilings of the evaluation cases
+OUTPUT/task.json                   the task, as the networks and servers need it
+OUTPUT/manifest.json               every case found: converted, or rejected with the reason
+
+The same input, task, seed and settings give the same bytes, whatever the runner and the number of
+workers. Everything is written into a hidden folder beside OUTPUT and renamed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import platform
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from preprocessing.cases import Case, find_cases
+from preprocessing.command import make_parser, run_command
+from preprocessing.errors import PipelineError, SettingsError
+from preprocessing.splits import SPLITS, load_splits, split_by_hash
+from preprocessing.tasks import Task, load_task
+
+MANIFEST, TASK = "manifest.json", "task.json"
+
+
+def convert(
+    inputs: Sequence[str],
+    output: str,
+    task: Task,
+    *,
+    seed: int = 0,
+    splits_file: str | None = None,
+    eval_fraction: float = 0.2,
+    shard_mib: int = 128,
+    overwrite: bool = False,
+    beam_options: Sequence[str] = (),
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Converts all cases below some folders; see the module's description for what is written.
+
+    Args:
+      inputs: data-set folders, see `preprocessing.cases`.
+      output: the new folder; any address that Beam's file systems know.
+      task: classes, resampling and patches.
+      seed: of the training patches.
+      splits_file: the user's own splits, see `preprocessing.splits.load_splits`; cases that it does
+        not name are rejected.
+      eval_fraction: without a splits file, the share of cases to evaluate on.
+      shard_mib: largest size of a shard file.
+      overwrite: replace a finished data set.
+      beam_options: as on Beam's command line.
+      progress: show a bar.
+
+    Returns:
+      The manifest. If every case was rejected it is all that was written.
+
+    Raises:
+      InputError: an input folder is missing or empty.
+      SettingsError: the output exists, or a setting doesn't fit.
+    """
+    from apache_beam.io.filesystems import FileSystems
+
+    from preprocessing.conversion import CONVERTED, ConversionSettings, outcome_path
+    from preprocessing.shards import read_json
+
+    if shard_mib < 1 or seed < 0:
+        raise SettingsError("convert", "--shard-mib >= 1 and --seed >= 0", (shard_mib, seed))
+    runner, options = _runner(beam_options)
+    output = output.rstrip("/")
+    if FileSystems.exists(FileSystems.join(output, TASK)) and not overwrite:
+        raise SettingsError(
+            "--output", "a new folder", f"a finished data set in {output}", "Give --overwrite."
+        )
+    cases = find_cases(inputs, need_labels=True)
+    sound = [case.case_id for case in cases if not case.problem]
+    if splits_file:
+        splits = load_splits(splits_file, [case.case_id for case in cases])
+        cases = [_with_split(case, splits, splits_file) for case in cases]
+    else:
+        splits = split_by_hash(sound, eval_fraction)
+
+    partial = _beside(output, "partial")
+    _start_folder(partial)
+    settings = ConversionSettings(task, seed, shard_mib * 2**20)
+    entries: dict[str, dict[str, Any]] = {}
+    pending = cases
+    while pending:
+        jobs = [(case, splits.get(case.case_id, "train")) for case in pending]
+        with _bar(partial, len(jobs), progress):
+            _run_pipeline(jobs, settings, partial, runner, options)
+        for case in pending:
+            entries[case.case_id] = read_json(outcome_path(partial, case.case_id))
+        if splits_file:
+            break
+        # A rejected case may leave a split empty that its place would have filled.
+        converted = [name for name, entry in entries.items() if entry["status"] == CONVERTED]
+        splits = split_by_hash(converted, eval_fraction)
+        pending = [c for c in cases if splits.get(c.case_id) != entries[c.case_id].get("split")]
+        _delete_shards(partial, [entries[case.case_id] for case in pending])
+
+    manifest = _manifest(
+        [entries[case.case_id] for case in cases],
+        settings,
+        {"eval_fraction": None if splits_file else eval_fraction, "shard_mib": shard_mib},
+    )
+    _publish(partial, output, manifest, task)
+    return manifest
+
+
+def rejected_cases(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the manifest's entries of rejected cases."""
+    return [entry for entry in manifest["cases"] if entry["status"] == "rejected"]
+
+
+def _with_split(case: Case, splits: dict[str, str], splits_file: str) -> Case:
+    if case.problem or case.case_id in splits:
+        return case
+    problem = (
+        f"{case.image_path}: expected {case.case_id!r} in a split of {splits_file}, found none"
+    )
+    return dataclasses.replace(case, problem=problem)
+
+
+def _runner(beam_options: Sequence[str]) -> tuple[Any, Any]:
+    """Returns Beam's runner and options; typing errors among the options are told.
+
+    Beam's own DirectRunner may fetch a program from the internet (Prism), so its in-process engine
+    is asked for by name.
+    """
+    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+    if beam_options:
+        known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        for kind in _subclasses(PipelineOptions):
+            with contextlib.suppress(argparse.ArgumentError):
+                kind._add_argparse_args(known)
+        _, unknown = known.parse_known_args(list(beam_options))
+        if unknown:
+            names = [name for a in _parser()._actions for name in a.option_strings]
+            near = difflib.get_close_matches(unknown[0].split("=")[0], names, n=1)
+            remedy = f"Did you mean {near[0]}?" if near else ""
+            raise SettingsError("convert", "options of --help or of Beam", unknown[0], remedy)
+    options = PipelineOptions(list(beam_options), save_main_session=False)
+    name = options.view_as(StandardOptions).runner
+    return (FnApiRunner() if name in (None, "DirectRunner") else name), options
+
+
+def _subclasses(kind: type) -> Iterator[type]:
+    for subclass in kind.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
+
+
+def _run_pipeline(jobs, settings, partial, runner, options) -> None:
+    import apache_beam as beam
+
+    from preprocessing.conversion import ConvertCase
+
+    with beam.Pipeline(runner=runner, options=options) as pipeline:
+        _ = (
+            pipeline
+            | "Cases" >> beam.Create(jobs)
+            | "Spread" >> beam.Reshuffle()
+            | "Convert" >> beam.ParDo(ConvertCase(settings, partial))
+        )
+
+
+@contextlib.contextmanager
+def _bar(partial: str, total: int, visible: bool) -> Iterator[None]:
+    """Shows how many cases have left their outcome in the output's file system."""
+    from apache_beam.io.filesystems import FileSystems
+    from tqdm import tqdm
+
+    from preprocessing.conversion import outcome_path
+
+    done = threading.Event()
+    with tqdm(total=total, desc="convert", unit="case", disable=not visible) as bar:
+
+        def watch() -> None:
+            while not done.wait(0.5):
+                found = FileSystems.match([outcome_path(partial, "*")])[0].metadata_list
+                bar.n = min(len(found), total)
+                bar.refresh()
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+            bar.n = total
+        finally:
+            done.set()
+            thread.join()
+
+
+def _manifest(entries, settings, further_settings) -> dict[str, Any]:
+    import apache_beam
+    import nibabel
+    import numpy
+    import scipy
+    import tensorflow
+
+    modules = (apache_beam, nibabel, numpy, scipy, tensorflow)
+    statuses = [entry["status"] for entry in entries]
+    splits = {}
+    for split in SPLITS:
+        of_split = [entry for entry in entries if entry.get("split") == split]
+        patches = sum(entry["patches"] for entry in of_split)
+        splits[split] = {"cases": len(of_split), "patches": patches}
+    return {
+        "found": len(entries),
+        "converted": statuses.count("converted"),
+        "rejected": statuses.count("rejected"),
+        "splits": splits,
+        "cases": entries,
+        "settings": {"seed": settings.seed, "task": settings.task.to_dict(), **further_settings},
+        "versions": {module.__name__: module.__version__ for module in modules}
+        | {"python": platform.python_version()},
+    }
+
+
+def _beside(output: str, what: str) -> str:
+    """Returns a hidden address beside the output."""
+    from apache_beam.io.filesystems import FileSystems
+
+    parent, name = FileSystems.split(output)
+    hidden = f".{name}.{what}"
+    return FileSystems.join(parent, hidden) if parent else hidden
+
+
+def _start_folder(partial: str) -> None:
+    from apache_beam.io.filesystems import FileSystems
+
+    from preprocessing.conversion import OUTCOMES
+    from preprocessing.shards import make_folder
+
+    if FileSystems.exists(partial):
+        FileSystems.delete([partial])
+    for name in (*SPLITS, OUTCOMES):
+        make_folder(FileSystems.join(partial, name))
+
+
+def _delete_shards(partial: str, entries: Sequence[dict[str, Any]]) -> None:
+    from apache_beam.io.filesystems import FileSystems
+
+    for entry in entries:
+        for shard in entry.get("shards", ()):
+            FileSystems.delete([FileSystems.join(partial, entry["split"], shard["name"])])
+
+
+def _publish(partial: str, output: str, manifest: dict[str, Any], task: Task) -> None:
+    """Completes the hidden folder and renames it; without a converted case only the manifest stays."""
+    import json
+
+    from apache_beam.io.filesystems import FileSystems
+
+    from preprocessing.conversion import OUTCOMES
+    from preprocessing.shards import make_folder, write_file
+
+    contents = {MANIFEST: manifest}
+    if manifest["converted"]:
+        contents[TASK] = task.to_dict()
+        FileSystems.delete([FileSystems.join(partial, OUTCOMES)])
+    else:
+        FileSystems.delete([partial])
+        make_folder(partial)
+    for name, content in contents.items():
+        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+        write_file(FileSystems.join(partial, name), text.encode())
+    old = _beside(output, "replaced")
+    if FileSystems.exists(output):
+        FileSystems.rename([output], [old])
+    FileSystems.rename([partial], [output])
+    if FileSystems.exists(old):
+        FileSystems.delete([old])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = make_parser(
+        "preprocessing.convert",
+        "Converts CT or DBT volumes with label maps into TFRecords of patches, split by case. "
+        "Understands LiTS and Decathlon naming, one folder a case, and pairs of files. "
+        "Options of Apache Beam (--runner, --direct_num_workers, ...) are passed through.",
+        [
+            "python -m preprocessing.convert --task ct_liver --input lits --output records",
+            "python -m preprocessing.convert --task ct_liver_small --input a b --output records "
+            "--eval-fraction 0.3 --seed 1",
+            "python -m preprocessing.convert --task ct_liver --input lits --output records "
+            "--direct_running_mode multi_threading --direct_num_workers 2",
+        ],
+    )
+    parser.allow_abbrev = False
+    add = parser.add_argument
+    add("--input", nargs="+", required=True, metavar="DIR", help="folders of cases")
+    add("--output", required=True, metavar="DIR", help="new folder for the records")
+    add("--task", default="ct_liver", help="preset or JSON file (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the training patches (default: 0)")
+    add("--splits", metavar="FILE", help='own splits: {"train": [case ids], "eval": [case ids]}')
+    add(
+        "--eval-fraction",
+        type=float,
+        default=0.2,
+        help="share of cases to evaluate on, chosen by a hash of the case id; with two or more cases "
+        "neither split stays empty (default: %(default)s)",
+    )
+    add("--patches-per-case", type=int, metavar="N", help="training patches (default: the task's)")
+    add("--patch-shape", type=int, nargs=3, metavar=("Z", "Y", "X"), help="default: the task's")
+    add("--shard-mib", type=int, default=128, help="largest shard file (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace a finished data set")
+    add("--allow-rejected", action="store_true", help="exit with 0 although cases were rejected")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command."""
+    arguments, beam_options = _parser().parse_known_args(argv)
+    return run_command(lambda given: _run(given, beam_options), arguments)
+
+
+def _run(arguments: argparse.Namespace, beam_options: Sequence[str]) -> int:
+    task = load_task(arguments.task)
+    if arguments.patches_per_case is not None:
+        task = dataclasses.replace(task, patches_per_case=arguments.patches_per_case)
+    if arguments.patch_shape is not None:
+        task = dataclasses.replace(task, patch_shape_zyx=tuple(arguments.patch_shape))
+    start = time.monotonic()
+    manifest = convert(
+        arguments.input,
+        arguments.output,
+        task,
+        seed=arguments.seed,
+        splits_file=arguments.splits,
+        eval_fraction=arguments.eval_fraction,
+        shard_mib=arguments.shard_mib,
+        overwrite=arguments.overwrite,
+        beam_options=beam_options,
+    )
+    rejected = rejected_cases(manifest)
+    for entry in rejected:
+        print(f"rejected {entry['case_id']}: {entry['reason']}", file=sys.stderr)
+    if manifest["converted"] and not all(split["cases"] for split in manifest["splits"].values()):
+        empty = [name for name, split in manifest["splits"].items() if not split["cases"]]
+        print(f"warning: no case in the split {', '.join(empty)}", file=sys.stderr)
+    counts = ", ".join(
+        f"{name} {split['cases']} cases with {split['patches']} patches"
+        for name, split in manifest["splits"].items()
+    )
+    print(
+        f"{manifest['converted']} of {manifest['found']} cases converted ({counts}), "
+        f"{len(rejected)} rejected, in {time.monotonic() - start:.1f} s: {arguments.output}"
+    )
+    if not manifest["converted"]:
+        raise PipelineError(arguments.output, "at least one sound case", "none; see its manifest")
+    return 1 if rejected and not arguments.allow_rejected else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
