@@ -202,8 +202,6 @@ def load_checkpoint(folder: str | Path) -> tuple[tf.keras.Model, ExportSettings]
       ModelError: no network or no task in the folder, or weights that don't fit.
       SettingsError: a setting of the task or of the network is out of range.
     """
-    import tensorflow as tf
-
     from ahnet_tf.nets.checkpoint import load_network
 
     path = Path(folder) / "task.json"
@@ -216,7 +214,7 @@ def load_checkpoint(folder: str | Path) -> tuple[tf.keras.Model, ExportSettings]
         )
     model, config = load_network(folder)
     task = load_task(str(path))
-    versions = {"tensorflow": tf.__version__, "keras": tf.keras.__version__}
+    versions = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras")}
     return model, ExportSettings(task, config, task.patch_shape_zyx, versions)
 
 
