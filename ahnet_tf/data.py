@@ -18,8 +18,8 @@ from preprocessing.errors import InputError
 from preprocessing.records import CASE_ID, IMAGE, LABEL, parse_example
 from preprocessing.tasks import Task
 
-# Records waiting in the shuffle buffer, in bytes; the number of records follows from their size.
-SHUFFLE_BUFFER_BYTES = 256 * 2**20
+# Records that are shuffled among each other, in bytes; their number follows from their size.
+SHUFFLE_WINDOW_BYTES = 128 * 2**20
 RECORD_PATTERNS = ("*.tfrecord", "*.tfrecord.gz", "*.gz")
 
 
@@ -165,16 +165,21 @@ def training_dataset(
     if records is None:
         records = scan_records(files, task).records
     z, y, x = task.patch_shape_zyx
-    buffer = max(1, min(records, SHUFFLE_BUFFER_BYTES // (3 * z * y * x)))
+    window_records = max(1, min(records, SHUFFLE_WINDOW_BYTES // (3 * z * y * x)))
     first = start_step * batch_size
 
     def epoch_records(epoch: tf.Tensor) -> tf.data.Dataset:
-        # Every epoch has its own seed, so that any epoch can be begun without those before it.
-        epoch_seed = tf.random.experimental.stateless_fold_in((seed, 0), epoch)[0]
+        # Each epoch has seeds of its own, so that any one can be begun without those before it.
+        # Dataset.shuffle would not do: its order depends on TensorFlow's global seed as well.
         order = tf.random.experimental.stateless_shuffle(tf.constant(files), (seed, epoch))
         dataset = tf.data.Dataset.from_tensor_slices(order)
         dataset = dataset.interleave(_read, cycle_length=4, deterministic=True)
-        return dataset.shuffle(buffer, seed=epoch_seed, reshuffle_each_iteration=False)
+
+        def shuffled(number: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+            window_seed = tf.random.experimental.stateless_fold_in((seed, epoch), number)
+            return tf.random.experimental.stateless_shuffle(window, window_seed)
+
+        return dataset.batch(window_records).enumerate().map(shuffled).prefetch(1).unbatch()
 
     def prepare(number: tf.Tensor, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
         example = parse_example(serialized, task)

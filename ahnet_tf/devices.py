@@ -1,0 +1,66 @@
+"""Which devices share a training step, and how many threads each may use."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from preprocessing.errors import SettingsError
+
+
+def set_up_devices(replicas: int) -> None:
+    """Splits the CPU for `replicas` and sets threads; call before TensorFlow computes anything.
+
+    Args:
+      replicas: as in `TrainingConfig`; without a GPU the CPU becomes so many logical devices.
+
+    Raises:
+      SettingsError: TensorFlow is at work already, with another number of CPU devices.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    count = 1 if gpus else max(1, replicas)
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    try:
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        # Collectives of the replicas wait for each other, each on a thread of its own.
+        tf.config.threading.set_inter_op_parallelism_threads(max(2, count))
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * count
+        )
+    except RuntimeError:
+        found = len(tf.config.list_logical_devices("CPU"))
+        if not gpus and found < count:
+            raise SettingsError(
+                "replicas",
+                f"at most the {found} CPU devices that this process began with",
+                replicas,
+                "Call set_up_devices before TensorFlow computes anything.",
+            ) from None
+
+
+def mirrored_strategy(replicas: int) -> tf.distribute.MirroredStrategy:
+    """Returns the strategy over `replicas` devices: all GPUs if 0, the CPU where there is none.
+
+    Raises:
+      SettingsError: there are fewer devices.
+    """
+    kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+    devices = [device.name for device in tf.config.list_logical_devices(kind)]
+    count = replicas or (len(devices) if kind == "GPU" else 1)
+    if count > len(devices):
+        raise SettingsError("replicas", f"at most the {len(devices)} {kind} devices here", replicas)
+    return tf.distribute.MirroredStrategy(devices[:count])
+
+
+@contextlib.contextmanager
+def precision(policy: str) -> Iterator[None]:
+    """Builds networks in "float32" or "mixed_bfloat16"; the policy before is restored after."""
+    before = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy(policy)
+    try:
+        yield
+    finally:
+        tf.keras.mixed_precision.set_global_policy(before)

@@ -1,0 +1,182 @@
+"""`python -m ahnet_tf.train`: MC-GCN in 2D, transfer, AH-Net in 3D, from records to networks."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ahnet_tf.presets import PRESETS, STAGES, RunConfig, run_config
+from preprocessing.command import make_parser, run_command
+from preprocessing.errors import InputError, SettingsError
+from preprocessing.files import write_json
+from preprocessing.tasks import Task, load_task
+
+if TYPE_CHECKING:
+    from ahnet_tf.training import TrainingResult
+
+# The folder of each stage's network in the run's folder.
+FOLDERS = {"2d": "mcgcn", "3d": "ahnet"}
+
+PURPOSE = """\
+Trains the 2D MC-GCN, transfers its encoder and trains the 3D AH-Net, on records that
+python -m preprocessing.convert wrote. A run that was killed goes on if it is started again.
+
+Writes RUN/settings.json (every setting; --config takes it back), RUN/mcgcn and RUN/ahnet (best
+network, history.csv, evaluation.json with Dice per case, last/), RUN/ahnet/transfer.txt."""
+
+EXAMPLES = (
+    "python -m ahnet_tf.train --input records --output run",
+    "python -m ahnet_tf.train --input records --output run --preset ct_liver_small",
+    "python -m ahnet_tf.train --input records --output run --stage 3d --init run2d/mcgcn",
+    "python -m ahnet_tf.train --input records --output run --set 3d.steps=500 --set batch_size=4",
+    "python -m ahnet_tf.train --input records --output again --config run/settings.json --seed 1",
+)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that decide the settings of a run (see `settings_from`)."""
+    parser.add_argument(
+        "--preset", choices=list(PRESETS), help="settings to begin with (default: the task's)"
+    )
+    parser.add_argument(
+        "--config", metavar="JSON", help="settings, or any part of them, from a file"
+    )
+    parser.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        dest="settings",
+        help="one setting of both stages, or of one: 2d.NAME=VALUE, 3d.NAME=VALUE; repeatable "
+        "(names: settings.json of a run)",
+    )
+    parser.add_argument("--steps", type=int, help="optimizer steps of each stage")
+    parser.add_argument("--batch-size", type=int, help="patches a step, over all replicas")
+    parser.add_argument("--learning-rate", type=float, help="of each stage, after the warm-up")
+    parser.add_argument("--precision", help="float32 or mixed_bfloat16")
+    parser.add_argument(
+        "--replicas", type=int, help="devices to share a step (default: all GPUs, or one CPU)"
+    )
+    parser.add_argument("--seed", type=int, help="of start weights, order and augmentation")
+
+
+def settings_from(arguments: argparse.Namespace, task: Task) -> RunConfig:
+    """Returns the settings that the options of `add_settings` ask for.
+
+    Raises:
+      SettingsError: see `run_config`.
+    """
+    names = ("steps", "batch_size", "learning_rate", "precision", "replicas", "seed")
+    options = {name: getattr(arguments, name) for name in names}
+    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    return run_config(
+        task,
+        preset=arguments.preset,
+        config_file=arguments.config,
+        settings=[*given, *arguments.settings],
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = make_parser("ahnet_tf.train", PURPOSE, EXAMPLES)
+    parser.add_argument(
+        "--input", required=True, metavar="RECORDS", help="folder with train/, eval/ and task.json"
+    )
+    parser.add_argument("--output", required=True, metavar="RUN", help="folder of the run")
+    parser.add_argument("--task", help="preset or JSON file (default: task.json of the records)")
+    parser.add_argument("--stage", choices=["both", *STAGES], default="both", help="default: both")
+    parser.add_argument(
+        "--init",
+        metavar="FOLDER",
+        help="network to start the first stage from: all weights, or a 2D encoder's into 3D",
+    )
+    add_settings(parser)
+    return run_command(_run, parser.parse_args(argv))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    records, output = Path(arguments.input), Path(arguments.output)
+    task = _task_of(records, arguments.task)
+    config = settings_from(arguments, task)
+    stages = STAGES if arguments.stage == "both" else (arguments.stage,)
+    replicas = {config.stages[stage].training.replicas for stage in stages}
+    if len(replicas) > 1:
+        raise SettingsError("replicas", "the same number in both stages", sorted(replicas))
+    if arguments.init and not (Path(arguments.init) / "model.json").is_file():
+        raise InputError(arguments.init, "a network's folder (model.json)", "none", "See --output.")
+    for split in ("train", "eval"):
+        if not any((records / split).glob("*.*")):
+            raise InputError(
+                records / split,
+                "TFRecords of the split",
+                "none",
+                "Write them with python -m preprocessing.convert, with a case for each split.",
+            )
+    write_json(output / "settings.json", config.to_dict())
+
+    from ahnet_tf.data import find_records
+    from ahnet_tf.devices import set_up_devices
+    from ahnet_tf.training import train_network
+
+    set_up_devices(replicas.pop())
+    files = {split: find_records(records / split) for split in ("train", "eval")}
+    initial = arguments.init
+    results = []
+    for stage in stages:
+        folder = output / FOLDERS[stage]
+        print(f"{stage}: {config.stages[stage].model.architecture}, into {folder}", flush=True)
+        result = train_network(
+            config.stages[stage].model,
+            config.stages[stage].training,
+            task,
+            files["train"],
+            files["eval"],
+            folder,
+            initial=initial,
+        )
+        results.append(result)
+        initial = folder
+    print(summary_table(results))
+    return 0
+
+
+def summary_table(results: Sequence[TrainingResult]) -> str:
+    """Returns one line a network: parameters, steps, seconds, loss and mean Dice per case."""
+    names = list(results[0].dice)
+    header = ["network", "weights", "steps", "seconds", "loss", "best step"]
+    rows = [[*header, *(f"Dice {name}" for name in names)]]
+    for result in results:
+        numbers = [result.parameters, result.steps, f"{result.seconds:.0f}", f"{result.loss:.4f}"]
+        dice = [_dice(result.dice[name], result.undefined[name]) for name in names]
+        rows.append([result.architecture, *map(str, numbers), str(result.best_step), *dice])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+
+
+def _dice(value: float, undefined: int) -> str:
+    text = "none" if math.isnan(value) else f"{value:.3f}"
+    return f"{text} ({undefined} undefined)" if undefined else text
+
+
+def _task_of(records: Path, name: str | None) -> Task:
+    path = records / "task.json"
+    if name is None and not path.is_file():
+        raise InputError(
+            records,
+            "a folder of records with task.json",
+            "no such file" if records.is_dir() else "no such folder",
+            "Write records with python -m preprocessing.convert, or name the task with --task.",
+        )
+    return load_task(name or str(path))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
