@@ -24,6 +24,7 @@ class ModelConfig:
       architecture: "ahnet" or its rivals "mcgcn", "unet2d", "unet3d".
       classes: number of output classes, background included.
       channels: number of image channels of the input volume.
+      slices: neighbouring slices that the 2D networks see as channels, an odd number.
       intensity_window: raw values (HU in CT) mapped to -1 and +1, clipped outside.
       activation: "softmax" (exclusive classes) or "sigmoid" (lesion heat map).
       width: factor on the channel counts of the published network.
@@ -31,6 +32,7 @@ class ModelConfig:
       growth: channels that each pseudo-3D layer of a dense block adds.
       dense_layers: pseudo-3D layers in each dense block.
       pvp_levels: levels of the pyramid volumetric pooling; 0 leaves it out.
+      pvp_border: pads each pooled projection as the public PyTorch code does; for weights from there.
       upsampling: "trilinear" or "transpose".
       norm: "batch", "sync_batch" (statistics over all replicas) or "group".
       dropout: rate before the last convolution.
@@ -39,6 +41,7 @@ class ModelConfig:
     architecture: str = "ahnet"
     classes: int = 3
     channels: int = 1
+    slices: int = 3
     intensity_window: tuple[float, float] = (-200.0, 250.0)
     activation: str = "softmax"
     width: float = 1.0
@@ -46,6 +49,7 @@ class ModelConfig:
     growth: int = 20
     dense_layers: int = 3
     pvp_levels: int = 4
+    pvp_border: bool = False
     upsampling: str = "trilinear"
     norm: str = "batch"
     dropout: float = 0.0
@@ -58,6 +62,8 @@ class ModelConfig:
         for name in ("classes", "channels", "growth", "dense_layers"):
             _at_least(name, getattr(self, name), 1)
         _at_least("pvp_levels", self.pvp_levels, 0)
+        if self.slices < 1 or self.slices % 2 == 0:
+            raise SettingsError("slices", "an odd number of at least 1", self.slices)
         if not self.width > 0:
             raise SettingsError("width", "a factor above 0", self.width)
         if not 0 <= self.dropout < 1:
@@ -81,7 +87,7 @@ class TrainingConfig:
       decay: "cosine", "polynomial" (power 0.9) or "constant" after the warm-up.
       final_learning_rate: rate at the last step, as a fraction of `learning_rate`.
       clip_norm: gradients are scaled down to this global norm; 0 leaves them.
-      loss: "focal" or "cross_entropy".
+      loss: "focal", "cross_entropy", "dice_focal" (focal + soft Dice) or "heat_map_l2".
       gamma: focusing exponent of the focal loss.
       class_weights: factor a class on its voxels' loss; None weighs all alike.
       precision: "float32" or "mixed_bfloat16" (float32 variables, bfloat16 arithmetic).
@@ -121,7 +127,7 @@ class TrainingConfig:
 
     def __post_init__(self):
         _choice("decay", self.decay, ("cosine", "polynomial", "constant"))
-        _choice("loss", self.loss, ("focal", "cross_entropy"))
+        _choice("loss", self.loss, ("focal", "cross_entropy", "dice_focal", "heat_map_l2"))
         _choice("precision", self.precision, ("float32", "mixed_bfloat16"))
         for name in ("steps", "batch_size", "evaluate_every", "checkpoint_every", "log_every"):
             _whole(name, getattr(self, name), 1)

@@ -1,0 +1,40 @@
+"""AH-Net (Liu, Xu, Zhou et al., arXiv 1711.08580): in-plane ResNet-50 encoder, pseudo-3D decoder."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from ahnet_tf.config import ModelConfig
+from ahnet_tf.nets.encoder import channels, residual_stages
+from ahnet_tf.nets.layers2d import MaxPool
+from ahnet_tf.nets.layers3d import DenseBlock, Final, PyramidPool, Transition, VolumeStem
+
+
+def ahnet_logits(x: tf.Tensor, config: ModelConfig) -> tf.Tensor:
+    """Returns logits of AH-Net for windowed images [batch, z, y, x, channel], y and x multiples of 32.
+
+    In the plane this is the published network. Along z its poolings keep a last slice without a
+    partner and its upsamplings return to the encoder's z, so that any number of slices will do; for
+    multiples of 32 it is the published network there too.
+    """
+    norm, up = config.norm, config.upsampling
+    stem = VolumeStem(channels(config, 64), norm=norm, name="stem")(x)
+    # The public code pools 2x2x2 where it upsamples by transposed convolutions.
+    size = 3 if up == "trilinear" else 2
+    pooled = MaxPool(size, slice_pool=True, name="stem_pool")(stem)
+    res1, res2, res3, res4 = residual_stages(pooled, config, slice_pool=True)
+    pieces = [res4]
+    steps = (
+        (res3, 1024, up),
+        (res2, 512, up),
+        (res1, 256, up),
+        (pooled, 64, "none"),
+        (stem, 64, up),
+    )
+    for i, (skip, filters, mode) in enumerate(steps, start=1):
+        x_sum = Transition(channels(config, filters), mode, norm, name=f"up{i}")(pieces, skip)
+        pieces = DenseBlock(config.dense_layers, config.growth, norm, name=f"dense{i}")(x_sum)
+    if config.pvp_levels:
+        pyramid = PyramidPool(config.pvp_levels, up, config.pvp_border, name="pvp")(pieces)
+        pieces = [pyramid, *pieces]
+    return Final(config.classes, config.dropout, up, norm, name="final")(pieces, x)

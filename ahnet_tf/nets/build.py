@@ -1,0 +1,62 @@
+"""From a configuration to a network, its weights drawn from a seed."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import tensorflow as tf
+
+from ahnet_tf.config import ModelConfig
+from ahnet_tf.nets.ahnet import ahnet_logits
+from ahnet_tf.nets.inputs import CropInPlane, IntensityWindow, PadInPlane
+from ahnet_tf.nets.mcgcn import mcgcn_logits
+from ahnet_tf.nets.unet import unet2d_logits, unet3d_logits
+
+ARCHITECTURES = {
+    "ahnet": ahnet_logits,
+    "mcgcn": mcgcn_logits,
+    "unet2d": unet2d_logits,
+    "unet3d": unet3d_logits,
+}
+
+
+def build_network(config: ModelConfig, *, seed: int = 0, name: str | None = None) -> tf.keras.Model:
+    """Builds a network from raw intensities to logits.
+
+    The model maps float32 [batch, z, y, x, channel], any z >= 1 and any y, x, to float32 logits
+    [batch, z, y, x, class]: window, zeros in the plane up to a multiple of 32, network, crop. The 2D
+    networks work slice by slice. Weights depend on `seed` and their own names only, so that networks
+    of one seed start from the same encoder.
+
+    Args:
+      config: the network's settings.
+      seed: of the initial weights.
+      name: of the model; the architecture by default.
+    """
+    image = tf.keras.Input((None, None, None, config.channels), dtype="float32", name="image")
+    windowed = IntensityWindow(*config.intensity_window, name="window")(image)
+    padded = PadInPlane(32, name="pad")(windowed)
+    logits = ARCHITECTURES[config.architecture](padded, config)
+    logits = CropInPlane(name="crop")(logits, image)
+    model = tf.keras.Model(image, logits, name=name or config.architecture)
+    for path, variable in named_weights(model).items():
+        if "kernel" in path.rsplit("/", 1)[-1]:
+            variable.assign(initial_kernel(path, variable.shape, seed))
+    return model
+
+
+def named_weights(model: tf.keras.Model) -> dict[str, tf.Variable]:
+    """Returns the model's weights by name, as in "res1_block1/conv1/kernel", in order of creation."""
+    return {variable.name.removesuffix(":0"): variable for variable in model.weights}
+
+
+def initial_kernel(path: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Returns the published initialisation of a kernel: normal, variance 2 / (ky * kx * out).
+
+    The numbers come from `seed` and the weight's name: no other weight changes them.
+    """
+    generator = np.random.default_rng([seed, zlib.crc32(path.encode())])
+    size = shape[-4] * shape[-3] if len(shape) > 2 else 1
+    stddev = np.sqrt(2 / (size * shape[-1]))
+    return generator.standard_normal(shape, np.float32) * np.float32(stddev)

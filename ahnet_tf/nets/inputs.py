@@ -1,0 +1,64 @@
+"""The way into and out of every network: intensity window, padding, neighbouring slices, cropping."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from ahnet_tf.nets.norms import SettingsLayer, register
+from ahnet_tf.nets.operations import neighbouring_slices
+
+
+@register
+class IntensityWindow(SettingsLayer):
+    """Maps raw intensities low..high to -1..+1 and clips outside, in float32 whatever the policy."""
+
+    settings = ("low", "high")
+
+    def __init__(self, low: float, high: float, **kwargs):
+        super().__init__(**{"dtype": "float32"} | kwargs)
+        self.low = low
+        self.high = high
+
+    def call(self, inputs):
+        return tf.clip_by_value((inputs - self.low) * (2 / (self.high - self.low)) - 1, -1, 1)
+
+
+@register
+class PadInPlane(SettingsLayer):
+    """Pads zeros at the end of y and x up to a multiple of `multiple`."""
+
+    settings = ("multiple",)
+
+    def __init__(self, multiple: int = 32, **kwargs):
+        super().__init__(**kwargs)
+        self.multiple = multiple
+
+    def call(self, inputs):
+        excess = -tf.shape(inputs)[2:4] % self.multiple
+        return tf.pad(inputs, [[0, 0], [0, 0], [0, excess[0]], [0, excess[1]], [0, 0]])
+
+
+@register
+class CropInPlane(SettingsLayer):
+    """Crops to the y, x of a second map; float32 whatever the policy."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**{"dtype": "float32"} | kwargs)
+
+    def call(self, inputs, like):
+        shape = tf.shape(like)
+        return inputs[:, :, : shape[2], : shape[3]]
+
+
+@register
+class NeighbouringSlices(SettingsLayer):
+    """Stacks each slice's neighbours as channels: [batch, z, y, x, count * channel], slice-major."""
+
+    settings = ("count",)
+
+    def __init__(self, count: int = 3, **kwargs):
+        super().__init__(**kwargs)
+        self.count = count
+
+    def call(self, inputs):
+        return neighbouring_slices(inputs, self.count)

@@ -1,0 +1,161 @@
+"""Normalisation of folded maps [batch * z, y, x, channel], or of several pieces of one at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from ahnet_tf.nets.operations import scale_shift
+
+EPSILON = 1e-5
+MOMENTUM = 0.9
+
+register = tf.keras.saving.register_keras_serializable("ahnet_tf")
+
+
+class SettingsLayer(tf.keras.layers.Layer):
+    """A layer whose constructor's keywords are its attributes: `settings` names them."""
+
+    settings: tuple[str, ...] = ()
+
+    def get_config(self):
+        return super().get_config() | {name: getattr(self, name) for name in self.settings}
+
+
+def in_plane_normal(shape: Sequence[int]) -> tf.keras.initializers.Initializer:
+    """The published initialisation: normal, variance 2 / (ky * kx * out), for [..., ky, kx, in, out]."""
+    ky, kx, _, filters = shape[-4:]
+    return tf.keras.initializers.RandomNormal(stddev=math.sqrt(2 / (ky * kx * filters)))
+
+
+def channels_of(input_shape) -> int:
+    """Returns the channels of a map, or of all pieces of a list together."""
+    shapes = input_shape if isinstance(input_shape, list) else [input_shape]
+    return sum(shape[-1] for shape in shapes)
+
+
+@register
+class BatchNorm(SettingsLayer):
+    """Batch norm over folded maps, or over the channels of several pieces at once.
+
+    Sums are float32 whatever the compute dtype. The moving variance is the unbiased one, epsilon 1e-5,
+    momentum 0.9, as the published network has them. `synchronized` takes the statistics over all
+    replicas of a tf.distribute strategy.
+    """
+
+    settings = ("synchronized",)
+
+    def __init__(self, synchronized: bool = False, **kwargs):
+        super().__init__(**kwargs)
+        self.synchronized = synchronized
+
+    def build(self, input_shape):
+        channels = channels_of(input_shape)
+        statistic = {
+            "shape": [channels],
+            "dtype": tf.float32,
+            "trainable": False,
+            "synchronization": tf.VariableSynchronization.ON_READ,
+            "aggregation": tf.VariableAggregation.MEAN,
+            "experimental_autocast": False,
+        }
+        weight = {"shape": [channels], "dtype": tf.float32, "experimental_autocast": False}
+        self.gamma = self.add_weight("gamma", initializer="ones", **weight)
+        self.beta = self.add_weight("beta", initializer="zeros", **weight)
+        self.moving_mean = self.add_weight("moving_mean", initializer="zeros", **statistic)
+        self.moving_variance = self.add_weight("moving_variance", initializer="ones", **statistic)
+        super().build(input_shape)
+
+    def affine(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the scale and shift of inference, float32 [channel]."""
+        scale = self.gamma * tf.math.rsqrt(self.moving_variance + EPSILON)
+        return scale, self.beta - self.moving_mean * scale
+
+    def learns(self, training: bool | None) -> bool:
+        """Whether this call takes the batch's statistics: in training, unless frozen."""
+        return bool(training) and self.trainable
+
+    def call(self, inputs, training=None):
+        pieces = inputs if isinstance(inputs, list) else [inputs]
+        sizes = [piece.shape[-1] for piece in pieces]
+        if not self.learns(training):
+            scales, shifts = (tf.split(vector, sizes) for vector in self.affine())
+            outputs = list(map(scale_shift, pieces, scales, shifts))
+            return outputs if isinstance(inputs, list) else outputs[0]
+        gammas, betas = tf.split(self.gamma, sizes), tf.split(self.beta, sizes)
+        normalise = _synchronized_batch_norm if self.synchronized else _batch_norm
+        outputs, means, variances = zip(*map(normalise, pieces, gammas, betas), strict=True)
+        self._track(self.moving_mean, tf.concat(means, 0))
+        self._track(self.moving_variance, tf.concat(variances, 0))
+        return list(outputs) if isinstance(inputs, list) else outputs[0]
+
+    def _track(self, average: tf.Variable, value: tf.Tensor) -> None:
+        average.assign_sub((average - tf.stop_gradient(value)) * (1 - MOMENTUM))
+
+
+def _batch_norm(x, gamma, beta):
+    """Returns the normalised map, its mean and its unbiased variance."""
+    return tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=EPSILON, is_training=True)[:3]
+
+
+def _synchronized_batch_norm(x, gamma, beta):
+    """As `_batch_norm`, with statistics over the maps of all replicas."""
+    wide = tf.cast(x, tf.float32)
+    count = tf.cast(tf.size(wide[..., 0]), tf.float32)
+    sums = tf.stack([tf.reduce_sum(wide, [0, 1, 2]), tf.fill([x.shape[-1]], count)])
+    context = tf.distribute.get_replica_context()
+    total, count = tf.unstack(context.all_reduce(tf.distribute.ReduceOp.SUM, sums))
+    mean = total / count
+    deviations = tf.reduce_sum(tf.square(wide - mean), [0, 1, 2])
+    deviations = context.all_reduce(tf.distribute.ReduceOp.SUM, deviations)
+    variance = deviations / count
+    normalised = tf.nn.batch_normalization(wide, mean, variance, beta, gamma, EPSILON)
+    return tf.cast(normalised, x.dtype), mean, deviations / tf.maximum(count - 1, 1)
+
+
+@register
+class GroupNorm(SettingsLayer):
+    """Group norm (Wu and He 2018) within each slice, so that 2D and 3D networks see the same numbers.
+
+    Groups hold at least a sixteenth of the channels; pieces are concatenated first.
+    """
+
+    def build(self, input_shape):
+        channels = channels_of(input_shape)
+        weight = {"shape": [channels], "dtype": tf.float32, "experimental_autocast": False}
+        self.groups = math.gcd(channels, 16)
+        self.gamma = self.add_weight("gamma", initializer="ones", **weight)
+        self.beta = self.add_weight("beta", initializer="zeros", **weight)
+        super().build(input_shape)
+
+    def learns(self, training: bool | None) -> bool:
+        """Group norm takes its statistics from its input, always."""
+        return True
+
+    def call(self, inputs, training=None):
+        x = tf.concat(inputs, -1) if isinstance(inputs, list) else inputs
+        channels = x.shape[-1]
+        shape = tf.shape(x)
+        grouped = tf.reshape(
+            tf.cast(x, tf.float32), [shape[0], -1, self.groups, channels // self.groups]
+        )
+        mean, variance = tf.nn.moments(grouped, [1, 3], keepdims=True)
+        normal = (grouped - mean) * tf.math.rsqrt(variance + EPSILON)
+        normal = tf.reshape(normal, shape) * self.gamma + self.beta
+        normal = tf.cast(normal, x.dtype)
+        return [normal] if isinstance(inputs, list) else normal
+
+
+def build_inside(layer: tf.keras.layers.Layer, channels: int) -> None:
+    """Builds a layer's inner `layer` for maps of `channels`, its weights named after both."""
+    with tf.name_scope(layer.name):
+        layer.build(tf.TensorShape([None, None, None, channels]))
+
+
+def make_norm(kind: str, name: str) -> tf.keras.layers.Layer:
+    """Returns the norm layer of `ModelConfig.norm`: "batch", "sync_batch" or "group"."""
+    if kind == "group":
+        return GroupNorm(name=name)
+    return BatchNorm(synchronized=kind == "sync_batch", name=name)

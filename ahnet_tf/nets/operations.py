@@ -1,0 +1,146 @@
+"""What the networks are made of, as functions of tensors.
+
+Feature maps between layers are [batch, z, y, x, channel], z the slice axis. What works within slices sees
+[batch * z, y, x, channel], what works along z sees [batch, z, y * x, channel]: 2D kernels do it all. On
+CPU they are at least as fast as 3D ones, and their bfloat16 gradients are sound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+
+def fold(x: tf.Tensor) -> tf.Tensor:
+    """Turns [batch, z, y, x, channel] into [batch * z, y, x, channel]; 4D tensors pass."""
+    if x.shape.rank == 4:
+        return x
+    shape = tf.shape(x)
+    return tf.reshape(x, [-1, shape[2], shape[3], x.shape[4]])
+
+
+def unfold(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """Turns [batch * z, y, x, channel] back into [batch, z, y, x, channel] with the z of `like`."""
+    shape = tf.shape(x)
+    return tf.reshape(x, [-1, tf.shape(like)[1], shape[1], shape[2], x.shape[3]])
+
+
+def conv(x: tf.Tensor, kernel: tf.Tensor, strides: int = 1) -> tf.Tensor:
+    """Convolves a folded map with `kernel` [ky, kx, in, out], padding k // 2 zeros on all sides.
+
+    TensorFlow's own "SAME" pads a strided convolution on one side only, and its explicit padding has
+    a slow gradient on CPU, so strided convolutions pad first.
+    """
+    kernel = tf.cast(kernel, x.dtype)
+    if strides == 1:
+        return tf.nn.conv2d(x, kernel, 1, "SAME")
+    ky, kx = kernel.shape[:2]
+    if ky > 1 or kx > 1:
+        x = tf.pad(x, [[0, 0], [ky // 2, ky // 2], [kx // 2, kx // 2], [0, 0]])
+    return tf.nn.conv2d(x, kernel, strides, "VALID")
+
+
+def conv_pieces(pieces: Sequence[tf.Tensor], kernel: tf.Tensor, strides: int = 1) -> tf.Tensor:
+    """Convolves the concatenation of folded `pieces` with `kernel`, as a sum over the pieces."""
+    if len(pieces) == 1:
+        return conv(pieces[0], kernel, strides)
+    parts = tf.split(kernel, [piece.shape[-1] for piece in pieces], axis=2)
+    return tf.add_n([conv(piece, part, strides) for piece, part in zip(pieces, parts, strict=True)])
+
+
+def scale_shift(x: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
+    """Returns x * scale + shift by channel, as a 1x1 depthwise convolution: one pass on CPU."""
+    kernel = tf.cast(scale, x.dtype)[tf.newaxis, tf.newaxis, :, tf.newaxis]
+    x = tf.nn.depthwise_conv2d(x, kernel, [1, 1, 1, 1], "SAME")
+    return tf.nn.bias_add(x, tf.cast(shift, x.dtype))
+
+
+def resize_in_plane(x: tf.Tensor, size_yx: tf.Tensor) -> tf.Tensor:
+    """Interpolates a folded map bilinearly to `size_yx`, corners aligned; keeps the dtype."""
+    resized = tf.raw_ops.ResizeBilinear(images=x, size=size_yx, align_corners=True)
+    return tf.cast(resized, x.dtype)
+
+
+def stem_conv(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """Convolves a folded map of even size with a 7x7 `kernel`, stride 2, three zeros on all sides.
+
+    Four neighbouring pixels become channels and the kernel a 4x4 one: the same sums, with a gradient
+    twice as fast on CPU as that of the strided convolution.
+    """
+    channels, filters = kernel.shape[2:]
+    kernel = tf.pad(kernel, [[1, 0], [1, 0], [0, 0], [0, 0]])
+    kernel = tf.reshape(kernel, [4, 2, 4, 2, channels, filters])
+    kernel = tf.reshape(tf.transpose(kernel, [0, 2, 1, 3, 4, 5]), [4, 4, 4 * channels, filters])
+    x = tf.nn.space_to_depth(tf.pad(x, [[0, 0], [4, 2], [4, 2], [0, 0]]), 2)
+    return tf.nn.conv2d(x, tf.cast(kernel, x.dtype), 1, "VALID")
+
+
+def fold_plane(x: tf.Tensor) -> tf.Tensor:
+    """Turns [batch, z, y, x, channel] into [batch, z, y * x, channel]."""
+    shape = tf.shape(x)
+    return tf.reshape(x, [shape[0], shape[1], shape[2] * shape[3], x.shape[4]])
+
+
+def unfold_plane(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """Turns [batch, z, y * x, channel] back into 5D with the y, x of `like`."""
+    shape, plane = tf.shape(x), tf.shape(like)[2:4]
+    return tf.reshape(x, [shape[0], shape[1], plane[0], plane[1], x.shape[3]])
+
+
+def slice_max_pool(x: tf.Tensor) -> tf.Tensor:
+    """Max pool over pairs of slices; a last slice without a partner passes: z becomes ceil(z / 2)."""
+    return unfold_plane(tf.nn.max_pool2d(fold_plane(x), [2, 1], [2, 1], "SAME"), x)
+
+
+def slice_conv(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """Convolves along z with `kernel` [3, 1, in, out], one zero slice beyond either end."""
+    kernel = tf.cast(kernel, x.dtype)
+    return unfold_plane(tf.nn.conv2d(fold_plane(x), kernel, 1, "SAME"), x)
+
+
+def neighbouring_slices(x: tf.Tensor, count: int) -> tf.Tensor:
+    """Stacks each slice's `count` neighbours, itself in the middle, as channels: slice-major.
+
+    [batch, z, y, x, channel] becomes [batch, z, y, x, count * channel]; beyond the ends lie zeros.
+    """
+    reach = count // 2
+    depth = tf.shape(x)[1]
+    x = tf.pad(x, [[0, 0], [reach, reach], [0, 0], [0, 0], [0, 0]])
+    return tf.concat([x[:, i : i + depth] for i in range(count)], axis=-1)
+
+
+def interpolation_matrix(size_in: tf.Tensor, size_out: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Returns [size_out, size_in], linear interpolation along one axis with corners aligned."""
+    last_in = tf.cast(size_in - 1, tf.float32)
+    last_out = tf.cast(tf.maximum(size_out - 1, 1), tf.float32)
+    positions = tf.cast(tf.range(size_out), tf.float32) * last_in / last_out
+    distances = tf.abs(positions[:, tf.newaxis] - tf.cast(tf.range(size_in), tf.float32))
+    return tf.cast(tf.nn.relu(1 - distances), dtype)
+
+
+def resize_slices(x: tf.Tensor, depth: tf.Tensor) -> tf.Tensor:
+    """Interpolates linearly along z to `depth` slices, corners aligned."""
+    shape = tf.shape(x)
+    flat = tf.reshape(x, [shape[0], shape[1], shape[2] * shape[3] * x.shape[4]])
+    flat = tf.matmul(interpolation_matrix(shape[1], depth, x.dtype), flat)
+    return tf.reshape(flat, [shape[0], depth, shape[2], shape[3], x.shape[4]])
+
+
+def resize(x: tf.Tensor, size_zyx: tf.Tensor) -> tf.Tensor:
+    """Interpolates trilinearly to `size_zyx`, corners aligned; keeps the dtype."""
+    x = resize_slices(x, size_zyx[0])
+    return unfold(resize_in_plane(fold(x), size_zyx[1:]), x)
+
+
+def transposed_conv(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """Transposed convolution with `kernel` [depth, 2, 2, in, out], its strides its size."""
+    depth, _, _, channels, filters = kernel.shape
+    shape = tf.shape(x)
+    kernel = tf.reshape(tf.cast(kernel, x.dtype), [depth, 1, 1, 4, channels, filters])
+    slabs = []
+    for part in tf.unstack(tf.transpose(kernel, [0, 1, 2, 4, 3, 5])):
+        flat = conv(fold(x), tf.reshape(part, [1, 1, channels, 4 * filters]))
+        slabs.append(tf.nn.depth_to_space(flat, 2))
+    x = tf.stack(slabs, axis=1)
+    return tf.reshape(x, [shape[0], depth * shape[1], 2 * shape[2], 2 * shape[3], filters])
