@@ -1,0 +1,143 @@
+"""Scores of folders: pairing, tables, files, and all that must make it fail."""
+
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from ahnet_tf.evaluate import main, pair_up
+from preprocessing.errors import InputError, SettingsError
+
+
+def write(path, labels, affine=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    affine = np.diag([1.0, 2.0, 3.0, 1.0]) if affine is None else affine
+    nib.save(nib.Nifti1Image(np.asarray(labels, np.uint8), affine), path)
+
+
+def label_map(*row):
+    """One row of labels along x in a 3D volume."""
+    volume = np.zeros((len(row) + 2, 3, 3), np.uint8)
+    volume[1:-1, 1, 1] = row
+    return volume
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two cases in LiTS naming with their images, and predictions as `ahnet_tf.predict` names them."""
+    references, predictions = tmp_path / "cases", tmp_path / "predictions"
+    for number, row in ((0, (1, 1, 2, 2)), (7, (1, 1, 1, 1))):
+        write(references / f"segmentation-{number}.nii.gz", label_map(*row))
+        write(references / f"volume-{number}.nii.gz", np.arange(54).reshape(6, 3, 3))
+    write(predictions / "segmentation-0.nii.gz", label_map(1, 2, 2, 2))
+    write(predictions / "segmentation-7.nii.gz", label_map(1, 1, 1, 0))
+    return predictions, references
+
+
+def test_command_prints_and_writes(folders, tmp_path, capsys):
+    predictions, references = folders
+    output = tmp_path / "scores"
+    options = ["--input", str(predictions), "--reference", str(references)]
+    assert main([*options, "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    # Case 0: tumour 2 of 3 + 2 voxels, liver exact; case 7: liver 3 of 3 + 4, no tumour at all.
+    assert "volume-0" in printed
+    assert "0.8000" in printed
+    assert "0.8571" in printed
+    scores = json.loads((output / "scores.json").read_text())
+    assert scores["problems"] == []
+    assert set(scores["cases"]) == {"volume-0", "volume-7"}
+    assert scores["cases"]["volume-0"]["lesion_dice"] == pytest.approx(4 / 5)
+    assert scores["cases"]["volume-7"]["liver"]["dice"] == pytest.approx(6 / 7)
+    assert scores["summary"]["lesion_dice_per_case"]["value"] == pytest.approx((4 / 5 + 1) / 2)
+    assert scores["summary"]["liver_dice_global"]["value"] == pytest.approx(2 * 7 / (8 + 7))
+    # The liver of case 7 ends one voxel early, along x with 1 mm spacing.
+    assert scores["cases"]["volume-7"]["liver"]["msd_mm"] == pytest.approx(1.0)
+    with open(output / "scores.csv", newline="") as file:
+        rows = {row["case_id"]: row for row in csv.DictReader(file)}
+    assert float(rows["volume-0"]["lesion_dice_per_case"]) == pytest.approx(4 / 5)
+    assert float(rows["volume-0"]["tumour_burden_error"]) == pytest.approx(2 / 4 - 3 / 4)
+    assert rows["volume-7"]["lesion_dice"] == "nan"
+    assert scores["summary"]["lesion_assd_mm"]["undefined"] == 0
+
+
+def test_json_has_null_for_what_is_undefined(tmp_path):
+    write(tmp_path / "a.nii.gz", label_map(0, 0))
+    write(tmp_path / "b.nii.gz", label_map(0, 0))
+    options = ["--input", str(tmp_path / "a.nii.gz"), "--reference", str(tmp_path / "b.nii.gz")]
+    assert main([*options, "--output", str(tmp_path)]) == 0
+    text = (tmp_path / "scores.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["summary"]["liver_assd_mm"] == {
+        "value": None,
+        "defined": 0,
+        "undefined": 1,
+    }
+
+
+def test_missing_and_extra_cases_fail(folders, capsys):
+    predictions, references = folders
+    (predictions / "segmentation-7.nii.gz").rename(predictions / "segmentation-8.nii.gz")
+    assert main(["--input", str(predictions), "--reference", str(references)]) == 1
+    printed = capsys.readouterr()
+    errors = [line for line in printed.err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 2
+    assert "volume-7" in errors[0]
+    assert "segmentation-7.nii.gz" in errors[0]
+    assert "segmentation-8.nii.gz" in errors[1]
+    assert "volume-0" in printed.out
+
+
+@pytest.mark.parametrize(
+    ("labels", "affine", "message"),
+    [
+        (label_map(1, 2), None, "shape"),
+        (label_map(1, 1, 1, 1), np.diag([1.0, 2.0, 3.5, 1.0]), "affine"),
+        (label_map(1, 1, 1, 7), None, "7"),
+    ],
+)
+def test_unfit_prediction_fails_alone(folders, capsys, labels, affine, message):
+    predictions, references = folders
+    write(predictions / "segmentation-7.nii.gz", labels, affine)
+    assert main(["--input", str(predictions), "--reference", str(references)]) == 1
+    printed = capsys.readouterr()
+    (error,) = [line for line in printed.err.splitlines() if line.startswith("error:")]
+    assert "segmentation-7.nii.gz" in error
+    assert message in error
+    assert "volume-0" in printed.out
+
+
+def test_other_ways_of_naming(tmp_path):
+    """Decathlon: label maps named like the reference, which lies without its images."""
+    for name in ("liver_1", "liver_2"):
+        write(tmp_path / "labelsTr" / f"{name}.nii.gz", label_map(1))
+        write(tmp_path / "predictions" / f"{name}.nii.gz", label_map(1))
+    pairs, problems = pair_up([tmp_path / "predictions"], [tmp_path / "labelsTr"])
+    assert problems == []
+    assert [pair.prediction.name for pair in pairs] == ["liver_1.nii.gz", "liver_2.nii.gz"]
+    assert [pair.reference.parent.name for pair in pairs] == ["labelsTr", "labelsTr"]
+
+
+def test_a_case_folder_pairs_by_its_name(tmp_path):
+    write(tmp_path / "case17" / "ct.nii.gz", np.arange(54).reshape(6, 3, 3))
+    write(tmp_path / "case17" / "label.nii.gz", label_map(1))
+    write(tmp_path / "predictions" / "case17.nii.gz", label_map(1))
+    pairs, problems = pair_up([tmp_path / "predictions"], [tmp_path / "case17"])
+    assert problems == []
+    assert [(pair.case_id, pair.reference.name) for pair in pairs] == [("case17", "label.nii.gz")]
+
+
+def test_what_can_not_be_paired(folders, tmp_path):
+    predictions, references = folders
+    with pytest.raises(InputError, match="nothing there"):
+        pair_up([tmp_path / "missing"], [references])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="none"):
+        pair_up([tmp_path / "empty"], [references])
+    files = sorted(predictions.iterdir())
+    with pytest.raises(SettingsError, match="as many files"):
+        pair_up(files, files[:1])
+    pairs, _ = pair_up(files, files)
+    assert [pair.prediction for pair in pairs] == files

@@ -1,0 +1,206 @@
+"""Whole volumes in, label maps on the input's own grid out; one bad case does not stop the rest."""
+
+import dataclasses
+import gzip
+import itertools
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from ahnet_tf.predict import (
+    PredictionSettings,
+    keep_largest_component,
+    main,
+    prediction_name,
+    segment_volume,
+)
+from ahnet_tf.predictors import Predictor, open_predictor
+from preprocessing.volume import Volume
+
+ORIENTATIONS = [
+    "".join(codes)
+    for axes in itertools.permutations(("RL", "AP", "SI"))
+    for codes in itertools.product(*axes)
+]
+
+
+@pytest.fixture(scope="module")
+def predictor(threshold_model):
+    return open_predictor(threshold_model)
+
+
+def blobs(shape, seed=0):
+    """HU with air, liver and tumour in no symmetric order."""
+    random = np.random.default_rng(seed)
+    return random.choice(np.array([-900, 60, 200], np.int16), shape, p=[0.6, 0.3, 0.1])
+
+
+def write(path, voxels, affine=None, sform=1, qform=1):
+    affine = np.diag([0.8, 0.8, 5.0, 1.0]) if affine is None else affine
+    image = nib.Nifti1Image(voxels, affine)
+    image.set_sform(affine, sform)
+    image.set_qform(affine, qform)
+    nib.save(image, path)
+
+
+@pytest.mark.parametrize("codes", ORIENTATIONS)
+def test_every_orientation_comes_back_to_its_own_grid(predictor, tissues, codes):
+    straight = nib.Nifti1Image(blobs((9, 7, 5)), np.diag([1.0, 1.5, 4.0, 1.0]))
+    canonical, wanted = (nib.orientations.axcodes2ornt(each) for each in ("RAS", codes))
+    stored = straight.as_reoriented(nib.orientations.ornt_transform(canonical, wanted))
+    assert "".join(nib.aff2axcodes(stored.affine)) == codes
+    voxels = np.asarray(stored.dataobj)
+    labels = segment_volume(Volume(voxels, stored.affine), predictor)
+    np.testing.assert_array_equal(labels, tissues(voxels))
+    assert labels.dtype == np.uint8
+
+
+def test_resampled_task_answers_on_the_input_grid(predictor):
+    """A ball of 200 HU seen at twice its spacing comes back within half a voxel of the coarse grid."""
+    x, y, z = np.ogrid[:40, :40, :20]
+    radius = np.sqrt((x - 19.5) ** 2 + (y - 19.5) ** 2 + (2 * (z - 9.5)) ** 2)
+    # The model's threshold lies midway, so that partial volume moves no border.
+    voxels = np.where(radius < 14, 200, -100).astype(np.int16)
+    task = dataclasses.replace(
+        predictor.settings.task, resampling="full", spacing_mm=(2.0, 2.0, 4.0)
+    )
+    coarse = Predictor(
+        dataclasses.replace(predictor.settings, task=task, window_shape_zyx=(8, 16, 16)),
+        predictor.predict,
+    )
+    labels = segment_volume(Volume(voxels, np.diag([1.0, 1.0, 2.0, 1.0])), coarse)
+    assert labels.shape == voxels.shape
+    assert (labels[radius < 12] > 0).all()
+    assert (labels[radius > 16] == 0).all()
+
+
+def test_progress_counts_every_window(predictor):
+    seen = []
+    segment_volume(
+        Volume(blobs((9, 17, 5)), np.diag([1, 1, 5, 1])),
+        predictor,
+        PredictionSettings(overlap=0.5, batch_size=4),
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    # z 5 in windows of 4: 2; y 17 in windows of 8 at steps of 4: 4; x 9: 2.
+    assert sum(done for done, _ in seen) == 2 * 4 * 2
+    assert {total for _, total in seen} == {16}
+
+
+def test_largest_component_keeps_the_liver_and_its_tumours():
+    labels = np.array([1, 1, 2, 0, 2, 2, 0, 1], np.uint8).reshape(1, 1, -1)
+    kept = keep_largest_component(labels)
+    np.testing.assert_array_equal(kept.ravel(), [1, 1, 2, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(keep_largest_component(kept), kept)
+    empty = np.zeros((2, 2, 2), np.uint8)
+    np.testing.assert_array_equal(keep_largest_component(empty), empty)
+    # Voxels that touch at an edge only are two regions.
+    corner = np.array([[[1, 0], [0, 1]]], np.uint8)
+    assert keep_largest_component(corner).sum() == 1
+
+
+def test_names():
+    assert prediction_name("volume-12") == "segmentation-12.nii.gz"
+    assert prediction_name("lits_volume-12") == "lits_volume-12.nii.gz"
+    assert prediction_name("patient.7") == "patient.7.nii.gz"
+
+
+def test_command_on_a_folder(threshold_model, tissues, tmp_path, capsys):
+    """LiTS names, the input's codes and affine, a truncated case, maps, overlays, the record."""
+    cases, output = tmp_path / "cases", tmp_path / "out"
+    cases.mkdir()
+    affine = np.array([[0, -0.7, 0, 100], [0.7, 0, 0, -50], [0, 0, -5, 30], [0, 0, 0, 1.0]])
+    voxels = blobs((12, 10, 6), seed=1)
+    write(cases / "volume-3.nii.gz", voxels, affine, sform=2, qform=0)
+    write(cases / "segmentation-3.nii.gz", tissues(voxels), affine, sform=2, qform=0)
+    write(cases / "volume-4.nii", blobs((6, 5, 4), seed=2))
+    whole = (cases / "volume-3.nii.gz").read_bytes()
+    (cases / "volume-5.nii.gz").write_bytes(whole[: len(whole) // 2])
+    arguments = ["--input", str(cases), "--output", str(output), "--overlay", "--probabilities"]
+    assert main(["--model", str(threshold_model.parent), *arguments]) == 1
+    printed = capsys.readouterr()
+    (line,) = [line for line in printed.err.splitlines() if line.startswith("error:")]
+    assert "volume-5.nii.gz" in line
+    assert "1 of 3 cases failed" in printed.err
+    assert "volume-3" in printed.out
+
+    written = nib.load(output / "segmentation-3.nii.gz")
+    np.testing.assert_array_equal(np.asarray(written.dataobj), tissues(voxels))
+    assert written.get_data_dtype() == np.uint8
+    source = nib.load(cases / "volume-3.nii.gz")
+    np.testing.assert_array_equal(written.affine, source.affine)
+    for field in ("sform_code", "qform_code", "pixdim", "xyzt_units", "quatern_b", "qoffset_x"):
+        np.testing.assert_array_equal(written.header[field], source.header[field])
+    assert (output / "segmentation-4.nii.gz").is_file()
+    assert not (output / "segmentation-5.nii.gz").exists()
+
+    liver = nib.load(output / "probabilities" / "volume-3_liver.nii.gz")
+    np.testing.assert_allclose(liver.get_fdata(), tissues(voxels) == 1, atol=1e-6)
+    np.testing.assert_allclose(liver.affine, source.affine, atol=1e-6)
+    assert (output / "overlays" / "volume-3.png").read_bytes().startswith(b"\x89PNG")
+
+    record = json.loads((output / "prediction.json").read_text())
+    states = {case["case_id"]: case["status"] for case in record["cases"]}
+    assert states == {"volume-3": "predicted", "volume-4": "predicted", "volume-5": "failed"}
+    assert record["settings"]["overlap"] == 0.25
+    assert record["model_settings"]["task"]["name"] == "threshold"
+    assert sorted(path.name for path in output.iterdir()) == [
+        "overlays",
+        "prediction.json",
+        "probabilities",
+        "segmentation-3.nii.gz",
+        "segmentation-4.nii.gz",
+    ]
+
+
+def test_input_is_never_overwritten(threshold_model, tmp_path, capsys):
+    write(tmp_path / "volume-0.nii.gz", blobs((4, 4, 4)))
+    write(tmp_path / "segmentation-0.nii.gz", np.ones((4, 4, 4), np.uint8))
+    before = (tmp_path / "segmentation-0.nii.gz").read_bytes()
+    options = ["--input", str(tmp_path), "--output", str(tmp_path)]
+    assert main(["--model", str(threshold_model), *options]) == 1
+    assert "folder of their own" in capsys.readouterr().err
+    assert (tmp_path / "segmentation-0.nii.gz").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: write(path, np.zeros((4, 4, 4), np.int16)), "all voxels"),
+        (lambda path: write(path, np.ones((4, 4, 4, 2), np.int16)), "3D"),
+        (lambda path: write(path, np.full((4, 4, 4), np.nan, np.float32)), "NaN"),
+        (lambda path: path.write_bytes(gzip.compress(b"no header")), "header"),
+        (lambda path: path.mkdir(), "none in this folder"),
+        (lambda path: None, "nothing"),
+    ],
+)
+def test_bad_input_is_one_line(threshold_model, tmp_path, capsys, damage, message):
+    path = tmp_path / "scan.nii.gz"
+    damage(path)
+    options = ["--input", str(path), "--output", str(tmp_path / "out")]
+    assert main(["--model", str(threshold_model), *options]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in lines if line.startswith("error:")]
+    assert message in line
+    assert "scan.nii.gz" in line
+    assert not any("Traceback" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "MODEL", "--overlap", "1"], "overlap"),
+        (["--model", "MODEL", "--batch-size", "0"], "batch-size"),
+        (["--model", "nowhere"], "nowhere"),
+        (["--target", "nowhere"], "HOST:PORT"),
+    ],
+)
+def test_bad_options_are_one_line(threshold_model, tmp_path, capsys, options, message):
+    write(tmp_path / "scan.nii.gz", blobs((4, 4, 4)))
+    options = [str(threshold_model) if option == "MODEL" else option for option in options]
+    paths = ["--input", str(tmp_path / "scan.nii.gz"), "--output", str(tmp_path / "out")]
+    assert main([*options, *paths]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
