@@ -62,6 +62,8 @@ ORGAN_WORDS = frozenset(
 # Images that come without label maps by design.
 UNLABELLED_FOLDERS = frozenset(["imagests"])
 
+DECATHLON_FOLDERS = frozenset(["imagesTr", "labelsTr", "imagesTs", "labelsTs"])
+
 _LITS = re.compile(r"^(?:test-)?(volume|segmentation)-(\d+)$", re.IGNORECASE)
 _NNUNET_CHANNEL = re.compile(r"_0000$")
 
@@ -91,6 +93,7 @@ class _File:
     role: str  # "image" or "label"
     group: Path  # partners are looked for within one group
     key: str  # partners have the same key
+    name: str  # what a case with this image is called, if its folder does not name it
 
 
 def find_cases(paths: Sequence[str | os.PathLike], *, need_labels: bool) -> list[Case]:
@@ -105,9 +108,9 @@ def find_cases(paths: Sequence[str | os.PathLike], *, need_labels: bool) -> list
       InputError: a path doesn't exist, or holds no NIfTI image; or two cases can't be told apart.
     """
     cases: list[Case] = []
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for path in map(Path, paths):
-        resolved = path.resolve()
+        resolved = os.path.realpath(path)
         if resolved in seen:
             continue
         seen.add(resolved)
@@ -117,36 +120,36 @@ def find_cases(paths: Sequence[str | os.PathLike], *, need_labels: bool) -> list
 
 def _cases_below(path: Path, need_labels: bool) -> list[Case]:
     if path.is_file() and has_nifti_suffix(path):
-        files, source = [path], path.resolve().parent.name
+        files, source = [path], _folder_name(path.parent)
     elif path.is_dir():
-        files, source = _nifti_files(path), path.resolve().name
+        files, source = _nifti_files(path), _folder_name(path)
     else:
         raise InputError(path, "a folder of cases or a NIfTI file", _what(path))
-    if not files:
-        raise InputError(
-            path,
-            "NIfTI files (.nii, .nii.gz), for example volume-0.nii.gz and segmentation-0.nii.gz",
-            "none in this folder or below",
-        )
-    source = _identifier(source) or "input"
-    classified = [_classified(file, path) for file in files]
     if need_labels:
-        classified = [f for f in classified if f.path.parent.name.lower() not in UNLABELLED_FOLDERS]
+        files = [file for file in files if file.parent.name.lower() not in UNLABELLED_FOLDERS]
     groups: dict[Path, list[_File]] = defaultdict(list)
-    for file in _lits_partners_joined(classified):
+    for file in _lits_partners_joined(_classified(files)):
         groups[file.group].append(file)
     found = []
     for group, members in sorted(groups.items()):
-        found += _cases_of_group(group, members, source)
+        found += _cases_of_group(group, members, _identifier(source))
     if need_labels:
-        return [_with_problem(case) for case in found]
-    return [case for case in found if case.image_path is not None]
+        found = [_with_problem(case) for case in found]
+    else:
+        found = [case for case in found if case.image_path is not None]
+    if not found:
+        raise InputError(
+            path,
+            "NIfTI images (.nii, .nii.gz), for example volume-0.nii.gz",
+            "none in this folder or below",
+        )
+    return found
 
 
 def _nifti_files(root: Path) -> list[Path]:
     """Returns all NIfTI files below a folder; links are followed, loops are not."""
     files, visited = [], set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    for folder, subfolders, names in os.walk(root, onerror=_raise, followlinks=True):
         place = os.stat(folder)
         if (place.st_dev, place.st_ino) in visited:
             subfolders.clear()
@@ -159,23 +162,38 @@ def _nifti_files(root: Path) -> list[Path]:
     return files
 
 
-def _classified(path: Path, root: Path) -> _File:
-    """Tells image from label map, by LiTS name, then by the folder's name, then by the file's."""
-    stem = _stem(path)
-    lits = _LITS.match(stem)
-    if lits:
-        role = "image" if lits[1].lower() == "volume" else "label"
-        return _File(path, role, path.parent, f"volume-{int(lits[2])}")
-    folder_role = _role(_words(path.parent.name)) if path.parent != root.parent else None
-    if folder_role and set(_words(path.parent.name)) <= LABEL_WORDS | IMAGE_WORDS | {"tr", "ts"}:
-        key = _NNUNET_CHANNEL.sub("", stem) if folder_role == "image" else stem
-        return _File(path, folder_role, path.parent.parent, key)
-    words = _words(stem)
-    role = _role(words)
-    if role is None:
-        role = "label" if ORGAN_WORDS.intersection(words) else "image"
-    named = LABEL_WORDS | IMAGE_WORDS | (ORGAN_WORDS if role == "label" else set())
-    return _File(path, role, path.parent, "_".join(word for word in words if word not in named))
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _classified(paths: list[Path]) -> list[_File]:
+    """Tells images from label maps: by LiTS names, by folders of either kind, by the files' words."""
+    roles_in: dict[Path, set[str]] = defaultdict(set)
+    for folder in {path.parent for path in paths}:
+        roles_in[folder.parent].add(_role(_words(folder.name)))
+    files = []
+    for path in paths:
+        stem, folder = _stem(path), path.parent
+        words = _words(stem)
+        key = "_".join(word for word in words if word not in LABEL_WORDS | IMAGE_WORDS)
+        folder_role = _role(_words(folder.name))
+        lits = _LITS.match(stem)
+        if lits:
+            role = "image" if lits[1].lower() == "volume" else "label"
+            name = f"volume-{int(lits[2])}"
+            files.append(_File(path, role, folder, name, name))
+        elif folder_role and (
+            {"image", "label"} <= roles_in[folder.parent] or folder.name in DECATHLON_FOLDERS
+        ):
+            if folder_role == "image":
+                stem, key = _NNUNET_CHANNEL.sub("", stem), _NNUNET_CHANNEL.sub("", key)
+            files.append(_File(path, folder_role, folder.parent, key or stem, stem))
+        else:
+            role = _role(words) or ("label" if ORGAN_WORDS.intersection(words) else "image")
+            if role == "label":
+                key = "_".join(word for word in key.split("_") if word not in ORGAN_WORDS)
+            files.append(_File(path, role, folder, key, key))
+    return files
 
 
 def _role(words: Sequence[str]) -> str | None:
@@ -188,39 +206,41 @@ def _lits_partners_joined(files: list[_File]) -> list[_File]:
     """Puts LiTS files whose partner lies in another folder into one group (volumes/, segmentations/)."""
     lits = [file for file in files if _LITS.match(_stem(file.path))]
     here = Counter((file.group, file.key) for file in lits)
-    alone = [file for file in lits if here[file.group, file.key] == 1]
-    roles = Counter((file.key, file.role) for file in alone)
-    joined = []
-    for file in files:
-        if file in alone and roles[file.key, "image"] == roles[file.key, "label"] == 1:
-            partner = next(f for f in alone if f.key == file.key and f.role == "image")
-            file = replace(file, group=partner.group)
-        joined.append(file)
-    return joined
+    alone = {file: file.role for file in lits if here[file.group, file.key] == 1}
+    roles = Counter((file.key, role) for file, role in alone.items())
+    group_of = {file.key: file.group for file, role in alone.items() if role == "image"}
+    return [
+        replace(file, group=group_of[file.key])
+        if file in alone and roles[file.key, "image"] == roles[file.key, "label"] == 1
+        else file
+        for file in files
+    ]
 
 
 def _cases_of_group(group: Path, files: list[_File], source: str) -> list[Case]:
     images = [file for file in files if file.role == "image"]
     labels = [file for file in files if file.role == "label"]
-    lits = any(_LITS.match(_stem(file.path)) for file in files)
-    if len(images) == 1 and len(labels) <= 1 and not lits:
-        label = labels[0].path if labels else None
-        name = group.resolve().name if labels or not images[0].key else _stem(images[0].path)
-        return [Case(_identifier(name), images[0].path, label, source)]
+    alone = len(images) == 1 and len(labels) == 1 and images[0].group == images[0].path.parent
+    if alone and not _LITS.match(_stem(images[0].path)):
+        # One of each in a folder of their own: the folder names the case, whatever the files' names.
+        name = _identifier(_folder_name(group))
+        return [Case(name, images[0].path, labels[0].path, source)]
     cases = []
     for key in sorted({file.key for file in files}):
-        own_images = [file.path for file in images if file.key == key]
-        own_labels = [file.path for file in labels if file.key == key]
-        case_id = _identifier(key or group.resolve().name)
+        own_images = [file for file in images if file.key == key]
+        own_labels = [file for file in labels if file.key == key]
+        one = (own_images or own_labels)[0]
+        case_id = _identifier(one.name or _folder_name(group))
         if len(own_images) <= 1 and len(own_labels) <= 1:
-            image, label = (paths[0] if paths else None for paths in (own_images, own_labels))
+            image, label = (own[0].path if own else None for own in (own_images, own_labels))
             cases.append(Case(case_id, image, label, source))
             continue
-        names = ", ".join(path.name for path in own_images + own_labels)
-        problem = f"{group}: expected one image and one label map, found {names}"
+        names = ", ".join(file.path.name for file in own_images + own_labels)
+        problem = _one_line(f"{group}: expected one image and one label map, found {names}")
         for image in own_images or [None]:
-            own_id = case_id if len(own_images) < 2 else _identifier(_stem(image))
-            cases.append(Case(own_id, image, None, source, " ".join(problem.split())))
+            own_id = case_id if len(own_images) < 2 else _identifier(_stem(image.path))
+            label = own_labels[0].path if image is None else None
+            cases.append(Case(own_id, image and image.path, label, source, problem))
     return cases
 
 
@@ -233,12 +253,12 @@ def _with_problem(case: Case) -> Case:
         problem = f"{case.image_path}: expected a label map beside this image, found none"
     else:
         return case
-    return replace(case, problem=" ".join(problem.split()))
+    return replace(case, problem=_one_line(problem))
 
 
 def _with_unique_ids(cases: list[Case]) -> list[Case]:
     """Puts the folder's or the data set's name before ids that occur twice."""
-    for prefix in (lambda case: _path(case).resolve().parent.name, lambda case: case.source):
+    for prefix in (lambda case: _folder_name(_path(case).parent), lambda case: case.source):
         counts = Counter(case.case_id for case in cases)
         cases = [
             replace(case, case_id=_identifier(f"{prefix(case)}_{case.case_id}"))
@@ -266,6 +286,14 @@ def _path(case: Case) -> Path:
 def _stem(path: Path) -> str:
     suffix = next(suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix))
     return path.name[: -len(suffix)]
+
+
+def _folder_name(folder: Path) -> str:
+    return os.path.basename(os.path.realpath(folder))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _words(name: str) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,8 @@ from preprocessing.errors import AHNetError
 from preprocessing.nifti import check_pair, read_image, read_label
 from preprocessing.patches import evaluation_tiles, training_patches
 from preprocessing.records import encode_patch
-from preprocessing.shards import write_file, write_shards
+from preprocessing.shards import write_shards
+from preprocessing.storage import write_json
 from preprocessing.tasks import Task
 from preprocessing.volume import TaskSpace, axis_codes, to_task_space
 
@@ -126,8 +126,7 @@ class ConvertCase(beam.DoFn):
     def process(self, element: tuple[Case, str]) -> Iterator[str]:
         case, split = element
         outcome = convert_case(case, split, self.settings, self.folder)
-        content = json.dumps(outcome, sort_keys=True).encode()
-        write_file(outcome_path(self.folder, case.case_id), content)
+        write_json(outcome_path(self.folder, case.case_id), outcome)
         yield case.case_id
 
 

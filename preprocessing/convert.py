@@ -16,19 +16,23 @@ import contextlib
 import dataclasses
 import difflib
 import platform
+import re
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from preprocessing.cases import Case, find_cases
 from preprocessing.command import make_parser, run_command
 from preprocessing.errors import PipelineError, SettingsError
 from preprocessing.splits import SPLITS, load_splits, split_by_hash
 from preprocessing.tasks import Task, load_task
 
+if TYPE_CHECKING:
+    from preprocessing.cases import Case
+
 MANIFEST, TASK = "manifest.json", "task.json"
+_RECORDS = re.compile(r"^(train|eval)/[^/]+\.tfrecord$")
 
 
 def convert(
@@ -66,20 +70,20 @@ def convert(
       InputError: an input folder is missing or empty.
       SettingsError: the output exists, or a setting doesn't fit.
     """
-    from apache_beam.io.filesystems import FileSystems
-
-    from preprocessing.conversion import CONVERTED, ConversionSettings, outcome_path
-    from preprocessing.shards import read_json
-
     if shard_mib < 1 or seed < 0:
         raise SettingsError("convert", "--shard-mib >= 1 and --seed >= 0", (shard_mib, seed))
-    runner, options = _runner(beam_options)
-    output = output.rstrip("/")
-    if FileSystems.exists(FileSystems.join(output, TASK)) and not overwrite:
-        raise SettingsError(
-            "--output", "a new folder", f"a finished data set in {output}", "Give --overwrite."
-        )
+    # What takes seconds to import comes after the check that there is something to do.
+    from preprocessing.cases import find_cases
+
     cases = find_cases(inputs, need_labels=True)
+
+    from apache_beam.io.filesystems import FileSystems
+
+    from preprocessing.storage import delete_folder, hidden_beside, make_folder, read_json
+
+    output = output.rstrip("/")
+    _check_output(output, overwrite)
+    runner, options = _runner(beam_options)
     sound = [case.case_id for case in cases if not case.problem]
     if splits_file:
         splits = load_splits(splits_file, [case.case_id for case in cases])
@@ -87,8 +91,12 @@ def convert(
     else:
         splits = split_by_hash(sound, eval_fraction)
 
-    partial = _beside(output, "partial")
-    _start_folder(partial)
+    from preprocessing.conversion import CONVERTED, OUTCOMES, ConversionSettings, outcome_path
+
+    partial = hidden_beside(output, "partial")
+    delete_folder(partial)
+    for name in (*SPLITS, OUTCOMES):
+        make_folder(FileSystems.join(partial, name))
     settings = ConversionSettings(task, seed, shard_mib * 2**20)
     entries: dict[str, dict[str, Any]] = {}
     pending = cases
@@ -188,17 +196,16 @@ def _bar(partial: str, total: int, visible: bool) -> Iterator[None]:
         def watch() -> None:
             while not done.wait(0.5):
                 found = FileSystems.match([outcome_path(partial, "*")])[0].metadata_list
-                bar.n = min(len(found), total)
-                bar.refresh()
+                bar.update(max(0, min(len(found), total) - bar.n))
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         try:
             yield
-            bar.n = total
         finally:
             done.set()
             thread.join()
+        bar.update(total - bar.n)
 
 
 def _manifest(entries, settings, further_settings) -> dict[str, Any]:
@@ -227,27 +234,6 @@ def _manifest(entries, settings, further_settings) -> dict[str, Any]:
     }
 
 
-def _beside(output: str, what: str) -> str:
-    """Returns a hidden address beside the output."""
-    from apache_beam.io.filesystems import FileSystems
-
-    parent, name = FileSystems.split(output)
-    hidden = f".{name}.{what}"
-    return FileSystems.join(parent, hidden) if parent else hidden
-
-
-def _start_folder(partial: str) -> None:
-    from apache_beam.io.filesystems import FileSystems
-
-    from preprocessing.conversion import OUTCOMES
-    from preprocessing.shards import make_folder
-
-    if FileSystems.exists(partial):
-        FileSystems.delete([partial])
-    for name in (*SPLITS, OUTCOMES):
-        make_folder(FileSystems.join(partial, name))
-
-
 def _delete_shards(partial: str, entries: Sequence[dict[str, Any]]) -> None:
     from apache_beam.io.filesystems import FileSystems
 
@@ -256,31 +242,34 @@ def _delete_shards(partial: str, entries: Sequence[dict[str, Any]]) -> None:
             FileSystems.delete([FileSystems.join(partial, entry["split"], shard["name"])])
 
 
+def _check_output(output: str, overwrite: bool) -> None:
+    """Refuses an output that holds a finished data set, or anything else that would be lost."""
+    from preprocessing.storage import list_files
+
+    there = list_files(output)
+    foreign = [name for name in there if name not in (MANIFEST, TASK) and not _RECORDS.match(name)]
+    if foreign:
+        raise SettingsError("--output", "a new or empty folder", f"{foreign[0]} in {output}")
+    if TASK in there and not overwrite:
+        found = f"a finished data set in {output}"
+        raise SettingsError("--output", "a new folder", found, "Give --overwrite to replace it.")
+
+
 def _publish(partial: str, output: str, manifest: dict[str, Any], task: Task) -> None:
     """Completes the hidden folder and renames it; without a converted case only the manifest stays."""
-    import json
-
     from apache_beam.io.filesystems import FileSystems
 
     from preprocessing.conversion import OUTCOMES
-    from preprocessing.shards import make_folder, write_file
+    from preprocessing.storage import delete_folder, make_folder, replace_folder, write_json
 
-    contents = {MANIFEST: manifest}
     if manifest["converted"]:
-        contents[TASK] = task.to_dict()
-        FileSystems.delete([FileSystems.join(partial, OUTCOMES)])
+        delete_folder(FileSystems.join(partial, OUTCOMES))
+        write_json(FileSystems.join(partial, TASK), task.to_dict())
     else:
-        FileSystems.delete([partial])
+        delete_folder(partial)
         make_folder(partial)
-    for name, content in contents.items():
-        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-        write_file(FileSystems.join(partial, name), text.encode())
-    old = _beside(output, "replaced")
-    if FileSystems.exists(output):
-        FileSystems.rename([output], [old])
-    FileSystems.rename([partial], [output])
-    if FileSystems.exists(old):
-        FileSystems.delete([old])
+    write_json(FileSystems.join(partial, MANIFEST), manifest)
+    replace_folder(partial, output, last=MANIFEST)
 
 
 def _parser() -> argparse.ArgumentParser:

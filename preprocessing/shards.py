@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import google_crc32c
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
+
+from preprocessing.storage import temporary_name
 
 # TFRecord's checksums are stored rotated and shifted by this constant.
 _CRC_SHIFT = 0xA282EAD8
@@ -76,30 +75,10 @@ def frame_record(record: bytes) -> bytes:
     return b"".join((length, _masked_crc(length), record, _masked_crc(record)))
 
 
-def write_file(path: str, content: bytes) -> None:
-    """Writes a small file; it appears whole or not at all."""
-    temporary = _temporary(path)
-    with FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-        file.write(content)
-    _rename(temporary, path)
-
-
-def read_json(path: str) -> Any:
-    """Reads a JSON file."""
-    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-        return json.loads(file.read().decode())
-
-
-def make_folder(path: str) -> None:
-    """Makes a folder where the file system knows folders."""
-    if not FileSystems.exists(path):
-        FileSystems.mkdirs(path)
-
-
 class _OpenShard:
     def __init__(self, folder: str, name: str):
         self.path, self.name = FileSystems.join(folder, name), name
-        self.temporary = _temporary(self.path)
+        self.temporary = temporary_name(self.path)
         self.file = FileSystems.create(
             self.temporary, compression_type=CompressionTypes.UNCOMPRESSED
         )
@@ -113,22 +92,12 @@ class _OpenShard:
 
     def finish(self) -> Shard:
         self.file.close()
-        _rename(self.temporary, self.path)
+        FileSystems.rename([self.temporary], [self.path])
         return Shard(self.name, self.records, self.size, self.hash.hexdigest())
 
     def discard(self) -> None:
         self.file.close()
         FileSystems.delete([self.temporary])
-
-
-def _temporary(path: str) -> str:
-    # A worker that repeats another's work must not write into the same file.
-    return f"{path}.{uuid.uuid4().hex}.unfinished"
-
-
-def _rename(temporary: str, path: str) -> None:
-    # Beam's local file system renames over an existing file, as others do.
-    FileSystems.rename([temporary], [path])
 
 
 def _masked_crc(data: bytes) -> bytes:
