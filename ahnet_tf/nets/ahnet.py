@@ -23,7 +23,7 @@ def ahnet_logits(x: tf.Tensor, config: ModelConfig) -> tf.Tensor:
     size = 3 if up == "trilinear" else 2
     pooled = MaxPool(size, slice_pool=True, name="stem_pool")(stem)
     res1, res2, res3, res4 = residual_stages(pooled, config, slice_pool=True)
-    pieces = [res4]
+    pieces = res4
     steps = (
         (res3, 1024, up),
         (res2, 512, up),

@@ -16,6 +16,7 @@ from ahnet_tf.nets.norms import (
     register,
 )
 from ahnet_tf.nets.operations import (
+    as_pieces,
     conv,
     conv_pieces,
     fold,
@@ -61,7 +62,7 @@ class ConvNorm(SettingsLayer):
         super().build(input_shape)
 
     def call(self, inputs, residual=None, training=None):
-        pieces = inputs if isinstance(inputs, list) else [inputs]
+        pieces = as_pieces(inputs)
         folded = [fold(piece) for piece in pieces]
         if self.normalise.learns(training):
             x = conv_pieces(folded, self.kernel, self.strides)

@@ -18,6 +18,7 @@ from ahnet_tf.nets.norms import (
     register,
 )
 from ahnet_tf.nets.operations import (
+    as_pieces,
     conv,
     conv_pieces,
     fold,
@@ -102,7 +103,7 @@ def make_upsampling(mode: str, filters: int, name: str = "up") -> tf.keras.layer
 
 @register
 class Transition(SettingsLayer):
-    """Norm, ReLU, 1x1x1 convolution of a list of pieces, upsampled to the encoder's map and added.
+    """Norm, ReLU, 1x1x1 convolution of a map or its pieces, upsampled to the encoder's map and added.
 
     `upsampling` is "trilinear", "transpose", or "none" where both maps have one size.
     """
@@ -126,8 +127,9 @@ class Transition(SettingsLayer):
         super().build(input_shape)
 
     def call(self, inputs, skip, training=None):
-        pieces = self.normalise([fold(piece) for piece in inputs], training=training)
-        x = unfold(conv_pieces([tf.nn.relu(p) for p in pieces], self.kernel), inputs[0])
+        maps = as_pieces(inputs)
+        pieces = self.normalise([fold(piece) for piece in maps], training=training)
+        x = unfold(conv_pieces([tf.nn.relu(p) for p in pieces], self.kernel), maps[0])
         if self.upsampling != "none":
             x = self.up(x, skip)
         return x + skip
@@ -137,7 +139,7 @@ class Transition(SettingsLayer):
 class DenseLayer(SettingsLayer):
     """The pseudo-3D layer: 1x1x1 to 4 * growth, 3x3x1 to growth, plus 1x1x3 of it, 1x1x1.
 
-    Takes a list of pieces, gives the new piece. Norm and ReLU stand before every convolution.
+    Takes a map or its pieces, gives the new piece. Norm and ReLU stand before every convolution.
     """
 
     settings = ("growth", "norm")
@@ -167,13 +169,14 @@ class DenseLayer(SettingsLayer):
         super().build(input_shape)
 
     def call(self, inputs, training=None):
-        pieces = self.norm1([fold(piece) for piece in inputs], training=training)
+        maps = as_pieces(inputs)
+        pieces = self.norm1([fold(piece) for piece in maps], training=training)
         x = self.conv1([tf.nn.relu(piece) for piece in pieces], training=training)
         x = conv(x, self.kernel2)
         across = tf.nn.relu(self.norm3(x, training=training))
-        x += fold(slice_conv(unfold(across, inputs[0]), self.kernel3))
+        x += fold(slice_conv(unfold(across, maps[0]), self.kernel3))
         x = conv(tf.nn.relu(self.norm4(x, training=training)), self.kernel4)
-        return unfold(x, inputs[0])
+        return unfold(x, maps[0])
 
 
 @register
@@ -200,7 +203,7 @@ class DenseBlock(SettingsLayer):
 class PyramidPool(SettingsLayer):
     """Pyramid volumetric pooling: max pools of 8, 16, 32, ... pixels, each projected to one channel.
 
-    Takes a list of pieces whose y and x are multiples of 8, gives [batch, z, y, x, level]. Each pool is
+    Takes a map or its pieces, whose y and x are multiples of 8, gives [batch, z, y, x, level]. Each pool is
     taken from the one before; pixels that fill no whole cell are left out, as published, and a pool
     larger than the map takes all of it. `border` surrounds each projection with a cell of its bias, as
     the public PyTorch code does (it pads a 1x1x1 convolution), which the weights trained there expect.
@@ -227,8 +230,9 @@ class PyramidPool(SettingsLayer):
         super().build(input_shape)
 
     def call(self, inputs):
-        size = tf.shape(inputs[0])[2:4]
-        pools = [tf.nn.max_pool2d(fold(piece), 8, 8, "VALID") for piece in inputs]
+        pieces = as_pieces(inputs)
+        size = tf.shape(pieces[0])[2:4]
+        pools = [tf.nn.max_pool2d(fold(piece), 8, 8, "VALID") for piece in pieces]
         pool = tf.concat(pools, axis=-1)
         maps = []
         for level in range(self.levels):
@@ -237,7 +241,7 @@ class PyramidPool(SettingsLayer):
             x = conv(pool, self.kernel[..., level : level + 1]) + self.bias[level]
             x = self._expand(x, level, size)
             maps.append(x[:, : size[0], : size[1]])
-        return unfold(tf.concat(maps, axis=-1), inputs[0])
+        return unfold(tf.concat(maps, axis=-1), pieces[0])
 
     def _expand(self, x, level, size):
         if self.upsampling == "transpose":
@@ -282,6 +286,7 @@ class Final(SettingsLayer):
         super().build(input_shape)
 
     def call(self, inputs, image, training=None):
-        pieces = self.normalise([fold(piece) for piece in inputs], training=training)
+        maps = as_pieces(inputs)
+        pieces = self.normalise([fold(piece) for piece in maps], training=training)
         pieces = [self.drop(tf.nn.relu(piece), training=training) for piece in pieces]
-        return self.up(unfold(conv_pieces(pieces, self.kernel), inputs[0]), image)
+        return self.up(unfold(conv_pieces(pieces, self.kernel), maps[0]), image)

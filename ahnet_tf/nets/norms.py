@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from ahnet_tf.nets.operations import scale_shift
+from ahnet_tf.nets.operations import as_pieces, scale_shift
 
 EPSILON = 1e-5
 MOMENTUM = 0.9
@@ -78,7 +78,7 @@ class BatchNorm(SettingsLayer):
         return bool(training) and self.trainable
 
     def call(self, inputs, training=None):
-        pieces = inputs if isinstance(inputs, list) else [inputs]
+        pieces = as_pieces(inputs)
         sizes = [piece.shape[-1] for piece in pieces]
         if not self.learns(training):
             scales, shifts = (tf.split(vector, sizes) for vector in self.affine())
@@ -135,7 +135,7 @@ class GroupNorm(SettingsLayer):
         return True
 
     def call(self, inputs, training=None):
-        x = tf.concat(inputs, -1) if isinstance(inputs, list) else inputs
+        x = tf.concat(as_pieces(inputs), -1)
         channels = x.shape[-1]
         shape = tf.shape(x)
         grouped = tf.reshape(

@@ -26,6 +26,11 @@ def unfold(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
     return tf.reshape(x, [-1, tf.shape(like)[1], shape[1], shape[2], x.shape[3]])
 
 
+def as_pieces(x: tf.Tensor | list[tf.Tensor]) -> list[tf.Tensor]:
+    """Returns a map given as its channel groups ("pieces"), or whole, as the list of its pieces."""
+    return list(x) if isinstance(x, (list, tuple)) else [x]
+
+
 def conv(x: tf.Tensor, kernel: tf.Tensor, strides: int = 1) -> tf.Tensor:
     """Convolves a folded map with `kernel` [ky, kx, in, out], padding k // 2 zeros on all sides.
 
