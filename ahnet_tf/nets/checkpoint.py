@@ -1,11 +1,10 @@
-"""The project's checkpoint: one .safetensors file with every weight by name and the network's settings.
+"""The project's checkpoint: a folder with `model.json` (settings) and `weights.safetensors`.
 
-The file holds plain arrays and text; reading it executes nothing, and any safetensors reader opens it.
+The weights are plain arrays by name: reading them executes nothing, and any safetensors reader can.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,70 +13,60 @@ import safetensors
 import safetensors.numpy
 import tensorflow as tf
 
-from ahnet_tf.config import ModelConfig, from_dict, save_config, to_dict
+from ahnet_tf.config import ModelConfig, load_config, save_config
 from ahnet_tf.nets.build import build_network, named_weights
 from preprocessing.errors import ModelError
 from preprocessing.files import replacing
 
-CONFIG_KEY = "ahnet_tf.model_config"
+SETTINGS = "model.json"
+WEIGHTS = "weights.safetensors"
 
 
-def save_network(path: str | Path, model: tf.keras.Model, config: ModelConfig) -> None:
-    """Writes a network's weights and settings to `path`, whole or not at all.
+def save_network(folder: str | Path, model: tf.keras.Model, config: ModelConfig) -> None:
+    """Writes a network's settings and weights into `folder`, which may hold other files.
 
-    A path ending in .safetensors is one file with both; any other is a folder, which gets that file as
-    weights.safetensors, and the settings once more as model.json for readers.
+    Each of the two files appears whole or not at all.
     """
     arrays = {name: variable.numpy() for name, variable in named_weights(model).items()}
-    with replacing(_weights_file(path)) as temporary:
-        metadata = {CONFIG_KEY: json.dumps(to_dict(config))}
-        safetensors.numpy.save_file(arrays, temporary, metadata=metadata)
-    if Path(path).suffix != ".safetensors":
-        save_config(Path(path) / "model.json", config)
+    save_config(Path(folder) / SETTINGS, config)
+    with replacing(Path(folder) / WEIGHTS) as temporary:
+        safetensors.numpy.save_file(arrays, temporary)
 
 
 def load_network(
-    path: str | Path, *, name: str | None = None
+    folder: str | Path, *, name: str | None = None
 ) -> tuple[tf.keras.Model, ModelConfig]:
     """Builds the network of a checkpoint and loads its weights; returns it with its settings.
 
     Raises:
-      ModelError: the file is missing, damaged, foreign, or its weights don't fit its settings.
+      ModelError: a file is missing, damaged or foreign, or the weights don't fit the settings.
+      SettingsError: `model.json` holds settings that don't exist or are out of range.
     """
-    config, arrays = read_checkpoint(path)
+    for file in (SETTINGS, WEIGHTS):
+        if not (Path(folder) / file).is_file():
+            raise ModelError(
+                folder,
+                f"a checkpoint folder with {SETTINGS} and {WEIGHTS}",
+                f"no {file}",
+                "Trainings write one; python -m ahnet_tf.weights import makes one of other files.",
+            )
+    config = load_config(Path(folder) / SETTINGS, ModelConfig)
+    arrays = read_safetensors(Path(folder) / WEIGHTS)
     model = build_network(config, name=name)
-    assign_weights(model, arrays, where=path)
+    assign_weights(model, arrays, where=Path(folder) / WEIGHTS)
     return model, config
 
 
-def read_checkpoint(path: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray]]:
-    """Returns the settings and the weights by name of a checkpoint, without building the network.
+def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of a .safetensors file by name.
 
     Raises:
-      ModelError: the file is missing, damaged or foreign.
+      ModelError: the file is damaged or no safetensors file.
     """
-    path = _weights_file(path)
-    expected = "a checkpoint (.safetensors) of this project"
-    if not Path(path).is_file():
-        raise ModelError(path, expected, "no such file")
     try:
-        with safetensors.safe_open(path, framework="np") as file:
-            text = (file.metadata() or {}).get(CONFIG_KEY)
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
-        raise ModelError(path, expected, f"an unreadable file ({error})") from None
-    if text is None:
-        raise ModelError(
-            path,
-            expected,
-            "a foreign safetensors file",
-            f"Turn it into one with: python -m ahnet_tf.weights import {path} --to OUT",
-        )
-    return from_dict(ModelConfig, json.loads(text), where=path), arrays
-
-
-def _weights_file(path: str | Path) -> Path:
-    return Path(path) if Path(path).suffix == ".safetensors" else Path(path) / "weights.safetensors"
+        raise ModelError(path, "a whole .safetensors file", f"a damaged one ({error})") from None
 
 
 def assign_weights(
