@@ -132,7 +132,7 @@ def _cases_below(path: Path, need_labels: bool) -> list[Case]:
         groups[file.group].append(file)
     found = []
     for group, members in sorted(groups.items()):
-        found += _cases_of_group(group, members, _identifier(source))
+        found += _cases_of_group(group, members, _identifier(source), need_labels)
     if need_labels:
         found = [_with_problem(case) for case in found]
     else:
@@ -217,7 +217,7 @@ def _lits_partners_joined(files: list[_File]) -> list[_File]:
     ]
 
 
-def _cases_of_group(group: Path, files: list[_File], source: str) -> list[Case]:
+def _cases_of_group(group: Path, files: list[_File], source: str, need_labels: bool) -> list[Case]:
     images = [file for file in files if file.role == "image"]
     labels = [file for file in files if file.role == "label"]
     alone = len(images) == 1 and len(labels) == 1 and images[0].group == images[0].path.parent
@@ -231,16 +231,19 @@ def _cases_of_group(group: Path, files: list[_File], source: str) -> list[Case]:
         own_labels = [file for file in labels if file.key == key]
         one = (own_images or own_labels)[0]
         case_id = _identifier(one.name or _folder_name(group))
+        image, label = (own[0].path if own else None for own in (own_images, own_labels))
         if len(own_images) <= 1 and len(own_labels) <= 1:
-            image, label = (own[0].path if own else None for own in (own_images, own_labels))
             cases.append(Case(case_id, image, label, source))
-            continue
-        names = ", ".join(file.path.name for file in own_images + own_labels)
-        problem = _one_line(f"{group}: expected one image and one label map, found {names}")
-        for image in own_images or [None]:
-            own_id = case_id if len(own_images) < 2 else _identifier(_stem(image.path))
-            label = own_labels[0].path if image is None else None
-            cases.append(Case(own_id, image and image.path, label, source, problem))
+        elif need_labels:
+            names = ", ".join(file.path.name for file in own_images + own_labels)
+            problem = f"{group}: expected one image and one label map, found {names}"
+            cases.append(Case(case_id, image, label, source, _one_line(problem)))
+        elif len(own_images) == 1:
+            cases.append(Case(case_id, image, None, source))
+        else:
+            ids = [_identifier(_stem(file.path)) for file in own_images]
+            paired = zip(ids, own_images, strict=True)
+            cases += [Case(own_id, file.path, None, source) for own_id, file in paired]
     return cases
 
 
@@ -257,25 +260,34 @@ def _with_problem(case: Case) -> Case:
 
 
 def _with_unique_ids(cases: list[Case]) -> list[Case]:
-    """Puts the folder's or the data set's name before ids that occur twice."""
-    for prefix in (lambda case: _folder_name(_path(case).parent), lambda case: case.source):
-        counts = Counter(case.case_id for case in cases)
-        cases = [
-            replace(case, case_id=_identifier(f"{prefix(case)}_{case.case_id}"))
-            if counts[case.case_id] > 1
-            else case
-            for case in cases
-        ]
-    first: dict[str, Case] = {}
-    for case in cases:
-        twin = first.setdefault(case.case_id, case)
-        if twin is not case:
+    """Puts the data set's or the folder's name before ids that occur twice."""
+    by_id: dict[str, list[int]] = defaultdict(list)
+    for index, case in enumerate(cases):
+        by_id[case.case_id].append(index)
+    cases = list(cases)
+    for case_id, indices in list(by_id.items()):
+        if len(indices) == 1:
+            continue
+        twins = [cases[index] for index in indices]
+        folders = [_identifier(_folder_name(_path(case).parent)) for case in twins]
+        for prefixes in (
+            [case.source for case in twins],
+            folders,
+            [f"{case.source}_{folder}" for case, folder in zip(twins, folders, strict=True)],
+        ):
+            unique = [f"{prefix}_{case_id}" for prefix in prefixes]
+            if len(set(unique)) == len(twins) and not by_id.keys() & set(unique):
+                break
+        else:
             raise InputError(
-                _path(case),
+                _path(twins[1]),
                 "a name of its own for each case",
-                f"{case.case_id!r} for {_path(twin)} too",
+                f"{case_id!r} for {_path(twins[0])} too",
                 "Rename one of the files, or their folders.",
             )
+        for index, name in zip(indices, unique, strict=True):
+            cases[index] = replace(cases[index], case_id=name)
+            by_id[name].append(index)
     return cases
 
 
