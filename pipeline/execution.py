@@ -1,0 +1,168 @@
+"""Runs a pipeline's components one after another in this process, and tells what each one did."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import tensorflow as tf
+from absl import logging as absl_logging
+from ml_metadata.proto import metadata_store_pb2
+from tfx import v1 as tfx
+from tfx.dsl.compiler import constants
+from tfx.orchestration import metadata
+from tfx.orchestration.local import runner_utils
+from tfx.orchestration.portable import launcher, runtime_parameter_utils
+from tfx.proto.orchestration import pipeline_pb2
+
+from preprocessing.errors import AHNetError, PipelineError
+
+State = metadata_store_pb2.Execution.State
+Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ComponentRun:
+    """What became of one component.
+
+    Attributes:
+      name: the component's id in the pipeline.
+      seconds: wall-clock time, metadata included.
+      cached: its earlier output was taken over; nothing was executed.
+      outputs: folders of its output artifacts, by output name.
+      properties: custom properties of those artifacts, by output name.
+    """
+
+    name: str
+    seconds: float
+    cached: bool
+    outputs: dict[str, str] = field(default_factory=dict)
+    properties: dict[str, dict[str, object]] = field(default_factory=dict)
+
+
+class ReportingRunner(tfx.orchestration.LocalDagRunner):
+    """TFX's local runner that announces each component and keeps what it did in `components`.
+
+    Unlike its parent it stops at a component whose inputs can't be resolved, which the parent
+    records as failed and passes over.
+    """
+
+    def __init__(self, announce: Announce):
+        super().__init__()
+        self.components: list[ComponentRun] = []
+        self._announce = announce
+
+    def run_with_ir(
+        self,
+        pipeline: pipeline_pb2.Pipeline,
+        run_options: pipeline_pb2.RunOptions | None = None,
+    ) -> None:
+        """Runs the compiled pipeline; called by `run`.
+
+        Raises:
+          PipelineError: a component failed, with its own message.
+        """
+        run_id = time.strftime("%Y-%m-%dT%H:%M:%S") + f".{time.time_ns() % 10**9:09d}"
+        runtime_parameter_utils.substitute_runtime_parameter(
+            pipeline, {constants.PIPELINE_RUN_ID_PARAMETER_NAME: run_id}
+        )
+        deployment = runner_utils.extract_local_deployment_config(pipeline)
+        connection = deployment.metadata_connection_config
+        connection = getattr(connection, connection.WhichOneof("connection_config"))
+        for number, node in enumerate(pipeline.nodes, start=1):
+            name = node.pipeline_node.node_info.id
+            title = f"[{number}/{len(pipeline.nodes)}] {name}"
+            self._announce(f"{title}: started")
+            component_launcher = launcher.Launcher(
+                pipeline_node=node.pipeline_node,
+                mlmd_connection=metadata.Metadata(connection),
+                pipeline_info=pipeline.pipeline_info,
+                pipeline_runtime_spec=pipeline.runtime_spec,
+                executor_spec=runner_utils.extract_executor_spec(deployment, name),
+                custom_driver_spec=runner_utils.extract_custom_driver_spec(deployment, name),
+            )
+            start = time.monotonic()
+            with _own_error(name):
+                execution_id = component_launcher.launch().execution_id
+            done = _read_execution(connection, name, execution_id, time.monotonic() - start)
+            self.components.append(done)
+            how = "unchanged, not executed" if done.cached else "finished"
+            self._announce(f"{title}: {how}, {done.seconds:.1f} s")
+
+
+@contextlib.contextmanager
+def quiet_logs(debug: bool) -> Iterator[None]:
+    """Keeps TFX, Beam and TensorFlow from logging below errors, unless in `debug`."""
+    if debug:
+        yield
+        return
+    # Restored afterwards, for whoever runs a pipeline inside a larger program.
+    loggers = [logging.getLogger(name) for name in ("apache_beam", "root", "tensorflow")]
+    levels = [logger.level for logger in loggers]
+    verbosity = absl_logging.get_verbosity()
+    tensorflow_level = tf.get_logger().level
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        absl_logging.set_verbosity(verbosity)
+        tf.get_logger().setLevel(tensorflow_level)
+
+
+@contextlib.contextmanager
+def _own_error(name: str) -> Iterator[None]:
+    """Turns whatever a component raises into one typed error that says what it said."""
+    try:
+        yield
+    except AHNetError:
+        raise
+    except Exception as error:
+        raise PipelineError(
+            f"component {name}",
+            "success",
+            f"{type(error).__name__}: {error}",
+            "--debug shows the traceback.",
+        ) from error
+
+
+def _read_execution(
+    connection: metadata_store_pb2.ConnectionConfig, name: str, execution_id: int, seconds: float
+) -> ComponentRun:
+    with metadata.Metadata(connection) as handle:
+        store = handle.store
+        (execution,) = store.get_executions_by_id([execution_id])
+        if execution.last_known_state not in (State.COMPLETE, State.CACHED):
+            state = State.Name(execution.last_known_state)
+            raise PipelineError(f"component {name}", "inputs that can be resolved", state)
+        events = [
+            event
+            for event in store.get_events_by_execution_ids([execution_id])
+            if event.type in (metadata_store_pb2.Event.OUTPUT, metadata_store_pb2.Event.INTERNAL_OUTPUT)
+        ]
+        artifacts = {
+            artifact.id: artifact
+            for artifact in store.get_artifacts_by_id([event.artifact_id for event in events])
+        }
+    named = {event.path.steps[0].key: artifacts[event.artifact_id] for event in events}
+    return ComponentRun(
+        name,
+        seconds,
+        cached=execution.last_known_state == State.CACHED,
+        outputs={key: artifact.uri for key, artifact in named.items()},
+        properties={
+            key: {
+                property_name: getattr(value, value.WhichOneof("value"))
+                for property_name, value in artifact.custom_properties.items()
+                if value.WhichOneof("value")
+            }
+            for key, artifact in named.items()
+        },
+    )

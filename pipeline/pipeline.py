@@ -1,0 +1,126 @@
+"""The one DAG: records -> checked records -> 2D network -> 3D network -> scores -> pushed model."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from tfx import v1 as tfx
+
+import preprocessing
+from pipeline.baseline import EarlierBlessedModel
+from pipeline.evaluation import make_eval_config
+from pipeline.schema import make_validations, write_schema
+from pipeline.settings import PipelineSettings
+from pipeline.validation import stop_on_anomalies
+
+# Floors whose code decides what a training gives; a change in them makes cached trainings stale.
+TRAINED_WITH = ("preprocessing", "ahnet_tf", "serving", "pipeline/trainer.py")
+BEAM_ARGUMENTS = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
+
+
+def create_pipeline(settings: PipelineSettings) -> tfx.dsl.Pipeline:
+    """Returns the pipeline of one task; nothing runs yet.
+
+    The schema of the task is written into the output folder, where the DAG imports it from.
+    """
+    output = Path(settings.output)
+    examples = tfx.components.ImportExampleGen(
+        input_base=settings.input,
+        input_config=tfx.proto.Input(
+            splits=[
+                tfx.proto.Input.Split(name=split, pattern=f"{split}/*.tfrecord*")
+                for split in ("train", "eval")
+            ]
+        ),
+    )
+    schema = tfx.components.ImportSchemaGen(str(write_schema(settings.task, output / "schema")))
+    statistics = tfx.components.StatisticsGen(
+        examples=examples.outputs["examples"], schema=schema.outputs["schema"]
+    )
+    validator = tfx.components.ExampleValidator(
+        statistics=statistics.outputs["statistics"],
+        schema=schema.outputs["schema"],
+        custom_validation_config=make_validations(settings.task),
+    )
+    gate = stop_on_anomalies(anomalies=validator.outputs["anomalies"]).with_id("AnomalyGate")
+    trainer_2d = _trainer(settings, "2d", examples)
+    trainer_2d.add_upstream_node(gate)
+    trainer_3d = _trainer(settings, "3d", examples, base_model=trainer_2d.outputs["model"])
+    baseline = tfx.dsl.Resolver(
+        strategy_class=EarlierBlessedModel,
+        current=trainer_3d.outputs["model"],
+        model=tfx.dsl.Channel(type=tfx.types.standard_artifacts.Model),
+        model_blessing=tfx.dsl.Channel(type=tfx.types.standard_artifacts.ModelBlessing),
+    ).with_id("LatestBlessedModel")
+    evaluator = tfx.components.Evaluator(
+        examples=examples.outputs["examples"],
+        model=trainer_3d.outputs["model"],
+        baseline_model=baseline.outputs["model"],
+        eval_config=make_eval_config(settings.task, settings.thresholds, settings.largest_loss),
+        example_splits=["eval"],
+    )
+    pusher = tfx.components.Pusher(
+        model=trainer_3d.outputs["model"],
+        model_blessing=evaluator.outputs["blessing"],
+        push_destination=tfx.proto.PushDestination(
+            filesystem=tfx.proto.PushDestination.Filesystem(
+                base_directory=str(output / "serving_model")
+            )
+        ),
+    )
+    return tfx.dsl.Pipeline(
+        pipeline_name=settings.name,
+        pipeline_root=str(output / "artifacts"),
+        components=[
+            examples,
+            schema,
+            statistics,
+            validator,
+            gate,
+            trainer_2d,
+            trainer_3d,
+            baseline,
+            evaluator,
+            pusher,
+        ],
+        enable_cache=True,
+        metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(
+            str(output / "metadata.sqlite")
+        ),
+        beam_pipeline_args=list(BEAM_ARGUMENTS),
+    )
+
+
+def code_version() -> str:
+    """Returns a digest of the source files that trainings run, `TRAINED_WITH`."""
+    root = Path(preprocessing.__file__).parents[1]
+    digest = hashlib.sha256()
+    for place in TRAINED_WITH:
+        path = root / place
+        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+            digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _trainer(
+    settings: PipelineSettings,
+    stage: str,
+    examples: tfx.components.ImportExampleGen,
+    base_model: tfx.dsl.Channel | None = None,
+) -> tfx.components.Trainer:
+    content = settings.to_dict()
+    training = content[f"training_{stage}"]
+    return tfx.components.Trainer(
+        run_fn=f"pipeline.trainer.run_fn_{stage}",
+        examples=examples.outputs["examples"],
+        base_model=base_model,
+        train_args=tfx.proto.TrainArgs(splits=["train"], num_steps=training["steps"]),
+        eval_args=tfx.proto.EvalArgs(splits=["eval"]),
+        custom_config={
+            "task": content["task"],
+            "model": content[f"model_{stage}"],
+            "training": training,
+            "code_version": code_version(),
+        },
+    ).with_id(f"Trainer{stage.upper()}")

@@ -1,0 +1,161 @@
+"""The curated schema of a task's records: what data validation holds every data set against.
+
+TFDV sees the scalars of each record and of the voxels only their number of bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+
+import numpy as np
+from google.protobuf import text_format
+from tensorflow_data_validation.anomalies.proto import custom_validation_config_pb2
+from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2
+
+from preprocessing.files import replacing
+from preprocessing.records import (
+    CASE_ID,
+    IMAGE,
+    INTENSITY_QUANTILES,
+    LABEL,
+    PATCH_INDEX,
+    SOURCE,
+    SPACING_CLASS,
+    SPACING_CLASSES_MM,
+)
+from preprocessing.tasks import Task
+
+Range = tuple[float, float]
+
+# Abdominal CT: in-plane 0.3-3 mm, slices up to 10 mm; HU, so air lies below 0 and tissue above.
+# A scan stored without its rescale intercept (-1024) fails on intensity_p01.
+_CT: dict[str, Range] = {
+    "spacing_x_mm": (0.3, 3.0),
+    "spacing_y_mm": (0.3, 3.0),
+    "spacing_z_mm": (0.3, 10.0),
+    "intensity_p01": (-4096.0, 0.0),
+    "intensity_p50": (-4096.0, 300.0),
+    "intensity_p99": (0.0, 4096.0),
+}
+_DBT: dict[str, Range] = {
+    "spacing_x_mm": (0.02, 0.5),
+    "spacing_y_mm": (0.02, 0.5),
+    "spacing_z_mm": (0.5, 2.0),
+}
+# What any medical volume fits, for tasks of the user's own.
+_ANY: dict[str, Range] = {
+    "spacing_x_mm": (0.01, 20.0),
+    "spacing_y_mm": (0.01, 20.0),
+    "spacing_z_mm": (0.01, 20.0),
+}
+CURATED_RANGES = {"ct_liver": _CT, "ct_liver_small": _CT, "dbt_lesion": _DBT}
+
+# Share by which the spacing of a resampled volume may differ from the task's.
+SPACING_TOLERANCE = 0.02
+
+
+def make_schema(task: Task) -> schema_pb2.Schema:
+    """Returns the schema of the records of one task."""
+    schema = schema_pb2.Schema()
+    voxels = math.prod(task.patch_shape_zyx)
+    for name in (IMAGE, LABEL):
+        _add(schema, name, schema_pb2.BYTES).image_domain.SetInParent()
+    for name in (CASE_ID, SOURCE):
+        _add(schema, name, schema_pb2.BYTES)
+    classes = [name for name, _ in SPACING_CLASSES_MM] + ["thick"]
+    _add(schema, SPACING_CLASS, schema_pb2.BYTES).string_domain.value.extend(classes)
+    _add_whole(schema, PATCH_INDEX, 0)
+    for axis, size in zip("zyx", task.patch_shape_zyx, strict=True):
+        _add_whole(schema, f"shape_{axis}", size, size)
+        _add_whole(schema, f"valid_{axis}", 1, size)
+        _add_whole(schema, f"origin_{axis}")
+        _add_whole(schema, f"volume_{axis}", 1)
+    for value, _ in enumerate(task.class_names):
+        _add_whole(schema, f"voxels_label_{value}", 0, voxels)
+        _add_whole(schema, f"case_voxels_label_{value}", 0)
+    for name, (low, high) in _real_ranges(task).items():
+        domain = _add(schema, name, schema_pb2.FLOAT).float_domain
+        domain.min, domain.max = low, high
+        domain.disallow_nan = domain.disallow_inf = True
+    return schema
+
+
+def make_validations(task: Task) -> custom_validation_config_pb2.CustomValidationConfig:
+    """Returns the checks that a schema cannot express.
+
+    The length of the voxel bytes must be that of the task's patches (an error), and every label
+    must occur somewhere (a warning, for it is the training split alone that can't do without).
+    """
+    config = custom_validation_config_pb2.CustomValidationConfig()
+    voxels = math.prod(task.patch_shape_zyx)
+    shape = " x ".join(str(size) for size in task.patch_shape_zyx)
+    sizes = {IMAGE: voxels * np.dtype(task.image_dtype).itemsize, LABEL: voxels}
+    for name, count in sizes.items():
+        check = _add_check(config, name)
+        check.sql_expression = (
+            f"feature.bytes_stats.min_num_bytes = {count} "
+            f"AND feature.bytes_stats.max_num_bytes_int = {count}"
+        )
+        check.severity = anomalies_pb2.AnomalyInfo.Severity.ERROR
+        check.description = f"not {count} bytes long, as patches of {shape} voxels (z, y, x) are"
+    for value, class_name in enumerate(task.class_names[1:], start=1):
+        check = _add_check(config, f"case_voxels_label_{value}")
+        check.sql_expression = "feature.num_stats.max > 0"
+        check.severity = anomalies_pb2.AnomalyInfo.Severity.WARNING
+        check.description = f"label {value} ({class_name}) is present in no case"
+    return config
+
+
+def write_schema(task: Task, folder: str | Path) -> Path:
+    """Writes the schema's text form under a name that changes with its content; returns the path.
+
+    TFX caches what it imported by path: another schema must not lie under the same one.
+    """
+    text = text_format.MessageToString(make_schema(task))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    path = Path(folder) / f"schema-{digest}.pbtxt"
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def _real_ranges(task: Task) -> dict[str, Range]:
+    stored = np.iinfo(task.image_dtype)
+    ranges = dict.fromkeys(INTENSITY_QUANTILES, (float(stored.min), float(stored.max)))
+    ranges |= CURATED_RANGES.get(task.name, _ANY)
+    resampled = {"keep": "", "in_plane": "xy", "full": "xyz"}[task.resampling]
+    for axis, spacing_mm in zip("xyz", task.spacing_mm or (), strict=False):
+        if axis in resampled:
+            slack_mm = SPACING_TOLERANCE * spacing_mm
+            ranges[f"spacing_{axis}_mm"] = (spacing_mm - slack_mm, spacing_mm + slack_mm)
+    return ranges
+
+
+def _add(schema: schema_pb2.Schema, name: str, kind: int) -> schema_pb2.Feature:
+    """Adds a feature that every record carries exactly once."""
+    feature = schema.feature.add(name=name, type=kind)
+    feature.presence.min_fraction = 1.0
+    feature.presence.min_count = 1
+    feature.shape.dim.add(size=1)
+    return feature
+
+
+def _add_whole(
+    schema: schema_pb2.Schema, name: str, least: int | None = None, most: int | None = None
+) -> None:
+    domain = _add(schema, name, schema_pb2.INT).int_domain
+    domain.SetInParent()
+    if least is not None:
+        domain.min = least
+    if most is not None:
+        domain.max = most
+
+
+def _add_check(
+    config: custom_validation_config_pb2.CustomValidationConfig, feature_name: str
+) -> custom_validation_config_pb2.Validation:
+    checks = config.feature_validations.add()
+    checks.feature_path.step.append(feature_name)
+    return checks.validations.add()

@@ -1,0 +1,72 @@
+"""The gate between data validation and training: anomalies end the run."""
+
+# TFX reads the annotations of `stop_on_anomalies` as they stand: no postponed evaluation here.
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tensorflow_metadata.proto.v0 import anomalies_pb2
+from tfx import v1 as tfx
+from tfx.types import artifact_utils
+
+from preprocessing.errors import PipelineError
+
+TRAINING_SPLIT = "train"
+# Where ExampleValidator leaves its findings on a split.
+ANOMALIES_FILE = "SchemaDiff.pb"
+
+
+@tfx.dsl.components.component
+def stop_on_anomalies(
+    anomalies: tfx.dsl.components.InputArtifact[tfx.types.standard_artifacts.ExampleAnomalies],
+) -> None:
+    """A component that fails where the records don't fit the schema (see `check_anomalies`)."""
+    check_anomalies(
+        {
+            split: read_anomalies(artifact_utils.get_split_uri([anomalies], split))
+            for split in artifact_utils.decode_split_names(anomalies.split_names)
+        }
+    )
+
+
+def read_anomalies(folder: str) -> anomalies_pb2.Anomalies:
+    """Reads what ExampleValidator found in one split."""
+    return anomalies_pb2.Anomalies.FromString((Path(folder) / ANOMALIES_FILE).read_bytes())
+
+
+def check_anomalies(anomalies: dict[str, anomalies_pb2.Anomalies]) -> None:
+    """Stops on errors in any split and on warnings in the training split; prints other warnings.
+
+    Args:
+      anomalies: findings by split.
+
+    Raises:
+      PipelineError: names each feature at fault, its split, and what is wrong with it.
+    """
+    faults = []
+    for split, found in anomalies.items():
+        for severity, sentence in _findings(found):
+            line = f"{sentence} ({split} split)"
+            if severity == anomalies_pb2.AnomalyInfo.ERROR or split == TRAINING_SPLIT:
+                faults.append(line)
+            else:
+                print(f"warning: {line}", file=sys.stderr)
+    if faults:
+        raise PipelineError(
+            "data validation",
+            "records that fit the schema of their task",
+            "; ".join(faults),
+            "Mend the cases and convert them again.",
+        )
+
+
+def _findings(found: anomalies_pb2.Anomalies) -> Iterator[tuple[int, str]]:
+    if found.data_missing:
+        yield anomalies_pb2.AnomalyInfo.ERROR, "no records"
+    if found.HasField("dataset_anomaly_info"):
+        yield found.dataset_anomaly_info.severity, found.dataset_anomaly_info.description
+    for name, information in sorted(found.anomaly_info.items()):
+        reasons = [reason.description or reason.short_description for reason in information.reason]
+        text = " ".join(reasons) or information.description
+        yield information.severity, f"{name}: {' '.join(text.split()).rstrip('.')}"
