@@ -67,12 +67,31 @@ def spacing_class(slice_spacing_mm: float) -> str:
 
 
 def encode_patch(patch: Patch, task: Task) -> bytes:
-    """Returns a patch as a serialized tf.train.Example, the same bytes for the same patch."""
+    """Returns a patch as a serialized tf.train.Example, the same bytes for the same patch.
+
+    Raises:
+      InputError: dtypes, shapes or label values that are not the task's.
+    """
     if patch.image_zyx.dtype != np.dtype(task.image_dtype) or patch.label_zyx.dtype != np.uint8:
         raise InputError(
             f"case {patch.case_id}",
             f"a {task.image_dtype} image and uint8 labels",
             f"{patch.image_zyx.dtype} and {patch.label_zyx.dtype}",
+        )
+    if (
+        patch.image_zyx.shape != task.patch_shape_zyx
+        or patch.label_zyx.shape != task.patch_shape_zyx
+    ):
+        raise InputError(
+            f"case {patch.case_id}",
+            f"patches of shape (z, y, x) {task.patch_shape_zyx}",
+            f"image {patch.image_zyx.shape} and label {patch.label_zyx.shape}",
+        )
+    if patch.label_zyx.max() >= len(task.class_names):
+        raise InputError(
+            f"case {patch.case_id}",
+            f"label values below {len(task.class_names)}",
+            int(patch.label_zyx.max()),
         )
     little_endian = np.dtype(task.image_dtype).newbyteorder("<")
     counts = np.bincount(_valid(patch).ravel(), minlength=len(task.class_names))

@@ -5,9 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from preprocessing.errors import SettingsError
 
@@ -15,11 +20,19 @@ RESAMPLING = ("keep", "in_plane", "full")
 IMAGE_DTYPES = ("int16", "uint16")
 
 
-def _positive(values: Any, count: int) -> bool:
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _positive_triple(values: Any, is_number: Callable[[Any], bool]) -> bool:
     return (
-        isinstance(values, tuple | list)
-        and len(values) == count
-        and all(isinstance(value, int | float) and value > 0 for value in values)
+        isinstance(values, tuple)
+        and len(values) == 3
+        and all(is_number(value) and value > 0 for value in values)
     )
 
 
@@ -52,31 +65,50 @@ class Task:
     foreground_fraction: float = 0.75
 
     def __post_init__(self):
-        where = f"task {self.name!r}"
-        if len(self.class_names) < 2 or len(set(self.class_names)) < len(self.class_names):
-            raise SettingsError(where, "class_names: two or more, all different", self.class_names)
-        if not self.intensity_window[0] < self.intensity_window[1]:
-            raise SettingsError(where, "intensity_window with low < high", self.intensity_window)
-        if self.image_dtype not in IMAGE_DTYPES:
-            raise SettingsError(
-                where, f"image_dtype among {', '.join(IMAGE_DTYPES)}", repr(self.image_dtype)
+        names, window = self.class_names, self.intensity_window
+        self._check("name: a text", isinstance(self.name, str) and self.name != "")
+        self._check(
+            "class_names: a list of names, two or more, all different",
+            isinstance(names, tuple)
+            and all(isinstance(name, str) for name in names)
+            and 2 <= len(names) == len(set(names)),
+        )
+        numbers = isinstance(window, tuple) and len(window) == 2 and all(map(_finite, window))
+        self._check(
+            "intensity_window: two finite numbers, low < high", numbers and window[0] < window[1]
+        )
+        self._check(
+            f"image_dtype among {', '.join(IMAGE_DTYPES)}", self.image_dtype in IMAGE_DTYPES
+        )
+        limits = np.iinfo(self.image_dtype)
+        self._check(
+            f"outside_value: a whole number that {self.image_dtype} can hold",
+            _whole(self.outside_value) and limits.min <= self.outside_value <= limits.max,
+        )
+        self._check(f"resampling among {', '.join(RESAMPLING)}", self.resampling in RESAMPLING)
+        if self.resampling != "keep" or self.spacing_mm is not None:
+            self._check(
+                "spacing_mm: three positive millimetres (x, y, z)",
+                _positive_triple(self.spacing_mm, _finite),
             )
-        if self.resampling not in RESAMPLING:
-            raise SettingsError(
-                where, f"resampling among {', '.join(RESAMPLING)}", repr(self.resampling)
-            )
-        if self.resampling != "keep" and not _positive(self.spacing_mm, 3):
-            raise SettingsError(
-                where, "spacing_mm: three positive millimetres (x, y, z)", self.spacing_mm
-            )
-        if not _positive(self.patch_shape_zyx, 3):
-            raise SettingsError(
-                where, "patch_shape_zyx: three positive voxel counts", self.patch_shape_zyx
-            )
-        if self.patches_per_case < 1:
-            raise SettingsError(where, "patches_per_case of at least 1", self.patches_per_case)
-        if not 0 <= self.foreground_fraction <= 1:
-            raise SettingsError(where, "foreground_fraction from 0 to 1", self.foreground_fraction)
+        self._check(
+            "patch_shape_zyx: three positive voxel counts",
+            _positive_triple(self.patch_shape_zyx, _whole),
+        )
+        self._check(
+            "patches_per_case: a whole number of at least 1",
+            _whole(self.patches_per_case) and self.patches_per_case >= 1,
+        )
+        self._check(
+            "foreground_fraction: a share from 0 to 1",
+            _finite(self.foreground_fraction) and 0 <= self.foreground_fraction <= 1,
+        )
+
+    def _check(self, expected: str, holds: bool) -> None:
+        """Raises a SettingsError; `expected` starts with the attribute's name."""
+        if not holds:
+            attribute = re.match(r"\w+", expected)[0]
+            raise SettingsError(f"task {self.name!r}", expected, repr(getattr(self, attribute)))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the task as plain JSON types."""
