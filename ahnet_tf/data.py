@@ -173,7 +173,7 @@ def training_dataset(
         # Dataset.shuffle would not do: its order depends on TensorFlow's global seed as well.
         order = tf.random.experimental.stateless_shuffle(tf.constant(files), (seed, epoch))
         dataset = tf.data.Dataset.from_tensor_slices(order)
-        dataset = dataset.interleave(_read, cycle_length=4, deterministic=True)
+        dataset = dataset.interleave(_read, cycle_length=4)
 
         def shuffled(number: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
             window_seed = tf.random.experimental.stateless_fold_in((seed, epoch), number)

@@ -23,14 +23,28 @@ from preprocessing.tasks import Task
 Batch = dict[str, tf.Tensor]
 
 
-def make_optimizer(config: TrainingConfig) -> tf.keras.optimizers.legacy.Optimizer:
-    """Returns Adam as published (0.9, 0.999, 1e-8), with the configured schedule.
+def make_optimizer(
+    strategy: tf.distribute.Strategy, model: tf.keras.Model, config: TrainingConfig
+) -> tf.keras.optimizers.legacy.Optimizer:
+    """Returns Adam as published (0.9, 0.999, 1e-8), with the configured schedule, its state created.
 
     Keras' legacy class: its fused update is faster on CPUs than the newer one's.
     """
-    return tf.keras.optimizers.legacy.Adam(
-        WarmUpThenDecay(config), beta_1=0.9, beta_2=0.999, epsilon=1e-8
-    )
+    with strategy.scope():
+        optimizer = tf.keras.optimizers.legacy.Adam(
+            WarmUpThenDecay(config), beta_1=0.9, beta_2=0.999, epsilon=1e-8
+        )
+    # A step without gradient creates the moments and changes nothing. Created within the first real
+    # step they would make TensorFlow trace it twice, and a checkpoint could not be checked at once.
+    weights = model.trainable_variables
+
+    def apply_zeros() -> None:
+        zeros = [(tf.zeros_like(weight), weight) for weight in weights]
+        optimizer.apply_gradients(zeros, experimental_aggregate_gradients=False)
+
+    tf.function(lambda: strategy.run(apply_zeros), autograph=False)()
+    optimizer.iterations.assign(0)
+    return optimizer
 
 
 def make_train_step(
@@ -58,7 +72,7 @@ def make_train_step(
         return loss, tape.gradient(loss, variables)
 
     if config.jit_compile:
-        local_loss_and_gradients = tf.function(local_loss_and_gradients, jit_compile=True)
+        local_loss_and_gradients = tf.function(local_loss_and_gradients, jit_compile=True, autograph=False)
 
     def replica_step(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         replicas = tf.distribute.get_replica_context()
@@ -75,7 +89,7 @@ def make_train_step(
         )
         return loss, norm
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         losses, norms = strategy.run(replica_step, (batch,))
         loss = strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
@@ -111,7 +125,7 @@ def make_evaluation(
         counts = tile_counts(batch["label"], predicted, batch["weight"], model_config.classes)
         return batch["case_id"], counts
 
-    @tf.function
+    @tf.function(autograph=False)
     def count(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         cases, counts = strategy.run(replica_counts, (batch,))
         local = strategy.experimental_local_results

@@ -126,7 +126,7 @@ def train_network(
     tf.keras.utils.set_random_seed(config.seed)
     with strategy.scope(), precision(config.precision):
         model = build_network(model_config, seed=config.seed)
-        optimizer = make_optimizer(config)
+    optimizer = make_optimizer(strategy, model, config)
     state = _State()
     checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, state=state)
     manager = tf.train.CheckpointManager(checkpoint, str(output / "checkpoints"), max_to_keep=2)

@@ -21,6 +21,8 @@ ARCHITECTURES = {
 }
 
 
+# Layers use no Python control flow over tensors; converting them would double the time to build.
+@tf.autograph.experimental.do_not_convert
 def build_network(config: ModelConfig, *, seed: int = 0, name: str | None = None) -> tf.keras.Model:
     """Builds a network from raw intensities to logits.
 
