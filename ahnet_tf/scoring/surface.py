@@ -58,10 +58,29 @@ def _surface_points_mm(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndar
         return np.empty((0, 3))
     # Outside its bounding box the mask has nothing, so the box's border is surface either way.
     inside = mask[boxes[0]]
-    neighbours = ndimage.generate_binary_structure(3, 2)
-    surface = inside & ~ndimage.binary_erosion(inside, neighbours)
+    surface = inside & ~_eroded(inside)
     origin = [axis.start for axis in boxes[0]]
     return (np.argwhere(surface) + origin) * np.asarray(spacing_mm, np.float64)
+
+
+def _eroded(mask: np.ndarray) -> np.ndarray:
+    """Returns the voxels whose 18 neighbours all belong to the mask.
+
+    The 18 neighbours are three 3x3 squares, one in each plane, and a square is a row of rows:
+    several times faster than ndimage.binary_erosion with the same answer.
+    """
+    padded = np.pad(mask, 1)
+    along_x, along_y = _threes(padded, 0), _threes(padded[1:-1], 1)
+    return _threes(along_x[:, :, 1:-1], 1) & _threes(along_x[:, 1:-1], 2) & _threes(along_y, 2)
+
+
+def _threes(mask: np.ndarray, axis: int) -> np.ndarray:
+    """Returns where a voxel and its two neighbours along an axis are set, without the ends."""
+    first, middle, last = (
+        mask[(slice(None),) * axis + (part,)]
+        for part in (slice(None, -2), slice(1, -1), slice(2, None))
+    )
+    return first & middle & last
 
 
 def _nearest_mm(points_mm: np.ndarray, others_mm: np.ndarray) -> np.ndarray:
