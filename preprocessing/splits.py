@@ -11,6 +11,8 @@ from pathlib import Path
 from preprocessing.errors import SettingsError
 
 SPLITS = ("train", "eval")
+# Share of cases to evaluate on, unless told otherwise.
+EVAL_FRACTION = 0.2
 
 
 def split_place(case_id: str) -> float:

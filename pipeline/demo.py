@@ -1,0 +1,244 @@
+"""The whole road in one command: volumes, records, pipeline, server, prediction, score, picture.
+
+Every stage is a command that is printed and run as a user would type it; only what ties them
+together is here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.stages import Stages
+from preprocessing.cases import Case, find_cases
+from preprocessing.command import make_parser, run_command
+from preprocessing.errors import InputError, PipelineError
+from preprocessing.files import write_json
+from preprocessing.nifti import check_pair, read_image, read_label
+from preprocessing.splits import EVAL_FRACTION, split_by_hash
+from preprocessing.tasks import Task, load_task
+
+MODEL_NAME = "ahnet"
+PHANTOM_CASES = 8
+# Numbered far from the training cases: no stage before the prediction ever sees it.
+UNSEEN_CASE = 1004
+STAGE_FOLDERS = ("data", "unseen", "records", "pipeline", "prediction", "scores", ".stages")
+EXAMPLES = (
+    "python -m pipeline.demo --output demo",
+    "python -m pipeline.demo --output demo_own --input ~/lits/training",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the demonstration and returns the exit code."""
+    parser = make_parser(
+        "pipeline.demo",
+        "From CT volumes to a served segmentation: synthetic cases (or your own), Beam conversion,\n"
+        "TFX pipeline, model server, prediction of a case never seen, its score and a picture.\n"
+        "An interrupted run takes up after its last finished stage; a finished one starts anew.",
+        EXAMPLES,
+    )
+    parser.add_argument("--output", default="demo", help="folder for everything (default: demo)")
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        metavar="DIR",
+        help="your own labelled cases, two or more (LiTS naming, or a folder a case); "
+        "one is kept from training for the prediction (default: synthetic cases)",
+    )
+    parser.add_argument(
+        "--task", default="ct_liver_small", help="preset or JSON file (default: ct_liver_small)"
+    )
+    parser.add_argument(
+        "--preset", default="ct_liver_small", help="of the training (default: ct_liver_small)"
+    )
+    parser.add_argument(
+        "--threshold-liver",
+        type=float,
+        help="liver Dice per case that a model must reach to be served (default: 0.8 on synthetic "
+        "cases; 0 on your own, where a short training is a first look and no quality gate)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a training setting, handed on to the pipeline; repeatable",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of data, sampling and training")
+    return run_command(run, parser.parse_args(argv))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs all stages, then writes and prints the summary."""
+    output = Path(arguments.output)
+    output.mkdir(parents=True, exist_ok=True)
+    with only_run_in(output):
+        if (output / "summary.json").exists():
+            clear(output)
+        stages = Stages(output / ".stages", arguments.debug)
+        run_stages(arguments, output, stages)
+        summary = summarize(output, stages)
+        write_json(output / "summary.json", summary)
+    print_summary(summary, output)
+
+
+def run_stages(arguments: argparse.Namespace, output: Path, stages: Stages) -> None:
+    """Runs the stages in order; each one's output lies in a folder of its name in `output`."""
+    seed = ["--seed", str(arguments.seed)]
+    data, unseen, records = output / "data", output / "unseen", output / "records"
+    convert = ["preprocessing.convert", "--task", arguments.task, "--output", records, *seed]
+    threshold = arguments.threshold_liver
+    task = load_task(arguments.task)
+    if arguments.input:
+        stages.call(
+            "data", lambda: hold_one_out(arguments.input, task, data, unseen), arguments.input
+        )
+        convert += ["--allow-rejected"]
+        default_threshold = 0.0
+    else:
+        phantom = ["preprocessing.phantom", *seed]
+        stages.run("data", [*phantom, "--output", data, "--cases", PHANTOM_CASES])
+        stages.run("unseen", [*phantom, "--output", unseen, "--cases", 1, "--first", UNSEEN_CASE])
+        default_threshold = 0.8
+    stages.run("convert", [*convert, "--overwrite", "--input", data])
+    pipeline = ["pipeline.local_runner", "--input", records, "--output", output / "pipeline", *seed]
+    pipeline += ["--preset", arguments.preset]
+    pipeline += ["--threshold-liver", default_threshold if threshold is None else threshold]
+    for setting in arguments.set:
+        pipeline += ["--set", setting]
+    stages.run("pipeline", pipeline)
+    with stages.server(output / "pipeline" / "serving_model", MODEL_NAME) as address:
+        predict = ["ahnet_tf.predict", "--target", f"{address}/{MODEL_NAME}", "--overlay"]
+        # The server's port is another one in every run: predict again rather than compare.
+        stages.run("predict", [*predict, "--input", unseen, "--output", output / "prediction"])
+    evaluate = ["ahnet_tf.evaluate", "--input", output / "prediction", "--reference", unseen]
+    stages.run("evaluate", [*evaluate, "--output", output / "scores"])
+    (overlay,) = (output / "prediction" / "overlays").glob("*.png")
+    shutil.copyfile(overlay, output / "overlay.png")
+
+
+def hold_one_out(inputs: Sequence[str], task: Task, data: Path, unseen: Path) -> float:
+    """Links the user's cases into `data`, and the last sound one of them into `unseen`.
+
+    Of only two cases the one that conversion gives to the eval split is predicted as well: it is not
+    trained on either.
+
+    Returns:
+      0.0: linking takes no memory to speak of.
+
+    Raises:
+      InputError: fewer than two labelled cases that can be read.
+    """
+    for folder in (data, unseen):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    cases = find_cases(inputs, need_labels=True)
+    held_out = next((case for case in reversed(cases) if is_sound(case, task)), None)
+    if held_out is None or len(cases) < 2:
+        raise InputError(
+            ", ".join(inputs),
+            "two or more sound cases with label maps",
+            ", ".join(case.problem or case.case_id for case in cases),
+            "python -m preprocessing.convert says what is wrong with each case.",
+        )
+    if len(cases) == 2:
+        splits = split_by_hash([case.case_id for case in cases], EVAL_FRACTION)
+        held_out = next(case for case in cases if splits[case.case_id] == "eval")
+    for case in cases:
+        if case is not held_out or len(cases) == 2:
+            link(case, data)
+    link(held_out, unseen)
+    print(f"{len(cases)} cases; {held_out.case_id} is not trained on and predicted at the end")
+    return 0.0
+
+
+def is_sound(case: Case, task: Task) -> bool:
+    """Says whether a case's image and label map can be read and lie on one grid."""
+    if case.problem:
+        return False
+    try:
+        label = read_label(case.label_path, task.class_names)
+        check_pair(read_image(case.image_path), label, case.case_id)
+    except InputError:
+        return False
+    return True
+
+
+def link(case: Case, folder: Path) -> None:
+    """Links a case's files into a folder of the case's own."""
+    place = folder / case.case_id
+    place.mkdir()
+    for path in filter(None, (case.image_path, case.label_path)):
+        (place / path.name).symlink_to(path.resolve())
+
+
+def summarize(output: Path, stages: Stages) -> dict[str, Any]:
+    """Returns the scores of the predicted case, and what each stage cost."""
+    scores = json.loads((output / "scores" / "scores.json").read_text(encoding="utf-8"))
+    pipeline = json.loads((output / "pipeline" / "result.json").read_text(encoding="utf-8"))
+    seconds = {name: cost["seconds"] for name, cost in stages.costs.items()}
+    memory = {name: cost["peak_memory_mib"] for name, cost in stages.costs.items()}
+    return {
+        "case": next(iter(scores["cases"])),
+        "dice_liver": scores["summary"]["liver_dice"]["value"],
+        "dice_tumour": scores["summary"]["lesion_dice_per_case"]["value"],
+        "seconds": seconds,
+        "seconds_total": round(sum(seconds.values()) - seconds["server"], 1),
+        "seconds_pipeline": pipeline["seconds"],
+        # The server runs while the prediction does; all other stages run alone.
+        "peak_memory_mib": max(memory["server"] + memory["predict"], *memory.values()),
+        "peak_memory_mib_by_stage": memory,
+        "model": pipeline["pushed"],
+    }
+
+
+def print_summary(summary: dict[str, Any], output: Path) -> None:
+    """Prints the scores and where to look."""
+    print(f"\ncase {summary['case']}, which the network was not trained on:")
+    for name in ("liver", "tumour"):
+        dice = summary[f"dice_{name}"]
+        print(f"  Dice {name:<8}{'undefined' if dice is None else format(dice, '.3f')}")
+    print(f"{summary['seconds_total']:.0f} s, at most {summary['peak_memory_mib']} MiB at a time")
+    print(f"picture  {output / 'overlay.png'}")
+    print(f"figures  {output / 'summary.json'}")
+    print(f"model    {summary['model']}")
+
+
+def clear(output: Path) -> None:
+    """Removes what an earlier, finished run left; nothing else in the folder."""
+    (output / "summary.json").unlink()
+    (output / "overlay.png").unlink(missing_ok=True)
+    for name in STAGE_FOLDERS:
+        shutil.rmtree(output / name, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def only_run_in(output: Path) -> Iterator[None]:
+    """Refuses a second run in the same folder while the first one goes on.
+
+    Raises:
+      PipelineError: another run holds the folder.
+    """
+    with (output / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PipelineError(
+                output,
+                "no other run in this folder",
+                "one that goes on",
+                "Choose another --output.",
+            ) from None
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Stages of a long run as commands: printed, run in processes of their own, measured, resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from preprocessing.errors import PipelineError
+from preprocessing.files import write_json
+
+
+class Stages:
+    """Runs commands one after another and remembers, on disk, which are done and what they cost.
+
+    Args:
+      folder: where each finished stage leaves a small JSON file.
+      debug: hand `--debug` on to every command.
+
+    Attributes:
+      costs: seconds and peak memory (MiB) of every stage of this run and of those done before.
+    """
+
+    def __init__(self, folder: Path, debug: bool = False):
+        self.folder = folder
+        self.costs: dict[str, dict[str, float]] = {}
+        self._debug = ["--debug"] if debug else []
+
+    def run(self, name: str, command: Sequence[object]) -> None:
+        """Runs `python -m COMMAND` unless it has finished before with the same arguments.
+
+        Raises:
+          PipelineError: the command's exit code is not 0; its own message stands above.
+        """
+        words = [str(word) for word in command] + self._debug
+
+        def work() -> float:
+            print(f"\n$ python -m {shlex.join(words)}", flush=True)
+            code, peak_memory_mib = _wait(subprocess.Popen([sys.executable, "-m", *words]))
+            if code:
+                raise PipelineError(
+                    f"stage {name}",
+                    "exit code 0",
+                    code,
+                    "Its message is above; mend it and run the same command again.",
+                )
+            return peak_memory_mib
+
+        self.call(name, work, words)
+
+    def call(self, name: str, work: Callable[[], float], words: Sequence[str] = ()) -> None:
+        """Does `work`, which returns its peak memory in MiB, unless it is done already."""
+        record = self.folder / f"{name}.json"
+        if record.exists():
+            done = json.loads(record.read_text(encoding="utf-8"))
+            if done.pop("command") == list(words):
+                print(f"\n[{name}] done before, in {done['seconds']:.0f} s", flush=True)
+                self.costs[name] = done
+                return
+        start = time.monotonic()
+        self._cost(name, start, work())
+        write_json(record, self.costs[name] | {"command": list(words)})
+
+    @contextlib.contextmanager
+    def server(self, models: Path, model_name: str) -> Iterator[str]:
+        """Serves the folder `models` in a process of its own and yields host:port.
+
+        Raises:
+          PipelineError: the server ends before it is ready.
+        """
+        words = ["serving.server", "--model-base-path", str(models), "--model-name", model_name]
+        words += ["--port", "0", *self._debug]
+        print(f"\n$ python -m {shlex.join(words)} &", flush=True)
+        start = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, "-m", *words], stdout=subprocess.PIPE, text=True
+        )
+        try:
+            yield _address(process)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            self._cost("server", start, _wait(process)[1])
+
+    def _cost(self, name: str, start: float, peak_memory_mib: float) -> None:
+        seconds = round(time.monotonic() - start, 1)
+        self.costs[name] = {"seconds": seconds, "peak_memory_mib": round(peak_memory_mib)}
+        print(f"[{name}] {seconds:.0f} s, {peak_memory_mib:.0f} MiB", flush=True)
+
+
+def _wait(process: subprocess.Popen) -> tuple[int, float]:
+    """Waits for a process and returns its exit code and peak memory in MiB."""
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        os.wait4(process.pid, 0)
+        raise
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_maxrss / 1024
+
+
+def _address(process: subprocess.Popen) -> str:
+    """Reads the server's ready line and returns the host:port in it."""
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        found = re.search(r"[\w.\[\]:-]+:\d+", line)
+        if found:
+            return found.group()
+    raise PipelineError("model server", "a line that says it is ready", "its end", "See above.")

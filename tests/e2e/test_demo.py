@@ -1,0 +1,145 @@
+"""The whole road at its smallest, in a folder with a space, with the commands users type."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from pipeline.demo import clear, hold_one_out, main, only_run_in
+from pipeline.stages import Stages
+from preprocessing.errors import InputError, PipelineError
+from preprocessing.phantom import write_cases
+from preprocessing.tasks import load_task
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ("width=0.0625", "blocks=[1,1,1,1]", "growth=4", "steps=4", "evaluate_every=4")
+
+
+@pytest.fixture(scope="module")
+def own_cases(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("own cases")
+    write_cases(folder, 3, 5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demo_run(own_cases, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    output = tmp_path_factory.mktemp("a demo")
+    command = [sys.executable, "-m", "pipeline.demo", "--output", str(output)]
+    command += ["--input", str(own_cases)]
+    for setting in TINY:
+        command += ["--set", setting]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return output, done
+
+
+@pytest.mark.slow
+def test_summary_and_picture(demo_run):
+    output, done = demo_run
+    summary = json.loads((output / "summary.json").read_text())
+    assert {"dice_liver", "dice_tumour", "seconds", "peak_memory_mib"} <= set(summary)
+    assert 0 <= summary["dice_liver"] <= 1
+    assert 200 < summary["peak_memory_mib"] < 16000
+    stages = {"data", "convert", "pipeline", "server", "predict", "evaluate"}
+    assert set(summary["seconds"]) == stages
+    assert summary["seconds"]["pipeline"] > 1
+    assert (output / "overlay.png").read_bytes().startswith(b"\x89PNG")
+    assert "Dice liver" in done.stdout
+
+
+@pytest.mark.slow
+def test_prediction_lies_on_the_input(demo_run):
+    output, _ = demo_run
+    (image,) = (output / "unseen").rglob("volume-*.nii.gz")
+    (label,) = (output / "prediction").glob("*.nii.gz")
+    image, label = nibabel.load(image), nibabel.load(label)
+    assert label.shape == image.shape
+    np.testing.assert_array_equal(label.affine, image.affine)
+    assert set(np.unique(np.asarray(label.dataobj))) <= {0, 1, 2}
+
+
+@pytest.mark.slow
+def test_scores_are_those_of_an_independent_count(demo_run):
+    output, _ = demo_run
+    (label,) = (output / "prediction").glob("*.nii.gz")
+    (reference,) = (output / "unseen").rglob("segmentation-*.nii.gz")
+    predicted = np.asarray(nibabel.load(label).dataobj) >= 1
+    true = np.asarray(nibabel.load(reference).dataobj) >= 1
+    dice = 2 * (predicted & true).sum() / (predicted.sum() + true.sum())
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["dice_liver"] == pytest.approx(dice, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_model_lies_in_the_layout_of_tf_serving(demo_run):
+    output, _ = demo_run
+    (version,) = (output / "pipeline" / "serving_model").iterdir()
+    assert version.name.isdigit()
+    assert (version / "saved_model.pb").is_file()
+
+
+def test_one_case_is_kept_from_training(own_cases, tmp_path):
+    hold_one_out([str(own_cases)], load_task("ct_liver_small"), tmp_path / "d", tmp_path / "u")
+    seen = {path.resolve() for path in (tmp_path / "d").rglob("*.nii.gz")}
+    unseen = {path.resolve() for path in (tmp_path / "u").rglob("*.nii.gz")}
+    assert len(seen) == 4
+    assert len(unseen) == 2
+    assert not seen & unseen
+
+
+def test_one_case_alone_is_refused(tmp_path):
+    write_cases(tmp_path / "one", 1, 5)
+    with pytest.raises(InputError, match="two or more sound cases"):
+        hold_one_out(
+            [tmp_path / "one"], load_task("ct_liver_small"), tmp_path / "d", tmp_path / "u"
+        )
+
+
+def test_finished_stages_are_not_repeated(tmp_path):
+    runs = []
+    for _ in range(2):
+        stages = Stages(tmp_path)
+        stages.call("work", lambda: runs.append(1) or 7.0, ["same"])
+        assert stages.costs["work"]["peak_memory_mib"] == 7
+    Stages(tmp_path).call("work", lambda: runs.append(1) or 7.0, ["other"])
+    assert len(runs) == 2
+
+
+def test_failing_stage_is_an_error_and_not_done(tmp_path):
+    stages = Stages(tmp_path)
+    with pytest.raises(PipelineError, match="stage broken: expected exit code 0, found 2"):
+        stages.run("broken", ["preprocessing.convert", "--no-such-option"])
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    with (
+        only_run_in(tmp_path),
+        pytest.raises(PipelineError, match="no other run"),
+        only_run_in(tmp_path),
+    ):
+        pass
+
+
+def test_starting_anew_leaves_what_is_not_the_demos(tmp_path):
+    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "records").mkdir()
+    clear(tmp_path)
+    assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+def test_missing_input_is_one_line(tmp_path, capsys):
+    code = main(["--output", str(tmp_path / "out"), "--input", str(tmp_path / "absent")])
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert code == 1
+    assert len(errors) == 1
+    assert "absent" in errors[0]
