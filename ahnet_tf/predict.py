@@ -10,85 +10,26 @@ import dataclasses
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 from tqdm import tqdm
 
 from ahnet_tf.predictors import Predictor, is_address, open_predictor
-from ahnet_tf.windows import BLENDS, most_probable, plan_windows, predict_slabs
+from ahnet_tf.segmentation import PredictionSettings, segment_volume
+from ahnet_tf.windows import BLENDS, plan_windows
 from preprocessing.cases import Case, find_cases
 from preprocessing.command import make_parser, run_command
 from preprocessing.errors import AHNetError, InputError, SettingsError
 from preprocessing.files import write_json
 from preprocessing.nifti import check_pair, read_image, read_label, write_image, write_label
-from preprocessing.volume import TaskSpace, Volume, from_task_space, spacing_mm, to_task_space
+from preprocessing.volume import Volume, spacing_mm
+
+RECORD_FILE = "prediction.json"
 
 _LITS_CASE = re.compile(r"^volume-(\d+)$")
-
-
-@dataclass(frozen=True)
-class PredictionSettings:
-    """How windows are laid over a volume, and what becomes of the labels.
-
-    Attributes:
-      overlap: share of a window covered by its neighbour along each axis, from 0 to below 1.
-      blend: "gaussian" or "constant" weights where windows overlap.
-      batch_size: windows a call of the network.
-      largest_component: keep only the largest connected foreground region; with CT that is the
-        liver with the tumours in it. Off by default: what is written is the network's own answer.
-    """
-
-    overlap: float = 0.25
-    blend: str = "gaussian"
-    batch_size: int = 1
-    largest_component: bool = False
-
-
-def segment_volume(
-    volume: Volume,
-    predictor: Predictor,
-    settings: PredictionSettings | None = None,
-    *,
-    progress: Callable[[int, int], object] | None = None,
-) -> np.ndarray:
-    """Segments a volume by overlapping windows.
-
-    Where the task resamples, probabilities are brought back to the volume's grid (linearly) before
-    the most probable class is taken, which leaves smoother borders than resampling labels.
-
-    Args:
-      volume: raw intensities [x, y, z] as on disk, and affine.
-      predictor: the network, and the task it was trained for.
-      settings: overlap, blending and so on; the defaults if None.
-      progress: called with (windows just done, windows in all).
-
-    Returns:
-      Label values uint8 [x, y, z] on the volume's own grid.
-
-    Raises:
-      ModelError: the network's answer doesn't fit its task.
-    """
-    return _segmented(volume, predictor, settings or PredictionSettings(), progress, False)[0]
-
-
-def keep_largest_component(labels: np.ndarray) -> np.ndarray:
-    """Returns a label map without the foreground outside its largest 6-connected region.
-
-    Args:
-      labels: label values [any axes]; all values above 0 count as one foreground, so that tumours
-        stay where they touch the largest organ region, and only there.
-    """
-    regions, count = ndimage.label(labels > 0)
-    if count < 2:
-        return labels
-    sizes = np.bincount(regions.ravel())
-    sizes[0] = 0
-    return np.where(regions == sizes.argmax(), labels, 0).astype(labels.dtype)
 
 
 def prediction_name(case_id: str) -> str:
@@ -172,7 +113,11 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.target is not None and not is_address(arguments.target):
         raise SettingsError("--target", "HOST:PORT or HOST:PORT/NAME", arguments.target)
     settings = PredictionSettings(
-        arguments.overlap, arguments.blend, arguments.batch_size, arguments.largest_component
+        arguments.overlap,
+        arguments.blend,
+        arguments.batch_size,
+        arguments.largest_component,
+        arguments.probabilities,
     )
     if settings.batch_size < 1:
         raise SettingsError("--batch-size", "at least 1", settings.batch_size)
@@ -180,7 +125,7 @@ def _run(arguments: argparse.Namespace) -> int:
     plan_windows((1, 1, 1), (1, 1, 1), settings.overlap)
     output = Path(arguments.output)
     cases = find_cases(arguments.input, need_labels=False)
-    _refuse_to_overwrite_input(cases, output)
+    _check_output(arguments.input, cases, output)
     predictor = open_predictor(arguments.target or arguments.model)
     record = {
         "model": arguments.target or arguments.model,
@@ -189,11 +134,11 @@ def _run(arguments: argparse.Namespace) -> int:
         "settings": dataclasses.asdict(settings),
         "cases": [],
     }
-    try:
-        for case in cases:
-            record["cases"].append(_predict_or_report(case, predictor, settings, arguments))
-    finally:
-        write_json(output / "prediction.json", record)
+    # Written first too: it marks the folder as one of predictions.
+    write_json(output / RECORD_FILE, record)
+    for case in cases:
+        record["cases"].append(_predict_or_report(case, predictor, settings, arguments))
+        write_json(output / RECORD_FILE, record)
     failed = sum(case["status"] == "failed" for case in record["cases"])
     if failed:
         print(f"{failed} of {len(cases)} cases failed", file=sys.stderr)
@@ -239,12 +184,11 @@ def _predict_case(
             bar.total = total
             bar.update(done)
 
-        labels, probabilities = _segmented(
-            volume, predictor, settings, advance, arguments.probabilities
-        )
+        segmentation = segment_volume(volume, predictor, settings, progress=advance)
+    labels = segmentation.labels
     name = prediction_name(case.case_id)
     write_label(output / name, labels, like=case.image_path)
-    for value, voxels in enumerate(probabilities):
+    for value, voxels in enumerate(segmentation.probabilities):
         path = output / "probabilities" / f"{case.case_id}_{task.class_names[value]}.nii.gz"
         write_image(path, Volume(voxels, volume.affine))
     if arguments.overlay:
@@ -271,76 +215,29 @@ def _predict_case(
     }
 
 
-def _segmented(
-    volume: Volume,
-    predictor: Predictor,
-    settings: PredictionSettings,
-    progress: Callable[[int, int], object] | None,
-    return_probabilities: bool,
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Returns labels and, if asked for, each class' probabilities on the volume's own grid."""
-    task, window = predictor.settings.task, predictor.settings.window_shape_zyx
-    array, space = to_task_space(volume, task)
-    windows = plan_windows(array.shape, window, settings.overlap).count
-    classes = len(task.class_names)
-    turned_shape = tuple(space.input_shape[axis] for axis in reversed(space.axes))
-    resampled = turned_shape != space.shape_zyx
-    labels = np.empty(array.shape, np.uint8)
-    maps = None
-    if resampled or return_probabilities:
-        maps = np.empty((classes, *array.shape), np.float32)
-    slabs = predict_slabs(
-        array,
-        predictor.predict,
-        window,
-        classes,
-        overlap=settings.overlap,
-        blend=settings.blend,
-        batch_size=settings.batch_size,
-        outside_value=task.outside_value,
-        progress=None if progress is None else lambda done: progress(done, windows),
-    )
-    for z, probabilities in slabs:
-        rows = slice(z, z + len(probabilities))
-        labels[rows] = most_probable(probabilities)
-        if maps is not None:
-            maps[:, rows] = np.moveaxis(probabilities, -1, 0)
-    if not resampled:
-        voxels = from_task_space(labels, space)
-    else:
-        voxels = _most_probable_on_input_grid(maps, space)
-    own_grid = []
-    if return_probabilities:
-        own_grid = [from_task_space(one, space, label=False) for one in maps]
-    if settings.largest_component:
-        voxels = keep_largest_component(voxels)
-    return voxels, own_grid
+def _check_output(inputs: Sequence[str], cases: Sequence[Case], output: Path) -> None:
+    """Refuses an output where predictions would be taken for input, or replace a reference.
 
-
-def _most_probable_on_input_grid(maps: np.ndarray, space: TaskSpace) -> np.ndarray:
-    """Resamples one class at a time, so that two maps in the input's resolution are enough."""
-    best = from_task_space(maps[0], space, label=False)
-    labels = np.zeros(best.shape, np.uint8)
-    for value, one in enumerate(maps[1:], start=1):
-        probability = from_task_space(one, space, label=False)
-        better = probability > best
-        labels[better] = value
-        np.maximum(best, probability, out=best)
-    return labels
-
-
-def _refuse_to_overwrite_input(cases: Sequence[Case], output: Path) -> None:
-    """LiTS keeps images and labels in one folder: predictions there would replace the reference."""
-    inputs = {
-        path.resolve() for case in cases for path in (case.image_path, case.label_path) if path
-    }
-    for case in cases:
-        target = output / prediction_name(case.case_id)
-        if target.resolve() in inputs:
+    LiTS keeps images and label maps side by side, named as predictions are.
+    """
+    for path in map(Path, inputs):
+        place = output.resolve()
+        if path.is_dir() and path.resolve() in (place, *place.parents):
             raise SettingsError(
                 "--output",
-                "a folder where no input is overwritten",
-                target,
+                "a folder outside the input",
+                f"{output} in {path}",
+                "The next run would take predictions for cases.",
+            )
+    if (output / RECORD_FILE).is_file():
+        return
+    for case in cases:
+        target = output / prediction_name(case.case_id)
+        if target.exists():
+            raise SettingsError(
+                "--output",
+                f"an empty folder or one of earlier predictions (with {RECORD_FILE})",
+                f"{target}, which would be overwritten",
                 "Give predictions a folder of their own.",
             )
 

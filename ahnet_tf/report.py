@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from ahnet_tf.cuts import UPWARD, Cut, cut_plane, focus_voxel, foreground_box, slices_to_show
 from preprocessing.errors import InputError
 from preprocessing.files import replacing
 from preprocessing.tasks import Task
@@ -26,27 +26,8 @@ from preprocessing.volume import Volume, axis_codes, to_task_space
 CLASS_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
 BACKGROUND, TEXT = "#000000", "#F2F2F2"
 SLICES = 4
-MARGIN_MM = 25.0
 WIDTH_INCHES, MAX_HEIGHT_INCHES, DPI = 15.0, 5.2, 110
 FILL_OPACITY = 0.36
-
-# Directions that point right or up in a picture: radiological convention, patient's left at right.
-_TO_THE_RIGHT, _UPWARD = "LPI", "SAR"
-_OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
-_PLANES = {"R": "sagittal", "L": "sagittal", "A": "coronal", "P": "coronal"}
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """One plane through the arrays, turned the way it is looked at; row 0 is at the bottom."""
-
-    name: str
-    image: np.ndarray
-    prediction: np.ndarray
-    reference: np.ndarray | None
-    # Right and upward extents in mm, and the letters at the left, right, bottom and top edges.
-    size_mm: tuple[float, float]
-    letters: tuple[str, str, str, str]
 
 
 def overlay_png(
@@ -85,18 +66,20 @@ def overlay_png(
         if labels is not None and labels.shape != image_zyx.shape:
             raise InputError(name, f"the image's shape {image_zyx.shape}", labels.shape)
     arrays = (image_zyx, prediction_zyx, reference_zyx)
-    slices = _slices_to_show(prediction_zyx, reference_zyx, len(class_names))
-    focus = _focus(prediction_zyx, reference_zyx, len(class_names))
-    box = _box_of_interest(prediction_zyx, reference_zyx, spacing_mm)
-    closeups = [_cut(arrays, 0, z, box, spacing_mm, orientation) for z in slices]
+    slices = slices_to_show(prediction_zyx, reference_zyx, len(class_names), SLICES)
+    focus = focus_voxel(prediction_zyx, reference_zyx, len(class_names))
+    box = foreground_box(prediction_zyx, reference_zyx, spacing_mm)
+    closeups = [cut_plane(arrays, 0, z, box, spacing_mm, orientation) for z in slices]
     tall = (slice(None), *box[1:])
-    across = [_cut(arrays, axis, focus[axis], tall, spacing_mm, orientation) for axis in (1, 2)]
+    across = [
+        cut_plane(arrays, axis, focus[axis], tall, spacing_mm, orientation) for axis in (1, 2)
+    ]
 
     figure, rows = _layout(closeups, across)
     for axes, cut in zip(rows[0] + rows[1], closeups + across, strict=True):
         _draw(axes, cut, intensity_window, len(class_names))
     for axes in rows[1]:
-        _mark_slices(axes, slices, spacing_mm[2], upward=orientation[2] in _UPWARD)
+        _mark_slices(axes, slices, spacing_mm[2], upward=orientation[2] in UPWARD)
     _describe(figure, title, class_names, arrays[1:], spacing_mm)
     with replacing(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))
@@ -138,89 +121,7 @@ def overlay_case(
     )
 
 
-def _slices_to_show(
-    prediction: np.ndarray, reference: np.ndarray | None, classes: int
-) -> list[int]:
-    """Returns up to `SLICES` slices, spread over where the content is.
-
-    Every class and the disagreement with the reference count alike, however few voxels they have.
-    """
-    labels = prediction if reference is None else np.maximum(prediction, reference)
-    contents = [labels == value for value in range(1, classes)]
-    if reference is not None:
-        contents.append(prediction != reference)
-    areas = np.array([content.sum(axis=(1, 2)) for content in contents], np.float64)
-    shares = areas / np.maximum(areas.sum(axis=1, keepdims=True), 1)
-    weight = shares.sum(axis=0)
-    if not weight.any():
-        weight = np.ones(len(prediction))
-    middles = (np.arange(SLICES) + 0.5) / SLICES
-    found = np.searchsorted(np.cumsum(weight) / weight.sum(), middles)
-    return sorted({int(min(z, len(weight) - 1)) for z in found})
-
-
-def _focus(
-    prediction: np.ndarray, reference: np.ndarray | None, classes: int
-) -> tuple[int, int, int]:
-    """Returns the z, y, x whose planes hold most of the last class there is, or the centre."""
-    labels = prediction if reference is None else np.maximum(prediction, reference)
-    for value in range(classes - 1, 0, -1):
-        mask = labels == value
-        if mask.any():
-            others = ((1, 2), (0, 2), (0, 1))
-            return tuple(int(np.argmax(mask.sum(axis=axes))) for axes in others)
-    return tuple(size // 2 for size in labels.shape)
-
-
-def _box_of_interest(
-    prediction: np.ndarray, reference: np.ndarray | None, spacing_mm: tuple[float, float, float]
-) -> tuple[slice, slice, slice]:
-    """Returns the box around all foreground with a margin; everything if there is none."""
-    mask = prediction > 0 if reference is None else (prediction > 0) | (reference > 0)
-    if not mask.any():
-        return (slice(None),) * 3
-    box = []
-    for axis, step_mm in enumerate(reversed(spacing_mm)):
-        others = tuple(other for other in range(3) if other != axis)
-        found = np.flatnonzero(mask.any(axis=others))
-        margin = int(np.ceil(MARGIN_MM / step_mm))
-        box.append(slice(max(0, int(found[0]) - margin), int(found[-1]) + margin + 1))
-    return tuple(box)
-
-
-def _cut(
-    arrays: tuple[np.ndarray | None, ...],
-    axis: int,
-    index: int,
-    box: tuple[slice, slice, slice],
-    spacing_mm: tuple[float, float, float],
-    orientation: str,
-) -> _Cut:
-    """Cuts the arrays at `index` of `axis` (0, 1, 2 for z, y, x) and turns the plane upright."""
-    where = tuple(index if other == axis else box[other] for other in range(3))
-    planes = [None if array is None else array[where] for array in arrays]
-    rows, columns = (2 - other for other in range(3) if other != axis)
-    right, up = orientation[columns], orientation[rows]
-    if right not in _TO_THE_RIGHT:
-        planes = [None if plane is None else plane[:, ::-1] for plane in planes]
-        right = _OPPOSITE[right]
-    if up not in _UPWARD:
-        planes = [None if plane is None else plane[::-1] for plane in planes]
-        up = _OPPOSITE[up]
-    height, width = planes[0].shape
-    plane = _PLANES.get(orientation[2 - axis], "axial")
-    size = arrays[0].shape[axis]
-    return _Cut(
-        name=f"{plane} {index + 1} of {size}",
-        image=planes[0],
-        prediction=planes[1],
-        reference=planes[2],
-        size_mm=(width * spacing_mm[columns], height * spacing_mm[rows]),
-        letters=(_OPPOSITE[right], right, _OPPOSITE[up], up),
-    )
-
-
-def _layout(closeups: Sequence[_Cut], across: Sequence[_Cut]) -> tuple[Figure, list[list[Axes]]]:
+def _layout(closeups: Sequence[Cut], across: Sequence[Cut]) -> tuple[Figure, list[list[Axes]]]:
     """Returns a figure with a row of axes for each list, each row filling the width it has."""
     header, label = 0.45, 0.3
     # The second row leaves room for the slices' numbers in its gaps and for the legend at its right.
@@ -244,7 +145,7 @@ def _layout(closeups: Sequence[_Cut], across: Sequence[_Cut]) -> tuple[Figure, l
     return figure, axes
 
 
-def _draw(axes: Axes, cut: _Cut, intensity_window: tuple[float, float], classes: int) -> None:
+def _draw(axes: Axes, cut: Cut, intensity_window: tuple[float, float], classes: int) -> None:
     width, height = cut.size_mm
     extent = (0, width, 0, height)
     low, high = intensity_window

@@ -9,14 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from ahnet_tf.predict import (
-    PredictionSettings,
-    keep_largest_component,
-    main,
-    prediction_name,
-    segment_volume,
-)
+from ahnet_tf.predict import main, prediction_name
 from ahnet_tf.predictors import Predictor, open_predictor
+from ahnet_tf.segmentation import PredictionSettings, keep_largest_component, segment_volume
 from preprocessing.volume import Volume
 
 ORIENTATIONS = [
@@ -52,7 +47,7 @@ def test_every_orientation_comes_back_to_its_own_grid(predictor, tissues, codes)
     stored = straight.as_reoriented(nib.orientations.ornt_transform(canonical, wanted))
     assert "".join(nib.aff2axcodes(stored.affine)) == codes
     voxels = np.asarray(stored.dataobj)
-    labels = segment_volume(Volume(voxels, stored.affine), predictor)
+    labels = segment_volume(Volume(voxels, stored.affine), predictor).labels
     np.testing.assert_array_equal(labels, tissues(voxels))
     assert labels.dtype == np.uint8
 
@@ -70,7 +65,7 @@ def test_resampled_task_answers_on_the_input_grid(predictor):
         dataclasses.replace(predictor.settings, task=task, window_shape_zyx=(8, 16, 16)),
         predictor.predict,
     )
-    labels = segment_volume(Volume(voxels, np.diag([1.0, 1.0, 2.0, 1.0])), coarse)
+    labels = segment_volume(Volume(voxels, np.diag([1.0, 1.0, 2.0, 1.0])), coarse).labels
     assert labels.shape == voxels.shape
     assert (labels[radius < 12] > 0).all()
     assert (labels[radius > 16] == 0).all()
@@ -155,14 +150,30 @@ def test_command_on_a_folder(threshold_model, tissues, tmp_path, capsys):
     ]
 
 
-def test_input_is_never_overwritten(threshold_model, tmp_path, capsys):
+def test_references_are_never_overwritten(threshold_model, tmp_path, capsys):
     write(tmp_path / "volume-0.nii.gz", blobs((4, 4, 4)))
     write(tmp_path / "segmentation-0.nii.gz", np.ones((4, 4, 4), np.uint8))
     before = (tmp_path / "segmentation-0.nii.gz").read_bytes()
-    options = ["--input", str(tmp_path), "--output", str(tmp_path)]
-    assert main(["--model", str(threshold_model), *options]) == 1
-    assert "folder of their own" in capsys.readouterr().err
+    for given, output, remedy in (
+        (tmp_path, tmp_path, "outside the input"),
+        (tmp_path, tmp_path / "predictions", "outside the input"),
+        (tmp_path / "volume-0.nii.gz", tmp_path, "folder of their own"),
+    ):
+        options = ["--input", str(given), "--output", str(output)]
+        assert main(["--model", str(threshold_model), *options]) == 1
+        assert remedy in capsys.readouterr().err
     assert (tmp_path / "segmentation-0.nii.gz").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_second_run_replaces_the_first(threshold_model, tissues, tmp_path):
+    voxels = blobs((6, 5, 4))
+    options = ["--input", str(tmp_path / "in.nii.gz"), "--output", str(tmp_path / "out")]
+    for image in (voxels[::-1], voxels):
+        write(tmp_path / "in.nii.gz", image)
+        assert main(["--model", str(threshold_model), *options]) == 0
+    written = np.asarray(nib.load(tmp_path / "out" / "in.nii.gz").dataobj)
+    np.testing.assert_array_equal(written, tissues(voxels))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from matplotlib import colors, image
 
 from ahnet_tf import report
+from ahnet_tf.cuts import cut_plane, focus_voxel, slices_to_show
 from ahnet_tf.report import overlay_case, overlay_png
 from preprocessing.errors import InputError
 from preprocessing.tasks import PRESETS
@@ -55,24 +56,24 @@ def pixels_near(picture, colour, tolerance=0.12):
 def test_slices_follow_the_content(case):
     _, reference = case
     # 16 x 20 liver voxels on slices 3-6 weigh as much as 16 tumour voxels on slice 5 alone.
-    slices = report._slices_to_show(reference, None, 3)
+    slices = slices_to_show(reference, None, 3, 4)
     assert set(slices) <= {3, 4, 5, 6}
     assert 5 in slices
     # A false alarm far away draws slices to it.
     prediction = reference.copy()
     prediction[10, 0, 0] = 2
-    assert 10 in report._slices_to_show(prediction, reference, 3)
+    assert 10 in slices_to_show(prediction, reference, 3, 4)
     nothing = np.zeros_like(reference)
-    assert report._slices_to_show(nothing, None, 3) == [1, 4, 7, 10]
-    assert report._slices_to_show(nothing[:1], nothing[:1], 3) == [0]
+    assert slices_to_show(nothing, None, 3, 4) == [1, 4, 7, 10]
+    assert slices_to_show(nothing[:1], nothing[:1], 3, 4) == [0]
 
 
 def test_cuts_go_through_the_tumour(case):
-    z, y, x = report._focus(case[1], None, 3)
+    z, y, x = focus_voxel(case[1], None, 3)
     assert z == 5
     assert 24 <= y < 28
     assert 32 <= x < 36
-    assert report._focus(np.zeros((4, 6, 8), np.uint8), None, 3) == (2, 3, 4)
+    assert focus_voxel(np.zeros((4, 6, 8), np.uint8), None, 3) == (2, 3, 4)
 
 
 @pytest.mark.parametrize("codes", ORIENTATIONS)
@@ -89,7 +90,7 @@ def test_every_orientation_is_looked_at_alike(codes):
     orientation = axis_codes(np.array(space.affine))
     box = (slice(None),) * 3
     cuts = [
-        report._cut((array, array, None), axis, 2, box, space.spacing_mm, orientation)
+        cut_plane((array, array, None), axis, 2, box, space.spacing_mm, orientation)
         for axis in range(3)
     ]
     assert [cut.name.split()[0] for cut in cuts] == ["axial", "coronal", "sagittal"]
