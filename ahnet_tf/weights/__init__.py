@@ -1,0 +1,1 @@
+"""Weights that people have, turned into this project's checkpoints."""

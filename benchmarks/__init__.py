@@ -1,0 +1,1 @@
+"""Each figure that the README quotes comes out of a script here: python -m benchmarks.NAME."""

@@ -1,0 +1,52 @@
+"""This project's AH-Net as a worker (see `peers`)."""
+
+from __future__ import annotations
+
+import time
+
+import tensorflow as tf
+
+from ahnet_tf.config import ModelConfig
+from ahnet_tf.losses import softmax_focal_loss
+from ahnet_tf.nets import build_network
+from benchmarks.peers import peak_memory_mib, serve
+
+STATE = {}
+
+
+def prepare(work, shape, precision, threads):
+    """Sets up a forward pass or training step on noise of shape [batch, z, y, x, channel]."""
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    tf.keras.mixed_precision.set_global_policy(
+        "mixed_bfloat16" if precision == "bfloat16" else "float32"
+    )
+    model = build_network(ModelConfig(channels=shape[-1], intensity_window=(-4.0, 4.0)))
+    image = tf.random.normal(shape)
+    labels = tf.random.uniform(shape[:-1], 0, 3, tf.int32)
+    optimizer = tf.keras.optimizers.legacy.Adam(1e-3)
+
+    @tf.function
+    def forward():
+        return model(image, training=False)
+
+    @tf.function
+    def training():
+        with tf.GradientTape() as tape:
+            loss = softmax_focal_loss(labels, model(image, training=True))
+        gradients = tape.gradient(loss, model.trainable_weights)
+        optimizer.apply_gradients(zip(gradients, model.trainable_weights, strict=True))
+        return loss
+
+    STATE["step"] = {"forward": forward, "training": training}[work]
+
+
+def once():
+    """Runs what was prepared; returns the seconds it took and the process's peak memory in MiB."""
+    start = time.perf_counter()
+    STATE["step"]().numpy()
+    return time.perf_counter() - start, peak_memory_mib()
+
+
+if __name__ == "__main__":
+    serve({"prepare": prepare, "once": once})
