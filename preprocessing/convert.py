@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from preprocessing.command import make_parser, run_command
 from preprocessing.errors import PipelineError, SettingsError
-from preprocessing.splits import SPLITS, load_splits, split_by_hash
+from preprocessing.splits import EVAL_FRACTION, SPLITS, load_splits, split_by_hash
 from preprocessing.tasks import Task, load_task
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def convert(
     *,
     seed: int = 0,
     splits_file: str | None = None,
-    eval_fraction: float = 0.2,
+    eval_fraction: float = EVAL_FRACTION,
     shard_mib: int = 128,
     overwrite: bool = False,
     beam_options: Sequence[str] = (),
@@ -145,12 +145,15 @@ def _runner(beam_options: Sequence[str]) -> tuple[Any, Any]:
     """
     from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+    from apache_beam.runners.runner import create_runner
 
     if beam_options:
-        known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        # Some of Beam's option classes share options.
+        known = argparse.ArgumentParser(
+            add_help=False, allow_abbrev=False, conflict_handler="resolve"
+        )
         for kind in _subclasses(PipelineOptions):
-            with contextlib.suppress(argparse.ArgumentError):
-                kind._add_argparse_args(known)
+            kind._add_argparse_args(known)
         _, unknown = known.parse_known_args(list(beam_options))
         if unknown:
             names = [name for a in _parser()._actions for name in a.option_strings]
@@ -159,7 +162,12 @@ def _runner(beam_options: Sequence[str]) -> tuple[Any, Any]:
             raise SettingsError("convert", "options of --help or of Beam", unknown[0], remedy)
     options = PipelineOptions(list(beam_options), save_main_session=False)
     name = options.view_as(StandardOptions).runner
-    return (FnApiRunner() if name in (None, "DirectRunner") else name), options
+    if name in (None, "DirectRunner"):
+        return FnApiRunner(), options
+    try:
+        return create_runner(name), options
+    except (ValueError, ImportError) as error:
+        raise SettingsError("--runner", "one of Beam's runners", error) from None
 
 
 def _subclasses(kind: type) -> Iterator[type]:
@@ -296,7 +304,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--eval-fraction",
         type=float,
-        default=0.2,
+        default=EVAL_FRACTION,
         help="share of cases to evaluate on, chosen by a hash of the case id; with two or more cases "
         "neither split stays empty (default: %(default)s)",
     )
