@@ -158,6 +158,9 @@ def run_call(model: ServedModel, call: Call) -> dict[str, np.ndarray]:
         outputs = model.saved_model.signatures[call.signature_name](**tensors)
     except tf.errors.InvalidArgumentError as error:
         raise malformed(f"{call.signature_name}: {reason_of(error)}") from None
+    except UnicodeDecodeError:
+        # TensorFlow's error quotes the bytes that it refuses, and fails to decode its own text.
+        raise malformed(f"{call.signature_name}: the graph refuses the values") from None
     except tf.errors.ResourceExhaustedError:
         raise RefusedError(
             grpc.StatusCode.RESOURCE_EXHAUSTED,

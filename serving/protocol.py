@@ -24,6 +24,14 @@ DESCRIBE = "describe"
 MAX_MESSAGE_BYTES = 256 * 2**20
 MAX_REQUEST_VOXELS = 512 * 512 * 64
 
+# Where a TensorProto keeps values one by one, for the dtypes that signatures take.
+_VALUE_FIELDS = {
+    tf.float32: "float_val",
+    tf.int16: "int_val",
+    tf.uint16: "int_val",
+    tf.string: "string_val",
+}
+
 
 class RefusedError(Exception):
     """A request that the server answers with a status code other than OK."""
@@ -127,14 +135,18 @@ def _values(
             )
         flat = np.frombuffer(content.tensor_content, dtype.as_numpy_dtype)
         return flat.reshape(shape)
-    try:
-        # A single value stands for all elements.
-        return tf.make_ndarray(content).reshape(shape)
-    except (TypeError, ValueError, OverflowError):
+    values = getattr(content, _VALUE_FIELDS[dtype])
+    # A single value stands for all elements.
+    if len(values) not in (1, elements):
         raise malformed(
-            f"{where}: expected {elements} {dtype.name} values for shape {list(shape)}, "
-            "found another number of them"
-        ) from None
+            f"{where}: expected {elements} values for shape {list(shape)}, found {len(values)}"
+        )
+    if dtype == tf.string:
+        return np.resize(np.array(values, object), shape)
+    if dtype.is_integer and not dtype.min <= min(values) <= max(values) <= dtype.max:
+        raise malformed(f"{where}: expected {dtype.name} values, found one out of range")
+    flat = np.fromiter(values, dtype.as_numpy_dtype, len(values))
+    return flat.reshape(shape) if len(values) == elements else np.full(shape, flat[0])
 
 
 def _dtype_name(number: int) -> str:

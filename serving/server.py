@@ -19,6 +19,7 @@ from preprocessing.command import make_parser, run_command
 from preprocessing.errors import ServingError, SettingsError
 
 if TYPE_CHECKING:
+    from serving.service import Calls
     from serving.versions import ModelVersions
 
 # Calls that need no prediction (status, metadata) must not wait for those that do.
@@ -33,11 +34,13 @@ class ModelServer:
       address: HOST:PORT.
       target: HOST:PORT/MODEL, which `ahnet_tf.predictors.open_predictor` takes.
       versions: the model's versions.
+      calls: the calls in progress.
     """
 
     address: str
     target: str
     versions: ModelVersions
+    calls: Calls
 
 
 @contextlib.contextmanager
@@ -80,7 +83,7 @@ def start_server(
     import grpc
 
     from serving import protocol
-    from serving.service import Queue, make_handlers
+    from serving.service import Calls, Queue, make_handlers
     from serving.versions import ModelVersions
 
     max_message_bytes = max_message_bytes or protocol.MAX_MESSAGE_BYTES
@@ -105,9 +108,11 @@ def start_server(
         ) from None
     versions = ModelVersions(model_base_path, model_name, poll_s=poll_s, report=report)
     try:
+        calls = Calls()
         handlers = make_handlers(
             versions,
             Queue(running, waiting),
+            calls,
             max_message_bytes=max_message_bytes,
             max_request_voxels=max_request_voxels or protocol.MAX_REQUEST_VOXELS,
         )
@@ -115,9 +120,10 @@ def start_server(
         server.start()
         address = f"{shown_host}:{bound}"
         try:
-            yield ModelServer(address, f"{address}/{model_name}", versions)
+            yield ModelServer(address, f"{address}/{model_name}", versions, calls)
         finally:
-            server.stop(grace_s).wait()
+            calls.close(grace_s)
+            server.stop(None).wait()
     finally:
         versions.stop()
         pool.shutdown(wait=False, cancel_futures=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -23,6 +24,9 @@ SIGNATURE_DEF = "signature_def"
 
 # gRPC sends a status message as a header, which has to be small.
 _LONGEST_REASON = 500
+
+# Time for a client to read the end of an answer out of the connection's buffers.
+_READING_S = 0.5
 
 
 class Queue:
@@ -75,8 +79,60 @@ class Queue:
             self._turns.release()
 
 
+class Calls:
+    """Counts calls until their answers have left, so that a server can stop without losing one.
+
+    gRPC's own stop closes the connections as soon as the last answer is written; on a busy machine
+    that has cut off answers of some megabytes (connection reset) that the client was still reading.
+    """
+
+    def __init__(self):
+        self._changed = threading.Condition()
+        self._in_progress = 0
+        self._last_end = -_READING_S
+        self._closed = False
+
+    @property
+    def in_progress(self) -> int:
+        """Number of calls that are not yet answered completely."""
+        with self._changed:
+            return self._in_progress
+
+    def begin(self, context: grpc.ServicerContext) -> None:
+        """Counts a call until gRPC has written its answer.
+
+        Raises:
+          RefusedError: (UNAVAILABLE) the server is stopping; another one may take over.
+        """
+        with self._changed:
+            if self._closed:
+                raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
+            self._in_progress += 1
+        if not context.add_callback(self._end):
+            self._end()
+
+    def close(self, grace_s: float) -> None:
+        """Refuses new calls and waits until those in progress have their answers, or `grace_s`."""
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: self._in_progress == 0, timeout=grace_s)
+            reading_s = self._last_end + _READING_S - time.monotonic()
+        time.sleep(max(0.0, reading_s))
+
+    def _end(self) -> None:
+        with self._changed:
+            self._in_progress -= 1
+            self._last_end = time.monotonic()
+            self._changed.notify_all()
+
+
 def make_handlers(
-    versions: ModelVersions, queue: Queue, *, max_message_bytes: int, max_request_voxels: int
+    versions: ModelVersions,
+    queue: Queue,
+    calls: Calls,
+    *,
+    max_message_bytes: int,
+    max_request_voxels: int,
 ) -> list[grpc.GenericRpcHandler]:
     """Returns the gRPC handlers of PredictionService and ModelService.
 
@@ -121,7 +177,7 @@ def make_handlers(
         grpc.method_handlers_generic_handler(
             service,
             {
-                name: grpc.unary_unary_rpc_method_handler(_answering(method))
+                name: grpc.unary_unary_rpc_method_handler(_answering(method, calls))
                 for name, method in methods.items()
             },
         )
@@ -130,12 +186,13 @@ def make_handlers(
 
 
 def _answering(
-    method: Callable[[bytes, grpc.ServicerContext], bytes],
+    method: Callable[[bytes, grpc.ServicerContext], bytes], calls: Calls
 ) -> Callable[[bytes, grpc.ServicerContext], bytes]:
     """Turns a `RefusedError` of a method into the call's status."""
 
     def answer(content: bytes, context: grpc.ServicerContext) -> bytes:
         try:
+            calls.begin(context)
             return method(content, context)
         except RefusedError as error:
             context.set_code(error.code)
