@@ -203,10 +203,15 @@ def _answering(
 
 
 def _parse(kind: type[Request], content: bytes) -> Request:
+    request = kind()
     try:
-        return kind.FromString(content)
+        # Protobuf stops at a stray end-group tag without an error, but says how far it came.
+        whole = request.MergeFromString(content) == len(content)
     except DecodeError:
-        raise malformed(f"expected a serialized {kind.DESCRIPTOR.full_name}") from None
+        whole = False
+    if not whole:
+        raise malformed(f"expected a serialized {kind.DESCRIPTOR.full_name}")
+    return request
 
 
 def _predict_response(

@@ -206,8 +206,9 @@ def test_other_methods_and_messages(send):
         metadata.metadata_field[:] = fields
         content = metadata.SerializeToString()
         assert send(content, "PredictionService/GetModelMetadata")[0] == INVALID
+    sound = sound_request().SerializeToString()
     for method in ("PredictionService/Predict", "ModelService/GetModelStatus"):
-        for content in (b"", b"\xff" * 100, b"\x0a\x7f"):
+        for content in (b"", b"\xff" * 100, b"\x0a\x7f", b"\x0c" + sound):
             assert send(content, method)[0] == INVALID
     for method in ("PredictionService/Classify", "ModelService/Nothing", "Other/Predict"):
         assert send(b"", method)[0] == grpc.StatusCode.UNIMPLEMENTED
