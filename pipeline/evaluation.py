@@ -20,8 +20,9 @@ from preprocessing.tasks import Task
 
 SIGNATURE = "serialized_examples"
 CONFUSION = "confusion"
-CANDIDATE = "candidate"
-BASELINE = "baseline"
+
+# Patches at a time; TFMA reads far more ahead.
+INFERENCE_BATCH_SIZE = 4
 
 # Classes that lie inside another one and count as part of it (LiTS: the liver mask is label >= 1).
 PARTS = {"liver": ("tumour",)}
@@ -110,7 +111,6 @@ def make_eval_config(
                 config=json.dumps({"region_labels": regions(task)}),
             )
         ],
-        model_names=[CANDIDATE, BASELINE],
     )
     for name, least in thresholds.items():
         # For all cases together, not for every slice by itself.
@@ -121,16 +121,14 @@ def make_eval_config(
         change.direction = tfma.MetricDirection.HIGHER_IS_BETTER
         change.absolute.value = -largest_loss
     return tfma.EvalConfig(
+        # TFX adds the same for the baseline model, where there is one.
         model_specs=[
-            # Without model_type "tf_generic" TFMA would load the model as a Keras one.
             tfma.ModelSpec(
-                name=name,
+                # Else TFMA would load the model as a Keras one, by way of classes it lacks.
                 model_type=tfma.TF_GENERIC,
                 signature_name=SIGNATURE,
-                inference_batch_size=4,
-                is_baseline=name == BASELINE,
+                inference_batch_size=INFERENCE_BATCH_SIZE,
             )
-            for name in (CANDIDATE, BASELINE)
         ],
         metrics_specs=[metrics],
         slicing_specs=[
@@ -154,7 +152,7 @@ def read_scores(evaluation: str) -> dict[str, dict[str, float]]:
             metric.key.name: metric.value.double_value.value
             for metric in metrics.metric_keys_and_values
             # TFMA leaves a model's name out where there is no other to compare it with.
-            if metric.key.model_name in ("", CANDIDATE) and not metric.key.is_diff
+            if metric.key.model_name in ("", tfma.CANDIDATE_KEY) and not metric.key.is_diff
         }
         for metrics in tfma.load_metrics(evaluation)
     }

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import tensorflow as tf
 from absl import logging as absl_logging
 from ml_metadata.proto import metadata_store_pb2
-from tfx import v1 as tfx
 from tfx.dsl.compiler import constants
 from tfx.orchestration import metadata
-from tfx.orchestration.local import runner_utils
+from tfx.orchestration.local import local_dag_runner, runner_utils
 from tfx.orchestration.portable import launcher, runtime_parameter_utils
 from tfx.proto.orchestration import pipeline_pb2
 
@@ -32,19 +30,20 @@ class ComponentRun:
     Attributes:
       name: the component's id in the pipeline.
       seconds: wall-clock time, metadata included.
-      cached: its earlier output was taken over; nothing was executed.
+      executed: its executor ran; else its earlier output was taken over, or, if it is a resolver,
+        looked up.
       outputs: folders of its output artifacts, by output name.
       properties: custom properties of those artifacts, by output name.
     """
 
     name: str
     seconds: float
-    cached: bool
-    outputs: dict[str, str] = field(default_factory=dict)
-    properties: dict[str, dict[str, object]] = field(default_factory=dict)
+    executed: bool
+    outputs: dict[str, str]
+    properties: dict[str, dict[str, object]]
 
 
-class ReportingRunner(tfx.orchestration.LocalDagRunner):
+class ReportingRunner(local_dag_runner.LocalDagRunner):
     """TFX's local runner that announces each component and keeps what it did in `components`.
 
     Unlike its parent it stops at a component whose inputs can't be resolved, which the parent
@@ -77,21 +76,24 @@ class ReportingRunner(tfx.orchestration.LocalDagRunner):
             name = node.pipeline_node.node_info.id
             title = f"[{number}/{len(pipeline.nodes)}] {name}"
             self._announce(f"{title}: started")
+            executor = runner_utils.extract_executor_spec(deployment, name)
             component_launcher = launcher.Launcher(
                 pipeline_node=node.pipeline_node,
                 mlmd_connection=metadata.Metadata(connection),
                 pipeline_info=pipeline.pipeline_info,
                 pipeline_runtime_spec=pipeline.runtime_spec,
-                executor_spec=runner_utils.extract_executor_spec(deployment, name),
+                executor_spec=executor,
                 custom_driver_spec=runner_utils.extract_custom_driver_spec(deployment, name),
             )
             start = time.monotonic()
             with _own_error(name):
                 execution_id = component_launcher.launch().execution_id
-            done = _read_execution(connection, name, execution_id, time.monotonic() - start)
-            self.components.append(done)
-            how = "unchanged, not executed" if done.cached else "finished"
-            self._announce(f"{title}: {how}, {done.seconds:.1f} s")
+            cached, outputs, properties = _read_execution(connection, name, execution_id)
+            seconds = time.monotonic() - start
+            executed = executor is not None and not cached
+            self.components.append(ComponentRun(name, seconds, executed, outputs, properties))
+            how = "unchanged, not executed" if cached else "finished"
+            self._announce(f"{title}: {how}, {seconds:.1f} s")
 
 
 @contextlib.contextmanager
@@ -134,8 +136,9 @@ def _own_error(name: str) -> Iterator[None]:
 
 
 def _read_execution(
-    connection: metadata_store_pb2.ConnectionConfig, name: str, execution_id: int, seconds: float
-) -> ComponentRun:
+    connection: metadata_store_pb2.ConnectionConfig, name: str, execution_id: int
+) -> tuple[bool, dict[str, str], dict[str, dict[str, object]]]:
+    """Returns whether the cache was used, and folders and properties of the outputs by name."""
     with metadata.Metadata(connection) as handle:
         store = handle.store
         (execution,) = store.get_executions_by_id([execution_id])
@@ -145,24 +148,21 @@ def _read_execution(
         events = [
             event
             for event in store.get_events_by_execution_ids([execution_id])
-            if event.type in (metadata_store_pb2.Event.OUTPUT, metadata_store_pb2.Event.INTERNAL_OUTPUT)
+            if event.type
+            in (metadata_store_pb2.Event.OUTPUT, metadata_store_pb2.Event.INTERNAL_OUTPUT)
         ]
         artifacts = {
             artifact.id: artifact
             for artifact in store.get_artifacts_by_id([event.artifact_id for event in events])
         }
     named = {event.path.steps[0].key: artifacts[event.artifact_id] for event in events}
-    return ComponentRun(
-        name,
-        seconds,
-        cached=execution.last_known_state == State.CACHED,
-        outputs={key: artifact.uri for key, artifact in named.items()},
-        properties={
-            key: {
-                property_name: getattr(value, value.WhichOneof("value"))
-                for property_name, value in artifact.custom_properties.items()
-                if value.WhichOneof("value")
-            }
-            for key, artifact in named.items()
-        },
-    )
+    properties = {
+        key: {
+            name: getattr(value, value.WhichOneof("value"))
+            for name, value in artifact.custom_properties.items()
+            if value.WhichOneof("value")
+        }
+        for key, artifact in named.items()
+    }
+    folders = {key: artifact.uri for key, artifact in named.items()}
+    return execution.last_known_state == State.CACHED, folders, properties

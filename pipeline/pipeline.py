@@ -5,40 +5,47 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from tfx import v1 as tfx
+from tfx import components
+from tfx.components.schema_gen.import_schema_gen.component import ImportSchemaGen
+from tfx.dsl.components.common.resolver import Resolver
+from tfx.orchestration.metadata import sqlite_metadata_connection_config
+from tfx.orchestration.pipeline import Pipeline
+from tfx.proto import example_gen_pb2, pusher_pb2, trainer_pb2
+from tfx.types import Channel, standard_artifacts
 
 import preprocessing
 from pipeline.baseline import EarlierBlessedModel
 from pipeline.evaluation import make_eval_config
 from pipeline.schema import make_validations, write_schema
-from pipeline.settings import PipelineSettings
+from pipeline.settings import RECORD_PATTERN, PipelineSettings
 from pipeline.validation import stop_on_anomalies
+from preprocessing.splits import SPLITS
 
 # Floors whose code decides what a training gives; a change in them makes cached trainings stale.
 TRAINED_WITH = ("preprocessing", "ahnet_tf", "serving", "pipeline/trainer.py")
 BEAM_ARGUMENTS = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
 
 
-def create_pipeline(settings: PipelineSettings) -> tfx.dsl.Pipeline:
+def create_pipeline(settings: PipelineSettings) -> Pipeline:
     """Returns the pipeline of one task; nothing runs yet.
 
     The schema of the task is written into the output folder, where the DAG imports it from.
     """
     output = Path(settings.output)
-    examples = tfx.components.ImportExampleGen(
+    examples = components.ImportExampleGen(
         input_base=settings.input,
-        input_config=tfx.proto.Input(
+        input_config=example_gen_pb2.Input(
             splits=[
-                tfx.proto.Input.Split(name=split, pattern=f"{split}/*.tfrecord*")
-                for split in ("train", "eval")
+                example_gen_pb2.Input.Split(name=split, pattern=f"{split}/{RECORD_PATTERN}")
+                for split in SPLITS
             ]
         ),
     )
-    schema = tfx.components.ImportSchemaGen(str(write_schema(settings.task, output / "schema")))
-    statistics = tfx.components.StatisticsGen(
+    schema = ImportSchemaGen(str(write_schema(settings.task, output / "schema")))
+    statistics = components.StatisticsGen(
         examples=examples.outputs["examples"], schema=schema.outputs["schema"]
     )
-    validator = tfx.components.ExampleValidator(
+    validator = components.ExampleValidator(
         statistics=statistics.outputs["statistics"],
         schema=schema.outputs["schema"],
         custom_validation_config=make_validations(settings.task),
@@ -47,29 +54,29 @@ def create_pipeline(settings: PipelineSettings) -> tfx.dsl.Pipeline:
     trainer_2d = _trainer(settings, "2d", examples)
     trainer_2d.add_upstream_node(gate)
     trainer_3d = _trainer(settings, "3d", examples, base_model=trainer_2d.outputs["model"])
-    baseline = tfx.dsl.Resolver(
+    baseline = Resolver(
         strategy_class=EarlierBlessedModel,
         current=trainer_3d.outputs["model"],
-        model=tfx.dsl.Channel(type=tfx.types.standard_artifacts.Model),
-        model_blessing=tfx.dsl.Channel(type=tfx.types.standard_artifacts.ModelBlessing),
+        model=Channel(type=standard_artifacts.Model),
+        model_blessing=Channel(type=standard_artifacts.ModelBlessing),
     ).with_id("LatestBlessedModel")
-    evaluator = tfx.components.Evaluator(
+    evaluator = components.Evaluator(
         examples=examples.outputs["examples"],
         model=trainer_3d.outputs["model"],
         baseline_model=baseline.outputs["model"],
         eval_config=make_eval_config(settings.task, settings.thresholds, settings.largest_loss),
         example_splits=["eval"],
     )
-    pusher = tfx.components.Pusher(
+    pusher = components.Pusher(
         model=trainer_3d.outputs["model"],
         model_blessing=evaluator.outputs["blessing"],
-        push_destination=tfx.proto.PushDestination(
-            filesystem=tfx.proto.PushDestination.Filesystem(
+        push_destination=pusher_pb2.PushDestination(
+            filesystem=pusher_pb2.PushDestination.Filesystem(
                 base_directory=str(output / "serving_model")
             )
         ),
     )
-    return tfx.dsl.Pipeline(
+    return Pipeline(
         pipeline_name=settings.name,
         pipeline_root=str(output / "artifacts"),
         components=[
@@ -85,7 +92,7 @@ def create_pipeline(settings: PipelineSettings) -> tfx.dsl.Pipeline:
             pusher,
         ],
         enable_cache=True,
-        metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(
+        metadata_connection_config=sqlite_metadata_connection_config(
             str(output / "metadata.sqlite")
         ),
         beam_pipeline_args=list(BEAM_ARGUMENTS),
@@ -106,21 +113,15 @@ def code_version() -> str:
 def _trainer(
     settings: PipelineSettings,
     stage: str,
-    examples: tfx.components.ImportExampleGen,
-    base_model: tfx.dsl.Channel | None = None,
-) -> tfx.components.Trainer:
-    content = settings.to_dict()
-    training = content[f"training_{stage}"]
-    return tfx.components.Trainer(
+    examples: components.ImportExampleGen,
+    base_model: Channel | None = None,
+) -> components.Trainer:
+    config = settings.config.to_dict()[stage]
+    return components.Trainer(
         run_fn=f"pipeline.trainer.run_fn_{stage}",
         examples=examples.outputs["examples"],
         base_model=base_model,
-        train_args=tfx.proto.TrainArgs(splits=["train"], num_steps=training["steps"]),
-        eval_args=tfx.proto.EvalArgs(splits=["eval"]),
-        custom_config={
-            "task": content["task"],
-            "model": content[f"model_{stage}"],
-            "training": training,
-            "code_version": code_version(),
-        },
+        train_args=trainer_pb2.TrainArgs(splits=["train"], num_steps=config["training"]["steps"]),
+        eval_args=trainer_pb2.EvalArgs(splits=["eval"]),
+        custom_config=config | {"task": settings.task.to_dict(), "code_version": code_version()},
     ).with_id(f"Trainer{stage.upper()}")

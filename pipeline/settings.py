@@ -1,13 +1,16 @@
-"""What one pipeline is made of: records, networks, trainings, thresholds; plain data, as JSON."""
+"""What one pipeline is made of: records, trainings, thresholds; plain data, as JSON."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from ahnet_tf.config import ModelConfig, TrainingConfig, to_dict
+from ahnet_tf.presets import RunConfig
 from preprocessing.errors import SettingsError
 from preprocessing.tasks import Task
+
+# Record files of a split's folder.
+RECORD_PATTERN = "*.tfrecord*"
 
 
 @dataclass(frozen=True)
@@ -17,11 +20,8 @@ class PipelineSettings:
     Attributes:
       input: folder of converted records (train/, eval/, task.json).
       output: folder of the run; everything the pipeline writes lies in it.
-      task: what the records hold; read from the input's task.json.
-      model_2d: the network of the first stage.
-      model_3d: the network of the second stage, which starts from the first one's encoder.
-      training_2d: training of the first stage.
-      training_3d: training of the second stage.
+      task: what the records hold.
+      config: networks and trainings of both stages.
       thresholds: for each class that decides, the mean Dice per case that a model must reach.
       largest_loss: by how much that Dice may fall short of the last blessed model's.
       name: the pipeline's name in its metadata, and for the tfx command line.
@@ -30,11 +30,8 @@ class PipelineSettings:
     input: str
     output: str
     task: Task
-    model_2d: ModelConfig
-    model_3d: ModelConfig
-    training_2d: TrainingConfig
-    training_3d: TrainingConfig
-    thresholds: dict[str, float] = field(default_factory=dict)
+    config: RunConfig
+    thresholds: dict[str, float]
     largest_loss: float = 0.0
     name: str = "ahnet"
 
@@ -52,4 +49,4 @@ class PipelineSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as plain JSON types."""
-        return to_dict(self)
+        return vars(self) | {"task": self.task.to_dict(), "config": self.config.to_dict()}

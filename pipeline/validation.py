@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tensorflow_metadata.proto.v0 import anomalies_pb2
-from tfx import v1 as tfx
-from tfx.types import artifact_utils
+from tfx.dsl.component.experimental.annotations import InputArtifact
+from tfx.dsl.component.experimental.decorators import component
+from tfx.types import artifact_utils, standard_artifacts
 
 from preprocessing.errors import PipelineError
 
@@ -17,9 +18,9 @@ TRAINING_SPLIT = "train"
 ANOMALIES_FILE = "SchemaDiff.pb"
 
 
-@tfx.dsl.components.component
+@component
 def stop_on_anomalies(
-    anomalies: tfx.dsl.components.InputArtifact[tfx.types.standard_artifacts.ExampleAnomalies],
+    anomalies: InputArtifact[standard_artifacts.ExampleAnomalies],
 ) -> None:
     """A component that fails where the records don't fit the schema (see `check_anomalies`)."""
     check_anomalies(
@@ -67,6 +68,12 @@ def _findings(found: anomalies_pb2.Anomalies) -> Iterator[tuple[int, str]]:
     if found.HasField("dataset_anomaly_info"):
         yield found.dataset_anomaly_info.severity, found.dataset_anomaly_info.description
     for name, information in sorted(found.anomaly_info.items()):
-        reasons = [reason.description or reason.short_description for reason in information.reason]
-        text = " ".join(reasons) or information.description
-        yield information.severity, f"{name}: {' '.join(text.split()).rstrip('.')}"
+        sentences = [
+            # Of a check of ours the short description is its own, the long one the SQL.
+            reason.short_description
+            if reason.type == anomalies_pb2.AnomalyInfo.CUSTOM_VALIDATION
+            else reason.description
+            for reason in information.reason
+        ]
+        text = " ".join(" ".join(sentences).split())
+        yield information.severity, f"{name}: {text.rstrip('.')}"
