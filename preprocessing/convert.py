@@ -14,9 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import difflib
-import platform
-import re
 import sys
 import threading
 import time
@@ -30,9 +27,6 @@ from preprocessing.tasks import Task, load_task
 
 if TYPE_CHECKING:
     from preprocessing.cases import Case
-
-MANIFEST, TASK = "manifest.json", "task.json"
-_RECORDS = re.compile(r"^(train|eval)/[^/]+\.tfrecord$")
 
 
 def convert(
@@ -79,53 +73,60 @@ def convert(
 
     from apache_beam.io.filesystems import FileSystems
 
-    from preprocessing.storage import delete_folder, hidden_beside, make_folder, read_json
+    from preprocessing.conversion import OUTCOMES, ConversionSettings
+    from preprocessing.outputs import check_output, make_manifest, publish
+    from preprocessing.runners import beam_runner
+    from preprocessing.storage import delete_folder, hidden_beside, make_folder
 
     output = output.rstrip("/")
-    _check_output(output, overwrite)
-    runner, options = _runner(beam_options)
-    sound = [case.case_id for case in cases if not case.problem]
+    check_output(output, overwrite)
+    runner = beam_runner(beam_options, [o for a in _parser()._actions for o in a.option_strings])
     if splits_file:
         splits = load_splits(splits_file, [case.case_id for case in cases])
         cases = [_with_split(case, splits, splits_file) for case in cases]
+        eval_fraction = None
     else:
-        splits = split_by_hash(sound, eval_fraction)
+        splits = split_by_hash([c.case_id for c in cases if not c.problem], eval_fraction)
 
-    from preprocessing.conversion import CONVERTED, OUTCOMES, ConversionSettings, outcome_path
-
+    settings = ConversionSettings(task, seed, shard_mib * 2**20)
     partial = hidden_beside(output, "partial")
     delete_folder(partial)
     for name in (*SPLITS, OUTCOMES):
         make_folder(FileSystems.join(partial, name))
-    settings = ConversionSettings(task, seed, shard_mib * 2**20)
+    try:
+        entries = _convert_all(cases, splits, eval_fraction, settings, partial, runner, progress)
+        manifest = make_manifest(
+            entries, settings, {"eval_fraction": eval_fraction, "shard_mib": shard_mib}
+        )
+        publish(partial, output, manifest, task)
+    except BaseException:
+        delete_folder(partial)
+        raise
+    return manifest
+
+
+def _convert_all(cases, splits, eval_fraction, settings, partial, runner, progress):
+    """Converts into the hidden folder; returns the manifest's entries in the order of the cases."""
+    from preprocessing.conversion import CONVERTED, outcome_path
+    from preprocessing.runners import run_pipeline
+    from preprocessing.storage import read_json
+
     entries: dict[str, dict[str, Any]] = {}
     pending = cases
     while pending:
         jobs = [(case, splits.get(case.case_id, "train")) for case in pending]
         with _bar(partial, len(jobs), progress):
-            _run_pipeline(jobs, settings, partial, runner, options)
+            run_pipeline(jobs, settings, partial, runner)
         for case in pending:
             entries[case.case_id] = read_json(outcome_path(partial, case.case_id))
-        if splits_file:
+        if eval_fraction is None:
             break
         # A rejected case may leave a split empty that its place would have filled.
         converted = [name for name, entry in entries.items() if entry["status"] == CONVERTED]
         splits = split_by_hash(converted, eval_fraction)
         pending = [c for c in cases if splits.get(c.case_id) != entries[c.case_id].get("split")]
         _delete_shards(partial, [entries[case.case_id] for case in pending])
-
-    manifest = _manifest(
-        [entries[case.case_id] for case in cases],
-        settings,
-        {"eval_fraction": None if splits_file else eval_fraction, "shard_mib": shard_mib},
-    )
-    _publish(partial, output, manifest, task)
-    return manifest
-
-
-def rejected_cases(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the manifest's entries of rejected cases."""
-    return [entry for entry in manifest["cases"] if entry["status"] == "rejected"]
+    return [entries[case.case_id] for case in cases]
 
 
 def _with_split(case: Case, splits: dict[str, str], splits_file: str) -> Case:
@@ -135,59 +136,6 @@ def _with_split(case: Case, splits: dict[str, str], splits_file: str) -> Case:
         f"{case.image_path}: expected {case.case_id!r} in a split of {splits_file}, found none"
     )
     return dataclasses.replace(case, problem=problem)
-
-
-def _runner(beam_options: Sequence[str]) -> tuple[Any, Any]:
-    """Returns Beam's runner and options; typing errors among the options are told.
-
-    Beam's own DirectRunner may fetch a program from the internet (Prism), so its in-process engine
-    is asked for by name.
-    """
-    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
-    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-    from apache_beam.runners.runner import create_runner
-
-    if beam_options:
-        # Some of Beam's option classes share options.
-        known = argparse.ArgumentParser(
-            add_help=False, allow_abbrev=False, conflict_handler="resolve"
-        )
-        for kind in _subclasses(PipelineOptions):
-            kind._add_argparse_args(known)
-        _, unknown = known.parse_known_args(list(beam_options))
-        if unknown:
-            names = [name for a in _parser()._actions for name in a.option_strings]
-            near = difflib.get_close_matches(unknown[0].split("=")[0], names, n=1)
-            remedy = f"Did you mean {near[0]}?" if near else ""
-            raise SettingsError("convert", "options of --help or of Beam", unknown[0], remedy)
-    options = PipelineOptions(list(beam_options), save_main_session=False)
-    name = options.view_as(StandardOptions).runner
-    if name in (None, "DirectRunner"):
-        return FnApiRunner(), options
-    try:
-        return create_runner(name), options
-    except (ValueError, ImportError) as error:
-        raise SettingsError("--runner", "one of Beam's runners", error) from None
-
-
-def _subclasses(kind: type) -> Iterator[type]:
-    for subclass in kind.__subclasses__():
-        yield subclass
-        yield from _subclasses(subclass)
-
-
-def _run_pipeline(jobs, settings, partial, runner, options) -> None:
-    import apache_beam as beam
-
-    from preprocessing.conversion import ConvertCase
-
-    with beam.Pipeline(runner=runner, options=options) as pipeline:
-        _ = (
-            pipeline
-            | "Cases" >> beam.Create(jobs)
-            | "Spread" >> beam.Reshuffle()
-            | "Convert" >> beam.ParDo(ConvertCase(settings, partial))
-        )
 
 
 @contextlib.contextmanager
@@ -216,68 +164,12 @@ def _bar(partial: str, total: int, visible: bool) -> Iterator[None]:
         bar.update(total - bar.n)
 
 
-def _manifest(entries, settings, further_settings) -> dict[str, Any]:
-    import apache_beam
-    import nibabel
-    import numpy
-    import scipy
-    import tensorflow
-
-    modules = (apache_beam, nibabel, numpy, scipy, tensorflow)
-    statuses = [entry["status"] for entry in entries]
-    splits = {}
-    for split in SPLITS:
-        of_split = [entry for entry in entries if entry.get("split") == split]
-        patches = sum(entry["patches"] for entry in of_split)
-        splits[split] = {"cases": len(of_split), "patches": patches}
-    return {
-        "found": len(entries),
-        "converted": statuses.count("converted"),
-        "rejected": statuses.count("rejected"),
-        "splits": splits,
-        "cases": entries,
-        "settings": {"seed": settings.seed, "task": settings.task.to_dict(), **further_settings},
-        "versions": {module.__name__: module.__version__ for module in modules}
-        | {"python": platform.python_version()},
-    }
-
-
 def _delete_shards(partial: str, entries: Sequence[dict[str, Any]]) -> None:
     from apache_beam.io.filesystems import FileSystems
 
     for entry in entries:
         for shard in entry.get("shards", ()):
             FileSystems.delete([FileSystems.join(partial, entry["split"], shard["name"])])
-
-
-def _check_output(output: str, overwrite: bool) -> None:
-    """Refuses an output that holds a finished data set, or anything else that would be lost."""
-    from preprocessing.storage import list_files
-
-    there = list_files(output)
-    foreign = [name for name in there if name not in (MANIFEST, TASK) and not _RECORDS.match(name)]
-    if foreign:
-        raise SettingsError("--output", "a new or empty folder", f"{foreign[0]} in {output}")
-    if TASK in there and not overwrite:
-        found = f"a finished data set in {output}"
-        raise SettingsError("--output", "a new folder", found, "Give --overwrite to replace it.")
-
-
-def _publish(partial: str, output: str, manifest: dict[str, Any], task: Task) -> None:
-    """Completes the hidden folder and renames it; without a converted case only the manifest stays."""
-    from apache_beam.io.filesystems import FileSystems
-
-    from preprocessing.conversion import OUTCOMES
-    from preprocessing.storage import delete_folder, make_folder, replace_folder, write_json
-
-    if manifest["converted"]:
-        delete_folder(FileSystems.join(partial, OUTCOMES))
-        write_json(FileSystems.join(partial, TASK), task.to_dict())
-    else:
-        delete_folder(partial)
-        make_folder(partial)
-    write_json(FileSystems.join(partial, MANIFEST), manifest)
-    replace_folder(partial, output, last=MANIFEST)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -340,7 +232,7 @@ def _run(arguments: argparse.Namespace, beam_options: Sequence[str]) -> int:
         overwrite=arguments.overwrite,
         beam_options=beam_options,
     )
-    rejected = rejected_cases(manifest)
+    rejected = [entry for entry in manifest["cases"] if entry["status"] == "rejected"]
     for entry in rejected:
         print(f"rejected {entry['case_id']}: {entry['reason']}", file=sys.stderr)
     if manifest["converted"] and not all(split["cases"] for split in manifest["splits"].values()):
