@@ -28,7 +28,7 @@ AXIS_CODES = [
 
 
 def task(resampling="keep", spacing=None, dtype="int16"):
-    return Task("t", ("background", "organ"), (-200, 250), dtype, -1024, resampling, spacing)
+    return Task("t", ("background", "organ"), (-200, 250), dtype, 0, resampling, spacing)
 
 
 def affine_of(codes, spacing_by_world_axis=(0.7, 0.8, 5.0), origin=(11.0, -7.0, 300.0)):
