@@ -43,6 +43,7 @@ def class_targets(
       label_smoothing: s: targets t become t * (1 - s) + s / classes, or + s / 2 if not exclusive.
       exclusive: whether the classes share one softmax.
     """
+    labels = tf.convert_to_tensor(labels)
     if labels.shape.rank == 5:
         targets = tf.cast(labels, tf.float32)
     elif classes == 1:

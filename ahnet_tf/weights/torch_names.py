@@ -163,3 +163,21 @@ def _pyramid_source(leaf: str, levels: int, authors: bool) -> Source:
         return Source(keys("up", "bias"))
     level = int(leaf.removeprefix("up_kernel")).bit_length() - 4
     return _in_plane(f"psp.up_modules.{level}.weight")
+
+
+def mcgcn_source(name: str) -> Source | None:
+    """Returns where a weight of MC-GCN stands in the authors' net2d.py (or MONAI's FCN), or None."""
+    layer, *middle, leaf = name.split("/")
+    if layer == "slice_projection":
+        if leaf == "kernel":
+            return _flat("init_proj.0.weight")
+        return Source((f"init_proj.1.{STATISTICS[leaf]}",))
+    if layer.startswith("gcn"):
+        key = f"{layer}.conv_{middle[0][0]}{middle[0][-1]}"
+        return _flat(f"{key}.weight") if leaf == "kernel" else Source((f"{key}.bias",))
+    if layer.startswith("refine"):
+        if middle == ["norm"]:
+            return Source((f"{layer}.bn.{STATISTICS[leaf]}",))
+        key = f"{layer}.{middle[0]}"
+        return _flat(f"{key}.weight") if leaf == "kernel" else Source((f"{key}.bias",))
+    return encoder_source(name, volumetric=False)

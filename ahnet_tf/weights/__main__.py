@@ -1,0 +1,84 @@
+"""The command that turns weights people have into a checkpoint of this project."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from preprocessing.command import make_parser, run_command
+
+EXAMPLES = (
+    "python -m ahnet_tf.weights import resnet50.safetensors --to imagenet2d",
+    "python -m ahnet_tf.weights import monai_ahnet.npz --to liver --intensity-window -200 250",
+    "python -m ahnet_tf.weights import --weights imagenet --to imagenet2d",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = make_parser(
+        "ahnet_tf.weights",
+        "Turns weights of ResNet-50 (Keras, torchvision), MONAI's AHNet or the authors' AH-Net and"
+        " MC-GCN into a checkpoint: a folder that training, export and prediction read.",
+        EXAMPLES,
+    )
+    commands = parser.add_subparsers(dest="action", required=True, metavar="import")
+    command = commands.add_parser("import", help="read a file of weights, write a checkpoint")
+    command.add_argument(
+        "file", nargs="?", metavar="FILE", help=".h5, .safetensors, .npz, or .pth if torch is here"
+    )
+    command.add_argument(
+        "--weights",
+        choices=["imagenet"],
+        help="instead of FILE: Keras' ImageNet weights, downloaded",
+    )
+    command.add_argument("--to", required=True, metavar="FOLDER", help="the checkpoint to write")
+    command.add_argument(
+        "--config", help="model.json of the network whose encoder takes ImageNet weights"
+    )
+    command.add_argument(
+        "--architecture", choices=["mcgcn", "ahnet"], help="without --config (default: mcgcn)"
+    )
+    command.add_argument("--classes", type=int, help="classes of a fresh decoder")
+    command.add_argument(
+        "--intensity-window",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="raw values that the weights expect as -1 and +1",
+    )
+    command.add_argument("--seed", type=int, default=0, help="of weights that the file lacks")
+    command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS)
+    return run_command(_run, parser.parse_args(argv))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    import dataclasses
+
+    from ahnet_tf.config import ModelConfig, load_config
+    from ahnet_tf.nets.checkpoint import save_network
+    from ahnet_tf.weights.imagenet import imagenet_file
+    from ahnet_tf.weights.importing import import_network
+    from preprocessing.errors import SettingsError
+
+    if (arguments.file is None) == (arguments.weights is None):
+        raise SettingsError("import", "FILE or --weights imagenet", "both or neither")
+    config = ModelConfig(architecture="mcgcn")
+    if arguments.config:
+        config = load_config(arguments.config, ModelConfig)
+    changes = {
+        "architecture": arguments.architecture,
+        "classes": arguments.classes,
+        "intensity_window": arguments.intensity_window and tuple(arguments.intensity_window),
+    }
+    config = dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
+    path = imagenet_file() if arguments.weights else arguments.file
+    model, config, report = import_network(path, config, seed=arguments.seed)
+    save_network(arguments.to, model, config)
+    print(report)
+    print(f"written: {arguments.to} ({config.architecture})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
