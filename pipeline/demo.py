@@ -188,7 +188,7 @@ def summarize(output: Path, stages: Stages) -> dict[str, Any]:
     memory = {name: cost["peak_memory_mib"] for name, cost in stages.costs.items()}
     return {
         "case": next(iter(scores["cases"])),
-        "dice_liver": scores["summary"]["liver_dice"]["value"],
+        "dice_liver": scores["summary"]["liver_dice_per_case"]["value"],
         "dice_tumour": scores["summary"]["lesion_dice_per_case"]["value"],
         "seconds": seconds,
         "seconds_total": round(sum(seconds.values()) - seconds["server"], 1),

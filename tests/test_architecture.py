@@ -20,6 +20,7 @@ COMMANDS = (
     "ahnet_tf.evaluate",
     "serving.export",
     "serving.server",
+    "serving.status",
     "pipeline.local_runner",
     "pipeline.demo",
 )
@@ -102,3 +103,14 @@ def test_format_and_style():
             [sys.executable, "-m", "ruff", *check, "."], capture_output=True, text=True, cwd=ROOT
         )
         assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_every_file_says_what_it_holds(path):
+    """A file's first line stands, word for word, in docs/architecture.md."""
+    if path.name == "__init__.py":
+        return
+    first_line = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).split("\n")[0]
+    name = path.relative_to(ROOT / path.relative_to(ROOT).parts[0])
+    described = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert f"| `{name}` | {first_line} |" in described

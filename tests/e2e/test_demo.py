@@ -19,13 +19,20 @@ from preprocessing.phantom import write_cases
 from preprocessing.tasks import load_task
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ("width=0.0625", "blocks=[1,1,1,1]", "growth=4", "steps=4", "evaluate_every=4")
+TINY = (
+    "width=0.0625",
+    "blocks=[1,1,1,1]",
+    "growth=4",
+    "steps=4",
+    "warmup_steps=1",
+    "evaluate_every=4",
+)
 
 
 @pytest.fixture(scope="module")
 def own_cases(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("own cases")
-    write_cases(folder, 3, 5)
+    write_cases(folder, 3, 3)
     return folder
 
 
