@@ -127,10 +127,13 @@ def _own_error(name: str) -> Iterator[None]:
     except AHNetError:
         raise
     except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
         raise PipelineError(
             f"component {name}",
             "success",
-            f"{type(error).__name__}: {error}",
+            f"{type(cause).__name__}: {cause}".rstrip("."),
             "--debug shows the traceback.",
         ) from error
 

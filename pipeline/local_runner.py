@@ -137,6 +137,13 @@ def run_local(settings: PipelineSettings, *, debug: bool = False) -> PipelineRes
         evaluator = components["Evaluator"]
         refusals = read_refusals(evaluator.outputs["evaluation"])
         pushed = components["Pusher"].properties["pushed_model"].get("pushed_destination")
+        if pushed and not Path(pushed).is_dir():
+            raise PipelineError(
+                pushed,
+                "the model that an earlier run pushed",
+                "no such folder",
+                f"Remove {output / 'artifacts' / 'Pusher'} to have it pushed again.",
+            )
         result = PipelineResult(
             seconds={IMPORTS: imported}
             | {component.name: component.seconds for component in runner.components},
@@ -194,7 +201,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def summary_table(result: PipelineResult) -> str:
     """Returns what happened, for people: seconds, scores against thresholds, the pushed model."""
     rows = [
-        f"{name:<20} {seconds:8.1f} s" + ("" if ran else "  (unchanged, not executed)")
+        f"{name:<20} {seconds:8.1f} s" + ("" if ran else "  (not executed)")
         for name, seconds in result.seconds.items()
         for ran in [name == IMPORTS or name in result.executed]
     ]

@@ -91,13 +91,13 @@ def records(tmp_path, patch, task, write_records) -> Path:
 
 @pytest.fixture(scope="session")
 def phantom_records(tmp_path_factory, task) -> Path:
-    """Four phantom cases, three to train on and one to evaluate on, as `convert` writes them."""
+    """Four phantom cases with tumours, two of them to evaluate on, as `convert` writes them."""
     from preprocessing.convert import convert
     from preprocessing.phantom import PhantomSettings, write_cases
 
     base = tmp_path_factory.mktemp("phantoms")
     settings = PhantomSettings(shape_xyz=(32, 32, 16), spacing_mm=(10.0, 10.0, 10.0))
-    write_cases(base / "cases", 4, seed=1, settings=settings)
-    convert([str(base / "cases")], str(base / "records"), task, progress=False)
+    write_cases(base / "cases", 4, seed=5, settings=settings)
+    convert([str(base / "cases")], str(base / "records"), task, eval_fraction=0.5, progress=False)
     shutil.rmtree(base / "cases")
     return base / "records"
