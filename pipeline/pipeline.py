@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from tfx import components
@@ -13,16 +12,14 @@ from tfx.orchestration.pipeline import Pipeline
 from tfx.proto import example_gen_pb2, pusher_pb2, trainer_pb2
 from tfx.types import Channel, standard_artifacts
 
-import preprocessing
 from pipeline.baseline import EarlierBlessedModel
+from pipeline.code_version import code_version
 from pipeline.evaluation import make_eval_config
 from pipeline.schema import make_validations, write_schema
 from pipeline.settings import RECORD_PATTERN, PipelineSettings
 from pipeline.validation import stop_on_anomalies
 from preprocessing.splits import SPLITS
 
-# Floors whose code decides what a training gives; a change in them makes cached trainings stale.
-TRAINED_WITH = ("preprocessing", "ahnet_tf", "serving", "pipeline/trainer.py")
 BEAM_ARGUMENTS = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
 
 
@@ -99,17 +96,6 @@ def create_pipeline(settings: PipelineSettings) -> Pipeline:
     )
 
 
-def code_version() -> str:
-    """Returns a digest of the source files that trainings run, `TRAINED_WITH`."""
-    root = Path(preprocessing.__file__).parents[1]
-    digest = hashlib.sha256()
-    for place in TRAINED_WITH:
-        path = root / place
-        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
-            digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def _trainer(
     settings: PipelineSettings,
     stage: str,
@@ -117,11 +103,12 @@ def _trainer(
     base_model: Channel | None = None,
 ) -> components.Trainer:
     config = settings.config.to_dict()[stage]
+    context = {"task": settings.task.to_dict(), "code_version": code_version("pipeline.trainer")}
     return components.Trainer(
         run_fn=f"pipeline.trainer.run_fn_{stage}",
         examples=examples.outputs["examples"],
         base_model=base_model,
         train_args=trainer_pb2.TrainArgs(splits=["train"], num_steps=config["training"]["steps"]),
         eval_args=trainer_pb2.EvalArgs(splits=["eval"]),
-        custom_config=config | {"task": settings.task.to_dict(), "code_version": code_version()},
+        custom_config=config | context,
     ).with_id(f"Trainer{stage.upper()}")
