@@ -19,8 +19,6 @@ from preprocessing.tasks import Task
 
 STAGES = ("2d", "3d")
 SECTIONS = {"model": ModelConfig, "training": TrainingConfig}
-# Settings that the task alone decides.
-TASK_SETTINGS = ("classes", "intensity_window")
 
 
 @dataclass(frozen=True)
@@ -131,12 +129,28 @@ def run_config(
         for item in settings:
             flat |= _assignment(item, stage)
         stages[stage] = _stage(flat, f"settings of stage {stage}")
-        for name in TASK_SETTINGS:
-            if to_dict(stages[stage].model)[name] != of_task[name]:
-                raise SettingsError(
-                    f"{stage}.{name}", f"{of_task[name]}, as task {task.name} has it", flat[name]
-                )
+        check_settings(stages[stage].model, stages[stage].training, task)
     return RunConfig(preset, stages)
+
+
+def check_settings(model_config: ModelConfig, config: TrainingConfig, task: Task) -> None:
+    """Checks that a network and its recipe fit the task.
+
+    Raises:
+      SettingsError: another number of classes, or another intensity window.
+    """
+    count = len(task.class_names)
+    classes = f"{count} ({', '.join(task.class_names)})"
+    if model_config.classes != count:
+        raise SettingsError("classes", classes, model_config.classes)
+    if config.class_weights is not None and len(config.class_weights) != count:
+        raise SettingsError("class_weights", f"one for each of {classes}", config.class_weights)
+    if tuple(model_config.intensity_window) != tuple(task.intensity_window):
+        raise SettingsError(
+            "intensity_window",
+            f"the task's {task.intensity_window}",
+            model_config.intensity_window,
+        )
 
 
 def near(name: str, names: Any) -> str:
@@ -194,10 +208,13 @@ def _assignment(item: str, stage: str) -> dict[str, Any]:
 
 
 def _stage(flat: dict[str, Any], where: str) -> StageConfig:
-    parts = {
-        section: from_dict(kind, {k: v for k, v in flat.items() if k in _names(section)}, where)
-        for section, kind in SECTIONS.items()
-    }
+    try:
+        parts = {
+            section: from_dict(kind, {k: v for k, v in flat.items() if k in _names(section)}, where)
+            for section, kind in SECTIONS.items()
+        }
+    except TypeError as error:
+        raise SettingsError(where, "values of the right kind", error) from None
     return StageConfig(**parts)
 
 

@@ -34,6 +34,7 @@ from ahnet_tf.history import History
 from ahnet_tf.nets import build_network
 from ahnet_tf.nets.checkpoint import load_network, save_network
 from ahnet_tf.nets.transfer import transfer_encoder
+from ahnet_tf.presets import check_settings
 from ahnet_tf.steps import make_evaluation, make_optimizer, make_train_step
 from preprocessing.errors import ModelError, SettingsError
 from preprocessing.files import replacing, write_json
@@ -194,26 +195,6 @@ def train_network(
     )
     write_json(output / "result.json", asdict(result))
     return result
-
-
-def check_settings(model_config: ModelConfig, config: TrainingConfig, task: Task) -> None:
-    """Checks that a network and its recipe fit the task.
-
-    Raises:
-      SettingsError: another number of classes, or another intensity window.
-    """
-    count = len(task.class_names)
-    classes = f"{count} ({', '.join(task.class_names)})"
-    if model_config.classes != count:
-        raise SettingsError("classes", classes, model_config.classes)
-    if config.class_weights is not None and len(config.class_weights) != count:
-        raise SettingsError("class_weights", f"one for each of {classes}", config.class_weights)
-    if tuple(model_config.intensity_window) != tuple(task.intensity_window):
-        raise SettingsError(
-            "intensity_window",
-            f"the task's {task.intensity_window}",
-            model_config.intensity_window,
-        )
 
 
 def start_from(initial: tf.keras.Model | str | Path, model: tf.keras.Model) -> Any:

@@ -1,0 +1,139 @@
+"""The parts of a training, each against numbers worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ahnet_tf.case_dice import CaseDice, class_labels, mean_over_classes, tile_counts
+from ahnet_tf.config import ModelConfig, TrainingConfig
+from ahnet_tf.history import COLUMNS, History, read_history
+from ahnet_tf.schedules import WarmUpThenDecay
+from ahnet_tf.steps import batch_loss, predicted_classes
+from preprocessing.tasks import PRESETS, Task
+
+LIVER = PRESETS["ct_liver"]
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [
+        # Two steps of warm-up, then t = 0, 1/4, 1/2, 3/4 and, after the last step, 1.
+        ("cosine", [0.05, 0.1, 0.1, 0.0868198, 0.055, 0.0231802, 0.01]),
+        ("constant", [0.05, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]),
+        # 0.1 * (0.1 + 0.9 * (1 - t) ** 0.9)
+        ("polynomial", [0.05, 0.1, 0.1, 0.0794700, 0.0582298, 0.0358457, 0.01]),
+    ],
+)
+def test_learning_rate_rises_then_falls(decay, expected):
+    config = TrainingConfig(
+        steps=6, warmup_steps=2, learning_rate=0.1, final_learning_rate=0.1, decay=decay
+    )
+    schedule = WarmUpThenDecay(config)
+    np.testing.assert_allclose([schedule(step) for step in range(7)], expected, rtol=1e-5)
+
+
+def test_no_warm_up_begins_at_the_full_rate():
+    schedule = WarmUpThenDecay(TrainingConfig(steps=5, warmup_steps=0, learning_rate=0.2))
+    assert float(schedule(0)) == pytest.approx(0.2)
+
+
+def test_dice_is_scored_for_classes_and_their_union():
+    assert class_labels(LIVER) == ["liver", "tumour", "foreground"]
+    assert class_labels(Task("own", ("background", "lesion"), (0, 1))) == ["lesion"]
+
+
+def test_voxels_are_counted_where_they_have_weight():
+    label = np.array([[[[0, 1, 1, 2, 2]]]])
+    predicted = np.array([[[[1, 1, 2, 2, 2]]]])
+    weight = np.array([[[[1.0, 1, 1, 1, 0]]]])
+    counts = tile_counts(label, predicted, tf.constant(weight), 3).numpy()
+    # both, predicted, true: liver, tumour, their union.
+    assert counts.tolist() == [[[1, 2, 2], [1, 2, 1], [3, 4, 3]]]
+
+
+def test_dice_per_case_adds_up_its_tiles_and_counts_undefined_ones():
+    found = CaseDice(["liver", "tumour"])
+    found.add(np.array([b"a", b"b"]), np.array([[[3, 4, 5], [0, 0, 0]], [[1, 1, 1], [0, 2, 0]]]))
+    found.add(np.array([b"a"]), np.array([[[1, 2, 1], [0, 0, 0]]]))
+    summary = found.summary()
+    assert summary["cases"]["a"]["liver"] == 2 * 4 / (6 + 6)
+    assert math.isnan(summary["cases"]["a"]["tumour"])
+    assert summary["cases"]["b"] == {"liver": 1.0, "tumour": 0.0}
+    assert summary["dice"] == {"liver": pytest.approx((2 / 3 + 1) / 2), "tumour": 0.0}
+    assert summary["undefined"] == {"liver": 0, "tumour": 1}
+    assert mean_over_classes(summary["dice"]) == pytest.approx(5 / 12)
+
+
+def test_the_union_and_undefined_classes_do_not_weigh_in_the_mean():
+    assert mean_over_classes({"liver": 0.8, "tumour": math.nan, "foreground": 0.1}) == 0.8
+    assert mean_over_classes({"tumour": math.nan}) == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31 - 1))
+def test_tiles_of_a_volume_count_what_the_volume_counts(seed):
+    rng = np.random.default_rng(seed)
+    label, predicted = rng.integers(0, 3, (2, 1, 4, 6, 8))
+    weight = tf.ones(label.shape)
+    whole = tile_counts(label, predicted, weight, 3)
+    halves = [
+        tile_counts(label[..., part], predicted[..., part], weight[..., part], 3)
+        for part in (slice(0, 3), slice(3, 8))
+    ]
+    np.testing.assert_array_equal(whole, tf.add_n(halves))
+
+
+def test_classes_follow_from_logits():
+    logits = tf.constant([[[[[0.0, 2.0, 1.0], [-1.0, -2.0, -3.0], [5.0, -1.0, 0.5]]]]])
+    assert predicted_classes(logits, ModelConfig()).numpy().ravel().tolist() == [1, 0, 0]
+    sigmoid = ModelConfig(activation="sigmoid")
+    assert predicted_classes(logits, sigmoid).numpy().ravel().tolist() == [1, 0, 2]
+
+
+@pytest.mark.parametrize("loss", ["focal", "cross_entropy", "dice_focal", "heat_map_l2"])
+def test_shares_of_replicas_add_up_to_the_loss_of_the_whole_batch(loss):
+    rng = np.random.default_rng(1)
+    logits = tf.constant(rng.normal(size=(4, 2, 3, 5, 3)), tf.float32)
+    # Replicas with unequal weights: a mean of their means would be another number.
+    weight = np.ones((4, 2, 3, 5), np.float32)
+    weight[0], weight[3, 1] = 0, 0
+    batch = {"label": tf.constant(rng.integers(0, 3, weight.shape)), "weight": tf.constant(weight)}
+    config = TrainingConfig(loss=loss, batch_size=4, class_weights=(0.5, 1.0, 3.0))
+    total = tf.reduce_sum(weight)
+    whole = batch_loss(logits, batch, ModelConfig(), config, total)
+    parts = [
+        batch_loss(
+            logits[rows], {k: v[rows] for k, v in batch.items()}, ModelConfig(), config, total
+        )
+        for rows in (slice(0, 1), slice(1, 4))
+    ]
+    assert float(whole) > 0
+    np.testing.assert_allclose(sum(map(float, parts)), float(whole), rtol=1e-6)
+
+
+def test_cross_entropy_of_even_logits_is_the_logarithm_of_the_classes():
+    batch = {"label": tf.zeros((1, 1, 2, 2), tf.int32), "weight": tf.ones((1, 1, 2, 2))}
+    config = TrainingConfig(loss="cross_entropy")
+    loss = batch_loss(tf.zeros((1, 1, 2, 2, 3)), batch, ModelConfig(), config, tf.constant(4.0))
+    assert float(loss) == pytest.approx(math.log(3), rel=1e-6)
+
+
+def test_history_goes_on_after_the_last_checkpoint(tmp_path):
+    path = tmp_path / "history.csv"
+    row = dict.fromkeys(COLUMNS, 0.5)
+    history = History(path, ["liver"], 0)
+    for step in (5, 10, 15):
+        history.add(row | {"step": step, "dice_liver": math.nan, "undefined_liver": 2})
+    with open(path, "a") as file:
+        file.write("20,0.5,0.")
+    assert [kept["step"] for kept in read_history(path)] == [5, 10, 15]
+    History(path, ["liver"], 10).add(row | {"step": 11})
+    rows = read_history(path)
+    assert [kept["step"] for kept in rows] == [5, 10, 11]
+    assert math.isnan(rows[0]["dice_liver"])
+    assert rows[0]["undefined_liver"] == 2
+    assert rows[0]["loss"] == 0.5

@@ -1,0 +1,120 @@
+"""Settings of a run: where they come from, which wins, and what is refused."""
+
+import json
+
+import pytest
+
+from ahnet_tf.config import TrainingConfig, from_dict, to_dict
+from ahnet_tf.presets import PRESETS, preset_for, run_config
+from preprocessing.errors import SettingsError
+from preprocessing.tasks import PRESETS as TASKS
+from preprocessing.tasks import Task
+
+LIVER, SMALL = TASKS["ct_liver"], TASKS["ct_liver_small"]
+OWN = Task("own", ("background", "kidney"), (-100.0, 200.0))
+
+
+def test_published_recipe():
+    run = run_config(LIVER)
+    assert run.preset == "ct_liver"
+    two, three = run.stages["2d"], run.stages["3d"]
+    assert (two.model.architecture, three.model.architecture) == ("mcgcn", "ahnet")
+    assert (two.training.learning_rate, three.training.learning_rate) == (5e-4, 1e-3)
+    assert two.training.loss == three.training.loss == "focal"
+    assert two.training.gamma == three.training.gamma == 2
+    assert three.model.width == 1
+    assert three.model.blocks == (3, 4, 6, 3)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_both_stages_of_a_preset_share_the_encoder(preset):
+    stages = run_config(LIVER, preset=preset).stages
+    for name in ("width", "blocks", "norm", "channels"):
+        assert getattr(stages["2d"].model, name) == getattr(stages["3d"].model, name)
+
+
+def test_a_task_has_its_own_preset_or_the_published_one():
+    assert preset_for(SMALL) == "ct_liver_small"
+    assert preset_for(OWN) == "ct_liver"
+
+
+def test_classes_and_window_come_from_the_task():
+    model = run_config(OWN, settings=["class_weights=[1,2]"]).stages["3d"].model
+    assert model.classes == 2
+    assert model.intensity_window == (-100.0, 200.0)
+    with pytest.raises(SettingsError, match="classes: expected 2"):
+        run_config(OWN, settings=["classes=3"])
+
+
+def test_settings_win_over_file_over_preset(tmp_path):
+    file = tmp_path / "part.json"
+    part = {"preset": "ct_liver_small", "3d": {"training": {"steps": 77, "gamma": 1.5}}}
+    file.write_text(json.dumps(part))
+    run = run_config(LIVER, config_file=file, settings=["gamma=0.5", "2d.width=0.75"])
+    assert run.preset == "ct_liver_small"
+    assert run.stages["3d"].training.steps == 77
+    assert run.stages["2d"].training.steps == PRESETS["ct_liver_small"]["2d"]["steps"]
+    assert [run.stages[stage].training.gamma for stage in ("2d", "3d")] == [0.5, 0.5]
+    assert [run.stages[stage].model.width for stage in ("2d", "3d")] == [0.75, 0.25]
+
+
+def test_dumped_settings_are_taken_back(tmp_path):
+    run = run_config(SMALL, settings=["3d.loss=dice_focal", "seed=9", "class_weights=null"])
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(run.to_dict()))
+    assert run_config(SMALL, config_file=file) == run
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["learning_rte=1"], "Did you mean 'learning_rate'"),
+        (["2d.stpes=1"], "Did you mean 'steps'"),
+        (["4d.steps=1"], "NAME=VALUE"),
+        (["steps"], "NAME=VALUE"),
+        (["loss=fokal"], "Did you mean 'focal'"),
+        (["precision=float16"], "precision"),
+        (["steps=0"], "steps: expected at least 1, found 0"),
+        (["batch_size=-2"], "batch_size"),
+        (["steps=many"], "steps: expected a whole number"),
+        (["learning_rate=0"], "learning_rate"),
+        (["learning_rate=NaN"], "learning_rate"),
+        (["learning_rate=-1e-3"], "learning_rate"),
+        (["flip_probability=2"], "flip_probability"),
+        (["steps=10", "warmup_steps=10"], "warmup_steps"),
+        (["batch_size=3", "replicas=2"], "multiple of the 2 replicas"),
+        (["class_weights=[0,0,0]"], "class_weights"),
+        (["class_weights=[1,-1,1]"], "class_weights"),
+        (["class_weights=3"], "class_weights"),
+        (["jit_compile=1"], "jit_compile"),
+        (["width=wide"], "settings of stage 2d"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(SettingsError, match=message):
+        run_config(LIVER, settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "a JSON object"),
+        ("[]", "a JSON object of settings, found list"),
+        ('{"3dd": {}}', "Did you mean '3d'"),
+        ('{"3d": {"modle": {}}}', "Did you mean 'model'"),
+        ('{"3d": {"training": {"stepps": 1}}}', "Did you mean 'steps'"),
+        ('{"3d": {"model": {"steps": 1}}}', "settings among architecture"),
+        ('{"3d": 1}', "found int"),
+        ('{"preset": "ct_livre"}', "Did you mean 'ct_liver'"),
+    ],
+)
+def test_damaged_settings_files_are_refused(tmp_path, content, message):
+    file = tmp_path / "settings.json"
+    file.write_text(content)
+    with pytest.raises(SettingsError, match=message):
+        run_config(LIVER, config_file=file)
+
+
+def test_training_settings_survive_json():
+    config = TrainingConfig(class_weights=(0.5, 1.0, 2.0), decay="polynomial")
+    assert from_dict(TrainingConfig, json.loads(json.dumps(to_dict(config)))) == config
