@@ -38,7 +38,7 @@ setup(
         "pip",
     ],
     extras_require={
-        "test": ["pytest", "pytest-timeout", "hypothesis", "ruff"],
+        "test": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff"],
     },
     entry_points={
         # ahnet_tf.predict reaches a server without importing the floor above it.
