@@ -21,10 +21,10 @@ demo: env
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON_BIN) -m pipeline.demo --output "$(OUTPUT)" $(if $(DATA),--input "$(DATA)")
 
 test: env
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON_BIN) -m pytest
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON_BIN) -m pytest -n 2 --dist loadfile
 
 test-fast: env
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON_BIN) -m pytest -m "not slow"
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON_BIN) -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: env
 	@$(PYTHON_BIN) -m ruff format --check . && $(PYTHON_BIN) -m ruff check .
