@@ -23,7 +23,7 @@ def ahnet_logits(x: tf.Tensor, config: ModelConfig) -> tf.Tensor:
     size = 3 if up == "trilinear" else 2
     pooled = MaxPool(size, slice_pool=True, name="stem_pool")(stem)
     res1, res2, res3, res4 = residual_stages(pooled, config, slice_pool=True)
-    pieces = res4
+    maps, sizes = res4, None
     steps = (
         (res3, 1024, up),
         (res2, 512, up),
@@ -31,10 +31,12 @@ def ahnet_logits(x: tf.Tensor, config: ModelConfig) -> tf.Tensor:
         (pooled, 64, "none"),
         (stem, 64, up),
     )
-    for i, (skip, filters, mode) in enumerate(steps, start=1):
-        x_sum = Transition(channels(config, filters), mode, norm, name=f"up{i}")(pieces, skip)
-        pieces = DenseBlock(config.dense_layers, config.growth, norm, name=f"dense{i}")(x_sum)
+    for i, (skip, published, mode) in enumerate(steps, start=1):
+        filters = channels(config, published)
+        x_sum = Transition(filters, mode, norm, sizes, name=f"up{i}")(maps, skip)
+        dense = DenseBlock(config.dense_layers, filters, config.growth, norm, name=f"dense{i}")
+        maps, sizes = dense(x_sum), (filters, *[config.growth] * config.dense_layers)
     if config.pvp_levels:
-        pyramid = PyramidPool(config.pvp_levels, up, config.pvp_border, name="pvp")(pieces)
-        pieces = [pyramid, *pieces]
-    return Final(config.classes, config.dropout, up, norm, name="final")(pieces, x)
+        pool = PyramidPool(config.pvp_levels, up, config.pvp_border, sizes, name="pvp")
+        maps, sizes = [pool(maps), *maps], (config.pvp_levels, *sizes)
+    return Final(config.classes, config.dropout, up, norm, sizes, name="final")(maps, x)

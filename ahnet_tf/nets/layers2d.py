@@ -5,6 +5,8 @@ Maps are [batch, z, y, x, channel], for the 2D networks too; `ConvNorm` takes fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from ahnet_tf.nets.norms import (
@@ -34,9 +36,10 @@ class ConvNorm(SettingsLayer):
     """Convolution within slices, norm and, unless `relu` is off, ReLU; batch norm folded in inference.
 
     Takes a map, folded or not, or a list of folded pieces. `residual` is added before the ReLU.
+    `pieces` says how many channels count in each.
     """
 
-    settings = ("filters", "kernel_size", "strides", "norm", "relu")
+    settings = ("filters", "kernel_size", "strides", "norm", "relu", "pieces")
 
     def __init__(
         self,
@@ -45,9 +48,11 @@ class ConvNorm(SettingsLayer):
         strides: int = 1,
         norm: str = "batch",
         relu: bool = True,
+        pieces: Sequence[int] | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.pieces = pieces
         self.filters = filters
         self.kernel_size = kernel_size
         self.strides = strides
@@ -56,7 +61,12 @@ class ConvNorm(SettingsLayer):
         self.normalise = make_norm(norm, name="norm")
 
     def build(self, input_shape):
-        shape = [self.kernel_size, self.kernel_size, channels_of(input_shape), self.filters]
+        shape = [
+            self.kernel_size,
+            self.kernel_size,
+            channels_of(input_shape, self.pieces),
+            self.filters,
+        ]
         self.kernel = self.add_weight("kernel", shape, initializer=in_plane_normal(shape))
         build_inside(self.normalise, self.filters)
         super().build(input_shape)
@@ -65,13 +75,12 @@ class ConvNorm(SettingsLayer):
         pieces = as_pieces(inputs)
         folded = [fold(piece) for piece in pieces]
         if self.normalise.learns(training):
-            x = conv_pieces(folded, self.kernel, self.strides)
+            x = conv_pieces(folded, self.kernel, self.strides, self.pieces)
             x = self.normalise(x, training=training)
         else:
             scale, shift = self.normalise.affine()
             kernel = tf.cast(self.kernel, tf.float32) * scale
-            x = conv_pieces(folded, kernel, self.strides)
-            x = tf.nn.bias_add(x, tf.cast(shift, x.dtype))
+            x = conv_pieces(folded, kernel, self.strides, self.pieces, bias=shift)
         if residual is not None:
             x += fold(residual)
         if self.relu:

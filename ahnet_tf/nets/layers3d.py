@@ -6,6 +6,8 @@ parts as a list ("pieces") and the concatenation is never made.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from ahnet_tf.nets.layers2d import ConvNorm
@@ -21,7 +23,9 @@ from ahnet_tf.nets.operations import (
     as_pieces,
     conv,
     conv_pieces,
+    conv_to_few,
     fold,
+    lanes,
     neighbouring_slices,
     resize,
     resize_in_plane,
@@ -30,6 +34,7 @@ from ahnet_tf.nets.operations import (
     stem_conv,
     transposed_conv,
     unfold,
+    widen,
 )
 
 
@@ -56,9 +61,15 @@ class VolumeStem(SettingsLayer):
         super().build(input_shape)
 
     def call(self, inputs, training=None):
-        kernel = tf.transpose(self.kernel, [1, 2, 0, 3, 4])
-        kernel = tf.reshape(kernel, [7, 7, 3 * inputs.shape[-1], self.filters])
-        x = unfold(stem_conv(fold(neighbouring_slices(inputs, 3)), kernel), inputs)
+        if training:
+            kernel = tf.transpose(self.kernel, [1, 2, 0, 3, 4])
+            kernel = tf.reshape(kernel, [7, 7, 3 * inputs.shape[-1], self.filters])
+            x = unfold(stem_conv(fold(neighbouring_slices(inputs, 3)), kernel), inputs)
+        else:
+            # The fastest way forward on CPU, with a slow gradient.
+            padded = tf.pad(inputs, [[0, 0], [1, 1], [3, 3], [3, 3], [0, 0]])
+            kernel = tf.cast(self.kernel, inputs.dtype)
+            x = tf.nn.conv3d(padded, kernel, [1, 1, 2, 2, 1], "VALID")
         if self.slice_pool:
             x = slice_max_pool(x)
         return unfold(tf.nn.relu(self.normalise(fold(x), training=training)), x)
@@ -108,19 +119,27 @@ class Transition(SettingsLayer):
     `upsampling` is "trilinear", "transpose", or "none" where both maps have one size.
     """
 
-    settings = ("filters", "upsampling", "norm")
+    settings = ("filters", "upsampling", "norm", "pieces")
 
-    def __init__(self, filters: int, upsampling: str, norm: str = "batch", **kwargs):
+    def __init__(
+        self,
+        filters: int,
+        upsampling: str,
+        norm: str = "batch",
+        pieces: Sequence[int] | None = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
+        self.pieces = pieces
         self.filters = filters
         self.upsampling = upsampling
         self.norm = norm
-        self.normalise = make_norm(norm, name="norm")
+        self.normalise = make_norm(norm, "norm", pieces)
         if upsampling != "none":
             self.up = make_upsampling(upsampling, filters)
 
     def build(self, input_shape):
-        channels = channels_of(input_shape)
+        channels = channels_of(input_shape, self.pieces)
         shape = [1, 1, channels, self.filters]
         self.kernel = self.add_weight("kernel", shape, initializer=in_plane_normal(shape))
         build_inside(self.normalise, channels)
@@ -129,7 +148,8 @@ class Transition(SettingsLayer):
     def call(self, inputs, skip, training=None):
         maps = as_pieces(inputs)
         pieces = self.normalise([fold(piece) for piece in maps], training=training)
-        x = unfold(conv_pieces([tf.nn.relu(p) for p in pieces], self.kernel), maps[0])
+        x = conv_pieces([tf.nn.relu(p) for p in pieces], self.kernel, sizes=self.pieces)
+        x = unfold(x, maps[0])
         if self.upsampling != "none":
             x = self.up(x, skip)
         return x + skip
@@ -139,17 +159,21 @@ class Transition(SettingsLayer):
 class DenseLayer(SettingsLayer):
     """The pseudo-3D layer: 1x1x1 to 4 * growth, 3x3x1 to growth, plus 1x1x3 of it, 1x1x1.
 
-    Takes a map or its pieces, gives the new piece. Norm and ReLU stand before every convolution.
+    Takes a map or its pieces, gives the new piece, with zeros for channels up to a multiple of 16.
+    Norm and ReLU stand before every convolution.
     """
 
-    settings = ("growth", "norm")
+    settings = ("growth", "norm", "pieces")
 
-    def __init__(self, growth: int, norm: str = "batch", **kwargs):
+    def __init__(
+        self, growth: int, norm: str = "batch", pieces: Sequence[int] | None = None, **kwargs
+    ):
         super().__init__(**kwargs)
+        self.pieces = pieces
         self.growth = growth
         self.norm = norm
-        self.norm1 = make_norm(norm, name="norm1")
-        self.conv1 = ConvNorm(4 * growth, 1, norm=norm, name="conv1")
+        self.norm1 = make_norm(norm, "norm1", pieces)
+        self.conv1 = ConvNorm(4 * growth, 1, norm=norm, pieces=pieces, name="conv1")
         self.norm3 = make_norm(norm, name="norm3")
         self.norm4 = make_norm(norm, name="norm4")
 
@@ -163,7 +187,7 @@ class DenseLayer(SettingsLayer):
                 ("kernel4", [1, 1, growth, growth]),
             )
         )
-        build_inside(self.norm1, channels_of(input_shape))
+        build_inside(self.norm1, channels_of(input_shape, self.pieces))
         build_inside(self.norm3, growth)
         build_inside(self.norm4, growth)
         super().build(input_shape)
@@ -172,25 +196,30 @@ class DenseLayer(SettingsLayer):
         maps = as_pieces(inputs)
         pieces = self.norm1([fold(piece) for piece in maps], training=training)
         x = self.conv1([tf.nn.relu(piece) for piece in pieces], training=training)
-        x = conv(x, self.kernel2)
-        across = tf.nn.relu(self.norm3(x, training=training))
-        x += fold(slice_conv(unfold(across, maps[0]), self.kernel3))
-        x = conv(tf.nn.relu(self.norm4(x, training=training)), self.kernel4)
-        return unfold(x, maps[0])
+        width = lanes(self.growth)
+        x = conv(x, widen(self.kernel2, width, axis=3))
+        across = unfold(tf.nn.relu(self.norm3(x, training=training)), maps[0])
+        x += fold(slice_conv(across, widen(self.kernel3, width, axis=3)))
+        x = tf.nn.relu(self.norm4(x, training=training))
+        return unfold(conv(x, widen(self.kernel4, width, axis=3)), maps[0])
 
 
 @register
 class DenseBlock(SettingsLayer):
     """Pseudo-3D layers, each fed with all pieces before it; returns the list of pieces."""
 
-    settings = ("layers", "growth", "norm")
+    settings = ("layers", "channels", "growth", "norm")
 
-    def __init__(self, layers: int, growth: int, norm: str = "batch", **kwargs):
+    def __init__(self, layers: int, channels: int, growth: int, norm: str = "batch", **kwargs):
         super().__init__(**kwargs)
         self.layers = layers
+        self.channels = channels
         self.growth = growth
         self.norm = norm
-        self.dense = [DenseLayer(growth, norm, name=f"layer{i + 1}") for i in range(layers)]
+        self.dense = [
+            DenseLayer(growth, norm, (channels, *[growth] * i), name=f"layer{i + 1}")
+            for i in range(layers)
+        ]
 
     def call(self, inputs, training=None):
         pieces = [inputs]
@@ -209,16 +238,24 @@ class PyramidPool(SettingsLayer):
     the public PyTorch code does (it pads a 1x1x1 convolution), which the weights trained there expect.
     """
 
-    settings = ("levels", "upsampling", "border")
+    settings = ("levels", "upsampling", "border", "pieces")
 
-    def __init__(self, levels: int = 4, upsampling: str = "trilinear", border=False, **kwargs):
+    def __init__(
+        self,
+        levels: int = 4,
+        upsampling: str = "trilinear",
+        border: bool = False,
+        pieces: Sequence[int] | None = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
+        self.pieces = pieces
         self.levels = levels
         self.upsampling = upsampling
         self.border = border
 
     def build(self, input_shape):
-        shape = [1, 1, channels_of(input_shape), self.levels]
+        shape = [1, 1, channels_of(input_shape, self.pieces), self.levels]
         self.kernel = self.add_weight("kernel", shape, initializer=in_plane_normal([1, 1, 1, 1]))
         self.bias = self.add_weight("bias", [self.levels], initializer="zeros")
         if self.upsampling == "transpose":
@@ -233,7 +270,8 @@ class PyramidPool(SettingsLayer):
         pieces = as_pieces(inputs)
         size = tf.shape(pieces[0])[2:4]
         pools = [tf.nn.max_pool2d(fold(piece), 8, 8, "VALID") for piece in pieces]
-        pool = tf.concat(pools, axis=-1)
+        sizes = self.pieces or [piece.shape[-1] for piece in pieces]
+        pool = tf.concat([x[..., :n] for x, n in zip(pools, sizes, strict=True)], axis=-1)
         maps = []
         for level in range(self.levels):
             if level:
@@ -266,20 +304,29 @@ def _halve(x):
 class Final(SettingsLayer):
     """Norm, ReLU, dropout, 3x3x1 convolution of pieces to the classes, upsampled to the image."""
 
-    settings = ("classes", "dropout", "upsampling", "norm")
+    settings = ("classes", "dropout", "upsampling", "norm", "pieces")
 
-    def __init__(self, classes: int, dropout=0.0, upsampling="trilinear", norm="batch", **kwargs):
+    def __init__(
+        self,
+        classes: int,
+        dropout: float = 0.0,
+        upsampling: str = "trilinear",
+        norm: str = "batch",
+        pieces: Sequence[int] | None = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
+        self.pieces = pieces
         self.classes = classes
         self.dropout = dropout
         self.upsampling = upsampling
         self.norm = norm
-        self.normalise = make_norm(norm, name="norm")
+        self.normalise = make_norm(norm, "norm", pieces)
         self.drop = tf.keras.layers.Dropout(dropout)
         self.up = make_upsampling(upsampling, classes)
 
     def build(self, input_shape):
-        channels = channels_of(input_shape)
+        channels = channels_of(input_shape, self.pieces)
         shape = [3, 3, channels, self.classes]
         self.kernel = self.add_weight("kernel", shape, initializer=in_plane_normal(shape))
         build_inside(self.normalise, channels)
@@ -289,4 +336,4 @@ class Final(SettingsLayer):
         maps = as_pieces(inputs)
         pieces = self.normalise([fold(piece) for piece in maps], training=training)
         pieces = [self.drop(tf.nn.relu(piece), training=training) for piece in pieces]
-        return self.up(unfold(conv_pieces(pieces, self.kernel), maps[0]), image)
+        return self.up(unfold(conv_to_few(pieces, self.kernel, self.pieces), maps[0]), image)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from ahnet_tf.nets.operations import as_pieces, scale_shift
+from ahnet_tf.nets.operations import as_pieces, scale_shift, widen
 
 EPSILON = 1e-5
 MOMENTUM = 0.9
@@ -30,29 +30,44 @@ def in_plane_normal(shape: Sequence[int]) -> tf.keras.initializers.Initializer:
     return tf.keras.initializers.RandomNormal(stddev=math.sqrt(2 / (ky * kx * filters)))
 
 
-def channels_of(input_shape) -> int:
-    """Returns the channels of a map, or of all pieces of a list together."""
+def channels_of(input_shape, pieces: Sequence[int] | None = None) -> int:
+    """Returns the channels of a map, or of all pieces of a list together.
+
+    `pieces` says how many channels count in each piece, if not all do.
+    """
+    if pieces:
+        return sum(pieces)
     shapes = input_shape if isinstance(input_shape, list) else [input_shape]
     return sum(shape[-1] for shape in shapes)
+
+
+def _sizes(pieces, counting, weight) -> list[int]:
+    """Returns how many channels count in each piece; of a map alone, as many as `weight` has."""
+    if counting or len(pieces) == 1:
+        return list(counting or weight.shape)
+    return [piece.shape[-1] for piece in pieces]
 
 
 @register
 class BatchNorm(SettingsLayer):
     """Batch norm over folded maps, or over the channels of several pieces at once.
 
+    `pieces` says how many channels count in each piece; the others are zeros and stay so.
+
     Sums are float32 whatever the compute dtype. The moving variance is the unbiased one, epsilon 1e-5,
     momentum 0.9, as the published network has them. `synchronized` takes the statistics over all
     replicas of a tf.distribute strategy.
     """
 
-    settings = ("synchronized",)
+    settings = ("synchronized", "pieces")
 
-    def __init__(self, synchronized: bool = False, **kwargs):
+    def __init__(self, synchronized: bool = False, pieces: Sequence[int] | None = None, **kwargs):
         super().__init__(**kwargs)
         self.synchronized = synchronized
+        self.pieces = pieces
 
     def build(self, input_shape):
-        channels = channels_of(input_shape)
+        channels = channels_of(input_shape, self.pieces)
         statistic = {
             "shape": [channels],
             "dtype": tf.float32,
@@ -79,7 +94,7 @@ class BatchNorm(SettingsLayer):
 
     def call(self, inputs, training=None):
         pieces = as_pieces(inputs)
-        sizes = [piece.shape[-1] for piece in pieces]
+        sizes = _sizes(pieces, self.pieces, self.gamma)
         if not self.learns(training):
             scales, shifts = (tf.split(vector, sizes) for vector in self.affine())
             outputs = list(map(scale_shift, pieces, scales, shifts))
@@ -97,11 +112,24 @@ class BatchNorm(SettingsLayer):
 
 def _batch_norm(x, gamma, beta):
     """Returns the normalised map, its mean and its unbiased variance."""
-    return tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=EPSILON, is_training=True)[:3]
+    channels, gamma, beta = (
+        gamma.shape[0],
+        widen(gamma, x.shape[-1], 0, 1.0),
+        widen(beta, x.shape[-1], 0),
+    )
+    x, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+        x, gamma, beta, epsilon=EPSILON, is_training=True
+    )
+    return x, mean[:channels], variance[:channels]
 
 
 def _synchronized_batch_norm(x, gamma, beta):
     """As `_batch_norm`, with statistics over the maps of all replicas."""
+    channels, gamma, beta = (
+        gamma.shape[0],
+        widen(gamma, x.shape[-1], 0, 1.0),
+        widen(beta, x.shape[-1], 0),
+    )
     wide = tf.cast(x, tf.float32)
     count = tf.cast(tf.size(wide[..., 0]), tf.float32)
     sums = tf.stack([tf.reduce_sum(wide, [0, 1, 2]), tf.fill([x.shape[-1]], count)])
@@ -112,7 +140,8 @@ def _synchronized_batch_norm(x, gamma, beta):
     deviations = context.all_reduce(tf.distribute.ReduceOp.SUM, deviations)
     variance = deviations / count
     normalised = tf.nn.batch_normalization(wide, mean, variance, beta, gamma, EPSILON)
-    return tf.cast(normalised, x.dtype), mean, deviations / tf.maximum(count - 1, 1)
+    unbiased = deviations / tf.maximum(count - 1, 1)
+    return tf.cast(normalised, x.dtype), mean[:channels], unbiased[:channels]
 
 
 @register
@@ -122,8 +151,14 @@ class GroupNorm(SettingsLayer):
     Groups hold at least a sixteenth of the channels; pieces are concatenated first.
     """
 
+    settings = ("pieces",)
+
+    def __init__(self, pieces: Sequence[int] | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.pieces = pieces
+
     def build(self, input_shape):
-        channels = channels_of(input_shape)
+        channels = channels_of(input_shape, self.pieces)
         weight = {"shape": [channels], "dtype": tf.float32, "experimental_autocast": False}
         self.groups = math.gcd(channels, 16)
         self.gamma = self.add_weight("gamma", initializer="ones", **weight)
@@ -135,17 +170,19 @@ class GroupNorm(SettingsLayer):
         return True
 
     def call(self, inputs, training=None):
-        x = tf.concat(as_pieces(inputs), -1)
-        channels = x.shape[-1]
-        shape = tf.shape(x)
-        grouped = tf.reshape(
-            tf.cast(x, tf.float32), [shape[0], -1, self.groups, channels // self.groups]
-        )
+        pieces = as_pieces(inputs)
+        sizes = _sizes(pieces, self.pieces, self.gamma)
+        x = tf.concat([piece[..., :size] for piece, size in zip(pieces, sizes, strict=True)], -1)
+        channels, shape = x.shape[-1], tf.shape(x)
+        grouped = tf.cast(x, tf.float32)
+        grouped = tf.reshape(grouped, [shape[0], -1, self.groups, channels // self.groups])
         mean, variance = tf.nn.moments(grouped, [1, 3], keepdims=True)
         normal = (grouped - mean) * tf.math.rsqrt(variance + EPSILON)
         normal = tf.reshape(normal, shape) * self.gamma + self.beta
         normal = tf.cast(normal, x.dtype)
-        return [normal] if isinstance(inputs, list) else normal
+        if isinstance(inputs, list):
+            return [normal]
+        return widen(normal, inputs.shape[-1], axis=-1)
 
 
 def build_inside(layer: tf.keras.layers.Layer, channels: int) -> None:
@@ -154,8 +191,8 @@ def build_inside(layer: tf.keras.layers.Layer, channels: int) -> None:
         layer.build(tf.TensorShape([None, None, None, channels]))
 
 
-def make_norm(kind: str, name: str) -> tf.keras.layers.Layer:
+def make_norm(kind: str, name: str, pieces: Sequence[int] | None = None) -> tf.keras.layers.Layer:
     """Returns the norm layer of `ModelConfig.norm`: "batch", "sync_batch" or "group"."""
     if kind == "group":
-        return GroupNorm(name=name)
-    return BatchNorm(synchronized=kind == "sync_batch", name=name)
+        return GroupNorm(pieces, name=name)
+    return BatchNorm(kind == "sync_batch", pieces, name=name)

@@ -1,4 +1,9 @@
-"""Keras' own ResNet-50 as an encoder: its convolutions have biases and its stages stride elsewhere."""
+"""Keras' own ResNet-50 as an encoder.
+
+Its convolutions have biases, which move into the norms, and from stage 2 on its stages stride in their
+first 1x1 convolution, where this encoder, as torchvision's, strides in the 3x3 one. The weights have the
+same shapes and serve either way; features are exactly Keras' up to res1 only.
+"""
 
 from __future__ import annotations
 
