@@ -20,7 +20,12 @@ from pipeline.settings import RECORD_PATTERN, PipelineSettings
 from pipeline.validation import stop_on_anomalies
 from preprocessing.splits import SPLITS
 
-BEAM_ARGUMENTS = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
+# Named in full: Beam's default would look for a runner to download first.
+BEAM_ARGUMENTS = (
+    "--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner",
+    "--direct_running_mode=in_memory",
+    "--direct_num_workers=1",
+)
 
 
 def create_pipeline(settings: PipelineSettings) -> Pipeline:
