@@ -97,6 +97,7 @@ class TrainingConfig:
       intensity_shift: largest offset, as a fraction of the task's intensity window.
       intensity_scale: largest change of contrast, as a fraction.
       intensity_noise: largest standard deviation of Gaussian noise, as a fraction of the window.
+      padding_probability: chance that a patch ends early along z, as tiles at a volume's end do.
       evaluate_every: steps between evaluations; the last step is always evaluated.
       checkpoint_every: steps between checkpoints, from which a killed run goes on.
       log_every: steps between rows of history.csv.
@@ -120,6 +121,7 @@ class TrainingConfig:
     intensity_shift: float = 0.05
     intensity_scale: float = 0.1
     intensity_noise: float = 0.03
+    padding_probability: float = 0.1
     evaluate_every: int = 1000
     checkpoint_every: int = 500
     log_every: int = 10
@@ -136,7 +138,8 @@ class TrainingConfig:
         for name in ("clip_norm", "gamma", "intensity_shift", "intensity_noise"):
             _number(name, getattr(self, name))
             _at_least(name, getattr(self, name), 0)
-        for name in ("final_learning_rate", "flip_probability", "intensity_scale"):
+        fractions = ("final_learning_rate", "intensity_scale")
+        for name in (*fractions, "flip_probability", "padding_probability"):
             _number(name, getattr(self, name))
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingsError(name, "a fraction from 0 to 1", getattr(self, name))

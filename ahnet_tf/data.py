@@ -32,12 +32,14 @@ class Augmentation:
       shift: largest offset, as a fraction of the window's width.
       scale: largest change of contrast about the window's centre, as a fraction.
       noise: largest standard deviation of Gaussian noise, as a fraction of the window's width.
+      padding_probability: chance that a patch ends early along z, as tiles at a volume's end do.
     """
 
     flip_probability: float = 0.5
     shift: float = 0.05
     scale: float = 0.1
     noise: float = 0.03
+    padding_probability: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -186,11 +188,8 @@ def training_dataset(
         image = tf.cast(example["image"], tf.float32)
         label, weight = example["label"], example["weight"]
         if augment is not None:
-            low, high = task.intensity_window
             number_seed = tf.random.experimental.stateless_fold_in((seed, 1), number)
-            image, label, weight = augmented(
-                image, label, weight, number_seed, augment, (low, high)
-            )
+            image, label, weight = augmented(image, label, weight, number_seed, augment, task)
         return {"image": image, "label": label, "weight": weight}
 
     epochs = tf.data.Dataset.range(first // records, tf.int64.max)
@@ -234,9 +233,9 @@ def augmented(
     weight: tf.Tensor,
     seed: tf.Tensor,
     augment: Augmentation,
-    window: tuple[float, float],
+    task: Task,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Returns a patch mirrored in the plane and with other intensities, the same for a seed.
+    """Returns a patch mirrored, padded and with other intensities, the same for a seed.
 
     Args:
       image: raw intensities [z, y, x, 1] float32.
@@ -244,11 +243,11 @@ def augmented(
       weight: [z, y, x] float32.
       seed: two integers.
       augment: how much may change.
-      window: the task's intensity window, raw values.
+      task: gives the intensity window and the value of padding.
     """
-    low, high = window
+    low, high = task.intensity_window
     centre, width = (low + high) / 2, high - low
-    draw = tf.random.stateless_uniform((5,), seed)
+    draw = tf.random.stateless_uniform((7,), seed)
     for axis, chance in ((1, draw[0]), (2, draw[1])):
         flip = chance < augment.flip_probability
         image, label, weight = (
@@ -262,7 +261,12 @@ def augmented(
         noise_seed = tf.random.experimental.stateless_fold_in(seed, 1)
         deviation = augment.noise * width * draw[4]
         image += deviation * tf.random.stateless_normal(tf.shape(image), noise_seed)
-    return image, label, weight
+    slices = label.shape[0]
+    shorter = 1 + tf.cast(draw[6] * (slices - 1), tf.int32)
+    kept = tf.range(slices) < tf.where(draw[5] < augment.padding_probability, shorter, slices)
+    inside = tf.cast(kept, tf.float32)[:, None, None]
+    image = tf.where(kept[:, None, None, None], image, float(task.outside_value))
+    return image, label * tf.cast(inside, label.dtype), weight * inside
 
 
 def _check_record(where: str, shape: list[int], sizes: Sequence[int], task: Task) -> None:

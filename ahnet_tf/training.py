@@ -149,6 +149,7 @@ def train_network(
             config.intensity_shift,
             config.intensity_scale,
             config.intensity_noise,
+            config.padding_probability,
         ),
         start_step=int(state.step),
         records=records,
