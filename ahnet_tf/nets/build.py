@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -49,8 +51,29 @@ def build_network(config: ModelConfig, *, seed: int = 0, name: str | None = None
 
 
 def named_weights(model: tf.keras.Model) -> dict[str, tf.Variable]:
-    """Returns the model's weights by name, as in "res1_block1/conv1/kernel", in order of creation."""
-    return {variable.name.removesuffix(":0"): variable for variable in model.weights}
+    """Returns the model's weights by name, as in "res1_block1/conv1/kernel".
+
+    Names are those of the layers and what is inside them; how a model came to be (built, copied,
+    loaded) makes no difference, as it does to TensorFlow's names.
+    """
+    return {
+        path: variable
+        for layer in model.layers
+        for path, variable in _weights_inside(layer, layer.name)
+    }
+
+
+def _weights_inside(part: Any, path: str) -> Iterator[tuple[str, tf.Variable]]:
+    if isinstance(part, tf.Variable):
+        yield f"{path}/{part.name.rsplit('/', 1)[-1].removesuffix(':0')}", part
+    elif isinstance(part, (list, tuple)):
+        for item in part:
+            inside = f"{path}/{item.name}" if isinstance(item, tf.keras.layers.Layer) else path
+            yield from _weights_inside(item, inside)
+    elif isinstance(part, tf.keras.layers.Layer):
+        attributes = [value for name, value in vars(part).items() if not name.startswith("_")]
+        for value in attributes:
+            yield from _weights_inside([value], path)
 
 
 def initial_kernel(path: str, shape: tuple[int, ...], seed: int) -> np.ndarray:

@@ -89,8 +89,8 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
-        raise _damaged(path, "PyTorch", str(error).splitlines()[0]) from None
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError):
+        raise _damaged(path, "PyTorch", "torch's weights_only reading refuses it") from None
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
