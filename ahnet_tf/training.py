@@ -30,7 +30,7 @@ from ahnet_tf.case_dice import CaseDice, class_labels, mean_over_classes
 from ahnet_tf.config import ModelConfig, TrainingConfig, to_dict
 from ahnet_tf.data import Augmentation, scan_records, training_dataset
 from ahnet_tf.devices import mirrored_strategy, precision
-from ahnet_tf.history import History
+from ahnet_tf.history import History, read_history
 from ahnet_tf.nets import build_network
 from ahnet_tf.nets.checkpoint import load_network, save_network
 from ahnet_tf.nets.transfer import transfer_encoder
@@ -115,7 +115,7 @@ def train_network(
     check_settings(model_config, config, task)
     if (output / "result.json").is_file():
         _claim_folder(output, model_config, config, task)
-        return TrainingResult(**json.loads((output / "result.json").read_text(encoding="utf-8")))
+        return _read_result(output / "result.json")
     records = scan_records(train_files, task, progress=progress).records
     scan_records(eval_files, task, tiled=True, progress=progress)
     strategy = mirrored_strategy(config.replicas)
@@ -163,7 +163,7 @@ def train_network(
         batch_size=config.batch_size,
         progress=progress,
     )
-    loss = _train(
+    _train(
         config,
         batches=strategy.experimental_distribute_dataset(batches),
         train_step=make_train_step(strategy, model, optimizer, model_config, config),
@@ -183,7 +183,7 @@ def train_network(
     save_network(output / "last", model, model_config)
     write_json(output / "last" / "task.json", task.to_dict())
     best = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
-    result = TrainingResult(
+    content = TrainingResult(
         output=str(output),
         architecture=model_config.architecture,
         parameters=sum(math.prod(weight.shape) for weight in model.trainable_weights),
@@ -191,11 +191,11 @@ def train_network(
         best_step=best["step"],
         dice=best["dice"],
         undefined=best["undefined"],
-        loss=loss,
+        loss=read_history(output / "history.csv")[-1]["loss"],
         seconds=round(float(state.seconds), 1),
     )
-    write_json(output / "result.json", asdict(result))
-    return result
+    write_json(output / "result.json", asdict(content))
+    return _read_result(output / "result.json")
 
 
 def start_from(initial: tf.keras.Model | str | Path, model: tf.keras.Model) -> Any:
@@ -223,9 +223,9 @@ def _train(
     manager: tf.train.CheckpointManager,
     history: History,
     bar: tqdm,
-) -> float:
-    """Makes the steps that are left; returns the loss of the last logged ones."""
-    loss, iterator = math.nan, None
+) -> None:
+    """Makes the steps that are left."""
+    iterator = None
     sums, waiting, logged, began = tf.zeros(2), 0.0, int(state.step), time.perf_counter()
     shown: dict[str, str] = {}
     for step in range(int(state.step) + 1, config.steps + 1):
@@ -261,7 +261,6 @@ def _train(
             manager.save(step)
         sums, waiting, logged, began = tf.zeros(2), 0.0, step, time.perf_counter()
     bar.close()
-    return loss
 
 
 def _keep_best(
@@ -276,7 +275,8 @@ def _keep_best(
     mean = mean_over_classes(summary["dice"])
     if mean > float(state.best_dice):
         save_network(output, model, model_config)
-        write_json(output / "evaluation.json", summary | {"step": int(state.step)})
+        content = _without_nan(summary) | {"step": int(state.step)}
+        write_json(output / "evaluation.json", content)
         state.best_dice.assign(mean)
         state.best_step.assign(state.step)
     return {
@@ -284,6 +284,19 @@ def _keep_best(
         for kind in ("dice", "undefined")
         for name, value in summary[kind].items()
     }
+
+
+def _without_nan(value: Any) -> Any:
+    """Returns nested dicts with None for NaN, which JSON doesn't know."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _read_result(path: Path) -> TrainingResult:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    dice = {name: math.nan if value is None else value for name, value in content["dice"].items()}
+    return TrainingResult(**content | {"dice": dice})
 
 
 def _check_finite(loss: float, norm: float, step: int, manager: tf.train.CheckpointManager) -> None:

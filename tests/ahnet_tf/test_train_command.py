@@ -63,7 +63,7 @@ def test_help_comes_without_tensorflow():
         (["--batch-size", "-1"], "batch_size: expected at least 1"),
         (["--learning-rate", "0"], "learning_rate: expected a rate above 0"),
         (["--config", "missing.json"], "missing.json: No such file"),
-        (["--init", "missing"], "missing: expected a network's folder"),
+        (["--init", "missing", "--set", "class_weights=[1,2]"], "missing: expected a network"),
         (["--task", "ct_livre"], "Did you mean 'ct_liver'"),
         (["--precision", "float8"], "precision: expected one of float32"),
         (["--set", "2d.replicas=2", "--set", "class_weights=[1,2]"], "the same number in both"),

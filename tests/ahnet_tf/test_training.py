@@ -270,6 +270,7 @@ def test_ahnet_overfits_one_patch(tmp_path):
         intensity_shift=0,
         intensity_scale=0,
         intensity_noise=0,
+        padding_probability=0,
         evaluate_every=60,
     )
     result = train_network(model, training, task, files, files, tmp_path / "run", progress=False)
