@@ -49,7 +49,7 @@ def widen(x: tf.Tensor, size: int, axis: int, value: float = 0.0) -> tf.Tensor:
     missing = size - x.shape[axis]
     if not missing:
         return x
-    shape = x.shape.as_list()
+    shape = x.shape.as_list() if x.shape.is_fully_defined() else tf.unstack(tf.shape(x))
     shape[axis] = missing
     return tf.concat([x, tf.fill(shape, tf.cast(value, x.dtype))], axis)
 
