@@ -72,7 +72,9 @@ def make_train_step(
         return loss, tape.gradient(loss, variables)
 
     if config.jit_compile:
-        local_loss_and_gradients = tf.function(local_loss_and_gradients, jit_compile=True, autograph=False)
+        local_loss_and_gradients = tf.function(
+            local_loss_and_gradients, jit_compile=True, autograph=False
+        )
 
     def replica_step(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         replicas = tf.distribute.get_replica_context()
