@@ -87,9 +87,9 @@ _SMALL = {
 }
 _CT_LIVER_SMALL = {
     "2d": _SMALL
-    | {"architecture": "mcgcn", "learning_rate": 2e-3, "steps": 150, "evaluate_every": 150},
+    | {"architecture": "mcgcn", "learning_rate": 2e-3, "steps": 120, "evaluate_every": 120},
     "3d": _SMALL
-    | {"architecture": "ahnet", "learning_rate": 4e-3, "steps": 600, "evaluate_every": 200},
+    | {"architecture": "ahnet", "learning_rate": 4e-3, "steps": 500, "evaluate_every": 250},
 }
 
 PRESETS = {"ct_liver": _CT_LIVER, "ct_liver_small": _CT_LIVER_SMALL}
