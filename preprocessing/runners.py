@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import create_runner
 
@@ -44,11 +46,27 @@ def beam_runner(
     options = PipelineOptions(list(beam_options), save_main_session=False)
     name = options.view_as(StandardOptions).runner
     if name in (None, "DirectRunner"):
+        _check_processes(options)
         return FnApiRunner(), options
     try:
         return create_runner(name), options
     except (ValueError, ImportError) as error:
         raise SettingsError("--runner", "one of Beam's runners", error) from None
+
+
+def _check_processes(options: PipelineOptions, interpreter: str = sys.executable) -> None:
+    """Refuses worker processes where Beam can't start them, instead of waiting for them forever.
+
+    Beam starts them through a shell without quoting the interpreter's path.
+    """
+    mode = options.view_as(DirectOptions).direct_running_mode
+    if mode == "multi_processing" and interpreter != shlex.quote(interpreter):
+        raise SettingsError(
+            "--direct_running_mode",
+            "a Python interpreter in a folder without spaces for multi_processing",
+            interpreter,
+            "Use multi_threading, or move the environment.",
+        )
 
 
 def run_pipeline(

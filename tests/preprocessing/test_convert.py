@@ -12,10 +12,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import tensorflow as tf
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from preprocessing.convert import main
+from preprocessing.errors import SettingsError
 from preprocessing.phantom import PhantomSettings, make_case, write_cases
 from preprocessing.records import parse_example
+from preprocessing.runners import _check_processes
 from preprocessing.tasks import PRESETS, load_task
 from preprocessing.volume import to_task_space
 
@@ -139,8 +142,19 @@ class TestRecords:
         ],
     )
     def test_same_bytes_whatever_the_workers(self, records, phantom, tmp_path, options):
+        if "multi_processing" in options and " " in sys.executable:
+            pytest.skip(
+                f"Beam starts no processes of an interpreter with a space: {sys.executable}"
+            )
         assert convert(tmp_path / "again", phantom, options=options) == 0
         assert tree(tmp_path / "again") == tree(records)
+
+    def test_processes_of_an_interpreter_with_a_space_are_refused(self):
+        processes = PipelineOptions(["--direct_running_mode", "multi_processing"])
+        with pytest.raises(SettingsError, match="folder without spaces"):
+            _check_processes(processes, "/my folder/python")
+        _check_processes(processes, "/folder/python")
+        _check_processes(PipelineOptions([]), "/my folder/python")
 
     def test_another_seed_draws_other_patches_of_the_same_cases(self, records, phantom, tmp_path):
         assert convert(tmp_path / "other", phantom, options=["--seed", "1"]) == 0
