@@ -119,8 +119,8 @@ def _run(arguments: argparse.Namespace) -> int:
             )
     write_json(output / "settings.json", config.to_dict())
 
-    from ahnet_tf.data import find_records
     from ahnet_tf.devices import set_up_devices
+    from ahnet_tf.record_files import find_records
     from ahnet_tf.training import train_network
 
     set_up_devices(replicas.pop())

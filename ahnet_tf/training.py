@@ -26,15 +26,17 @@ from typing import Any
 import tensorflow as tf
 from tqdm import tqdm
 
+from ahnet_tf.augmentation import Augmentation
 from ahnet_tf.case_dice import CaseDice, class_labels, mean_over_classes
 from ahnet_tf.config import ModelConfig, TrainingConfig, to_dict
-from ahnet_tf.data import Augmentation, scan_records, training_dataset
+from ahnet_tf.data import training_dataset
 from ahnet_tf.devices import mirrored_strategy, precision
 from ahnet_tf.history import History, read_history
 from ahnet_tf.nets import build_network
 from ahnet_tf.nets.checkpoint import load_network, save_network
 from ahnet_tf.nets.transfer import transfer_encoder
 from ahnet_tf.presets import check_settings
+from ahnet_tf.record_checks import scan_records
 from ahnet_tf.steps import make_evaluation, make_optimizer, make_train_step
 from preprocessing.errors import ModelError, SettingsError
 from preprocessing.files import replacing, write_json

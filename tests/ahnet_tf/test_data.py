@@ -7,14 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ahnet_tf.data import (
-    Augmentation,
-    augmented,
-    evaluation_dataset,
-    find_records,
-    scan_records,
-    training_dataset,
-)
+from ahnet_tf.augmentation import Augmentation, augmented
+from ahnet_tf.data import evaluation_dataset, training_dataset
+from ahnet_tf.record_checks import scan_records
+from ahnet_tf.record_files import find_records
 from preprocessing.errors import InputError
 from preprocessing.records import Patch, encode_patch
 from preprocessing.tasks import Task
