@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -95,18 +96,18 @@ def convert_case(
         patches = training_patches(image_zyx, label_zyx, space, task, seed=settings.seed, **names)
     else:
         patches = evaluation_tiles(image_zyx, label_zyx, space, task, **names)
+    first = next(patches)
     shards = write_shards(
         FileSystems.join(folder, split),
         case.case_id,
-        (encode_patch(patch, task) for patch in patches),
+        (encode_patch(patch, task) for patch in itertools.chain([first], patches)),
         limit_bytes=settings.shard_bytes,
     )
-    voxels = np.bincount(label_zyx.reshape(-1), minlength=len(task.class_names))
     return entry | {
         "status": CONVERTED,
         "split": split,
         "patches": sum(shard.records for shard in shards),
-        "label_voxels": dict(zip(task.class_names, map(int, voxels), strict=True)),
+        "label_voxels": dict(zip(task.class_names, first.case_label_voxels, strict=True)),
         "shards": [dataclasses.asdict(shard) for shard in shards],
         **facts,
     }

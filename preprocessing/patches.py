@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
-from preprocessing.records import INTENSITY_QUANTILES, Patch
+from preprocessing.records import INTENSITY_QUANTILES, Patch, label_voxels
 from preprocessing.tasks import Task
 from preprocessing.volume import TaskSpace
+
+# Quantiles of so many voxels are as good as the volume's own (their ranks are off by 0.05 % at most
+# where the voxels are drawn at random).
+QUANTILE_VOXELS = 2**20
 
 
 def training_patches(
@@ -68,17 +73,24 @@ def evaluation_tiles(
 
 def label_voxels_by_slice(label_zyx: np.ndarray, classes: int) -> np.ndarray:
     """Returns the number of voxels [slice, class] of a uint8 label map."""
-    return np.stack([np.bincount(each.ravel(), minlength=classes) for each in label_zyx])
+    # Counts don't depend on flips, and reading memory forwards is several times as fast.
+    return np.array([label_voxels(each[_flips(each)], classes) for each in label_zyx])
 
 
 def intensity_quantiles(image_zyx: np.ndarray) -> tuple[float, ...]:
-    """Returns the exact quantiles (lower ones, `INTENSITY_QUANTILES`) of 16-bit intensities."""
+    """Returns quantiles (lower ones, `INTENSITY_QUANTILES`) of 16-bit intensities [z, y, x].
+
+    They are exact below four times `QUANTILE_VOXELS`; of larger volumes a regular grid of at least
+    `QUANTILE_VOXELS` is looked at: every second, third, ... row and column of each slice.
+    """
+    step = max(1, math.isqrt(image_zyx.size // QUANTILE_VOXELS))
+    sample = image_zyx[:, ::step, ::step]
     lowest = np.iinfo(image_zyx.dtype).min
     histogram = np.zeros(2**16, np.int64)
-    for each in image_zyx:
+    for each in sample:
         histogram += np.bincount(each.ravel().astype(np.int64) - lowest, minlength=2**16)
     cumulated = np.cumsum(histogram)
-    ranks = [share * (image_zyx.size - 1) for share in INTENSITY_QUANTILES.values()]
+    ranks = [share * (sample.size - 1) for share in INTENSITY_QUANTILES.values()]
     return tuple(float(np.searchsorted(cumulated, int(r), "right") + lowest) for r in ranks)
 
 
@@ -99,7 +111,7 @@ class _Cutter:
     def __call__(self, index: int, origin_zyx: tuple[int, int, int]) -> Patch:
         patch_shape = self.task.patch_shape_zyx
         box = tuple(slice(o, o + n) for o, n in zip(origin_zyx, patch_shape, strict=True))
-        image, label = self.image_zyx[box], self.label_zyx[box]
+        image, label = _copied(self.image_zyx[box]), _copied(self.label_zyx[box])
         valid = tuple(image.shape)
         if valid != tuple(patch_shape):
             behind = [(0, n - v) for n, v in zip(patch_shape, valid, strict=True)]
@@ -113,6 +125,17 @@ class _Cutter:
             valid_zyx=valid,
             **self.shared,
         )
+
+
+def _flips(array: np.ndarray) -> tuple[slice, ...]:
+    """Returns the index that turns every axis which runs backwards through memory."""
+    return tuple(slice(None, None, -1 if step < 0 else 1) for step in array.strides)
+
+
+def _copied(array: np.ndarray) -> np.ndarray:
+    """Returns a patch in C order; turning a small copy is several times as fast as a turning copy."""
+    flips = _flips(array)
+    return np.ascontiguousarray(np.ascontiguousarray(array[flips])[flips])
 
 
 def _voxel_of_class(label_zyx, voxels_by_slice, value, random) -> np.ndarray:

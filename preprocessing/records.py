@@ -66,6 +66,12 @@ def spacing_class(slice_spacing_mm: float) -> str:
     return "thick"
 
 
+def label_voxels(label: np.ndarray, classes: int) -> list[int]:
+    """Returns how many voxels of a uint8 array have each of the values 0 to `classes` - 1."""
+    # A few comparisons of bytes are several times as fast as a histogram of 64-bit numbers.
+    return [int(np.count_nonzero(label == value)) for value in range(classes)]
+
+
 def encode_patch(patch: Patch, task: Task) -> bytes:
     """Returns a patch as a serialized tf.train.Example, the same bytes for the same patch.
 
@@ -87,17 +93,19 @@ def encode_patch(patch: Patch, task: Task) -> bytes:
             f"patches of shape (z, y, x) {task.patch_shape_zyx}",
             f"image {patch.image_zyx.shape} and label {patch.label_zyx.shape}",
         )
-    if patch.label_zyx.max() >= len(task.class_names):
+    label = np.ascontiguousarray(patch.label_zyx)
+    valid = label[tuple(slice(size) for size in patch.valid_zyx)]
+    counts = label_voxels(valid, len(task.class_names))
+    if sum(counts) != valid.size:
         raise InputError(
             f"case {patch.case_id}",
             f"label values below {len(task.class_names)}",
-            int(patch.label_zyx.max()),
+            int(valid.max()),
         )
     little_endian = np.dtype(task.image_dtype).newbyteorder("<")
-    counts = np.bincount(_valid(patch).ravel(), minlength=len(task.class_names))
     features = {
         IMAGE: _bytes(np.ascontiguousarray(patch.image_zyx, little_endian).tobytes()),
-        LABEL: _bytes(np.ascontiguousarray(patch.label_zyx).tobytes()),
+        LABEL: _bytes(label.tobytes()),
         CASE_ID: _bytes(patch.case_id.encode()),
         SOURCE: _bytes(patch.source.encode()),
         SPACING_CLASS: _bytes(spacing_class(patch.spacing_mm[2]).encode()),
@@ -111,7 +119,7 @@ def encode_patch(patch: Patch, task: Task) -> bytes:
     for name, value in zip(INTENSITY_QUANTILES, patch.intensity_quantiles, strict=True):
         features[name] = _float(value)
     for value, _ in enumerate(task.class_names):
-        features[f"voxels_label_{value}"] = _int(int(counts[value]))
+        features[f"voxels_label_{value}"] = _int(counts[value])
         features[f"case_voxels_label_{value}"] = _int(patch.case_label_voxels[value])
     example = tf.train.Example(features=tf.train.Features(feature=dict(sorted(features.items()))))
     return example.SerializeToString(deterministic=True)
@@ -162,11 +170,6 @@ def _triples(patch: Patch) -> dict[str, tuple[int, ...]]:
         "shape": patch.image_zyx.shape,
         "volume": patch.volume_shape_zyx,
     }
-
-
-def _valid(patch: Patch) -> np.ndarray:
-    z, y, x = patch.valid_zyx
-    return patch.label_zyx[:z, :y, :x]
 
 
 def _bytes(value: bytes) -> tf.train.Feature:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocessing.patches import (
+    QUANTILE_VOXELS,
     evaluation_tiles,
     intensity_quantiles,
     label_voxels_by_slice,
@@ -148,3 +149,29 @@ def test_quantiles_reach_the_dtypes_ends(dtype):
 def test_label_counts_by_slice():
     label = np.array([[[0, 1], [1, 1]], [[0, 0], [0, 2]]], np.uint8)
     assert label_voxels_by_slice(label, 4).tolist() == [[1, 3, 0, 0], [3, 0, 1, 0]]
+
+
+@pytest.mark.parametrize("axes", [(1,), (2,), (0, 1, 2)])
+def test_a_turned_view_gives_what_its_copy_gives(volume, axes):
+    views = [np.flip(each, axes) for each in volume]
+    copies = [np.ascontiguousarray(each) for each in views]
+    assert not any(view.flags.c_contiguous for view in views)
+    for cut in (draw, tiles):
+        for patch, expected in zip(cut(*views), cut(*copies), strict=True):
+            assert np.array_equal(patch.image_zyx, expected.image_zyx)
+            assert np.array_equal(patch.label_zyx, expected.label_zyx)
+            assert patch.origin_zyx == expected.origin_zyx
+            assert patch.intensity_quantiles == expected.intensity_quantiles
+    counts = [label_voxels_by_slice(labels, 4).tolist() for labels in (views[1], copies[1])]
+    assert counts[0] == counts[1]
+
+
+def test_quantiles_of_a_large_volume_come_from_a_grid_of_its_voxels():
+    shape = (17, 512, 512)
+    image = np.random.default_rng(0).normal(0, 300, shape).astype(np.int16)
+    assert image.size > 4 * QUANTILE_VOXELS
+    grid = image[:, ::2, ::2]
+    found = intensity_quantiles(image)
+    assert found == tuple(np.quantile(grid, [0.01, 0.5, 0.99], method="lower"))
+    # Normal deviates: -2.326, 0 and 2.326 standard deviations.
+    assert np.abs(np.array(found) - [-698, 0, 698]).max() < 4
