@@ -25,6 +25,7 @@ setup(
         "apache-beam[gcp]==2.68.0",
         "nibabel>=5",
         "pydicom>=3",
+        "python-gdcm>=3.2",
         "isal",
         "numpy<2",
         "scipy",

@@ -1,0 +1,22 @@
+"""DICOM -> volumes: a folder of slices or a multi-frame file, whatever the files are called."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from preprocessing.dicom_frames import read_frames
+from preprocessing.dicom_series import read_series
+from preprocessing.volume import Volume
+
+
+def read_dicom(path: str | os.PathLike, *, view: str = "", allow: Collection[str] = ()) -> Volume:
+    """Reads a folder of slices (`dicom_series.read_series`) or one file (`dicom_frames.read_frames`).
+
+    Raises:
+      InputError: see there; no message holds an identifier of a header.
+    """
+    if Path(path).is_dir():
+        return read_series(path, allow=allow)
+    return read_frames(path, view=view, allow=allow)

@@ -1,0 +1,92 @@
+"""Names that let no identifier of a DICOM header out: of cases, files and folders.
+
+Archives name folders and files after patients and UIDs. What is shown of such a path is the place of
+the name among its neighbours, `#3` for the third by name, by which its owner finds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+
+NAMES = (
+    *("PatientName", "OtherPatientNames", "PatientBirthName", "PatientMotherBirthName"),
+    *("ReferringPhysicianName", "PerformingPhysicianName", "OperatorsName"),
+    *("NameOfPhysiciansReadingStudy", "RequestingPhysician", "ResponsiblePerson"),
+)
+NUMBERS = (
+    *("PatientID", "OtherPatientIDs", "AccessionNumber", "StudyID", "PatientBirthDate"),
+    *("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "PatientTelephoneNumbers"),
+)
+UIDS = (
+    *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"),
+    *("ConcatenationUID", "DimensionOrganizationUID", "DeviceSerialNumber"),
+)
+IDENTIFYING_TAGS = (*NAMES, *NUMBERS, *UIDS)
+
+# Shorter values ("1", "M") occur in every name by chance; they identify only as a word of their own.
+SHORT = 3
+_TELL_NOBODY = frozenset(["", "anonymous", "anonymized", "anonymised", "unknown", "none"])
+_UID = re.compile(r"\d+(\.\d+){4,}")
+_WORDS = re.compile(r"[\W_]+")
+
+
+def identifiers(header: Dataset) -> frozenset[str]:
+    """Returns the values of a header that tell a patient, a study or a file, as plain lower-case
+    letters and digits; a value that can't be read is left out."""
+    found = set()
+    for keyword in IDENTIFYING_TAGS:
+        try:
+            value = header.get(keyword)
+            several = value if isinstance(value, MultiValue) else [value]
+            texts = [str(each) for each in several if each is not None]
+        except (ValueError, TypeError, AttributeError, LookupError, NotImplementedError):
+            continue
+        for text in texts:
+            found.add(_plain(text))
+            if keyword in NAMES:
+                found.update(word for word in map(_plain, _WORDS.split(text)) if len(word) >= SHORT)
+    return frozenset(found - _TELL_NOBODY)
+
+
+def is_identifying(name: str, identifying: Collection[str]) -> bool:
+    """Returns whether an identifier occurs in a name of a file or folder, or the name holds a UID."""
+    if _UID.search(name):
+        return True
+    plain, words = _plain(name), set(map(_plain, _WORDS.split(name)))
+    return any(
+        value in plain if len(value) >= SHORT else value in words or value == plain
+        for value in identifying
+    )
+
+
+def shown_path(path: str | os.PathLike, identifying: Collection[str]) -> str:
+    """Returns a path as it may be printed: an identifying part gives its place by name, `#3`."""
+    parts = Path(path).parts
+    shown = [
+        _place(Path(*parts[:index]), part) if is_identifying(part, identifying) else part
+        for index, part in enumerate(parts)
+    ]
+    return str(Path(*shown))
+
+
+def pseudonym(prefix: str, uid: str) -> str:
+    """Returns a case id from a series UID that doesn't lead back to it."""
+    return f"{prefix}-{hashlib.sha256(uid.encode()).hexdigest()[:12]}"
+
+
+def _place(folder: Path, name: str) -> str:
+    try:
+        return f"#{sorted(os.listdir(folder)).index(name) + 1}"
+    except (OSError, ValueError):
+        return "#"
+
+
+def _plain(text: str) -> str:
+    return "".join(character for character in text.casefold() if character.isalnum())
