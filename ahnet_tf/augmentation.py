@@ -1,70 +1,137 @@
-"""Random changes of training patches that keep labels true; a function of the seed alone."""
+"""Random changes of training patches that keep labels true; a function of the seed alone.
+
+What a magnitude means, and what it is unless set otherwise: `ahnet_tf.config.AugmentationConfig`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 
 import tensorflow as tf
 
+from ahnet_tf.config import AugmentationConfig
+from ahnet_tf.warp import elastic_displacement, source_positions, warped
 from preprocessing.tasks import Task
 
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Random changes that keep labels true; intensities relative to the task's window.
-
-    Attributes:
-      flip_probability: chance of mirroring, for each in-plane axis (y, x) by itself.
-      shift: largest offset, as a fraction of the window's width.
-      scale: largest change of contrast about the window's centre, as a fraction.
-      noise: largest standard deviation of Gaussian noise, as a fraction of the window's width.
-      padding_probability: chance that a patch ends early along z, as tiles at a volume's end do.
-    """
-
-    flip_probability: float = 0.5
-    shift: float = 0.05
-    scale: float = 0.1
-    noise: float = 0.03
-    padding_probability: float = 0.1
+Arrays = dict[str, tf.Tensor]
 
 
 def augmented(
-    image: tf.Tensor,
-    label: tf.Tensor,
-    weight: tf.Tensor,
+    arrays: Arrays,
+    spacing_mm_yx: tf.Tensor,
     seed: tf.Tensor,
-    augment: Augmentation,
+    config: AugmentationConfig,
     task: Task,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Returns a patch mirrored, padded and with other intensities, the same for a seed.
+) -> Arrays:
+    """Returns a patch flipped, warped, with other intensities and cut short, the same for a seed.
+
+    Whatever moves voxels moves all arrays alike. Padding keeps its intensity.
 
     Args:
-      image: raw intensities [z, y, x, 1] float32.
-      label: [z, y, x] uint8.
-      weight: [z, y, x] float32.
+      arrays: `image` [z, y, x, 1] float32 raw intensities, `label` [z, y, x] uint8, `weight`
+        [z, y, x] float32 (1 in the volume, 0 in the padding) and, if there is one, `heat_map`
+        [z, y, x] float32.
+      spacing_mm_yx: [2] float32, voxel spacing of y and x.
       seed: two integers.
-      augment: how much may change.
+      config: how much may change; what has magnitude 0 is left out.
       task: gives the intensity window and the value of padding.
     """
+    arrays = arrays | {"image": arrays["image"][..., 0]}
+    draw = tf.unstack(tf.random.stateless_uniform((7,), seed))
+    flip_y, flip_x, *intensities, cut, length = draw
+    warp, flip_z = tf.unstack(tf.random.stateless_uniform((2,), _other(seed, 2)))
+    flips = (
+        (1, flip_y < config.flip_probability),
+        (2, flip_x < config.flip_probability),
+        (0, flip_z < config.flip_z_probability),
+    )
+    if config.flip_probability or config.flip_z_probability:
+        arrays = _flipped(arrays, flips)
+    if config.warp_probability and (config.rotation_degrees or config.zoom or config.elastic_mm):
+        arrays = tf.cond(
+            warp < config.warp_probability,
+            lambda: _warped(arrays, spacing_mm_yx, _other(seed, 3), config, task),
+            lambda: arrays,
+        )
+    image = _other_intensities(arrays["image"], intensities, seed, config, task)
+    arrays = arrays | {"image": tf.where(arrays["weight"] > 0, image, arrays["image"])}
+    if config.padding_probability:
+        arrays = _cut_short(arrays, cut < config.padding_probability, length, task)
+    return arrays | {"image": arrays["image"][..., None]}
+
+
+def _other(seed: tf.Tensor, number: int) -> tf.Tensor:
+    return tf.random.experimental.stateless_fold_in(seed, number)
+
+
+def _flipped(arrays: Arrays, flips: tuple[tuple[int, tf.Tensor], ...]) -> Arrays:
+    for axis, flip in flips:
+        arrays = tf.cond(
+            flip,
+            lambda arrays=arrays, axis=axis: {
+                name: tf.reverse(values, [axis]) for name, values in arrays.items()
+            },
+            lambda arrays=arrays: arrays,
+        )
+    return arrays
+
+
+def _warped(
+    arrays: Arrays,
+    spacing_mm_yx: tf.Tensor,
+    seed: tf.Tensor,
+    config: AugmentationConfig,
+    task: Task,
+) -> Arrays:
+    shape_yx = tuple(arrays["label"].shape[1:])
+    angle, growth = tf.unstack(tf.random.stateless_uniform((2,), seed, -1, 1))
+    displacement_mm = None
+    if config.elastic_mm:
+        displacement_mm = elastic_displacement(
+            shape_yx, spacing_mm_yx, config.elastic_mm, config.elastic_grid_mm, _other(seed, 1)
+        )
+    source = source_positions(
+        shape_yx,
+        spacing_mm_yx,
+        math.radians(config.rotation_degrees) * angle,
+        tf.exp(math.log1p(config.zoom) * growth),
+        displacement_mm,
+    )
+    return warped(arrays, source, float(task.outside_value))
+
+
+def _other_intensities(
+    image: tf.Tensor,
+    draw: list[tf.Tensor],
+    seed: tf.Tensor,
+    config: AugmentationConfig,
+    task: Task,
+) -> tf.Tensor:
     low, high = task.intensity_window
     centre, width = (low + high) / 2, high - low
-    draw = tf.random.stateless_uniform((7,), seed)
-    for axis, chance in ((1, draw[0]), (2, draw[1])):
-        flip = chance < augment.flip_probability
-        image, label, weight = (
-            tf.cond(flip, lambda v=v, a=axis: tf.reverse(v, [a]), lambda v=v: v)
-            for v in (image, label, weight)
+    if config.intensity_gamma:
+        bend = tf.random.stateless_uniform((), _other(seed, 4), -1, 1)
+        exponent = tf.exp(math.log1p(config.intensity_gamma) * bend)
+        # Zero and one stay: the intensities outside the window join on.
+        inside = tf.clip_by_value((image - low) / width, 1e-12, 1.0)
+        image += width * (tf.exp(exponent * tf.math.log(inside)) - inside)
+    if config.intensity_scale or config.intensity_shift:
+        scale = 1 + config.intensity_scale * (2 * draw[0] - 1)
+        shift = config.intensity_shift * width * (2 * draw[1] - 1)
+        image = (image - centre) * scale + centre + shift
+    if config.intensity_noise:
+        deviation = config.intensity_noise * width * draw[2]
+        image += deviation * tf.random.stateless_normal(tf.shape(image), _other(seed, 1))
+    return image
+
+
+def _cut_short(arrays: Arrays, cut: tf.Tensor, length: tf.Tensor, task: Task) -> Arrays:
+    slices = arrays["label"].shape[0]
+    shorter = 1 + tf.cast(length * (slices - 1), tf.int32)
+    kept = (tf.range(slices) < tf.where(cut, shorter, slices))[:, None, None]
+    return {
+        name: tf.where(
+            kept, values, tf.cast(task.outside_value if name == "image" else 0, values.dtype)
         )
-    scale = 1 + augment.scale * (2 * draw[2] - 1)
-    shift = augment.shift * width * (2 * draw[3] - 1)
-    image = (image - centre) * scale + centre + shift
-    if augment.noise:
-        noise_seed = tf.random.experimental.stateless_fold_in(seed, 1)
-        deviation = augment.noise * width * draw[4]
-        image += deviation * tf.random.stateless_normal(tf.shape(image), noise_seed)
-    slices = label.shape[0]
-    shorter = 1 + tf.cast(draw[6] * (slices - 1), tf.int32)
-    kept = tf.range(slices) < tf.where(draw[5] < augment.padding_probability, shorter, slices)
-    inside = tf.cast(kept, tf.float32)[:, None, None]
-    image = tf.where(kept[:, None, None, None], image, float(task.outside_value))
-    return image, label * tf.cast(inside, label.dtype), weight * inside
+        for name, values in arrays.items()
+    }

@@ -76,10 +76,57 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
-    """How one network is trained; with the records and the seed, enough to repeat it.
+class AugmentationConfig:
+    """Random changes of training patches; every patch draws its own, evaluation sees none.
 
     Attributes:
+      flip_probability: chance that a patch is mirrored, for each in-plane axis (y, x) by itself.
+      flip_z_probability: chance that the order of a patch's slices is reversed.
+      warp_probability: chance that a patch is rotated, zoomed and warped, all its slices alike.
+      rotation_degrees: largest rotation in the plane, either way.
+      zoom: largest in-plane magnification, as a fraction; 0.25 means factors 1 / 1.25 to 1.25.
+      elastic_mm: largest displacement of a control point of the elastic warp, along y and x.
+      elastic_grid_mm: distance between control points; above 4 `elastic_mm`, or planes could fold.
+      intensity_shift: largest offset, as a fraction of the task's intensity window.
+      intensity_scale: largest change of contrast about the window's centre, as a fraction.
+      intensity_gamma: largest change of the gamma within the window; 0.25 means 1 / 1.25 to 1.25.
+      intensity_noise: largest standard deviation of Gaussian noise, as a fraction of the window.
+      padding_probability: chance that a patch ends early along z, as tiles at a volume's end do.
+    """
+
+    flip_probability: float = 0.5
+    flip_z_probability: float = 0.0
+    warp_probability: float = 0.3
+    rotation_degrees: float = 15.0
+    zoom: float = 0.15
+    elastic_mm: float = 4.0
+    elastic_grid_mm: float = 32.0
+    intensity_shift: float = 0.05
+    intensity_scale: float = 0.1
+    intensity_gamma: float = 0.1
+    intensity_noise: float = 0.03
+    padding_probability: float = 0.1
+
+    def __post_init__(self):
+        for field in dataclasses.fields(AugmentationConfig):
+            _number(field.name, getattr(self, field.name))
+            _at_least(field.name, getattr(self, field.name), 0)
+        chances = ("flip", "flip_z", "warp", "padding")
+        for name in (*(f"{chance}_probability" for chance in chances), "intensity_scale"):
+            _fraction(name, getattr(self, name))
+        if not 4 * self.elastic_mm < self.elastic_grid_mm:
+            raise SettingsError(
+                "elastic_mm",
+                f"less than a quarter of elastic_grid_mm ({self.elastic_grid_mm:g})",
+                self.elastic_mm,
+            )
+
+
+@dataclass(frozen=True)
+class TrainingConfig(AugmentationConfig):
+    """How one network is trained; with the records and the seed, enough to repeat it.
+
+    Attributes (and those of `AugmentationConfig`):
       steps: optimizer steps.
       batch_size: patches a step, over all replicas together.
       learning_rate: Adam's rate after the warm-up.
@@ -93,11 +140,6 @@ class TrainingConfig:
       precision: "float32" or "mixed_bfloat16" (float32 variables, bfloat16 arithmetic).
       seed: start weights, order of patches and augmentation.
       replicas: devices that share a step; 0 means all GPUs, or one CPU where there is none.
-      flip_probability: chance that a patch is mirrored, for each in-plane axis.
-      intensity_shift: largest offset, as a fraction of the task's intensity window.
-      intensity_scale: largest change of contrast, as a fraction.
-      intensity_noise: largest standard deviation of Gaussian noise, as a fraction of the window.
-      padding_probability: chance that a patch ends early along z, as tiles at a volume's end do.
       evaluate_every: steps between evaluations; the last step is always evaluated.
       checkpoint_every: steps between checkpoints, from which a killed run goes on.
       log_every: steps between rows of history.csv.
@@ -117,17 +159,13 @@ class TrainingConfig:
     precision: str = "float32"
     seed: int = 0
     replicas: int = 0
-    flip_probability: float = 0.5
-    intensity_shift: float = 0.05
-    intensity_scale: float = 0.1
-    intensity_noise: float = 0.03
-    padding_probability: float = 0.1
     evaluate_every: int = 1000
     checkpoint_every: int = 500
     log_every: int = 10
     jit_compile: bool = False
 
     def __post_init__(self):
+        super().__post_init__()
         _choice("decay", self.decay, ("cosine", "polynomial", "constant"))
         _choice("loss", self.loss, ("focal", "cross_entropy", "dice_focal", "heat_map_l2"))
         _choice("precision", self.precision, ("float32", "mixed_bfloat16"))
@@ -135,14 +173,10 @@ class TrainingConfig:
             _whole(name, getattr(self, name), 1)
         for name in ("warmup_steps", "seed", "replicas"):
             _whole(name, getattr(self, name), 0)
-        for name in ("clip_norm", "gamma", "intensity_shift", "intensity_noise"):
+        for name in ("clip_norm", "gamma"):
             _number(name, getattr(self, name))
             _at_least(name, getattr(self, name), 0)
-        fractions = ("final_learning_rate", "intensity_scale")
-        for name in (*fractions, "flip_probability", "padding_probability"):
-            _number(name, getattr(self, name))
-            if not 0 <= getattr(self, name) <= 1:
-                raise SettingsError(name, "a fraction from 0 to 1", getattr(self, name))
+        _fraction("final_learning_rate", self.final_learning_rate)
         _number("learning_rate", self.learning_rate)
         if not self.learning_rate > 0:
             raise SettingsError("learning_rate", "a rate above 0", self.learning_rate)
@@ -220,6 +254,12 @@ def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 def _at_least(name: str, value: float, least: float) -> None:
     if not value >= least:
         raise SettingsError(name, f"at least {least}", value)
+
+
+def _fraction(name: str, value: Any) -> None:
+    _number(name, value)
+    if not 0 <= value <= 1:
+        raise SettingsError(name, "a fraction from 0 to 1", value)
 
 
 def _whole(name: str, value: Any, least: int) -> None:

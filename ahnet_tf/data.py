@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from ahnet_tf.augmentation import Augmentation, augmented
+from ahnet_tf.augmentation import augmented
+from ahnet_tf.config import AugmentationConfig
 from ahnet_tf.record_checks import scan_records
 from ahnet_tf.record_files import read_file, read_files
 from preprocessing.records import CASE_ID, parse_example
@@ -26,7 +27,7 @@ def training_dataset(
     *,
     batch_size: int,
     seed: int,
-    augment: Augmentation | None = None,
+    augment: AugmentationConfig | None = None,
     start_step: int = 0,
     records: int | None = None,
 ) -> tf.data.Dataset:
@@ -54,7 +55,7 @@ def training_dataset(
     window_records = max(1, min(records, SHUFFLE_WINDOW_BYTES // (3 * z * y * x)))
     first = start_step * batch_size
 
-    def epoch_records(epoch: tf.Tensor) -> tf.data.Dataset:
+    def epoch_windows(epoch: tf.Tensor) -> tf.data.Dataset:
         # Each epoch has seeds of its own, so that any one can be begun without those before it.
         # Dataset.shuffle would not do: its order depends on TensorFlow's global seed as well.
         order = tf.random.experimental.stateless_shuffle(tf.constant(files), (seed, epoch))
@@ -65,19 +66,22 @@ def training_dataset(
             window_seed = tf.random.experimental.stateless_fold_in((seed, epoch), number)
             return tf.random.experimental.stateless_shuffle(window, window_seed)
 
-        return dataset.batch(window_records).enumerate().map(shuffled).prefetch(1).unbatch()
+        return dataset.batch(window_records).enumerate().map(shuffled)
 
     def prepare(number: tf.Tensor, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
         example = parse_example(serialized, task)
-        image = tf.cast(example["image"], tf.float32)
-        label, weight = example["label"], example["weight"]
-        if augment is not None:
-            number_seed = tf.random.experimental.stateless_fold_in((seed, 1), number)
-            image, label, weight = augmented(image, label, weight, number_seed, augment, task)
-        return {"image": image, "label": label, "weight": weight}
+        arrays = {name: example[name] for name in ("image", "label", "weight")}
+        arrays["image"] = tf.cast(arrays["image"], tf.float32)
+        if augment is None:
+            return arrays
+        number_seed = tf.random.experimental.stateless_fold_in((seed, 1), number)
+        spacing_mm_yx = tf.stack([example["spacing_y_mm"], example["spacing_x_mm"]])
+        return augmented(arrays, spacing_mm_yx, number_seed, augment, task)
 
     epochs = tf.data.Dataset.range(first // records, tf.int64.max)
-    dataset = epochs.flat_map(epoch_records).skip(first % records).enumerate(first)
+    # The next window is read while one is used up, across the end of an epoch too.
+    dataset = epochs.flat_map(epoch_windows).prefetch(1).unbatch()
+    dataset = dataset.skip(first % records).enumerate(first)
     dataset = dataset.map(prepare, num_parallel_calls=2, deterministic=True)
     return dataset.batch(batch_size, drop_remainder=True).prefetch(2)
 

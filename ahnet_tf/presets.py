@@ -80,6 +80,8 @@ _SMALL = {
     "loss": "cross_entropy",
     "class_weights": [0.75, 1.0, 4.0],
     "flip_probability": 0.0,
+    "warp_probability": 0.0,
+    "intensity_gamma": 0.0,
     "padding_probability": 0.15,
     "warmup_steps": 10,
     "log_every": 5,

@@ -26,7 +26,6 @@ from typing import Any
 import tensorflow as tf
 from tqdm import tqdm
 
-from ahnet_tf.augmentation import Augmentation
 from ahnet_tf.case_dice import CaseDice, class_labels, mean_over_classes
 from ahnet_tf.config import ModelConfig, TrainingConfig, to_dict
 from ahnet_tf.data import training_dataset
@@ -146,13 +145,7 @@ def train_network(
         task,
         batch_size=config.batch_size,
         seed=config.seed,
-        augment=Augmentation(
-            config.flip_probability,
-            config.intensity_shift,
-            config.intensity_scale,
-            config.intensity_noise,
-            config.padding_probability,
-        ),
+        augment=config,
         start_step=int(state.step),
         records=records,
     )
