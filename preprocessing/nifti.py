@@ -20,7 +20,8 @@ from nibabel.wrapstruct import WrapStructError
 
 from preprocessing.errors import InputError
 from preprocessing.files import replacing
-from preprocessing.volume import SLAB_VOXELS, Volume, axis_codes, checked_affine, spacing_mm
+from preprocessing.resampling import SLAB_VOXELS
+from preprocessing.volume import Volume, axis_codes, checked_affine, spacing_mm
 
 SUFFIXES = (".nii.gz", ".nii")
 # More voxels than any scanner delivers (2048 x 1024 x 1024): a header that promises more lies.

@@ -13,17 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from nibabel import orientations
-from scipy import ndimage
 
 from preprocessing.errors import InputError
+from preprocessing.resampling import linear, nearest
 from preprocessing.tasks import Task
 
 # An axis is the slice axis if its spacing exceeds both others by more than this factor.
 ANISOTROPY = 1.1
 # Spacings that differ by less than this share are one and the same: nothing is resampled.
 SAME_SPACING = 1e-3
-# Voxels converted or filtered at a time, so that no second copy of a whole volume is made.
-SLAB_VOXELS = 2**22
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,10 +177,9 @@ def to_task_space(
     dtype = np.dtype(np.uint8) if label else np.dtype(task.image_dtype)
     turned_spacing = _turned_spacing(space)
     if label:
-        resampled = _nearest(turned, turned_spacing, space.shape_zyx, space.spacing_mm[::-1])
+        resampled = nearest(turned, turned_spacing, space.shape_zyx, space.spacing_mm[::-1])
         return resampled.astype(dtype, copy=False), space
-    resampled = _linear(turned, turned_spacing, space.shape_zyx, space.spacing_mm[::-1])
-    return _to_dtype(resampled, dtype), space
+    return linear(turned, turned_spacing, space.shape_zyx, space.spacing_mm[::-1], dtype), space
 
 
 def from_task_space(array_zyx: np.ndarray, space: TaskSpace, *, label: bool = True) -> np.ndarray:
@@ -202,8 +199,8 @@ def from_task_space(array_zyx: np.ndarray, space: TaskSpace, *, label: bool = Tr
     if tuple(array_zyx.shape) != space.shape_zyx:
         raise InputError("array", f"shape (z, y, x) {space.shape_zyx}", tuple(array_zyx.shape))
     turned_shape = tuple(space.input_shape[axis] for axis in reversed(space.axes))
-    resample = _nearest if label else _linear
-    turned = resample(array_zyx, space.spacing_mm[::-1], turned_shape, _turned_spacing(space))
+    grids = (array_zyx, space.spacing_mm[::-1], turned_shape, _turned_spacing(space))
+    turned = nearest(*grids) if label else linear(*grids, np.dtype(np.float32))
     straight = turned[_flips(space)].transpose()
     return np.asfortranarray(straight.transpose(np.argsort(space.axes)))
 
@@ -225,71 +222,3 @@ def _turned_spacing(space: TaskSpace) -> tuple[float, ...]:
 
 def _flips(space: TaskSpace) -> tuple[slice, ...]:
     return tuple(slice(None, None, -1 if flip else 1) for flip in reversed(space.flipped))
-
-
-def _positions(size: int, spacing: float, new_size: int, new_spacing: float) -> np.ndarray:
-    """Returns where the new grid's voxels lie, in old indices; the two grids share their centre."""
-    return (np.arange(new_size) - (new_size - 1) / 2) * (new_spacing / spacing) + (size - 1) / 2
-
-
-def _nearest(array, spacing, new_shape, new_spacing) -> np.ndarray:
-    """Resamples by taking the nearest voxel; arrays, shapes and spacings in the same axis order."""
-    if array.shape == tuple(new_shape):
-        return array
-    indices = [
-        np.clip(np.floor(_positions(*each) + 0.5).astype(np.intp), 0, each[0] - 1)
-        for each in zip(array.shape, spacing, new_shape, new_spacing, strict=True)
-    ]
-    for axis, index in enumerate(indices):
-        if len(index) != array.shape[axis] or not np.array_equal(index, np.arange(len(index))):
-            array = np.take(array, index, axis=axis)
-    return array
-
-
-def _linear(array, spacing, new_shape, new_spacing) -> np.ndarray:
-    """Resamples linearly axis by axis (smoothed first where coarser), the last two slab by slab."""
-    if array.shape == tuple(new_shape):
-        return array
-    in_plane = np.empty((array.shape[0], *new_shape[1:]), np.float32)
-    step = max(1, SLAB_VOXELS // max(1, array.shape[1] * array.shape[2]))
-    for start in range(0, array.shape[0], step):
-        slab = array[start : start + step].astype(np.float32)
-        for axis in (1, 2):
-            slab = _linear_along(axis, slab, spacing, new_shape, new_spacing)
-        in_plane[start : start + step] = slab
-    return _linear_along(0, in_plane, spacing, new_shape, new_spacing)
-
-
-def _linear_along(axis, array, spacing, new_shape, new_spacing) -> np.ndarray:
-    size, new_size = array.shape[axis], new_shape[axis]
-    factor = new_spacing[axis] / spacing[axis]
-    if size == new_size and abs(factor - 1) <= SAME_SPACING:
-        return array
-    if factor > 1:
-        array = ndimage.gaussian_filter1d(
-            array, sigma=(factor - 1) / 2, axis=axis, mode="nearest", truncate=3.0
-        )
-    positions = np.clip(_positions(size, spacing[axis], new_size, new_spacing[axis]), 0, size - 1)
-    below = np.floor(positions).astype(np.intp)
-    weight = (positions - below).astype(np.float32).reshape(_along(axis))
-    first = np.take(array, below, axis)
-    return first + weight * (np.take(array, np.minimum(below + 1, size - 1), axis) - first)
-
-
-def _along(axis: int) -> tuple[int, ...]:
-    return tuple(-1 if other == axis else 1 for other in range(3))
-
-
-def _to_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Rounds and clips to an integer dtype, slab by slab; no copy where the dtype is there already."""
-    if array.dtype == dtype:
-        return array
-    limits = np.iinfo(dtype)
-    stored = np.empty(array.shape, dtype)
-    step = max(1, SLAB_VOXELS // max(1, array[0].size))
-    for start in range(0, array.shape[0], step):
-        slab = array[start : start + step]
-        if slab.dtype.kind == "f":
-            slab = np.rint(slab)
-        stored[start : start + step] = np.clip(slab, limits.min, limits.max)
-    return stored

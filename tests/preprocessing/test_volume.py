@@ -190,6 +190,50 @@ def test_real_maps_go_back_linearly():
     assert back[:, 0, 0].tolist() == [0.0, 0.25, 0.75, 1.0]
 
 
+@pytest.mark.parametrize("codes", AXIS_CODES)
+@pytest.mark.parametrize("resampling", ["keep", "in_plane", "full"])
+def test_labels_of_every_policy_come_back_to_their_own_voxels(codes, resampling):
+    voxels = np.random.default_rng(0).integers(0, 3, (7, 6, 5), np.uint8)
+    affine = rotated(affine_of(codes), 13, 1)
+    finer = task(resampling, (0.61, 0.77, 1.9))
+    array, space = to_task_space(Volume(voxels, affine), finer, label=True)
+    assert (array.size == voxels.size) == (resampling == "keep")
+    assert np.array_equal(from_task_space(array, space), voxels)
+
+
+@pytest.mark.parametrize("tilt_degrees", [-30, -12.5, 7, 25])
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "SRA", "AIL"])
+def test_sheared_grids_of_tilted_gantries_go_there_and_back(codes, tilt_degrees):
+    # A tilted gantry moves each slice along y by the same step: the grid is no longer orthogonal.
+    affine = affine_of(codes)
+    slices = codes.index("S") if "S" in codes else codes.index("I")
+    affine[1, slices] = 5.0 * np.tan(np.deg2rad(tilt_degrees))
+    voxels = np.random.default_rng(1).integers(0, 3, (6, 7, 8), np.uint8)
+    for policy in (task(), task("in_plane", (0.5, 0.5, 1)), task("full", (0.5, 0.5, 2.5))):
+        array, space = to_task_space(Volume(voxels, affine), policy, label=True)
+        assert axis_codes(np.array(space.affine)) == "RAS"
+        assert np.array_equal(from_task_space(array, space), voxels)
+        # The same voxels lie at the same millimetres, shear included.
+        to_grid = np.linalg.inv(np.array(space.affine)) @ affine
+        for index in itertools.product((0, 3, 5), repeat=3):
+            x, y, z = np.floor((to_grid @ [*index, 1])[:3] + 0.5).astype(int)
+            assert array[z, y, x] == voxels[index]
+
+
+def test_very_anisotropic_and_tiny_volumes():
+    for shape, affine in [
+        ((5, 4, 3), np.diag([0.1, 0.1, 50.0, 1])),
+        ((1, 1, 1), np.diag([1.0, 1.0, 1.0, 1])),
+        ((1, 9, 2), np.diag([3.0, 0.2, 0.4, 1])),
+    ]:
+        voxels = np.random.default_rng(2).integers(0, 3, shape, np.uint8)
+        finer = task("full", (0.1, 0.1, 0.2))
+        array, space = to_task_space(Volume(voxels, affine), finer, label=True)
+        assert np.array_equal(from_task_space(array, space), voxels)
+        image, _ = to_task_space(Volume(voxels.astype(np.int16), affine), finer)
+        assert image.shape == array.shape
+
+
 def test_one_slice_goes_there_and_back():
     voxels = np.arange(20, dtype=np.uint8).reshape(4, 5, 1) % 2
     array, space = to_task_space(
