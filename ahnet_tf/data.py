@@ -14,7 +14,7 @@ from ahnet_tf.augmentation import augmented
 from ahnet_tf.config import AugmentationConfig
 from ahnet_tf.record_checks import scan_records
 from ahnet_tf.record_files import read_file, read_files
-from preprocessing.records import CASE_ID, parse_example
+from preprocessing.records import CASE_ID, HEAT_MAP, parse_example
 from preprocessing.tasks import Task
 
 # Records that are shuffled among each other, in bytes; their number follows from their size.
@@ -43,8 +43,8 @@ def training_dataset(
       records: number of records in `files`, if `scan_records` has told it already.
 
     Returns:
-      A dataset of `image` [b, z, y, x, 1] float32 raw intensities, `label` [b, z, y, x] uint8 and
-      `weight` [b, z, y, x] float32.
+      A dataset of `image` [b, z, y, x, 1] float32 raw intensities, `label` [b, z, y, x] uint8,
+      `weight` [b, z, y, x] float32, and `heat_map` [b, z, y, x] float32 where the task has one.
 
     Raises:
       InputError: see `scan_records`.
@@ -70,7 +70,8 @@ def training_dataset(
 
     def prepare(number: tf.Tensor, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
         example = parse_example(serialized, task)
-        arrays = {name: example[name] for name in ("image", "label", "weight")}
+        names = ("image", "label", "weight", HEAT_MAP)
+        arrays = {name: example[name] for name in names if name in example}
         arrays["image"] = tf.cast(arrays["image"], tf.float32)
         if augment is None:
             return arrays

@@ -109,22 +109,20 @@ def sigmoid_focal(
     targets = class_targets(labels, classes, label_smoothing, exclusive=False)
     entropy = tf.nn.sigmoid_cross_entropy_with_logits(labels=targets, logits=logits)
     terms = _power(targets - tf.sigmoid(logits), gamma) * entropy
-    if class_weights is not None and classes == 1:
-        background, foreground = class_weights
-        terms *= targets * foreground + (1 - targets) * background
-    elif class_weights is not None:
-        terms *= tf.constant(class_weights, tf.float32)
-    return tf.reduce_sum(terms, axis=-1)
+    return tf.reduce_sum(terms * _independent_weights(targets, class_weights), axis=-1)
 
 
-def heat_map_l2(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+def heat_map_l2(
+    labels: tf.Tensor, logits: tf.Tensor, *, class_weights: Sequence[float] | None = None
+) -> tf.Tensor:
     """Squared error of sigmoid(logits) against a heat map, summed over classes, [batch, z, y, x].
 
-    The paper's other loss for lesion detection. Labels as in `sigmoid_focal`.
+    The paper's other loss for lesion detection. Labels and weights as in `sigmoid_focal`.
     """
     logits = tf.cast(logits, tf.float32)
     targets = class_targets(labels, logits.shape[-1])
-    return tf.reduce_sum(tf.square(tf.sigmoid(logits) - targets), axis=-1)
+    terms = tf.square(tf.sigmoid(logits) - targets)
+    return tf.reduce_sum(terms * _independent_weights(targets, class_weights), axis=-1)
 
 
 def soft_dice(
@@ -174,6 +172,18 @@ def dice_focal_loss(labels, logits, *, voxel_weights=None, exclusive=True, **set
     focal = softmax_focal_loss if exclusive else sigmoid_focal_loss
     dice = soft_dice(labels, logits, voxel_weights=voxel_weights, exclusive=exclusive)
     return tf.reduce_mean(dice) + focal(labels, logits, voxel_weights=voxel_weights, **settings)
+
+
+def _independent_weights(
+    targets: tf.Tensor, class_weights: Sequence[float] | None
+) -> tf.Tensor | float:
+    """Returns the weight of each term of a loss with a sigmoid a class (see `sigmoid_focal`)."""
+    if class_weights is None:
+        return 1.0
+    if targets.shape[-1] > 1:
+        return tf.constant(class_weights, tf.float32)
+    background, foreground = class_weights
+    return targets * foreground + (1 - targets) * background
 
 
 def _power(distance: tf.Tensor, gamma: float) -> tf.Tensor:

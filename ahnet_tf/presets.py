@@ -94,12 +94,33 @@ _CT_LIVER_SMALL = {
     | {"architecture": "ahnet", "learning_rate": 4e-3, "steps": 500, "evaluate_every": 250},
 }
 
-PRESETS = {"ct_liver": _CT_LIVER, "ct_liver_small": _CT_LIVER_SMALL}
+# As published for lesions in breast tomosynthesis: sigmoid focal loss on the heat map, gamma 2. Lesions
+# are so few voxels that without a weight the empty heat map is long the best one.
+_DBT = {"activation": "sigmoid", "loss": "focal", "class_weights": [1.0, 20.0]}
+_DBT_LESION = {stage: _CT_LIVER[stage] | _DBT for stage in STAGES}
+
+# Minutes on two cores, for patches of 16 x 96 x 96 at 0.8 x 0.8 x 1 mm (task dbt_lesion_small).
+_DBT_SMALL = {name: value for name, value in _SMALL.items() if name != "flip_probability"} | _DBT
+_DBT_LESION_SMALL = {
+    "2d": _DBT_SMALL
+    | {"architecture": "mcgcn", "learning_rate": 2e-3, "steps": 150, "evaluate_every": 150},
+    "3d": _DBT_SMALL
+    | {"architecture": "ahnet", "learning_rate": 4e-3, "steps": 500, "evaluate_every": 250},
+}
+
+PRESETS = {
+    "ct_liver": _CT_LIVER,
+    "ct_liver_small": _CT_LIVER_SMALL,
+    "dbt_lesion": _DBT_LESION,
+    "dbt_lesion_small": _DBT_LESION_SMALL,
+}
 
 
 def preset_for(task: Task) -> str:
     """Returns the preset that a task is trained with unless another is asked for."""
-    return task.name if task.name in PRESETS else "ct_liver"
+    if task.name in PRESETS:
+        return task.name
+    return "dbt_lesion" if task.target == "heat_map" else "ct_liver"
 
 
 def run_config(
@@ -144,7 +165,7 @@ def check_settings(model_config: ModelConfig, config: TrainingConfig, task: Task
     """Checks that a network and its recipe fit the task.
 
     Raises:
-      SettingsError: another number of classes, or another intensity window.
+      SettingsError: another number of classes or intensity window, or a softmax for a heat map.
     """
     count = len(task.class_names)
     classes = f"{count} ({', '.join(task.class_names)})"
@@ -152,6 +173,9 @@ def check_settings(model_config: ModelConfig, config: TrainingConfig, task: Task
         raise SettingsError("classes", classes, model_config.classes)
     if config.class_weights is not None and len(config.class_weights) != count:
         raise SettingsError("class_weights", f"one for each of {classes}", config.class_weights)
+    if task.target == "heat_map" and model_config.activation != "sigmoid":
+        expected = f"sigmoid, for task {task.name} has a heat map as its target"
+        raise SettingsError("activation", expected, model_config.activation)
     if tuple(model_config.intensity_window) != tuple(task.intensity_window):
         raise SettingsError(
             "intensity_window",

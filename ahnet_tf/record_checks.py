@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ahnet_tf.record_files import read_files
 from preprocessing.errors import InputError
-from preprocessing.records import CASE_ID, IMAGE, LABEL
+from preprocessing.records import CASE_ID, IMAGE, voxel_features
 from preprocessing.tasks import Task
 
 
@@ -49,14 +49,15 @@ def scan_records(
     if not files:
         raise InputError("records", "at least one file", "none")
     names = [f"{name}_{axis}" for name in ("shape", "valid", "volume") for axis in "zyx"]
+    voxels = voxel_features(task)
 
     def measure(serialized: tf.Tensor) -> tuple[tf.Tensor, ...]:
         example = tf.io.parse_single_example(
             serialized,
-            {name: tf.io.FixedLenFeature((), tf.string) for name in (CASE_ID, IMAGE, LABEL)}
+            {name: tf.io.FixedLenFeature((), tf.string) for name in (CASE_ID, *voxels)}
             | {name: tf.io.FixedLenFeature((), tf.int64) for name in names},
         )
-        sizes = [tf.strings.length(example[name]) for name in (IMAGE, LABEL)]
+        sizes = [tf.strings.length(example[name]) for name in voxels]
         return example[CASE_ID], tf.stack(sizes), tf.stack([example[name] for name in names])
 
     records, tiled_voxels, volume_voxels = 0, {}, {}
@@ -69,8 +70,8 @@ def scan_records(
                 case_id = case.decode()
                 _check_record(f"{file}, record {number} (case {case_id})", shape, sizes, task)
                 records += 1
-                voxels = valid[0] * valid[1] * valid[2]
-                tiled_voxels[case_id] = tiled_voxels.get(case_id, 0) + voxels
+                inside = valid[0] * valid[1] * valid[2]
+                tiled_voxels[case_id] = tiled_voxels.get(case_id, 0) + inside
                 volume_voxels[case_id] = volume[0] * volume[1] * volume[2]
         except tf.errors.OpError as error:
             raise InputError(
@@ -101,13 +102,11 @@ def _check_record(where: str, shape: list[int], sizes: Sequence[int], task: Task
             remedy,
         )
     z, y, x = shape
-    wanted = {"image": 2 * z * y * x, "label": z * y * x}
-    kinds = {"image": task.image_dtype, "label": "uint8"}
-    for (name, size), found in zip(wanted.items(), sizes, strict=True):
+    for (name, voxel_bytes), found in zip(voxel_features(task).items(), sizes, strict=True):
+        size = voxel_bytes * z * y * x
         if found != size:
-            raise InputError(
-                where, f"{size} bytes of {kinds[name]} {name}", f"{found} bytes", remedy
-            )
+            kind = task.image_dtype if name == IMAGE else "uint8"
+            raise InputError(where, f"{size} bytes of {kind} {name}", f"{found} bytes", remedy)
 
 
 def _reason(error: tf.errors.OpError) -> str:

@@ -169,17 +169,23 @@ def batch_loss(
 ) -> tf.Tensor:
     """Returns a replica's share of the loss of the whole batch, a float32 scalar.
 
+    Where the batch has a heat map, that is the target and the lesion's output alone learns it; the
+    background's has no part in the answer either (see `class_probabilities`). The class weights are then
+    those of voxels without and with a lesion, in the proportion of the heat map.
+
     Args:
       logits: [b, z, y, x, class] of the replica's patches.
-      batch: the replica's `label` and `weight`.
+      batch: the replica's `label` and `weight`, and `heat_map` where the task has one.
       model_config: says whether classes share a softmax.
       config: loss, gamma and class weights.
       total_weight: sum of the weights of the whole batch, over all replicas.
     """
     exclusive = model_config.activation == "softmax"
     label, weight = batch["label"], batch["weight"]
+    if "heat_map" in batch:
+        label, logits = batch["heat_map"], logits[..., 1:]
     if config.loss == "heat_map_l2":
-        values = heat_map_l2(label, logits)
+        values = heat_map_l2(label, logits, class_weights=config.class_weights)
     else:
         focal = softmax_focal if exclusive else sigmoid_focal
         gamma = 0.0 if config.loss == "cross_entropy" else config.gamma

@@ -17,13 +17,12 @@ from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2
 from preprocessing.files import replacing
 from preprocessing.records import (
     CASE_ID,
-    IMAGE,
     INTENSITY_QUANTILES,
-    LABEL,
     PATCH_INDEX,
     SOURCE,
     SPACING_CLASS,
     SPACING_CLASSES_MM,
+    voxel_features,
 )
 from preprocessing.tasks import Task
 
@@ -50,7 +49,12 @@ _ANY: dict[str, Range] = {
     "spacing_y_mm": (0.01, 20.0),
     "spacing_z_mm": (0.01, 20.0),
 }
-CURATED_RANGES = {"ct_liver": _CT, "ct_liver_small": _CT, "dbt_lesion": _DBT}
+CURATED_RANGES = {
+    "ct_liver": _CT,
+    "ct_liver_small": _CT,
+    "dbt_lesion": _DBT,
+    "dbt_lesion_small": _DBT,
+}
 
 # Share by which the spacing of a resampled volume may differ from the task's.
 SPACING_TOLERANCE = 0.02
@@ -60,7 +64,7 @@ def make_schema(task: Task) -> schema_pb2.Schema:
     """Returns the schema of the records of one task."""
     schema = schema_pb2.Schema()
     voxels = math.prod(task.patch_shape_zyx)
-    for name in (IMAGE, LABEL):
+    for name in voxel_features(task):
         _add(schema, name, schema_pb2.BYTES).image_domain.SetInParent()
     for name in (CASE_ID, SOURCE):
         _add(schema, name, schema_pb2.BYTES)
@@ -91,8 +95,8 @@ def make_validations(task: Task) -> custom_validation_config_pb2.CustomValidatio
     config = custom_validation_config_pb2.CustomValidationConfig()
     voxels = math.prod(task.patch_shape_zyx)
     shape = " x ".join(str(size) for size in task.patch_shape_zyx)
-    sizes = {IMAGE: voxels * np.dtype(task.image_dtype).itemsize, LABEL: voxels}
-    for name, count in sizes.items():
+    for name, voxel_bytes in voxel_features(task).items():
+        count = voxels * voxel_bytes
         check = _add_check(config, name)
         check.sql_expression = (
             f"feature.bytes_stats.min_num_bytes = {count} "

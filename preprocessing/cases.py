@@ -3,7 +3,8 @@
 Understood are LiTS (`volume-N.nii`, `segmentation-N.nii`), the Medical Segmentation Decathlon and
 nnU-Net (`imagesTr`, `labelsTr`), a folder with one subfolder a case (`ct.nii.gz`, `label.nii.gz`), and
 pairs named alike in one folder (`a_ct.nii.gz`, `a_seg.nii.gz`) or in two (`images/a.nii.gz`,
-`labels/a.nii.gz`). Every image ends in a case; what has no partner is a case with a problem.
+`labels/a.nii.gz`). A folder with BCS-DBT's tables holds what those name (`preprocessing.bcs_dbt`). Every
+image ends in a case; what has no partner is a case with a problem.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from preprocessing.bcs_dbt import Tables, find_volumes, read_tables
 from preprocessing.errors import InputError
+from preprocessing.lesions import LesionBox
 from preprocessing.nifti import SUFFIXES, has_nifti_suffix
 
 LABEL_WORDS = frozenset(
@@ -78,6 +81,9 @@ class Case:
       label_path: the label map, if there is one.
       source: name of the data set (the input folder).
       problem: why the case can't be used, in one line; empty if it can.
+      boxes: lesions of a DBT volume from a table of boxes; None where there is no such table.
+      view: "lcc", "rcc", "lmlo" or "rmlo" where a table says it, else empty.
+      identifiers: what names the patient in file names; it never leaves the process.
     """
 
     case_id: str
@@ -85,6 +91,9 @@ class Case:
     label_path: Path | None
     source: str
     problem: str = ""
+    boxes: tuple[LesionBox, ...] | None = None
+    view: str = ""
+    identifiers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,18 +134,15 @@ def _cases_below(path: Path, need_labels: bool) -> list[Case]:
         files, source = _nifti_files(path), _folder_name(path)
     else:
         raise InputError(path, "a folder of cases or a NIfTI file", _what(path))
+    tables = read_tables(path) if path.is_dir() else None
+    if tables is not None:
+        found = _cases_of_tables(tables, files, _identifier(source), need_labels)
+        if not found:
+            raise InputError(path, "volumes that the tables of boxes name", "none")
+        return found
     if need_labels:
         files = [file for file in files if file.parent.name.lower() not in UNLABELLED_FOLDERS]
-    groups: dict[Path, list[_File]] = defaultdict(list)
-    for file in _lits_partners_joined(_classified(files)):
-        groups[file.group].append(file)
-    found = []
-    for group, members in sorted(groups.items()):
-        found += _cases_of_group(group, members, _identifier(source), need_labels)
-    if need_labels:
-        found = [_with_problem(case) for case in found]
-    else:
-        found = [case for case in found if case.image_path is not None]
+    found = _paired(files, _identifier(source), need_labels)
     if not found:
         raise InputError(
             path,
@@ -144,6 +150,40 @@ def _cases_below(path: Path, need_labels: bool) -> list[Case]:
             "none in this folder or below",
         )
     return found
+
+
+def _paired(files: list[Path], source: str, need_labels: bool) -> list[Case]:
+    """Returns the cases among NIfTI files, images paired with label maps by their names."""
+    groups: dict[Path, list[_File]] = defaultdict(list)
+    for file in _lits_partners_joined(_classified(files)):
+        groups[file.group].append(file)
+    found = []
+    for group, members in sorted(groups.items()):
+        found += _cases_of_group(group, members, source, need_labels)
+    if need_labels:
+        return [_with_problem(case) for case in found]
+    return [case for case in found if case.image_path is not None]
+
+
+def _cases_of_tables(
+    tables: Tables, files: list[Path], source: str, need_labels: bool
+) -> list[Case]:
+    """Returns the DBT volumes that tables of boxes name; masks beside them are kept as label maps."""
+    masks = {case.image_path: case.label_path for case in _paired(files, source, False)}
+    cases = [
+        Case(
+            volume.case_id,
+            volume.image_path,
+            masks.get(volume.image_path),
+            source,
+            volume.problem if need_labels else "",
+            boxes=volume.boxes,
+            view=volume.view,
+            identifiers=volume.identifiers,
+        )
+        for volume in find_volumes(tables, list(masks))
+    ]
+    return [case for case in cases if need_labels or case.image_path is not None]
 
 
 def _nifti_files(root: Path) -> list[Path]:

@@ -14,11 +14,12 @@ from apache_beam.io.filesystems import FileSystems
 
 from preprocessing.cases import Case
 from preprocessing.errors import AHNetError
-from preprocessing.nifti import check_pair, read_image, read_label
+from preprocessing.nifti import read_image
 from preprocessing.patches import evaluation_tiles, training_patches
 from preprocessing.records import encode_patch
 from preprocessing.shards import write_shards
 from preprocessing.storage import write_json
+from preprocessing.targets import Target, read_target
 from preprocessing.tasks import Task
 from preprocessing.volume import TaskSpace, axis_codes, to_task_space
 
@@ -41,31 +42,29 @@ class ConversionSettings:
     shard_bytes: int = 128 * 2**20
 
 
-def read_case(case: Case, task: Task) -> tuple[np.ndarray, np.ndarray, TaskSpace, dict[str, Any]]:
-    """Reads and checks an image with its label map, on the task's grid.
+def read_case(case: Case, task: Task) -> tuple[np.ndarray, Target, TaskSpace, dict[str, Any]]:
+    """Reads and checks an image with its annotation, on the task's grid.
 
     Returns:
-      image [z, y, x] in the task's `image_dtype`, label [z, y, x] uint8, their grid, and facts about
-      the files for the manifest.
+      image [z, y, x] in the task's `image_dtype`, target, their grid, and facts about the files for
+      the manifest.
 
     Raises:
-      InputError: a file is missing or damaged, or the two don't fit together.
+      InputError: a file is missing or damaged, or image and annotation don't fit together.
     """
     image = read_image(case.image_path)
-    label = read_label(case.label_path, task.class_names)
-    check_pair(image, label, case.label_path)
     image_zyx, space = to_task_space(image, task)
-    label_zyx, _ = to_task_space(label, task, label=True)
+    target = read_target(case, image, space, task)
     facts = {
         "image": case.image_path.name,
-        "label": case.label_path.name,
+        **target.facts,
         "orientation": axis_codes(image.affine),
         "input_shape_xyz": list(space.input_shape),
         "input_spacing_mm": list(space.input_spacing_mm),
         "shape_zyx": list(space.shape_zyx),
         "spacing_mm": list(space.spacing_mm),
     }
-    return image_zyx, label_zyx, space, facts
+    return image_zyx, target, space, facts
 
 
 def convert_case(
@@ -87,15 +86,16 @@ def convert_case(
         return entry | {"status": REJECTED, "reason": case.problem}
     task = settings.task
     try:
-        image_zyx, label_zyx, space, facts = read_case(case, task)
+        image_zyx, target, space, facts = read_case(case, task)
     except (AHNetError, OSError, MemoryError) as error:
         reason = str(error) or "expected a volume that fits into memory, found a larger one"
         return entry | {"status": REJECTED, "reason": " ".join(reason.split())}
-    names = {"case_id": case.case_id, "source": case.source}
+    label_zyx = target.label_zyx
+    given = {"case_id": case.case_id, "source": case.source, "heat_map_zyx": target.heat_map_zyx}
     if split == "train":
-        patches = training_patches(image_zyx, label_zyx, space, task, seed=settings.seed, **names)
+        patches = training_patches(image_zyx, label_zyx, space, task, seed=settings.seed, **given)
     else:
-        patches = evaluation_tiles(image_zyx, label_zyx, space, task, **names)
+        patches = evaluation_tiles(image_zyx, label_zyx, space, task, **given)
     first = next(patches)
     shards = write_shards(
         FileSystems.join(folder, split),

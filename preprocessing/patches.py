@@ -27,6 +27,7 @@ def training_patches(
     case_id: str,
     source: str,
     seed: int,
+    heat_map_zyx: np.ndarray | None = None,
 ) -> Iterator[Patch]:
     """Yields `task.patches_per_case` patches; the same case, seed and task give the same ones.
 
@@ -39,7 +40,7 @@ def training_patches(
     random = np.random.default_rng([seed, *_words_of(case_id)])
     present = [value for value in range(1, counts.shape[1]) if counts[:, value].any()]
     foreground = round(task.foreground_fraction * task.patches_per_case) if present else 0
-    cut = _Cutter(image_zyx, label_zyx, space, task, case_id, source, counts)
+    cut = _Cutter(image_zyx, label_zyx, space, task, case_id, source, counts, heat_map_zyx)
     for index in range(task.patches_per_case):
         last_origin = np.maximum(0, np.array(image_zyx.shape) - task.patch_shape_zyx)
         if index < foreground:
@@ -59,10 +60,11 @@ def evaluation_tiles(
     *,
     case_id: str,
     source: str,
+    heat_map_zyx: np.ndarray | None = None,
 ) -> Iterator[Patch]:
     """Yields patches that hold every voxel of the volume exactly once, padded behind its edges."""
     counts = label_voxels_by_slice(label_zyx, len(task.class_names))
-    cut = _Cutter(image_zyx, label_zyx, space, task, case_id, source, counts)
+    cut = _Cutter(image_zyx, label_zyx, space, task, case_id, source, counts, heat_map_zyx)
     steps = (
         range(0, size, step)
         for size, step in zip(image_zyx.shape, task.patch_shape_zyx, strict=True)
@@ -97,8 +99,11 @@ def intensity_quantiles(image_zyx: np.ndarray) -> tuple[float, ...]:
 class _Cutter:
     """Cuts patches from one case; what all its patches share is found once."""
 
-    def __init__(self, image_zyx, label_zyx, space, task, case_id, source, counts):
+    def __init__(
+        self, image_zyx, label_zyx, space, task, case_id, source, counts, heat_map_zyx=None
+    ):
         self.image_zyx, self.label_zyx, self.task = image_zyx, label_zyx, task
+        self.heat_map_zyx = heat_map_zyx
         self.shared = {
             "case_id": case_id,
             "source": source,
@@ -112,17 +117,20 @@ class _Cutter:
         patch_shape = self.task.patch_shape_zyx
         box = tuple(slice(o, o + n) for o, n in zip(origin_zyx, patch_shape, strict=True))
         image, label = _copied(self.image_zyx[box]), _copied(self.label_zyx[box])
+        heat_map = None if self.heat_map_zyx is None else _copied(self.heat_map_zyx[box])
         valid = tuple(image.shape)
         if valid != tuple(patch_shape):
             behind = [(0, n - v) for n, v in zip(patch_shape, valid, strict=True)]
             image = np.pad(image, behind, constant_values=self.task.outside_value)
             label = np.pad(label, behind)
+            heat_map = None if heat_map is None else np.pad(heat_map, behind)
         return Patch(
             image_zyx=image,
             label_zyx=label,
             index=index,
             origin_zyx=origin_zyx,
             valid_zyx=valid,
+            heat_map_zyx=heat_map,
             **self.shared,
         )
 

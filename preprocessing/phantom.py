@@ -1,9 +1,4 @@
-"""Synthetic abdominal CT with exactly known liver and tumours, in LiTS naming.
-
-Made so that a network has something to learn: the spleen, the kidneys and the muscles are as bright
-as the liver, so brightness alone does not find it; place, shape, contrast, tumours, table noise and
-the orientation on disk vary from case to case.
-"""
+"""Synthetic data sets with exact ground truth: abdominal CT in LiTS naming, or DBT with BCS-DBT's tables."""
 
 from __future__ import annotations
 
@@ -11,91 +6,21 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
+from preprocessing import phantom_dbt
+from preprocessing.bcs_dbt import BOX_COLUMNS, LABEL_COLUMNS, OUTCOMES, dbt_case_id, write_table
 from preprocessing.command import make_parser, run_command
 from preprocessing.errors import SettingsError
 from preprocessing.files import write_json
 from preprocessing.nifti import write_image
-from preprocessing.volume import Volume
+from preprocessing.phantom_ct import PhantomSettings, make_case
+from preprocessing.phantom_dbt import DBTSettings
 
-AIR_HU = -1000.0
-ORIENTATIONS = ("RAS", "LPS", "LAS")
-
-
-@dataclass(frozen=True)
-class PhantomSettings:
-    """What all cases of a phantom data set have in common.
-
-    Attributes:
-      shape_xyz: voxels of the mean case; the number of slices varies by up to an eighth.
-      spacing_mm: voxel spacing (x, y, z).
-      most_tumours: a case has from none to this many.
-      noise_hu: standard deviation of the noise; each case has between half and all of it.
-      blur_mm: in-plane standard deviation of the scanner's blur.
-    """
-
-    shape_xyz: tuple[int, int, int] = (128, 128, 32)
-    spacing_mm: tuple[float, float, float] = (2.5, 2.5, 5.0)
-    most_tumours: int = 3
-    noise_hu: float = 24.0
-    blur_mm: float = 2.0
-
-    def __post_init__(self):
-        if len(self.shape_xyz) != 3 or min(self.shape_xyz) < 4:
-            raise SettingsError("phantom", "a shape of at least 4 voxels an axis", self.shape_xyz)
-        if len(self.spacing_mm) != 3 or not min(self.spacing_mm) > 0:
-            raise SettingsError("phantom", "a positive spacing in mm", self.spacing_mm)
-
-
-def make_case(
-    seed: int, number: int = 0, settings: PhantomSettings | None = None
-) -> tuple[Volume, Volume]:
-    """Makes one case; the same seed, number and settings always give the same voxels.
-
-    The label map is computed from the shapes themselves, before blur and noise.
-
-    Args:
-      seed: of the data set.
-      number: of the case within it.
-      settings: the data set's settings.
-
-    Returns:
-      The image (int16 HU) and its label map (uint8: 0 background, 1 liver, 2 tumour).
-    """
-    settings = settings or PhantomSettings()
-    random = np.random.default_rng([seed, number])
-    slices = settings.shape_xyz[2]
-    slices += int(random.integers(-(slices // 8), slices // 8 + 1))
-    shape = (*settings.shape_xyz[:2], slices)
-    x, y, z = _coordinates_mm(shape, settings.spacing_mm)
-    # All anatomy is laid out for a field of view of 320 mm and 160 mm of slices.
-    scale = min(n * s for n, s in zip(shape[:2], settings.spacing_mm[:2], strict=True)) / 320.0
-    height = shape[2] * settings.spacing_mm[2] / 160.0
-    x, y, z = x / scale, y / scale, z / height
-    x, y = x - random.uniform(-6, 6), y - random.uniform(-6, 6)
-
-    hu = np.full(shape, AIR_HU, np.float32)
-    body = _paint_body(hu, random, x, y, z)
-    liver_hu = random.uniform(70, 110)
-    _paint_distractors(hu, random, liver_hu, x, y, z)
-    liver = _liver(random, x, y, z) & body
-    hu[liver] = liver_hu
-    label = liver.astype(np.uint8)
-    for _ in range(int(random.integers(settings.most_tumours + 1))):
-        tumour = _tumour(random, liver, x * scale, y * scale, z * height)
-        hu[tumour] = liver_hu - random.uniform(35, 60)
-        label[tumour] = 2
-    _paint_bones(hu, random, x, y, z)
-    label[hu > 300] = 0
-    image = _scanned(hu, random, settings)
-
-    codes = ORIENTATIONS[int(random.integers(len(ORIENTATIONS)))]
-    return _stored(image, codes, settings), _stored(label, codes, settings)
+KINDS = {"ct": PhantomSettings, "dbt": DBTSettings}
 
 
 def write_cases(
@@ -104,12 +29,14 @@ def write_cases(
     seed: int,
     *,
     first: int = 0,
-    settings: PhantomSettings | None = None,
+    settings: PhantomSettings | DBTSettings | None = None,
     overwrite: bool = False,
-) -> list[dict]:
-    """Writes cases `first` to `first + count - 1` as volume-N.nii.gz and segmentation-N.nii.gz.
+) -> list[dict[str, Any]]:
+    """Writes cases `first` to `first + count - 1`; CT unless the settings are DBT's.
 
-    Beside them goes phantom.json with the settings and every case's voxels a label value.
+    CT: volume-N.nii.gz and segmentation-N.nii.gz. DBT: PHANTOM-N_VIEW.nii.gz and its _mask.nii.gz, and
+    their rows of boxes.csv and labels.csv. Beside them goes phantom.json with the settings and every
+    case's voxels a label value.
 
     Returns:
       phantom.json's entries of the cases.
@@ -123,199 +50,112 @@ def write_cases(
     output = Path(output)
     if count < 1 or first < 0 or seed < 0:
         raise SettingsError("phantom", "cases >= 1, first >= 0, seed >= 0", (count, first, seed))
-    paths = {
-        number: (output / f"volume-{number}.nii.gz", output / f"segmentation-{number}.nii.gz")
-        for number in range(first, first + count)
-    }
-    existing = [path for pair in paths.values() for path in pair if path.exists()]
+    dbt = isinstance(settings, DBTSettings)
+    numbers = range(first, first + count)
+    patterns = "PHANTOM-{:05d}_*.nii.gz" if dbt else "volume-{0}.nii.gz segmentation-{0}.nii.gz"
+    names = [name for number in numbers for name in patterns.format(number).split()]
+    existing = [path for name in names for path in sorted(output.glob(name))]
     if existing and not overwrite:
         raise SettingsError(
             "--output", "a folder without these cases", existing[0], "Give --overwrite to replace."
         )
-    cases = []
-    for number, (image_path, label_path) in tqdm(paths.items(), "phantom", unit="case"):
-        image, label = make_case(seed, number, settings)
-        write_image(image_path, image)
-        write_image(label_path, label)
-        voxels = np.bincount(label.voxels.ravel(), minlength=3)
-        cases.append({"case_id": f"volume-{number}", "label_voxels": [int(n) for n in voxels]})
+    write_case = _write_dbt if dbt else _write_ct
+    cases = [
+        write_case(output, seed, number, settings)
+        for number in tqdm(numbers, "phantom", unit="case")
+    ]
     content = {"seed": seed, "first": first, "cases": cases}
     write_json(output / "phantom.json", content | {"settings": dataclasses.asdict(settings)})
     return cases
 
 
-def _coordinates_mm(shape, spacing_mm) -> list[np.ndarray]:
-    """Returns broadcastable coordinates x (right), y (anterior), z (up) from the grid's centre."""
-    axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing_mm, strict=True)]
-    return [axis.astype(np.float32) for axis in np.ix_(*axes)]
+def _write_ct(output: Path, seed: int, number: int, settings: PhantomSettings) -> dict[str, Any]:
+    image, label = make_case(seed, number, settings)
+    write_image(output / f"volume-{number}.nii.gz", image)
+    write_image(output / f"segmentation-{number}.nii.gz", label)
+    voxels = np.bincount(label.voxels.ravel(), minlength=3)
+    return {"case_id": f"volume-{number}", "label_voxels": [int(n) for n in voxels]}
 
 
-def _ellipsoid(x, y, z, centre, radii, turn_degrees: float = 0.0) -> np.ndarray:
-    """Returns |p|^2 in units of the radii: < 1 inside; turned in the plane by an angle."""
-    cosine, sine = np.cos(np.deg2rad(turn_degrees)), np.sin(np.deg2rad(turn_degrees))
-    x, y, z = x - centre[0], y - centre[1], z - centre[2]
-    u, v = cosine * x + sine * y, -sine * x + cosine * y
-    return (u / radii[0]) ** 2 + (v / radii[1]) ** 2 + (z / radii[2]) ** 2
-
-
-def _paint_body(hu, random, x, y, z) -> np.ndarray:
-    """Paints fat, muscle wall, organs' bed and the lungs' bases; returns what lies inside the wall."""
-    a, b = random.uniform(118, 140), random.uniform(88, 104)
-    rim, wall = random.uniform(6, 16), random.uniform(6, 10)
-    taper = 1 - 0.0006 * np.abs(z)
-    hu[np.broadcast_to((x / (a * taper)) ** 2 + (y / (b * taper)) ** 2 < 1, hu.shape)] = (
-        random.uniform(-115, -90)
-    )
-    muscle = (x / ((a - rim) * taper)) ** 2 + (y / ((b - rim) * taper)) ** 2 < 1
-    hu[np.broadcast_to(muscle, hu.shape)] = random.uniform(50, 70)
-    a, b = (a - rim - wall) * taper, (b - rim - wall) * taper
-    inside = np.broadcast_to((x / a) ** 2 + (y / b) ** 2 < 1, hu.shape)
-    # Bowel and fat between the organs: soft patches of different brightness.
-    patches = ndimage.gaussian_filter(random.standard_normal(hu.shape, np.float32), (6, 6, 2.5))
-    patches *= 45 / patches.std()
-    hu[inside] = np.clip(random.uniform(-20, 15) + patches, -110, 70)[inside]
-    for side in (-1, 1):
-        lung = _ellipsoid(x, y, z, (side * 62, -5, 95), (52, 62, random.uniform(45, 70)))
-        hu[inside & (lung < 1)] = random.uniform(-870, -780)
-    return inside
-
-
-def _paint_distractors(hu, random, liver_hu, x, y, z) -> None:
-    """Paints spleen, kidneys, stomach and great vessels, as bright as the liver or nearly so."""
-
-    def near(*values, spread=6.0):
-        return [value + random.uniform(-spread, spread) for value in values]
-
-    spleen = _ellipsoid(
-        x, y, z, near(-76, -22, 15), near(22, 36, 38, spread=4), random.uniform(-25, 5)
-    )
-    hu[spleen < 1] = liver_hu + random.uniform(-12, 18)
-    for side in (-1, 1):
-        kidney = _ellipsoid(
-            x, y, z, near(side * 50, -48, -38), near(20, 26, 42, spread=3), side * 20
-        )
-        hu[kidney < 1] = liver_hu + random.uniform(-5, 45)
-        hu[kidney < 0.25] = random.uniform(-60, 10)
-    stomach = _ellipsoid(x, y, z, near(-42, 42, 30), near(34, 24, 34), random.uniform(-30, 30))
-    hu[stomach < 1] = random.uniform(0, liver_hu)
-    for centre, radius in (((8, -38), 11), ((-6, -40), 8)):
-        vessel = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 < radius**2
-        hu[np.broadcast_to(vessel, hu.shape)] = liver_hu + random.uniform(0, 50)
-
-
-def _liver(random, x, y, z) -> np.ndarray:
-    """Returns the liver: a right lobe, a left lobe that tapers across the midline, a wavy surface."""
-    centre = np.array([random.uniform(42, 58), random.uniform(0, 16), random.uniform(0, 25)])
-    right = _ellipsoid(
-        x,
-        y,
-        z,
-        centre,
-        (random.uniform(44, 54), random.uniform(54, 66), random.uniform(46, 62)),
-        random.uniform(-20, 20),
-    )
-    left = _ellipsoid(
-        x,
-        y,
-        z,
-        centre
-        + np.array([random.uniform(-55, -40), random.uniform(14, 26), random.uniform(8, 20)]),
-        (random.uniform(40, 58), random.uniform(20, 30), random.uniform(24, 36)),
-        random.uniform(-15, 15),
-    )
-    waves = np.zeros(np.broadcast_shapes(x.shape, y.shape, z.shape), np.float32)
-    for _ in range(6):
-        wave_number = random.normal(0, 1, 3) / (18, 18, 22)
-        phase = random.uniform(0, 2 * np.pi)
-        waves += np.sin(x * wave_number[0] + y * wave_number[1] + z * wave_number[2] + phase)
-    # A smooth union: both lobes' distances in one soft minimum.
-    union = -np.logaddexp(-8 * right, -8 * left) / 8
-    return union + 0.06 * waves < 1
-
-
-def _tumour(random, liver, x, y, z) -> np.ndarray:
-    """Returns an ellipsoid around a voxel of the liver, cut off at the liver's surface."""
-    inside = np.flatnonzero(liver)
-    if not inside.size:
-        return np.zeros_like(liver)
-    i, j, k = np.unravel_index(int(random.choice(inside)), liver.shape)
-    radius = random.uniform(7, 24)
-    radii = radius * random.uniform(0.8, 1.2, 3)
-    centre = (x[i, 0, 0], y[0, j, 0], z[0, 0, k])
-    return liver & (_ellipsoid(x, y, z, centre, radii, random.uniform(0, 90)) < 1)
-
-
-def _paint_bones(hu, random, x, y, z) -> None:
-    """Paints the spine and ribs that slant down towards the front."""
-    spine = ((x / 19) ** 2 + ((y + 62) / 16) ** 2 < 1) & (np.mod(z, 34) > 4)
-    hu[np.broadcast_to(spine, hu.shape)] = random.uniform(350, 550)
-    a, b = random.uniform(104, 110), random.uniform(76, 82)
-    ring = np.abs(np.sqrt((x / a) ** 2 + (y / b) ** 2) - 1) < 0.035
-    ribs = ring & (np.mod(z + 0.35 * y + random.uniform(0, 28), 28) < 9) & (z > -45)
-    hu[ribs & (hu > -300)] = random.uniform(400, 600)
-
-
-def _scanned(hu, random, settings: PhantomSettings) -> np.ndarray:
-    """Adds blur, partial volume between slices, and noise; returns int16 HU."""
-    in_plane = [settings.blur_mm / spacing for spacing in settings.spacing_mm[:2]]
-    blurred = ndimage.gaussian_filter(hu, (*in_plane, 0.4), mode="nearest")
-    noise = random.standard_normal(hu.shape, np.float32)
-    noise = ndimage.gaussian_filter(noise, (0.5, 0.5, 0))
-    noise *= settings.noise_hu * random.uniform(0.5, 1) / noise.std()
-    return np.rint(np.clip(blurred + noise, -1024, 3071)).astype(np.int16)
-
-
-def _stored(voxels, codes: str, settings: PhantomSettings) -> Volume:
-    """Returns the voxels in an orientation on disk; the grid's centre is the origin."""
-    affine = np.diag([*settings.spacing_mm, 1.0])
-    for axis, (code, positive) in enumerate(zip(codes, "RAS", strict=True)):
-        if code != positive:
-            voxels = np.flip(voxels, axis)
-            affine[axis, axis] *= -1
-    affine[:3, 3] = -affine[:3, :3] @ ((np.array(voxels.shape) - 1) / 2)
-    return Volume(np.asfortranarray(voxels), affine)
+def _write_dbt(output: Path, seed: int, number: int, settings: DBTSettings) -> dict[str, Any]:
+    case = phantom_dbt.make_case(seed, number, settings)
+    patient = f"PHANTOM-{number:05d}"
+    for old in output.glob(f"{patient}_*.nii.gz"):
+        # Of another seed, and perhaps another view.
+        old.unlink()
+    name = f"{patient}_{case.view}"
+    write_image(output / f"{name}.nii.gz", case.image)
+    write_image(output / f"{name}_mask.nii.gz", case.label)
+    volume = {"PatientID": patient, "StudyUID": f"0.{seed}.{number}", "View": case.view}
+    boxes = [
+        volume
+        | {
+            "Subject": number,
+            "Slice": box.slice_index,
+            "X": box.x,
+            "Y": box.y,
+            "Width": box.width,
+            "Height": box.height,
+            "Class": box.lesion_class,
+            "AD": 0,
+            "VolumeSlices": box.volume_slices,
+        }
+        for box in case.boxes
+    ]
+    classes = {box.lesion_class for box in case.boxes}
+    outcome = next((each for each in ("cancer", "benign") if each in classes), "normal")
+    outcomes = {each: int(each.lower() == outcome) for each in OUTCOMES}
+    write_table(output / "boxes.csv", BOX_COLUMNS, "PatientID", patient, boxes)
+    write_table(output / "labels.csv", LABEL_COLUMNS, "PatientID", patient, [volume | outcomes])
+    voxels = np.bincount(case.label.voxels.ravel(), minlength=2)
+    return {"case_id": dbt_case_id(*volume.values()), "label_voxels": [int(n) for n in voxels]}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     parser = make_parser(
         "preprocessing.phantom",
-        "Writes synthetic abdominal CT cases with exactly known liver and tumours: "
-        "volume-N.nii.gz (HU) and segmentation-N.nii.gz (0 background, 1 liver, 2 tumour).",
+        "Writes synthetic cases with exact ground truth. CT: volume-N.nii.gz (HU) and "
+        "segmentation-N.nii.gz (0 background, 1 liver, 2 tumour). DBT: PHANTOM-N_VIEW.nii.gz (10 bits), "
+        "its _mask.nii.gz (1 mass), boxes.csv and labels.csv as in BCS-DBT.",
         [
             "python -m preprocessing.phantom --output phantom",
             "python -m preprocessing.phantom --output unseen --cases 1 --first 100",
+            "python -m preprocessing.phantom --kind dbt --output breasts --cases 24",
         ],
     )
-    defaults = PhantomSettings()
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the cases")
+    parser.add_argument("--kind", choices=list(KINDS), default="ct", help="default: ct")
     parser.add_argument("--cases", type=int, default=8, help="how many (default: 8)")
     parser.add_argument(
         "--first", type=int, default=0, metavar="N", help="number of the first case"
     )
     parser.add_argument("--seed", type=int, default=0, help="case N depends on N and this only")
+    shapes, spacings = (
+        ", ".join(f"{kind} {' '.join(map(str, getattr(of, name)))}" for kind, of in KINDS.items())
+        for name in ("shape_xyz", "spacing_mm")
+    )
     parser.add_argument(
         "--shape",
         type=int,
         nargs=3,
-        default=defaults.shape_xyz,
         metavar=("X", "Y", "Z"),
-        help="voxels of the mean case (default: %(default)s)",
+        help=f"voxels of the mean case (default: {shapes})",
     )
     parser.add_argument(
         "--spacing-mm",
         type=float,
         nargs=3,
-        default=defaults.spacing_mm,
         metavar=("X", "Y", "Z"),
-        help="voxel spacing (default: %(default)s)",
+        help=f"voxel spacing (default: {spacings})",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace cases of the same name")
     return run_command(_run, parser.parse_args(argv))
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    settings = PhantomSettings(tuple(arguments.shape), tuple(arguments.spacing_mm))
+    given = {"shape_xyz": arguments.shape, "spacing_mm": arguments.spacing_mm}
+    settings = KINDS[arguments.kind](**{k: tuple(v) for k, v in given.items() if v is not None})
     cases = write_cases(
         arguments.output,
         arguments.cases,
@@ -324,8 +164,9 @@ def _run(arguments: argparse.Namespace) -> None:
         settings=settings,
         overwrite=arguments.overwrite,
     )
-    tumours = sum(case["label_voxels"][2] > 0 for case in cases)
-    print(f"{len(cases)} cases, {tumours} with tumours, in {arguments.output}")
+    lesions = {"ct": "tumours", "dbt": "masses"}[arguments.kind]
+    some = sum(case["label_voxels"][-1] > 0 for case in cases)
+    print(f"{len(cases)} cases, {some} with {lesions}, in {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from preprocessing.tasks import Task
 
 IMAGE = "image"
 LABEL = "label"
+HEAT_MAP = "heat_map"
 CASE_ID = "case_id"
 SOURCE = "source"
 SPACING_CLASS = "spacing_class"
@@ -43,6 +44,8 @@ class Patch:
       spacing_mm: voxel spacing of the case's grid (x, y, z).
       intensity_quantiles: raw intensities of the whole case at `INTENSITY_QUANTILES`.
       case_label_voxels: voxels of the whole case a label value.
+      heat_map_zyx: where the task's target is one, lesions as uint8 [z, y, x], 255 being 1; None
+        otherwise.
     """
 
     image_zyx: np.ndarray
@@ -56,6 +59,7 @@ class Patch:
     spacing_mm: tuple[float, float, float]
     intensity_quantiles: tuple[float, ...]
     case_label_voxels: tuple[int, ...]
+    heat_map_zyx: np.ndarray | None = None
 
 
 def spacing_class(slice_spacing_mm: float) -> str:
@@ -102,6 +106,22 @@ def encode_patch(patch: Patch, task: Task) -> bytes:
             f"label values below {len(task.class_names)}",
             int(valid.max()),
         )
+    heat_map = patch.heat_map_zyx
+    if (heat_map is not None) != (task.target == "heat_map"):
+        found = "none" if heat_map is None else "one"
+        raise InputError(
+            f"case {patch.case_id}",
+            f"a heat map only where the target is one ({task.target})",
+            found,
+        )
+    if heat_map is not None and (
+        heat_map.dtype != np.uint8 or heat_map.shape != task.patch_shape_zyx
+    ):
+        raise InputError(
+            f"case {patch.case_id}",
+            f"a uint8 heat map of shape (z, y, x) {task.patch_shape_zyx}",
+            f"{heat_map.dtype} of shape {heat_map.shape}",
+        )
     little_endian = np.dtype(task.image_dtype).newbyteorder("<")
     features = {
         IMAGE: _bytes(np.ascontiguousarray(patch.image_zyx, little_endian).tobytes()),
@@ -111,6 +131,8 @@ def encode_patch(patch: Patch, task: Task) -> bytes:
         SPACING_CLASS: _bytes(spacing_class(patch.spacing_mm[2]).encode()),
         PATCH_INDEX: _int(patch.index),
     }
+    if heat_map is not None:
+        features[HEAT_MAP] = _bytes(np.ascontiguousarray(heat_map).tobytes())
     for name, values in _triples(patch).items():
         for axis, value in zip("zyx", values, strict=True):
             features[f"{name}_{axis}"] = _int(value)
@@ -127,7 +149,13 @@ def encode_patch(patch: Patch, task: Task) -> bytes:
 
 def scalar_features(task: Task) -> list[str]:
     """Returns the names of all features but the voxel bytes."""
-    return [name for name in _specification(task) if name not in (IMAGE, LABEL)]
+    return [name for name in _specification(task) if name not in voxel_features(task)]
+
+
+def voxel_features(task: Task) -> dict[str, int]:
+    """Returns the names of the features that hold voxels, and their bytes a voxel."""
+    features = {IMAGE: np.dtype(task.image_dtype).itemsize, LABEL: 1}
+    return features | ({HEAT_MAP: 1} if task.target == "heat_map" else {})
 
 
 def parse_example(serialized: tf.Tensor, task: Task) -> dict[str, tf.Tensor]:
@@ -135,12 +163,16 @@ def parse_example(serialized: tf.Tensor, task: Task) -> dict[str, tf.Tensor]:
 
     Returns:
       `image` [z, y, x, 1] in the task's stored dtype, `label` [z, y, x] uint8, `weight`
-      [z, y, x] float32 (1 in the volume, 0 in the padding), and every scalar feature by name.
+      [z, y, x] float32 (1 in the volume, 0 in the padding), `heat_map` [z, y, x] float32 in [0, 1]
+      where that is the task's target, and every scalar feature by name.
     """
     features = tf.io.parse_single_example(serialized, _specification(task))
     z, y, x = task.patch_shape_zyx
     image = tf.io.decode_raw(features.pop(IMAGE), tf.as_dtype(task.image_dtype))
     label = tf.io.decode_raw(features.pop(LABEL), tf.uint8)
+    if task.target == "heat_map":
+        stored = tf.reshape(tf.io.decode_raw(features.pop(HEAT_MAP), tf.uint8), (z, y, x))
+        features[HEAT_MAP] = tf.cast(stored, tf.float32) / 255
     inside = [
         tf.cast(tf.range(size) < tf.cast(features[f"valid_{axis}"], tf.int32), tf.float32)
         for size, axis in zip((z, y, x), "zyx", strict=True)
@@ -153,7 +185,7 @@ def parse_example(serialized: tf.Tensor, task: Task) -> dict[str, tf.Tensor]:
 
 
 def _specification(task: Task) -> dict[str, tf.io.FixedLenFeature]:
-    text = [IMAGE, LABEL, CASE_ID, SOURCE, SPACING_CLASS]
+    text = [*voxel_features(task), CASE_ID, SOURCE, SPACING_CLASS]
     whole = [PATCH_INDEX]
     whole += [f"{n}_{axis}" for n in ("origin", "valid", "shape", "volume") for axis in "zyx"]
     for value, _ in enumerate(task.class_names):

@@ -18,6 +18,7 @@ from preprocessing.errors import SettingsError
 
 RESAMPLING = ("keep", "in_plane", "full")
 IMAGE_DTYPES = ("int16", "uint16")
+TARGETS = ("labels", "heat_map")
 
 
 def _whole(value: Any) -> bool:
@@ -51,6 +52,8 @@ class Task:
       patch_shape_zyx: patch size in voxels (z, y, x), for training and for the evaluation tiling.
       patches_per_case: training patches drawn from each case.
       foreground_fraction: share of training patches centred on foreground, class-balanced.
+      target: what a network learns: the "labels" of voxels, or a "heat_map" of lesions (two classes),
+        see `preprocessing.lesions`.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Task:
     patch_shape_zyx: tuple[int, int, int] = (32, 128, 128)
     patches_per_case: int = 16
     foreground_fraction: float = 0.75
+    target: str = "labels"
 
     def __post_init__(self):
         names, window = self.class_names, self.intensity_window
@@ -103,6 +107,11 @@ class Task:
             "foreground_fraction: a share from 0 to 1",
             _finite(self.foreground_fraction) and 0 <= self.foreground_fraction <= 1,
         )
+        self._check(f"target among {', '.join(TARGETS)}", self.target in TARGETS)
+        self._check(
+            "class_names: two, background and lesion, where the target is a heat map",
+            self.target == "labels" or len(names) == 2,
+        )
 
     def _check(self, expected: str, holds: bool) -> None:
         """Raises a SettingsError; `expected` starts with the attribute's name."""
@@ -140,6 +149,20 @@ PRESETS = {
             image_dtype="uint16",
             outside_value=0,
             patch_shape_zyx=(32, 256, 256),
+            target="heat_map",
+        ),
+        # A lesion of 8 mm is still ten pixels wide, and a patch holds most of a breast's plane.
+        Task(
+            name="dbt_lesion_small",
+            class_names=("background", "lesion"),
+            intensity_window=(0.0, 1023.0),
+            image_dtype="uint16",
+            outside_value=0,
+            resampling="in_plane",
+            spacing_mm=(0.8, 0.8, 1.0),
+            patch_shape_zyx=(16, 96, 96),
+            patches_per_case=8,
+            target="heat_map",
         ),
     )
 }

@@ -6,6 +6,7 @@ import json
 
 import tensorflow as tf
 
+from ahnet_tf.nets.inputs import class_probabilities
 from ahnet_tf.predictors import ExportSettings
 from preprocessing.records import parse_example
 from serving import protocol
@@ -31,13 +32,12 @@ def build_signatures(
       of classes, such as LiTS' liver (label >= 1).
     - `describe`: no input -> `settings`, the JSON of `assets.extra/ahnet.json`.
     """
-    activation = {"softmax": tf.nn.softmax, "sigmoid": tf.nn.sigmoid}[settings.model.activation]
     classes = settings.model.classes
     windows = [None, None, None, None, settings.model.channels]
 
     @tf.function(input_signature=[tf.TensorSpec(windows, tf.float32)])
     def probabilities(image: tf.Tensor) -> tf.Tensor:
-        return activation(tf.cast(network(image, training=False), tf.float32))
+        return class_probabilities(network(image, training=False), settings.model.activation)
 
     def labels(image: tf.Tensor) -> tf.Tensor:
         return tf.cast(tf.argmax(probabilities(image), axis=-1), tf.uint8)

@@ -8,6 +8,21 @@ from ahnet_tf.nets.norms import SettingsLayer, register
 from ahnet_tf.nets.operations import neighbouring_slices
 
 
+def class_probabilities(logits: tf.Tensor, activation: str) -> tf.Tensor:
+    """Returns probabilities [batch, z, y, x, class] float32 of logits, background being class 0.
+
+    With "softmax" the classes share one. With "sigmoid" each foreground class has its own, the heat map of
+    a lesion for example, and the background is what the likeliest of them leaves, 1 - max: so the most
+    probable class is foreground exactly where a foreground class is more likely than not, before and
+    after probabilities are averaged over windows.
+    """
+    logits = tf.cast(logits, tf.float32)
+    if activation == "softmax":
+        return tf.nn.softmax(logits)
+    foreground = tf.sigmoid(logits[..., 1:])
+    return tf.concat([1 - tf.reduce_max(foreground, -1, keepdims=True), foreground], -1)
+
+
 @register
 class IntensityWindow(SettingsLayer):
     """Maps raw intensities low..high to -1..+1 and clips outside, in float32 whatever the policy."""

@@ -1,5 +1,6 @@
 """Settings of a run: where they come from, which wins, and what is refused."""
 
+import dataclasses
 import json
 
 import pytest
@@ -28,7 +29,7 @@ def test_published_recipe():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_both_stages_of_a_preset_share_the_encoder(preset):
-    stages = run_config(LIVER, preset=preset).stages
+    stages = run_config(TASKS[preset]).stages
     for name in ("width", "blocks", "norm", "channels"):
         assert getattr(stages["2d"].model, name) == getattr(stages["3d"].model, name)
 
@@ -36,6 +37,14 @@ def test_both_stages_of_a_preset_share_the_encoder(preset):
 def test_a_task_has_its_own_preset_or_the_published_one():
     assert preset_for(SMALL) == "ct_liver_small"
     assert preset_for(OWN) == "ct_liver"
+    assert preset_for(dataclasses.replace(OWN, target="heat_map")) == "dbt_lesion"
+
+
+def test_a_heat_map_is_learned_through_a_sigmoid():
+    stages = run_config(TASKS["dbt_lesion"]).stages
+    assert {stage.model.activation for stage in stages.values()} == {"sigmoid"}
+    with pytest.raises(SettingsError, match="activation: expected sigmoid, for task dbt_lesion"):
+        run_config(TASKS["dbt_lesion"], settings=["3d.activation=softmax"])
 
 
 def test_classes_and_window_come_from_the_task():

@@ -12,7 +12,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline.schema import make_schema, make_validations, write_schema
 from pipeline.validation import check_anomalies
 from preprocessing.errors import PipelineError
-from preprocessing.records import IMAGE, LABEL, scalar_features
+from preprocessing.records import scalar_features, voxel_features
 from preprocessing.tasks import PRESETS
 
 
@@ -38,7 +38,8 @@ def anomalies_of(tmp_path, task, write_records):
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_schema_holds_every_feature_of_a_record_once(name):
     names = [feature.name for feature in make_schema(PRESETS[name]).feature]
-    assert sorted(names) == sorted([IMAGE, LABEL, *scalar_features(PRESETS[name])])
+    expected = [*voxel_features(PRESETS[name]), *scalar_features(PRESETS[name])]
+    assert sorted(names) == sorted(expected)
 
 
 def test_schema_lies_under_another_name_once_it_changes(tmp_path, task):
