@@ -57,7 +57,7 @@ def mirrored_strategy(replicas: int) -> tf.distribute.MirroredStrategy:
 
 @contextlib.contextmanager
 def precision(policy: str) -> Iterator[None]:
-    """Builds networks in "float32" or "mixed_bfloat16"; the policy before is restored after."""
+    """Builds networks under a Keras policy, "mixed_bfloat16" for example; restores the one before."""
     before = tf.keras.mixed_precision.global_policy()
     tf.keras.mixed_precision.set_global_policy(policy)
     try:

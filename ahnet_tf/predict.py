@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ahnet_tf.predictors import Predictor, is_address, open_predictor
+from ahnet_tf.predictors import PRECISIONS, Predictor, is_address, open_predictor
 from ahnet_tf.segmentation import PredictionSettings, segment_volume
 from ahnet_tf.windows import BLENDS, plan_windows
 from preprocessing.cases import Case, find_cases
@@ -91,6 +91,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="windows computed at a time (default %(default)s)",
     )
     parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="what a checkpoint computes in: bfloat16 takes less time and memory, and its "
+        "probabilities differ in the third digit (default %(default)s)",
+    )
+    parser.add_argument(
         "--largest-component",
         action="store_true",
         help="keep only the largest connected foreground region: the liver with its tumours",
@@ -126,10 +133,11 @@ def _run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output)
     cases = find_cases(arguments.input, need_labels=False)
     _check_output(arguments.input, cases, output)
-    predictor = open_predictor(arguments.target or arguments.model)
+    predictor = open_predictor(arguments.target or arguments.model, arguments.precision)
     record = {
         "model": arguments.target or arguments.model,
         "model_settings": predictor.settings.to_dict(),
+        "precision": arguments.precision,
         "input": list(arguments.input),
         "settings": dataclasses.asdict(settings),
         "cases": [],

@@ -14,11 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ahnet_tf.config import ModelConfig, from_dict, to_dict
-from preprocessing.errors import ModelError, ServingError
+from preprocessing.errors import ModelError, ServingError, SettingsError
 from preprocessing.tasks import Task, load_task, task_from_dict
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -33,6 +30,9 @@ PROBABILITIES_OUTPUT = "probabilities"
 
 # Remote predictors register here (see setup.py), so that no import points to a floor above.
 ENTRY_POINT_GROUP = "ahnet_tf.predictors"
+
+# What a checkpoint may compute in; other models do what they were exported for.
+PRECISIONS = ("float32", "bfloat16")
 
 _ADDRESS = re.compile(r"^(\[[0-9a-fA-F:]+\]|[^\s:/\\]+):\d{1,5}(/[\w.-]+)?$")
 
@@ -100,18 +100,27 @@ class Predictor:
     predict: Callable[[np.ndarray], np.ndarray]
 
 
-def open_predictor(location: str | Path) -> Predictor:
+def open_predictor(location: str | Path, precision: str = "float32") -> Predictor:
     """Opens the network at `location`.
 
     Args:
       location: a SavedModel folder, a folder of numbered SavedModel versions (the highest is
         taken), a checkpoint folder (`model.json`), or HOST:PORT or HOST:PORT/MODEL of a server.
+      precision: what a checkpoint computes in, "float32" or "bfloat16" (weights too).
 
     Raises:
       ModelError: nothing of the kind there, or a SavedModel that this project didn't export.
       ServingError: the server doesn't answer, or no client is installed.
+      SettingsError: a precision that doesn't exist, or another than float32 for an exported model.
     """
     folder = Path(location)
+    if precision not in PRECISIONS:
+        raise SettingsError("precision", f"one of {', '.join(PRECISIONS)}", repr(precision))
+    is_checkpoint = (folder / "model.json").is_file()
+    if precision != "float32" and not is_checkpoint:
+        raise SettingsError(
+            "precision", "float32 for an exported model", precision, "Give a checkpoint folder."
+        )
     if not folder.exists() and is_address(str(location)):
         return _open_remote(str(location))
     if not folder.is_dir():
@@ -120,8 +129,8 @@ def open_predictor(location: str | Path) -> Predictor:
             "a SavedModel folder, a checkpoint folder or HOST:PORT",
             "a file" if folder.exists() else "nothing there",
         )
-    if (folder / "model.json").is_file():
-        return _open_checkpoint(folder)
+    if is_checkpoint:
+        return _open_checkpoint(folder, precision)
     return _open_saved_model(_newest_version(folder))
 
 
@@ -218,13 +227,17 @@ def load_checkpoint(folder: str | Path) -> tuple[tf.keras.Model, ExportSettings]
     return model, ExportSettings(task, config, task.patch_shape_zyx, versions)
 
 
-def _open_checkpoint(folder: Path) -> Predictor:
+def _open_checkpoint(folder: Path, policy: str) -> Predictor:
     import tensorflow as tf
 
-    model, settings = load_checkpoint(folder)
+    from ahnet_tf.devices import precision
+
+    with precision(policy):
+        model, settings = load_checkpoint(folder)
     activation = {"softmax": tf.nn.softmax, "sigmoid": tf.nn.sigmoid}[settings.model.activation]
 
-    @tf.function(reduce_retracing=True)
+    # Traced for each size of window: known sizes let TensorFlow fuse sums into convolutions.
+    @tf.function
     def probabilities(image: tf.Tensor) -> tf.Tensor:
         return activation(tf.cast(model(image, training=False), tf.float32))
 

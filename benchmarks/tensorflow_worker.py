@@ -18,9 +18,10 @@ def prepare(work, shape, precision, threads):
     """Sets up a forward pass or training step on noise of shape [batch, z, y, x, channel]."""
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
-    tf.keras.mixed_precision.set_global_policy(
-        "mixed_bfloat16" if precision == "bfloat16" else "float32"
-    )
+    # Predictions in bfloat16 hold their weights in it too, trainings keep float32 ones.
+    if precision == "bfloat16" and work == "training":
+        precision = "mixed_bfloat16"
+    tf.keras.mixed_precision.set_global_policy(precision)
     model = build_network(ModelConfig(channels=shape[-1], intensity_window=(-4.0, 4.0)))
     image = tf.random.normal(shape)
     labels = tf.random.uniform(shape[:-1], 0, 3, tf.int32)

@@ -30,6 +30,10 @@ from ahnet_tf.nets.operations import (
     unfold_plane,
 )
 
+# Values in a kernel from which on a batch norm scales the convolution's output, not its kernel: such
+# kernels belong to small maps.
+SCALED_AFTER = 2**19
+
 
 @register
 class ConvNorm(SettingsLayer):
@@ -79,8 +83,12 @@ class ConvNorm(SettingsLayer):
             x = self.normalise(x, training=training)
         else:
             scale, shift = self.normalise.affine()
-            kernel = tf.cast(self.kernel, tf.float32) * scale
-            x = conv_pieces(folded, kernel, self.strides, self.pieces, bias=shift)
+            if self.kernel.shape.num_elements() >= SCALED_AFTER:
+                x = conv_pieces(folded, self.kernel, self.strides, self.pieces)
+                x = tf.nn.bias_add(x * tf.cast(scale, x.dtype), tf.cast(shift, x.dtype))
+            else:
+                kernel = tf.cast(self.kernel, tf.float32) * scale
+                x = conv_pieces(folded, kernel, self.strides, self.pieces, bias=shift)
         if residual is not None:
             x += fold(residual)
         if self.relu:

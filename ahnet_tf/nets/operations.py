@@ -88,13 +88,18 @@ def conv_pieces(
 ) -> tf.Tensor:
     """Convolves the concatenation of folded `pieces` with `kernel`, as a sum over the pieces.
 
-    `sizes` are the channels that count in each piece; all of them by default.
+    `sizes` are the channels that count in each piece; all of them by default. With a bias there are two
+    terms, each with half of it: the second convolution then adds bias and first term by itself.
     """
     if len(pieces) == 1:
         return conv(pieces[0], kernel, strides, bias)
     parts = tf.split(kernel, sizes or [piece.shape[-1] for piece in pieces], axis=2)
-    terms = [conv(piece, part, strides) for piece, part in zip(pieces, parts, strict=True)]
-    return _biased(tf.add_n(terms), bias)
+    if bias is None:
+        return tf.add_n([conv(p, part, strides) for p, part in zip(pieces, parts, strict=True)])
+    first = conv(pieces[0], parts[0], strides, bias / 2)
+    wide = [widen(part, p.shape[-1], axis=2) for p, part in zip(pieces, parts, strict=True)]
+    rest = conv(tf.concat(pieces[1:], -1), tf.concat(wide[1:], 2), strides, bias / 2)
+    return rest + first
 
 
 def conv_to_few(

@@ -89,6 +89,23 @@ def test_checkpoint_answers_like_its_network(checkpoint, threshold_task):
     np.testing.assert_allclose(predictor.predict(windows), expected, atol=2e-5)
 
 
+def test_checkpoint_in_bfloat16_stays_near_float32(checkpoint):
+    folder, _, _ = checkpoint
+    windows = np.random.default_rng(0).integers(-500, 500, (1, 3, 20, 24, 1)).astype(np.int16)
+    exact = open_predictor(folder).predict(windows)
+    rough = open_predictor(folder, "bfloat16").predict(windows)
+    assert rough.dtype == np.float32
+    assert 0 < np.abs(rough - exact).max() < 0.05
+    assert tf.keras.mixed_precision.global_policy().name == "float32"
+
+
+def test_precision_is_the_checkpoints_alone(checkpoint, threshold_model):
+    with pytest.raises(SettingsError, match="one of float32, bfloat16"):
+        open_predictor(checkpoint[0], "float8")
+    with pytest.raises(SettingsError, match="float32 for an exported model"):
+        open_predictor(threshold_model, "bfloat16")
+
+
 def test_checkpoint_without_a_task_is_refused(checkpoint, tmp_path):
     _, model, config = checkpoint
     save_network(tmp_path, model, config)
