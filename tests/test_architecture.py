@@ -18,6 +18,7 @@ COMMANDS = (
     "ahnet_tf.train",
     "ahnet_tf.predict",
     "ahnet_tf.evaluate",
+    "ahnet_tf.weights",
     "serving.export",
     "serving.server",
     "serving.status",
