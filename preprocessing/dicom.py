@@ -11,12 +11,18 @@ from preprocessing.dicom_series import read_series
 from preprocessing.volume import Volume
 
 
-def read_dicom(path: str | os.PathLike, *, view: str = "", allow: Collection[str] = ()) -> Volume:
+def read_dicom(
+    path: str | os.PathLike,
+    *,
+    view: str = "",
+    allow: Collection[str] = (),
+    identifying: Collection[str] = (),
+) -> Volume:
     """Reads a folder of slices (`dicom_series.read_series`) or one file (`dicom_frames.read_frames`).
 
     Raises:
       InputError: see there; no message holds an identifier of a header.
     """
     if Path(path).is_dir():
-        return read_series(path, allow=allow)
-    return read_frames(path, view=view, allow=allow)
+        return read_series(path, allow=allow, identifying=identifying)
+    return read_frames(path, view=view, allow=allow, identifying=identifying)

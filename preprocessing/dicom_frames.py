@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -30,7 +29,13 @@ PIXEL_MM = 0.085
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
-def read_frames(path: str | os.PathLike, *, view: str = "", allow: Collection[str] = ()) -> Volume:
+def read_frames(
+    path: str | os.PathLike,
+    *,
+    view: str = "",
+    allow: Collection[str] = (),
+    identifying: Collection[str] = (),
+) -> Volume:
     """Reads a multi-frame image as one volume.
 
     Args:
@@ -39,6 +44,7 @@ def read_frames(path: str | os.PathLike, *, view: str = "", allow: Collection[st
         whose side (`breast_side`) is not the view's first letter is turned by 180 degrees, as
         BCS-DBT's own reader does (mazurowski-lab/duke-dbt-data). Empty: as stored.
       allow: names of `preprocessing.allowances.ALLOWANCES`.
+      identifying: values that no message may show, besides the header's own.
 
     Returns:
       Voxels [x, y, z], x the column, y the row, z the frame in the file's order wherever positions
@@ -53,7 +59,7 @@ def read_frames(path: str | os.PathLike, *, view: str = "", allow: Collection[st
     """
     if view and view[0].upper() not in "LR":
         raise SettingsError("view", "a view that begins with L or R", repr(view))
-    image = read_image_header(Path(path))
+    image = read_image_header(path, identifying)
     planes = [plane_of(image, frame) for frame in range(image.frames)]
     places, affine, known = _geometry(image, planes, allow)
     frames, turned = _turned_to(view, _values(image))

@@ -60,9 +60,10 @@ def is_identifying(name: str, identifying: Collection[str]) -> bool:
     if _UID.search(name):
         return True
     plain, words = _plain(name), set(map(_plain, _WORDS.split(name)))
+    values = {_plain(value) for value in identifying} - {""}
     return any(
         value in plain if len(value) >= SHORT else value in words or value == plain
-        for value in identifying
+        for value in values
     )
 
 

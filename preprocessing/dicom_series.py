@@ -50,13 +50,16 @@ class Series:
     affine: np.ndarray
 
 
-def read_series(folder: str | os.PathLike, *, allow: Collection[str] = ()) -> Volume:
+def read_series(
+    folder: str | os.PathLike, *, allow: Collection[str] = (), identifying: Collection[str] = ()
+) -> Volume:
     """Reads the single-slice images of a folder as one volume.
 
     Args:
       folder: of DICOM files of any names; files that hold no image (reports, a DICOMDIR) are passed
         over, folders below too.
       allow: names of `preprocessing.allowances.ALLOWANCES`.
+      identifying: values that no message may show, besides the headers' own.
 
     Returns:
       Voxels [x, y, z] (column, row, position along the normal) with slope and intercept applied:
@@ -66,7 +69,7 @@ def read_series(folder: str | os.PathLike, *, allow: Collection[str] = ()) -> Vo
       SeriesError: slices that don't make one regular volume, see `preprocessing.allowances`.
       InputError: no DICOM images, damaged or truncated ones, no position, orientation or spacing.
     """
-    series = find_series(folder, allow=allow)
+    series = find_series(folder, allow=allow, identifying=identifying)
     slices = (
         hounsfield(image, 0, stored)
         for image, stored in zip(series.images, stored_frames(series.images), strict=True)
@@ -76,7 +79,11 @@ def read_series(folder: str | os.PathLike, *, allow: Collection[str] = ()) -> Vo
 
 
 def find_series(
-    folder: str | os.PathLike, *, allow: Collection[str] = (), one_series: bool = False
+    folder: str | os.PathLike,
+    *,
+    allow: Collection[str] = (),
+    one_series: bool = False,
+    identifying: Collection[str] = (),
 ) -> Series:
     """Sorts the slices of a folder by their headers; see `read_series`.
 
@@ -85,10 +92,11 @@ def find_series(
       allow: names of `preprocessing.allowances.ALLOWANCES`.
       one_series: whether the folder itself says that its files belong together, whatever series
         they name.
+      identifying: values that no message may show, besides the headers' own.
     """
     folder = Path(folder)
     names = slice_files(folder)
-    images, identifying = _images(folder, names)
+    images, identifying = _images(names, frozenset(identifying))
     shown = shown_path(folder, identifying)
     if not images:
         raise InputError(shown, "DICOM images", f"none among {len(names)} files")
@@ -159,12 +167,13 @@ def _suffix(path: Path) -> str:
     return "" if suffix[1:].isdigit() else suffix
 
 
-def _images(folder: Path, paths: Sequence[Path]) -> tuple[list[Image], frozenset[str]]:
+def _images(
+    paths: Sequence[Path], identifying: frozenset[str]
+) -> tuple[list[Image], frozenset[str]]:
     """Returns the images among files, and what none of their names may show."""
-    identifying: frozenset[str] = frozenset()
     for path in paths:
         try:
-            identifying = identifiers(read_header(path))
+            identifying |= identifiers(read_header(path))
         except InputError:
             continue
         break
