@@ -1,4 +1,4 @@
-"""Segments whole volumes: NIfTI in, label maps on the input's own grid out.
+"""Segments whole volumes: NIfTI or DICOM in, label maps on the input's own grid out.
 
 python -m ahnet_tf.predict --model models/ahnet --input cases/ --output predictions/
 """
@@ -20,11 +20,15 @@ from tqdm import tqdm
 from ahnet_tf.predictors import PRECISIONS, Predictor, is_address, open_predictor
 from ahnet_tf.segmentation import PredictionSettings, segment_volume
 from ahnet_tf.windows import BLENDS, plan_windows
-from preprocessing.cases import Case, find_cases
+from preprocessing.allowances import ALLOWANCES, parse_allowances
+from preprocessing.case import Case, public, shown
+from preprocessing.cases import find_cases
 from preprocessing.command import make_parser, run_command
+from preprocessing.dicom_identity import shown_path
 from preprocessing.errors import AHNetError, InputError, SettingsError
 from preprocessing.files import write_json
-from preprocessing.nifti import check_pair, read_image, read_label, write_image, write_label
+from preprocessing.nifti import check_pair, write_image, write_label
+from preprocessing.reading import is_dicom_image, read_image_of, read_label_of
 from preprocessing.volume import Volume, spacing_mm
 
 RECORD_FILE = "prediction.json"
@@ -67,7 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--target", metavar="HOST:PORT[/NAME]", help="model server that speaks TF Serving's gRPC"
     )
     parser.add_argument(
-        "--input", nargs="+", required=True, metavar="IN", help="NIfTI files, or folders of cases"
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="IN",
+        help="images (NIfTI, DICOM), or folders of cases",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for label maps")
     parser.add_argument(
@@ -108,6 +116,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="also write a probability map for each class to DIR/probabilities",
     )
     parser.add_argument(
+        "--allow",
+        default="",
+        metavar="CHECK,...",
+        help=f"take DICOM series although they fail a check: {', '.join(ALLOWANCES)} "
+        "(python -m preprocessing.convert --help says what each does)",
+    )
+    parser.add_argument(
         "--overlay",
         action="store_true",
         help="also draw each case to DIR/overlays, with its reference labels if there are any",
@@ -128,6 +143,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     if settings.batch_size < 1:
         raise SettingsError("--batch-size", "at least 1", settings.batch_size)
+    allow = parse_allowances(arguments.allow)
     # Refuses an overlap out of range before anything slow happens.
     plan_windows((1, 1, 1), (1, 1, 1), settings.overlap)
     output = Path(arguments.output)
@@ -138,8 +154,8 @@ def _run(arguments: argparse.Namespace) -> int:
         "model": arguments.target or arguments.model,
         "model_settings": predictor.settings.to_dict(),
         "precision": arguments.precision,
-        "input": list(arguments.input),
-        "settings": dataclasses.asdict(settings),
+        "input": [_shown_input(path, cases) for path in arguments.input],
+        "settings": dataclasses.asdict(settings) | {"allow": sorted(allow)},
         "cases": [],
     }
     # Written first too: it marks the folder as one of predictions.
@@ -164,8 +180,8 @@ def _predict_or_report(
     except (InputError, OSError) as error:
         if arguments.debug:
             raise
-        where = "" if isinstance(error, AHNetError) else f"{case.image_path}: "
-        problem = f"{where}{error}"
+        where = "" if isinstance(error, AHNetError) else f"{shown(case, case.image_path)}: "
+        problem = public(case, f"{where}{error}")
         print(f"error: {problem}", file=sys.stderr)
         return entry | {"status": "failed", "problem": problem}
     seconds = round(time.perf_counter() - start, 2)
@@ -185,7 +201,8 @@ def _predict_case(
 ) -> dict[str, float]:
     """Predicts and writes a case; returns each foreground class' volume in ml."""
     output, task = Path(arguments.output), predictor.settings.task
-    volume = read_image(case.image_path)
+    allow = parse_allowances(arguments.allow)
+    volume = read_image_of(case, allow=allow)
     with tqdm(desc=case.case_id, unit="window", leave=False) as bar:
 
         def advance(done: int, total: int) -> None:
@@ -195,7 +212,10 @@ def _predict_case(
         segmentation = segment_volume(volume, predictor, settings, progress=advance)
     labels = segmentation.labels
     name = prediction_name(case.case_id)
-    write_label(output / name, labels, like=case.image_path)
+    if is_dicom_image(case.image_path):
+        write_image(output / name, Volume(labels, volume.affine))
+    else:
+        write_label(output / name, labels, like=case.image_path)
     for value, voxels in enumerate(segmentation.probabilities):
         path = output / "probabilities" / f"{case.case_id}_{task.class_names[value]}.nii.gz"
         write_image(path, Volume(voxels, volume.affine))
@@ -205,8 +225,8 @@ def _predict_case(
 
         reference = None
         if case.label_path is not None:
-            reference = read_label(case.label_path, task.class_names)
-            check_pair(volume, reference, case.label_path)
+            reference = read_label_of(case, task.class_names, allow=allow)
+            check_pair(volume, reference, shown(case, case.label_path))
         overlay_case(
             output / "overlays" / f"{case.case_id}.png",
             volume,
@@ -221,6 +241,13 @@ def _predict_case(
         class_name: round(float(count) * voxel_ml, 3)
         for class_name, count in zip(task.class_names[1:], counts[1:], strict=True)
     }
+
+
+def _shown_input(path: str, cases: Sequence[Case]) -> str:
+    """Returns a path that was typed, without what names the patient of a case below it."""
+    inside = [case for case in cases if case.image_path.is_relative_to(path)]
+    identifying = {each for case in inside for each in case.identifiers}
+    return shown_path(path, identifying) if identifying else path
 
 
 def _check_output(inputs: Sequence[str], cases: Sequence[Case], output: Path) -> None:

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.stages import Stages
-from preprocessing.cases import Case, find_cases
+from preprocessing.case import Case
+from preprocessing.cases import find_cases
 from preprocessing.command import make_parser, run_command
 from preprocessing.errors import InputError, PipelineError
 from preprocessing.files import write_json
-from preprocessing.nifti import check_pair, read_image, read_label
+from preprocessing.nifti import check_pair
+from preprocessing.reading import read_image_of, read_label_of
 from preprocessing.splits import EVAL_FRACTION, split_by_hash
 from preprocessing.tasks import Task, load_task
 
@@ -165,8 +167,8 @@ def is_sound(case: Case, task: Task) -> bool:
     if case.problem:
         return False
     try:
-        label = read_label(case.label_path, task.class_names)
-        check_pair(read_image(case.image_path), label, case.case_id)
+        label = read_label_of(case, task.class_names)
+        check_pair(read_image_of(case), label, case.case_id)
     except InputError:
         return False
     return True

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 from apache_beam.io.filesystems import FileSystems
 
-from preprocessing.cases import Case
+from preprocessing.case import Case, public, shown
 from preprocessing.errors import AHNetError
-from preprocessing.nifti import read_image
 from preprocessing.patches import evaluation_tiles, training_patches
+from preprocessing.reading import read_image_of
 from preprocessing.records import encode_patch
 from preprocessing.shards import write_shards
 from preprocessing.storage import write_json
@@ -35,14 +36,18 @@ class ConversionSettings:
       task: classes, resampling and patches.
       seed: of the training patches.
       shard_bytes: a shard file ends before it would grow beyond this.
+      allow: what is taken although it is irregular, names of `preprocessing.allowances.ALLOWANCES`.
     """
 
     task: Task
     seed: int = 0
     shard_bytes: int = 128 * 2**20
+    allow: tuple[str, ...] = ()
 
 
-def read_case(case: Case, task: Task) -> tuple[np.ndarray, Target, TaskSpace, dict[str, Any]]:
+def read_case(
+    case: Case, task: Task, *, allow: Collection[str] = ()
+) -> tuple[np.ndarray, Target, TaskSpace, dict[str, Any]]:
     """Reads and checks an image with its annotation, on the task's grid.
 
     Returns:
@@ -52,11 +57,11 @@ def read_case(case: Case, task: Task) -> tuple[np.ndarray, Target, TaskSpace, di
     Raises:
       InputError: a file is missing or damaged, or image and annotation don't fit together.
     """
-    image = read_image(case.image_path)
+    image = read_image_of(case, allow=allow)
     image_zyx, space = to_task_space(image, task)
-    target = read_target(case, image, space, task)
+    target = read_target(case, image, space, task, allow=allow)
     facts = {
-        "image": case.image_path.name,
+        "image": Path(shown(case, case.image_path)).name,
         **target.facts,
         "orientation": axis_codes(image.affine),
         "input_shape_xyz": list(space.input_shape),
@@ -86,10 +91,10 @@ def convert_case(
         return entry | {"status": REJECTED, "reason": case.problem}
     task = settings.task
     try:
-        image_zyx, target, space, facts = read_case(case, task)
+        image_zyx, target, space, facts = read_case(case, task, allow=settings.allow)
     except (AHNetError, OSError, MemoryError) as error:
         reason = str(error) or "expected a volume that fits into memory, found a larger one"
-        return entry | {"status": REJECTED, "reason": " ".join(reason.split())}
+        return entry | {"status": REJECTED, "reason": public(case, reason)}
     label_zyx = target.label_zyx
     given = {"case_id": case.case_id, "source": case.source, "heat_map_zyx": target.heat_map_zyx}
     if split == "train":

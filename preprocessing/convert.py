@@ -17,16 +17,17 @@ import dataclasses
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from preprocessing.allowances import ALLOWANCES, parse_allowances
 from preprocessing.command import make_parser, run_command
 from preprocessing.errors import PipelineError, SettingsError
 from preprocessing.splits import EVAL_FRACTION, SPLITS, load_splits, split_by_hash
 from preprocessing.tasks import Task, load_task
 
 if TYPE_CHECKING:
-    from preprocessing.cases import Case
+    from preprocessing.case import Case
 
 
 def convert(
@@ -38,6 +39,7 @@ def convert(
     splits_file: str | None = None,
     eval_fraction: float = EVAL_FRACTION,
     shard_mib: int = 128,
+    allow: Collection[str] = (),
     overwrite: bool = False,
     beam_options: Sequence[str] = (),
     progress: bool = True,
@@ -53,6 +55,7 @@ def convert(
         not name are rejected.
       eval_fraction: without a splits file, the share of cases to evaluate on.
       shard_mib: largest size of a shard file.
+      allow: what is taken although it is irregular, see `preprocessing.allowances`.
       overwrite: replace a finished data set.
       beam_options: as on Beam's command line.
       progress: show a bar.
@@ -88,7 +91,7 @@ def convert(
     else:
         splits = split_by_hash([c.case_id for c in cases if not c.problem], eval_fraction)
 
-    settings = ConversionSettings(task, seed, shard_mib * 2**20)
+    settings = ConversionSettings(task, seed, shard_mib * 2**20, tuple(sorted(allow)))
     partial = hidden_beside(output, "partial")
     delete_folder(partial)
     for name in (*SPLITS, OUTCOMES):
@@ -132,8 +135,11 @@ def _convert_all(cases, splits, eval_fraction, settings, partial, runner, progre
 def _with_split(case: Case, splits: dict[str, str], splits_file: str) -> Case:
     if case.problem or case.case_id in splits:
         return case
+    from preprocessing.case import shown
+
     problem = (
-        f"{case.image_path}: expected {case.case_id!r} in a split of {splits_file}, found none"
+        f"{shown(case, case.image_path)}: expected {case.case_id!r} in a split of {splits_file}, "
+        "found none"
     )
     return dataclasses.replace(case, problem=problem)
 
@@ -176,7 +182,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "preprocessing.convert",
         "Converts CT or DBT volumes with label maps into TFRecords of patches, split by case. "
-        "Understands LiTS and Decathlon naming, one folder a case, and pairs of files. "
+        "Understands LiTS, Decathlon and 3D-IRCADb layouts, DICOM series, one folder a case, and pairs "
+        "of files (docs/data.md). "
         "Options of Apache Beam (--runner, --direct_num_workers, ...) are passed through.",
         [
             "python -m preprocessing.convert --task ct_liver --input lits --output records",
@@ -184,6 +191,8 @@ def _parser() -> argparse.ArgumentParser:
             "--eval-fraction 0.3 --seed 1",
             "python -m preprocessing.convert --task ct_liver --input lits --output records "
             "--direct_running_mode multi_threading --direct_num_workers 2",
+            "python -m preprocessing.convert --task ct_liver --input 3Dircadb1 --output records "
+            "--allow gaps,duplicate_slices",
         ],
     )
     parser.allow_abbrev = False
@@ -203,6 +212,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--patches-per-case", type=int, metavar="N", help="training patches (default: the task's)")
     add("--patch-shape", type=int, nargs=3, metavar=("Z", "Y", "X"), help="default: the task's")
     add("--shard-mib", type=int, default=128, help="largest shard file (default: %(default)s)")
+    add(
+        "--allow",
+        default="",
+        metavar="CHECK,...",
+        help="take DICOM series although they fail a check: "
+        + "; ".join(f"{name}: {what}" for name, what in ALLOWANCES.items()),
+    )
     add("--overwrite", action="store_true", help="replace a finished data set")
     add("--allow-rejected", action="store_true", help="exit with 0 although cases were rejected")
     return parser
@@ -229,6 +245,7 @@ def _run(arguments: argparse.Namespace, beam_options: Sequence[str]) -> int:
         splits_file=arguments.splits,
         eval_fraction=arguments.eval_fraction,
         shard_mib=arguments.shard_mib,
+        allow=parse_allowances(arguments.allow),
         overwrite=arguments.overwrite,
         beam_options=beam_options,
     )

@@ -98,7 +98,8 @@ def is_dicom(path: str | os.PathLike) -> bool:
 def read_header(path: str | os.PathLike, identifying: Collection[str] = ()) -> Dataset:
     """Reads what of a header is used, and none of the pixels.
 
-    The dataset's `pixel_offset` is where the file's pixel data begins, its size if there is none.
+    The dataset's `pixel_offset` is where the file's pixel data begins, and `pixel_bytes` what there is
+    from there to the file's end: 0 without pixel data.
 
     Args:
       path: DICOM file.
@@ -123,6 +124,7 @@ def read_header(path: str | os.PathLike, identifying: Collection[str] = ()) -> D
         with open(path, "rb") as file:
             header = dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
             header.pixel_offset = file.tell()
+            header.pixel_bytes = os.fstat(file.fileno()).st_size - header.pixel_offset
     except DAMAGE as error:
         found = f"a damaged one ({type(error).__name__})"
         raise InputError(shown_path(path, identifying), "a DICOM header", found) from None
@@ -131,7 +133,7 @@ def read_header(path: str | os.PathLike, identifying: Collection[str] = ()) -> D
 
 def has_image(header: Dataset) -> bool:
     """Returns whether a header is one of an image, not of a report, a plan or a DICOMDIR."""
-    return "Rows" in header and "Columns" in header
+    return "Rows" in header or header.pixel_bytes > 0
 
 
 def read_image_header(path: str | os.PathLike, identifying: Collection[str] = ()) -> Image:
@@ -151,7 +153,7 @@ def read_image_header(path: str | os.PathLike, identifying: Collection[str] = ()
 def image_of(path: Path, header: Dataset, identifying: Collection[str]) -> Image:
     """Returns the image that a header describes; see `read_image_header`."""
     shown = shown_path(path, identifying)
-    if not has_image(header):
+    if "Rows" not in header or "Columns" not in header:
         raise InputError(shown, "a DICOM image", "no Rows and Columns")
     rows, columns = whole(header, "Rows", shown), whole(header, "Columns", shown)
     frames = whole(header, "NumberOfFrames", shown, 1)
@@ -257,13 +259,12 @@ def _transfer_syntax(header: Dataset, shown: str) -> UID:
 
 def _check_size(image: Image) -> None:
     with open(image.path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
         file.seek(image.header.pixel_offset)
         first = file.read(4)
     order = ">HH" if image.transfer_syntax == ExplicitVRBigEndian else "<HH"
     if len(first) < 4 or struct.unpack(order, first) != _PIXEL_DATA:
         raise InputError(image.shown, "pixel data of whole numbers", "none")
-    there = size - image.header.pixel_offset
+    there = image.header.pixel_bytes
     promised = image.frames * image.rows * image.columns * image.bits_allocated // 8
     what = f"{image.frames} frames of {image.rows} x {image.columns}"
     if not image.compressed:

@@ -10,6 +10,7 @@ from typing import Any
 import apache_beam
 import nibabel
 import numpy
+import pydicom
 import scipy
 import tensorflow
 from apache_beam.io.filesystems import FileSystems
@@ -28,7 +29,7 @@ from preprocessing.tasks import Task
 
 MANIFEST, TASK = "manifest.json", "task.json"
 _RECORDS = re.compile(r"^(train|eval)/[^/]+\.tfrecord$")
-_LIBRARIES = (apache_beam, nibabel, numpy, scipy, tensorflow)
+_LIBRARIES = (apache_beam, nibabel, numpy, pydicom, scipy, tensorflow)
 
 
 def make_manifest(
@@ -49,7 +50,12 @@ def make_manifest(
         REJECTED: statuses.count(REJECTED),
         "splits": splits,
         "cases": list(entries),
-        "settings": {"seed": settings.seed, "task": settings.task.to_dict(), **further_settings},
+        "settings": {
+            "seed": settings.seed,
+            "task": settings.task.to_dict(),
+            "allow": list(settings.allow),
+            **further_settings,
+        },
         "versions": versions | {"python": platform.python_version()},
     }
 

@@ -14,7 +14,7 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import create_runner
 
-from preprocessing.cases import Case
+from preprocessing.case import Case
 from preprocessing.conversion import ConversionSettings, ConvertCase
 from preprocessing.errors import PipelineError, SettingsError
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from preprocessing.cases import Case
+from preprocessing.case import Case, shown
 from preprocessing.errors import InputError
 from preprocessing.lesions import LESION, box_heat_map, mask_heat_map
-from preprocessing.nifti import check_pair, read_label
+from preprocessing.nifti import check_pair
+from preprocessing.reading import read_label_of
 from preprocessing.tasks import Task
 from preprocessing.volume import TaskSpace, Volume, to_task_space
 
@@ -29,7 +32,9 @@ class Target:
     facts: dict[str, str | int]
 
 
-def read_target(case: Case, image: Volume, space: TaskSpace, task: Task) -> Target:
+def read_target(
+    case: Case, image: Volume, space: TaskSpace, task: Task, *, allow: Collection[str] = ()
+) -> Target:
     """Returns the target of a case.
 
     A heat map comes from the case's boxes if it has any table of boxes, and else from its mask.
@@ -40,6 +45,7 @@ def read_target(case: Case, image: Volume, space: TaskSpace, task: Task) -> Targ
       image: the volume as it was read.
       space: the grid that the image was taken to.
       task: classes and target.
+      allow: names of `preprocessing.allowances.ALLOWANCES`.
 
     Raises:
       InputError: the annotation is missing, damaged, or doesn't fit the image.
@@ -50,11 +56,12 @@ def read_target(case: Case, image: Volume, space: TaskSpace, task: Task) -> Targ
         return Target(labels, heat_map, {"boxes": len(case.boxes)})
     if case.label_path is None:
         found = "none" if case.boxes is None else "boxes alone"
-        raise InputError(case.image_path, f"a label map for the task {task.name}", found)
-    label = read_label(case.label_path, task.class_names)
-    check_pair(image, label, case.label_path)
+        where = shown(case, case.image_path)
+        raise InputError(where, f"a label map for the task {task.name}", found)
+    label = read_label_of(case, task.class_names, allow=allow)
+    check_pair(image, label, shown(case, case.label_path))
     label_zyx, _ = to_task_space(label, task, label=True)
-    facts = {"label": case.label_path.name}
+    facts = {"label": Path(shown(case, case.label_path)).name}
     if task.target == "labels":
         return Target(label_zyx, None, facts)
     return Target(label_zyx, mask_heat_map(label_zyx, space.spacing_mm), facts)

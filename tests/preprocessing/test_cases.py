@@ -61,10 +61,10 @@ def test_lits_in_two_folders_and_in_batches(tmp_path):
     }
 
 
-def test_decathlon(tmp_path):
+def test_decathlon_without_its_list(tmp_path):
     touch(
         tmp_path,
-        *("dataset.json", "imagesTr/liver_0.nii.gz", "labelsTr/liver_0.nii.gz"),
+        *("imagesTr/liver_0.nii.gz", "labelsTr/liver_0.nii.gz"),
         *("imagesTr/._liver_0.nii.gz", "imagesTs/liver_9.nii.gz"),
     )
     assert found(tmp_path) == {"liver_0": ("imagesTr/liver_0.nii.gz", "labelsTr/liver_0.nii.gz")}

@@ -1,0 +1,99 @@
+"""The one door to the voxels of a case: NIfTI or DICOM, by content."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from preprocessing.case import Case, public, shown
+from preprocessing.dicom import read_dicom
+from preprocessing.dicom_header import is_dicom
+from preprocessing.dicom_masks import read_masks
+from preprocessing.errors import InputError
+from preprocessing.label_names import task_values
+from preprocessing.nifti import has_nifti_suffix, read_image, read_label
+from preprocessing.volume import Volume
+
+
+def read_image_of(case: Case, *, allow: Collection[str] = ()) -> Volume:
+    """Reads a case's image.
+
+    Args:
+      case: whose image it is; its view turns a tomosynthesis, see `dicom_frames.read_frames`.
+      allow: names of `preprocessing.allowances.ALLOWANCES`.
+
+    Returns:
+      Voxels [x, y, z] and affine, see `nifti.read_image` and `dicom.read_dicom`.
+
+    Raises:
+      InputError: see there; no message holds an identifier of the case.
+    """
+    with _named(case):
+        if is_dicom_image(case.image_path):
+            return read_dicom(
+                case.image_path, view=case.view, allow=allow, identifying=case.identifiers
+            )
+        return read_image(case.image_path)
+
+
+def read_label_of(case: Case, class_names: Sequence[str], *, allow: Collection[str] = ()) -> Volume:
+    """Reads a case's label map in the values of the task's classes.
+
+    Args:
+      case: whose label map it is; its `label_names`, if any, are paired with the classes by name.
+      class_names: the task's, one a label value.
+      allow: names of `preprocessing.allowances.ALLOWANCES`.
+
+    Returns:
+      Voxels [x, y, z], uint8.
+
+    Raises:
+      InputError: see `nifti.read_label`, `dicom_masks.read_masks` and `label_names.task_values`.
+    """
+    with _named(case):
+        if case.label_path.is_dir():
+            return read_masks(
+                case.label_path, class_names, allow=allow, identifying=case.identifiers
+            )
+        if not case.label_names:
+            return read_label(case.label_path, class_names)
+        values = task_values(case.label_names, class_names, case.label_path)
+        if all(value == own for value, own in values.items()):
+            return read_label(case.label_path, class_names[: max(values) + 1])
+        return _translated(case, values)
+
+
+def _translated(case: Case, values: dict[int, int]) -> Volume:
+    """Returns the label map in the task's values; `values` holds them by the data set's own."""
+    names = dict(case.label_names)
+    every = range(max(values) + 1)
+    label = read_label(case.label_path, [names.get(value, "no class") for value in every])
+    unnamed = [value for value in every if value not in values]
+    for value in unnamed:
+        if (label.voxels == value).any():
+            expected = f"the label values of {', '.join(map(str, values))}"
+            raise InputError(case.label_path, expected, f"value {value}, which has no name")
+    table = np.zeros(len(every), np.uint8)
+    table[list(values)] = list(values.values())
+    return Volume(table[label.voxels], label.affine)
+
+
+def is_dicom_image(path: Path) -> bool:
+    """Returns whether an image is read as DICOM: a folder, or a file that is one by content."""
+    return path.is_dir() or (not has_nifti_suffix(path) and is_dicom(path))
+
+
+@contextlib.contextmanager
+def _named(case: Case) -> Iterator[None]:
+    """Lets errors out with the case's files named as they may be."""
+    try:
+        yield
+    except InputError as error:
+        parts = (error.where, error.expected, error.found, error.remedy)
+        raise type(error)(*(public(case, part) for part in parts)) from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(shown(case, case.image_path), "files that can be read", reason) from None
