@@ -231,15 +231,15 @@ def _open_checkpoint(folder: Path, policy: str) -> Predictor:
     import tensorflow as tf
 
     from ahnet_tf.devices import precision
+    from ahnet_tf.nets.inputs import class_probabilities
 
     with precision(policy):
         model, settings = load_checkpoint(folder)
-    activation = {"softmax": tf.nn.softmax, "sigmoid": tf.nn.sigmoid}[settings.model.activation]
 
     # Traced for each size of window: known sizes let TensorFlow fuse sums into convolutions.
     @tf.function
     def probabilities(image: tf.Tensor) -> tf.Tensor:
-        return activation(tf.cast(model(image, training=False), tf.float32))
+        return class_probabilities(model(image, training=False), settings.model.activation)
 
     def predict(windows: np.ndarray) -> np.ndarray:
         image = tf.constant(check_channels(windows, settings, folder), tf.float32)
