@@ -135,8 +135,9 @@ def mask_heat_map(label_zyx: np.ndarray, spacing_mm: tuple[float, float, float])
     """Returns the heat map of a lesion mask, uint8 [z, y, x]; `LESION` and more exactly on the mask.
 
     Each connected region (26 neighbours) has a depth D, the largest distance in mm from its inside
-    to its outside. At a distance d from the outside r is 1 - d / D, and 1 + d / D at a distance d from
-    the region: for a ball that is the radius itself, so balls get what their boxes would get.
+    to its surface, which lies half a voxel before the nearest voxel of the other side. At a distance d
+    from the surface r is 1 - d / D inside and 1 + d / D outside: for a ball that is the radius itself, so
+    balls get what their boxes would get.
 
     Args:
       label_zyx: above 0 in lesions.
@@ -147,16 +148,19 @@ def mask_heat_map(label_zyx: np.ndarray, spacing_mm: tuple[float, float, float])
     if not filled[0].size:
         return heat_map
     sampling = spacing_mm[::-1]
+    half_mm = min(spacing_mm) / 2
     corner = [int(indices[0]) for indices in filled]
     box = tuple(slice(int(indices[0]), int(indices[-1]) + 1) for indices in filled)
     regions, _ = ndimage.label(label_zyx[box] > 0, np.ones((3, 3, 3)))
     for number, bounds in enumerate(ndimage.find_objects(regions), start=1):
         inside = np.pad(regions[bounds] == number, 1)
-        depth_mm = ndimage.distance_transform_edt(inside, sampling).max()
-        reach = [math.ceil((REACH - 1) * depth_mm / step_mm) for step_mm in sampling]
+        depth_mm = ndimage.distance_transform_edt(inside, sampling).max() - half_mm
+        reach_mm = (REACH - 1) * depth_mm + half_mm
+        reach = [math.ceil(reach_mm / step_mm) for step_mm in sampling]
         inside = np.pad(inside, [(voxels, voxels) for voxels in reach])
-        radius = 1 - ndimage.distance_transform_edt(inside, sampling) / depth_mm
-        radius += ndimage.distance_transform_edt(~inside, sampling) / depth_mm
+        distance_mm = ndimage.distance_transform_edt(~inside, sampling)
+        distance_mm -= ndimage.distance_transform_edt(inside, sampling)
+        radius = 1 + (distance_mm - np.copysign(half_mm, distance_mm)) / depth_mm
         # The part of this region's surroundings that lies in the volume.
         first = [c + b.start - 1 - n for c, b, n in zip(corner, bounds, reach, strict=True)]
         cut = tuple(slice(max(0, -start), None) for start in first)
