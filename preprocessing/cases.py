@@ -70,18 +70,15 @@ def _cases_below(path: Path, need_labels: bool) -> list[Case]:
         sets = []
     elif path.is_dir():
         folders = list(folders_below(path))
+        tables = read_tables(path)
+        if tables is not None:
+            return _cases_of_tables(tables, nifti_files(folders), need_labels)
         files, dicom, source = nifti_files(folders), dicom_images(folders, path), folder_name(path)
         found_sets = [read_decathlon(folder) for folder, names in folders if FILE in names]
         sets = [each for each in found_sets if each is not None]
     else:
         raise InputError(path, "a folder of cases, a NIfTI or a DICOM file", _what(path))
     source = identifier(source)
-    tables = read_tables(path) if path.is_dir() else None
-    if tables is not None:
-        found = _cases_of_tables(tables, files, source, need_labels)
-        if not found:
-            raise InputError(path, "volumes that the tables of boxes name", "none")
-        return found
     found = []
     for each in sets:
         own = [file for file in files if each.folder in file.parents]
@@ -119,10 +116,9 @@ def _ircadb_masks(path: Path) -> Path | None:
     return masks if path.name == IRCADB_IMAGE and masks.is_dir() else None
 
 
-def _cases_of_tables(
-    tables: Tables, files: list[Path], source: str, need_labels: bool
-) -> list[Case]:
+def _cases_of_tables(tables: Tables, files: list[Path], need_labels: bool) -> list[Case]:
     """Returns the DBT volumes that tables of boxes name; masks beside them are kept as label maps."""
+    source = identifier(folder_name(tables.folder))
     masks = {case.image_path: case.label_path for case in paired(files, [], source, False)}
     cases = [
         Case(
@@ -137,7 +133,10 @@ def _cases_of_tables(
         )
         for volume in find_volumes(tables, list(masks))
     ]
-    return [case for case in cases if need_labels or case.image_path is not None]
+    cases = [case for case in cases if need_labels or case.image_path is not None]
+    if not cases:
+        raise InputError(tables.folder, "volumes that its tables name", "none")
+    return cases
 
 
 def _cases_of_decathlon(

@@ -162,13 +162,17 @@ def ball(shape, centre, radius, spacing):
 
 
 def test_mask_of_a_ball_gets_what_its_box_would():
-    mask = ball((31, 41, 41), (15, 20, 20), 6.0, (1.0, 0.5, 0.5))
-    heat_map = mask_heat_map(mask.astype(np.uint8), (0.5, 0.5, 1.0))
-    box = LesionBox(8, 8, 25, 25, 15, 31, "benign")
-    expected = box_heat_map([box], grid((41, 41, 31)))
-    assert heat_map.max() == 255
-    assert np.abs(heat_map.astype(int) - expected).max() < 255 * 0.15
-    assert np.abs(heat_map.astype(int) - expected).mean() < 2
+    mask = ball((41, 41, 41), (20, 20, 20), 6.2, (0.5, 0.5, 0.5))
+    heat_map = mask_heat_map(mask.astype(np.uint8), (0.5, 0.5, 0.5))
+    box = LesionBox(8, 8, 25, 25, 20, 50, "benign")
+    with_fewer_slices = dataclasses.replace(box, volume_slices=41)
+    # 12.5 voxels either side, which a quarter of the slices cuts to 10.25.
+    assert box_ellipsoid(box, (0.5, 0.5, 0.5))[1] == (12.5, 12.5, 12.5)
+    assert box_ellipsoid(with_fewer_slices, (0.5, 0.5, 0.5))[1] == (12.5, 12.5, 10.25)
+    z, y, x = np.ogrid[-20:21, -20:21, -20:21]
+    expected = 255 * np.clip(1 - (z**2 + y**2 + x**2) / 12.5**2 / 2, 0, 1)
+    assert heat_map.max() == heat_map[20, 20, 20] == 255
+    assert np.abs(heat_map - expected).max() < 255 * 0.06
 
 
 @settings(max_examples=40, deadline=None)
