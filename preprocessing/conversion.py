@@ -14,6 +14,7 @@ import numpy as np
 from apache_beam.io.filesystems import FileSystems
 
 from preprocessing.case import Case, public, shown
+from preprocessing.checks import check_image, check_labels
 from preprocessing.errors import AHNetError
 from preprocessing.patches import evaluation_tiles, training_patches
 from preprocessing.reading import read_image_of
@@ -58,8 +59,10 @@ def read_case(
       InputError: a file is missing or damaged, or image and annotation don't fit together.
     """
     image = read_image_of(case, allow=allow)
+    checked = check_image(image, task)
     image_zyx, space = to_task_space(image, task)
     target = read_target(case, image, space, task, allow=allow)
+    findings = [*checked.findings, *check_labels(image_zyx, target.label_zyx, task)[1]]
     facts = {
         "image": Path(shown(case, case.image_path)).name,
         **target.facts,
@@ -68,6 +71,8 @@ def read_case(
         "input_spacing_mm": list(space.input_spacing_mm),
         "shape_zyx": list(space.shape_zyx),
         "spacing_mm": list(space.spacing_mm),
+        "fingerprint": checked.fingerprint,
+        "warnings": [{"code": f.code, "text": f.text} for f in findings],
     }
     return image_zyx, target, space, facts
 

@@ -111,6 +111,7 @@ def convert(
 def _convert_all(cases, splits, eval_fraction, settings, partial, runner, progress):
     """Converts into the hidden folder; returns the manifest's entries in the order of the cases."""
     from preprocessing.conversion import CONVERTED, outcome_path
+    from preprocessing.outputs import reject_duplicates
     from preprocessing.runners import run_pipeline
     from preprocessing.storage import read_json
 
@@ -122,6 +123,7 @@ def _convert_all(cases, splits, eval_fraction, settings, partial, runner, progre
             run_pipeline(jobs, settings, partial, runner)
         for case in pending:
             entries[case.case_id] = read_json(outcome_path(partial, case.case_id))
+        _delete_shards(partial, reject_duplicates(entries))
         if eval_fraction is None:
             break
         # A rejected case may leave a split empty that its place would have filled.
@@ -252,6 +254,14 @@ def _run(arguments: argparse.Namespace, beam_options: Sequence[str]) -> int:
     rejected = [entry for entry in manifest["cases"] if entry["status"] == "rejected"]
     for entry in rejected:
         print(f"rejected {entry['case_id']}: {entry['reason']}", file=sys.stderr)
+    doubtful = [entry for entry in manifest["cases"] if entry.get("warnings")]
+    if doubtful:
+        count = sum(len(entry["warnings"]) for entry in doubtful)
+        print(
+            f"warning: {count} doubts about {len(doubtful)} cases, see the manifest; "
+            "python -m preprocessing.verify shows them",
+            file=sys.stderr,
+        )
     if manifest["converted"] and not all(split["cases"] for split in manifest["splits"].values()):
         empty = [name for name, split in manifest["splits"].items() if not split["cases"]]
         print(f"warning: no case in the split {', '.join(empty)}", file=sys.stderr)

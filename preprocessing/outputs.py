@@ -16,6 +16,7 @@ import tensorflow
 from apache_beam.io.filesystems import FileSystems
 
 from preprocessing.conversion import CONVERTED, OUTCOMES, REJECTED, ConversionSettings
+from preprocessing.duplicates import duplicate_reason, duplicates_of
 from preprocessing.errors import SettingsError
 from preprocessing.splits import SPLITS
 from preprocessing.storage import (
@@ -58,6 +59,28 @@ def make_manifest(
         },
         "versions": versions | {"python": platform.python_version()},
     }
+
+
+def reject_duplicates(entries: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rejects, in place, each converted case whose voxels an earlier one has.
+
+    Args:
+      entries: the manifest's entries by case id, in the order of the cases.
+
+    Returns:
+      The entries that were replaced: their shards are not part of the data set.
+    """
+    twins = duplicates_of(
+        (case_id, entry["fingerprint"])
+        for case_id, entry in entries.items()
+        if entry["status"] == CONVERTED
+    )
+    dropped = [entries[case_id] for case_id in twins]
+    for entry in dropped:
+        reason = duplicate_reason(entry["image"], twins[entry["case_id"]])
+        kept = {name: entry[name] for name in ("case_id", "source")}
+        entries[entry["case_id"]] = kept | {"status": REJECTED, "reason": reason}
+    return dropped
 
 
 def check_output(output: str, overwrite: bool) -> None:

@@ -149,6 +149,11 @@ def task_space(shape: tuple[int, int, int], affine: np.ndarray, task: Task) -> T
     )
 
 
+def turned(voxels: np.ndarray, space: TaskSpace) -> np.ndarray:
+    """Returns a view [z, y, x] of voxels in file order: turned to RAS+, but not resampled."""
+    return voxels.transpose(space.axes).transpose()[_flips(space)]
+
+
 def to_task_space(
     volume: Volume, task: Task, *, label: bool = False
 ) -> tuple[np.ndarray, TaskSpace]:
@@ -173,13 +178,13 @@ def to_task_space(
     if volume.voxels.ndim != 3:
         raise InputError("volume", "three axes x, y, z", f"shape {volume.voxels.shape}")
     space = task_space(volume.voxels.shape, volume.affine, task)
-    turned = _turned(volume.voxels, space)
+    array = turned(volume.voxels, space)
     dtype = np.dtype(np.uint8) if label else np.dtype(task.image_dtype)
     turned_spacing = _turned_spacing(space)
     if label:
-        resampled = nearest(turned, turned_spacing, space.shape_zyx, space.spacing_mm[::-1])
+        resampled = nearest(array, turned_spacing, space.shape_zyx, space.spacing_mm[::-1])
         return resampled.astype(dtype, copy=False), space
-    return linear(turned, turned_spacing, space.shape_zyx, space.spacing_mm[::-1], dtype), space
+    return linear(array, turned_spacing, space.shape_zyx, space.spacing_mm[::-1], dtype), space
 
 
 def from_task_space(array_zyx: np.ndarray, space: TaskSpace, *, label: bool = True) -> np.ndarray:
@@ -200,8 +205,8 @@ def from_task_space(array_zyx: np.ndarray, space: TaskSpace, *, label: bool = Tr
         raise InputError("array", f"shape (z, y, x) {space.shape_zyx}", tuple(array_zyx.shape))
     turned_shape = tuple(space.input_shape[axis] for axis in reversed(space.axes))
     grids = (array_zyx, space.spacing_mm[::-1], turned_shape, _turned_spacing(space))
-    turned = nearest(*grids) if label else linear(*grids, np.dtype(np.float32))
-    straight = turned[_flips(space)].transpose()
+    array = nearest(*grids) if label else linear(*grids, np.dtype(np.float32))
+    straight = array[_flips(space)].transpose()
     return np.asfortranarray(straight.transpose(np.argsort(space.axes)))
 
 
@@ -209,11 +214,6 @@ def _target_spacing(task: Task, position: int) -> float | None:
     if task.resampling == "keep" or (task.resampling == "in_plane" and position == 2):
         return None
     return task.spacing_mm[position]
-
-
-def _turned(voxels: np.ndarray, space: TaskSpace) -> np.ndarray:
-    """Returns a view [z, y, x] of voxels in file order, turned but not resampled."""
-    return voxels.transpose(space.axes).transpose()[_flips(space)]
 
 
 def _turned_spacing(space: TaskSpace) -> tuple[float, ...]:

@@ -15,6 +15,7 @@ SOURCES = sorted(path for floor in FLOORS for path in (ROOT / floor).rglob("*.py
 COMMANDS = (
     "preprocessing.phantom",
     "preprocessing.convert",
+    "preprocessing.verify",
     "ahnet_tf.train",
     "ahnet_tf.predict",
     "ahnet_tf.evaluate",
