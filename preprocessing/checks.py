@@ -109,9 +109,10 @@ def check_labels(
     classes = len(task.class_names)
     counts = np.zeros(classes, np.int64)
     seen = in_air = 0
-    for image, label in zip(image_zyx, label_zyx, strict=True):
-        label = np.ascontiguousarray(label)
-        if not label.any():
+    # Counts don't depend on flips, and reading memory forwards is several times as fast.
+    forwards = tuple(slice(None, None, -1 if stride < 0 else 1) for stride in label_zyx.strides)
+    for image, label in zip(image_zyx[forwards], label_zyx[forwards], strict=True):
+        if label.max() == 0:
             continue
         counts[1:] += [np.count_nonzero(label == value) for value in range(1, classes)]
         foreground = label[::_STEP, ::_STEP] > 0
@@ -127,7 +128,7 @@ def check_labels(
         f"the {end} {what}"
         for axis, what in enumerate(("slice", "row", "column"))
         for end, index in (("first", 0), ("last", -1))
-        if label_zyx.shape[axis] > 2 and np.take(label_zyx, index, axis).any()
+        if label_zyx.shape[axis] > 2 and label_zyx[(slice(None),) * axis + (index,)].any()
     ]
     if at_border:
         text = f"foreground reaches {', '.join(at_border)} of the volume"
