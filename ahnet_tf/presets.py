@@ -77,7 +77,6 @@ _SMALL = {
     "blocks": [1, 1, 1, 1],
     "growth": 8,
     "batch_size": 2,
-    "loss": "cross_entropy",
     "class_weights": [0.75, 1.0, 4.0],
     "flip_probability": 0.0,
     "warp_probability": 0.0,
@@ -89,9 +88,9 @@ _SMALL = {
 }
 _CT_LIVER_SMALL = {
     "2d": _SMALL
-    | {"architecture": "mcgcn", "learning_rate": 2e-3, "steps": 120, "evaluate_every": 120},
+    | {"architecture": "mcgcn", "learning_rate": 2e-3, "steps": 150, "evaluate_every": 150},
     "3d": _SMALL
-    | {"architecture": "ahnet", "learning_rate": 4e-3, "steps": 500, "evaluate_every": 250},
+    | {"architecture": "ahnet", "learning_rate": 4e-3, "steps": 900, "evaluate_every": 300},
 }
 
 # As published for lesions in breast tomosynthesis: sigmoid focal loss on the heat map, gamma 2. Lesions

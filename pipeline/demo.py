@@ -28,7 +28,7 @@ from preprocessing.splits import EVAL_FRACTION, split_by_hash
 from preprocessing.tasks import Task, load_task
 
 MODEL_NAME = "ahnet"
-PHANTOM_CASES = 20
+PHANTOM_CASES = 32
 # Numbered far from the training cases: no stage before the prediction ever sees it.
 UNSEEN_CASE = 1000
 STAGE_FOLDERS = ("data", "unseen", "records", "pipeline", "prediction", "scores", ".stages")
