@@ -27,7 +27,7 @@ NO_AIR_HU, NO_TISSUE_HU, BELOW_AIR_HU = -200, 100, -1100
 AIR_HU, SHARE_IN_AIR = -500, 0.25
 # Spacing in mm, in the slice plane and between the slices, that scanners of each kind deliver.
 SPACING_MM = {"int16": ((0.2, 5.0), (0.2, 15.0)), "uint16": ((0.02, 0.5), (0.2, 5.0))}
-# Every so many rows and columns are enough to see where a label lies.
+# Every so many rows of a slice are enough to see whether a label lies in air.
 _STEP = 4
 
 
@@ -108,30 +108,32 @@ def check_labels(
     """
     classes = len(task.class_names)
     counts = np.zeros(classes, np.int64)
-    seen = in_air = 0
+    seen = in_air = at_edge = 0
     # Counts don't depend on flips, and reading memory forwards is several times as fast.
     forwards = tuple(slice(None, None, -1 if stride < 0 else 1) for stride in label_zyx.strides)
     for image, label in zip(image_zyx[forwards], label_zyx[forwards], strict=True):
         if label.max() == 0:
             continue
+        # A single row or column has no inside.
+        at_edge += any(
+            size > 2 and (line[0].any() or line[-1].any())
+            for size, line in zip(label.shape, (label, label.T), strict=True)
+        )
         counts[1:] += [np.count_nonzero(label == value) for value in range(1, classes)]
-        foreground = label[::_STEP, ::_STEP] > 0
+        foreground = label[::_STEP] > 0
         seen += np.count_nonzero(foreground)
-        in_air += np.count_nonzero(foreground & (image[::_STEP, ::_STEP] < AIR_HU))
+        in_air += np.count_nonzero(foreground & (image[::_STEP] < AIR_HU))
     counts[0] = label_zyx.size - counts.sum()
     findings = []
     # A volume without a lesion is an ordinary one.
     if not counts[1:].any() and task.target == "labels":
         findings.append(Finding(WARNING, "no_foreground", "nothing is labelled"))
-    # A single slice or row has no inside.
-    at_border = [
-        f"the {end} {what}"
-        for axis, what in enumerate(("slice", "row", "column"))
-        for end, index in (("first", 0), ("last", -1))
-        if label_zyx.shape[axis] > 2 and label_zyx[(slice(None),) * axis + (index,)].any()
-    ]
-    if at_border:
-        text = f"foreground reaches {', '.join(at_border)} of the volume"
+    ends = (("first", 0), ("last", -1)) if len(label_zyx) > 2 else ()
+    reached = [f"the {end} slice" for end, index in ends if label_zyx[index].any()]
+    if at_edge:
+        reached.append(f"the edge of {at_edge} slices")
+    if reached:
+        text = f"foreground reaches {', '.join(reached)}"
         findings.append(Finding(WARNING, "label_at_border", text))
     if task.image_dtype == CT_DTYPE and in_air > SHARE_IN_AIR * seen:
         text = (

@@ -95,8 +95,9 @@ def test_labels():
     # Most screened breasts hold no lesion.
     assert check_labels(ct().astype(np.uint16), liver() * 0, DBT) == ((960, 0), ())
     # Two slices down; four columns to the right.
-    assert "the first slice of" in found(ct(), np.roll(liver(), -2, 2))["label_at_border"]
-    assert "the last column" in found(ct(), np.roll(liver(), 4, 0))["label_at_border"]
+    assert "reaches the first slice" in found(ct(), np.roll(liver(), -2, 2))["label_at_border"]
+    for label in (np.roll(liver(), 4, 0), np.roll(liver(), -4, 1)):
+        assert found(ct(), label)["label_at_border"] == "foreground reaches the edge of 4 slices"
     halfway = found(
         ct((64, 64, 8)), np.roll(np.pad(liver(), ((0, 52), (0, 54), (0, 0))), -4, (0, 1))
     )
