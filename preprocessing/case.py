@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ from pathlib import Path
 
 from preprocessing.dicom_identity import shown_path
 from preprocessing.lesions import LesionBox
+
+# With what is put before and behind it, a name of this length fits every file system.
+LONGEST_ID = 100
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,12 @@ def public(case: Case, text: str) -> str:
 
 
 def identifier(name: str) -> str:
-    """Returns a name that is safe in file names, logs and JSON."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-") or "case"
+    """Returns a name that is safe in file names, logs and JSON, and short enough for file names."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-") or "case"
+    if len(safe) <= LONGEST_ID:
+        return safe
+    digest = hashlib.sha256(safe.encode()).hexdigest()[:12]
+    return f"{safe[: LONGEST_ID - 13]}-{digest}"
 
 
 def folder_name(folder: Path) -> str:

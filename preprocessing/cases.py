@@ -10,7 +10,6 @@ folder of slices or a multi-frame file. A folder with BCS-DBT's tables holds wha
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
@@ -31,7 +30,7 @@ from preprocessing.case_files import (
 from preprocessing.case_pairs import UNLABELLED_FOLDERS, paired, stem_of
 from preprocessing.decathlon import FILE, DecathlonSet, read_decathlon
 from preprocessing.dicom_header import is_dicom
-from preprocessing.dicom_identity import is_identifying
+from preprocessing.dicom_identity import is_identifying, pseudonym
 from preprocessing.errors import InputError
 from preprocessing.nifti import has_nifti_suffix
 
@@ -176,16 +175,15 @@ def _without_identifiers(
 ) -> Case:
     image = images.get(case.image_path)
     if image is not None:
-        identifiers, pseudonym = image.identifiers, image.pseudonym
+        identifiers, own = image.identifiers, image.pseudonym
     else:
         # A NIfTI file between DICOM ones may carry the name of any of their patients.
         names = "/".join(_path(case).parts)
         identifiers = tuple(sorted(each for each in everybody if is_identifying(names, [each])))
-        digest = hashlib.sha256(str(_path(case).relative_to(root)).encode()).hexdigest()
-        pseudonym = f"case-{digest[:12]}"
-    case = replace(case, identifiers=identifiers, pseudonym=pseudonym)
+        own = pseudonym("case", str(_path(case).relative_to(root)))
+    case = replace(case, identifiers=identifiers, pseudonym=own)
     if is_identifying(case.case_id, identifiers):
-        case = replace(case, case_id=pseudonym)
+        case = replace(case, case_id=own)
     if is_identifying(case.source, identifiers):
         case = replace(case, source=ANONYMOUS_SOURCE)
     return replace(case, problem=public(case, case.problem))

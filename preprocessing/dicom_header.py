@@ -87,6 +87,9 @@ class Image:
 
 def is_dicom(path: str | os.PathLike) -> bool:
     """Returns whether a file begins like a DICOM file, whatever its name; a DICOMDIR does too."""
+    # A pipe would keep its reader waiting.
+    if not os.path.isfile(path):
+        return False
     try:
         with open(path, "rb") as file:
             first = file.read(_MAGIC_AT + len(_MAGIC))

@@ -79,7 +79,9 @@ def shown_path(path: str | os.PathLike, identifying: Collection[str]) -> str:
 
 def pseudonym(prefix: str, uid: str) -> str:
     """Returns a case id from a series UID that doesn't lead back to it."""
-    return f"{prefix}-{hashlib.sha256(uid.encode()).hexdigest()[:12]}"
+    # Names of files may hold bytes that are no text.
+    digest = hashlib.sha256(uid.encode(errors="surrogatepass")).hexdigest()
+    return f"{prefix}-{digest[:12]}"
 
 
 def _place(folder: Path, name: str) -> str:

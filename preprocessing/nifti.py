@@ -28,6 +28,8 @@ SUFFIXES = (".nii.gz", ".nii")
 MAX_VOXELS = 2**31
 # Deflate can't shrink anything further than this (zlib's own figure).
 MAX_GZIP_RATIO = 1032
+# No image of a scanner shrinks further than this; small ones may be synthetic, and harm nobody.
+MAX_IMAGE_RATIO, SMALL_BYTES = 100, 2**27
 # Image and label lie on the same grid if their corners are apart by less than this share of a voxel.
 SAME_GRID = 0.1
 
@@ -53,7 +55,7 @@ def read_image(path: str | os.PathLike) -> Volume:
       InputError: missing, damaged or truncated file, no NIfTI, not 3D, NaN or infinite voxels, or
         all voxels the same.
     """
-    header, voxels = _read(Path(path))
+    header, voxels = _read(Path(path), ratio=MAX_IMAGE_RATIO)
     voxels = _scaled(voxels, *_scaling(header))
     low, high = _finite_range(path, voxels)
     if low == high:
@@ -61,12 +63,18 @@ def read_image(path: str | os.PathLike) -> Volume:
     return Volume(voxels, checked_affine(header.get_best_affine(), path))
 
 
-def read_label(path: str | os.PathLike, class_names: Sequence[str]) -> Volume:
+def read_label(
+    path: str | os.PathLike,
+    class_names: Sequence[str],
+    *,
+    shape: tuple[int, int, int] | None = None,
+) -> Volume:
     """Reads a 3D label map.
 
     Args:
       path: NIfTI file.
       class_names: a name a label value; sets the range of values allowed.
+      shape: of the image; a label map of another shape is refused before its voxels are read.
 
     Returns:
       Voxels [x, y, z], uint8.
@@ -74,7 +82,7 @@ def read_label(path: str | os.PathLike, class_names: Sequence[str]) -> Volume:
     Raises:
       InputError: as in `read_image` (but for constant voxels), or a value that is no class.
     """
-    header, voxels = _read(Path(path))
+    header, voxels = _read(Path(path), expected=shape)
     voxels = _scaled(voxels, *_scaling(header))
     low, high = _finite_range(path, voxels)
     whole = voxels.dtype.kind != "f" or all(
@@ -94,12 +102,7 @@ def check_pair(image: Volume, label: Volume, where: object) -> None:
     Raises:
       InputError: different shapes, or corners further apart than a tenth of a voxel.
     """
-    if image.voxels.shape != label.voxels.shape:
-        raise InputError(
-            where,
-            f"a label map of the image's shape {image.voxels.shape}",
-            f"shape {label.voxels.shape}",
-        )
+    _check_shape(label.voxels.shape, image.voxels.shape, where)
     corners = np.stack(np.meshgrid(*((0, n - 1) for n in image.voxels.shape), [1]), -1)
     apart = (corners.reshape(-1, 4) @ (image.affine - label.affine).T)[:, :3]
     distance_mm = float(np.linalg.norm(apart, axis=1).max())
@@ -151,11 +154,26 @@ def has_nifti_suffix(path: str | os.PathLike) -> bool:
     return os.fspath(path).lower().endswith(SUFFIXES)
 
 
-def _read(path: Path) -> tuple[nib.Nifti1Header, np.ndarray]:
-    """Returns header and voxels [x, y, z] as stored: mapped if uncompressed, read if compressed."""
+def _check_shape(shape: tuple[int, ...], expected: tuple[int, ...], where: object) -> None:
+    if tuple(shape) != tuple(expected):
+        raise InputError(
+            where, f"a label map of the image's shape {tuple(expected)}", f"shape {tuple(shape)}"
+        )
+
+
+def _read(
+    path: Path, *, ratio: int = MAX_GZIP_RATIO, expected: tuple[int, int, int] | None = None
+) -> tuple[nib.Nifti1Header, np.ndarray]:
+    """Returns header and voxels [x, y, z] as stored: mapped if uncompressed, read if compressed.
+
+    Nothing is inflated where the header has another shape than expected, or promises more than a
+    large file of this size can hold at a compression of `ratio`.
+    """
     with _opened(path) as stream:
         header = _header(path, stream)
         shape, dtype = _shape(path, header), _dtype(path, header)
+        if expected is not None:
+            _check_shape(shape, expected, path)
         offset = header.get_data_offset()
         promised = offset + math.prod(shape) * dtype.itemsize
         on_disk = path.stat().st_size
@@ -166,6 +184,9 @@ def _read(path: Path) -> tuple[nib.Nifti1Header, np.ndarray]:
         else:
             if promised > on_disk * MAX_GZIP_RATIO:
                 raise _truncated(path, promised, f"a file of {on_disk} bytes, too few")
+            if promised > max(SMALL_BYTES, on_disk * ratio):
+                found = f"a file of {on_disk} bytes that becomes {promised}"
+                raise InputError(path, f"an image compressed to 1/{ratio} at most", found)
             flat = _inflated(path, stream, offset, promised).view(dtype)
     return header, flat.reshape(shape, order="F")
 
@@ -174,7 +195,7 @@ def _read(path: Path) -> tuple[nib.Nifti1Header, np.ndarray]:
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """Yields the file's bytes from the start, inflated if its first bytes say gzip."""
     if not path.is_file():
-        raise InputError(path, "a NIfTI file", "a folder" if path.is_dir() else "no such file")
+        raise InputError(path, "a NIfTI file", _what_else(path))
     with open(path, "rb", buffering=0) as raw:
         compressed = raw.read(2) == _GZIP_MAGIC
         raw.seek(0)
@@ -186,6 +207,15 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
                 yield stream
         except (EOFError, zlib.error, isal_zlib.error, igzip.BadGzipFile) as error:
             raise InputError(path, "an intact gzip stream", error) from None
+
+
+def _what_else(path: Path) -> str:
+    """Returns what a path leads to that is no file."""
+    if path.is_dir():
+        return "a folder"
+    if path.exists():
+        return "a pipe, a socket or a device"
+    return "a link that leads nowhere" if path.is_symlink() else "no such file"
 
 
 def _header(path: Path, stream: BinaryIO) -> nib.Nifti1Header:
@@ -271,7 +301,9 @@ def _scaled(voxels: np.ndarray, slope: float, intercept: float) -> np.ndarray:
                 break
     scaled = np.empty(voxels.shape, dtype, order="F")
     for source, target in zip(_slabs(voxels), _slabs(scaled), strict=True):
-        target[...] = source * np.float64(slope) + intercept
+        # What becomes infinite is told by whoever looks at the values.
+        with np.errstate(over="ignore", invalid="ignore"):
+            target[...] = source * np.float64(slope) + intercept
     return scaled
 
 

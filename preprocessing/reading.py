@@ -39,12 +39,19 @@ def read_image_of(case: Case, *, allow: Collection[str] = ()) -> Volume:
         return read_image(case.image_path)
 
 
-def read_label_of(case: Case, class_names: Sequence[str], *, allow: Collection[str] = ()) -> Volume:
+def read_label_of(
+    case: Case,
+    class_names: Sequence[str],
+    *,
+    shape: tuple[int, int, int] | None = None,
+    allow: Collection[str] = (),
+) -> Volume:
     """Reads a case's label map in the values of the task's classes.
 
     Args:
       case: whose label map it is; its `label_names`, if any, are paired with the classes by name.
       class_names: the task's, one a label value.
+      shape: of the image; a NIfTI label map of another shape is refused before its voxels are read.
       allow: names of `preprocessing.allowances.ALLOWANCES`.
 
     Returns:
@@ -59,18 +66,19 @@ def read_label_of(case: Case, class_names: Sequence[str], *, allow: Collection[s
                 case.label_path, class_names, allow=allow, identifying=case.identifiers
             )
         if not case.label_names:
-            return read_label(case.label_path, class_names)
+            return read_label(case.label_path, class_names, shape=shape)
         values = task_values(case.label_names, class_names, case.label_path)
         if all(value == own for value, own in values.items()):
-            return read_label(case.label_path, class_names[: max(values) + 1])
-        return _translated(case, values)
+            return read_label(case.label_path, class_names[: max(values) + 1], shape=shape)
+        return _translated(case, values, shape)
 
 
-def _translated(case: Case, values: dict[int, int]) -> Volume:
+def _translated(case: Case, values: dict[int, int], shape) -> Volume:
     """Returns the label map in the task's values; `values` holds them by the data set's own."""
     names = dict(case.label_names)
     every = range(max(values) + 1)
-    label = read_label(case.label_path, [names.get(value, "no class") for value in every])
+    every_name = [names.get(value, "no class") for value in every]
+    label = read_label(case.label_path, every_name, shape=shape)
     unnamed = [value for value in every if value not in values]
     for value in unnamed:
         if (label.voxels == value).any():

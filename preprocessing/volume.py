@@ -20,6 +20,8 @@ from preprocessing.tasks import Task
 
 # An axis is the slice axis if its spacing exceeds both others by more than this factor.
 ANISOTROPY = 1.1
+# No voxel is smaller or larger than this: such an affine is damaged.
+SPACING_LIMITS_MM = (1e-4, 1e5)
 # Spacings that differ by less than this share are one and the same: nothing is resampled.
 SAME_SPACING = 1e-3
 
@@ -67,12 +69,19 @@ def checked_affine(affine: np.ndarray, where: object) -> np.ndarray:
       InputError: not a 4x4 matrix, not finite, or not invertible.
     """
     affine = np.asarray(affine, np.float64)
-    if affine.shape == (4, 4) and np.all(np.isfinite(affine)):
-        volume_mm3 = abs(np.linalg.det(affine[:3, :3]))
-        if 1e-9 < volume_mm3 < np.inf:
-            return affine
+    if affine.shape == (4, 4) and np.all(np.isfinite(affine)) and _has_three_axes(affine):
+        return affine
     rows = "; ".join(" ".join(f"{v:g}" for v in row) for row in np.atleast_2d(affine))
     raise InputError(where, "a finite, invertible 4x4 affine", f"[{rows}]")
+
+
+def _has_three_axes(affine: np.ndarray) -> bool:
+    """Returns whether a finite affine is invertible: each voxel axis has a direction of its own."""
+    shortest, longest = SPACING_LIMITS_MM
+    spacing = spacing_mm(np.clip(affine, -2 * longest, 2 * longest))
+    if not shortest <= min(spacing) <= max(spacing) <= longest:
+        return False
+    return bool(np.isfinite(orientations.io_orientation(affine)).all())
 
 
 def spacing_mm(affine: np.ndarray) -> tuple[float, float, float]:

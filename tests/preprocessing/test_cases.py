@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 
 from preprocessing.cases import find_cases
@@ -206,3 +207,28 @@ def test_odd_names_make_safe_ids(tmp_path):
     touch(tmp_path, "weird..\nname é/ct.nii", "weird..\nname é/label.nii")
     (case,) = find_cases([tmp_path], need_labels=True)
     assert case.case_id == "weird.._name"
+
+
+def test_long_names_make_short_ids_that_differ(tmp_path):
+    for end in "ab":
+        touch(tmp_path, f"{'n' * 240}{end}/ct.nii", f"{'n' * 240}{end}/label.nii")
+    ids = [case.case_id for case in find_cases([tmp_path], need_labels=True)]
+    assert len(set(ids)) == 2
+    assert {len(case_id) for case_id in ids} == {100}
+    assert all(case_id.startswith("n" * 87 + "-") for case_id in ids)
+
+
+def test_pipes_beside_the_images_keep_nobody_waiting(tmp_path):
+    touch(tmp_path, "a/ct.nii", "a/label.nii")
+    for name in ("notes", "IM0001.dcm", "more.nii.gz"):
+        os.mkfifo(tmp_path / "a" / name)
+    cases = find_cases([tmp_path], need_labels=False)
+    assert {case.image_path.name for case in cases} == {"ct.nii", "more.nii.gz"}
+
+
+def test_names_that_are_no_text_beside_dicom(tmp_path, dicom):
+    dicom.ct_series(tmp_path / "scan", np.arange(12, dtype=np.int16).reshape(3, 2, 2))
+    name = os.fsdecode(b"\xff-bytes")
+    touch(tmp_path, f"{name}/ct.nii", f"{name}/label.nii")
+    case = next(case for case in find_cases([tmp_path], need_labels=True) if case.label_path)
+    assert case.case_id == "bytes"

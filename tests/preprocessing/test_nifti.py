@@ -2,7 +2,9 @@
 
 import contextlib
 import gzip
+import os
 import struct
+import tracemalloc
 
 import nibabel as nib
 import numpy as np
@@ -193,6 +195,57 @@ class TestDamage:
             volume = read_image(path)
             assert volume.voxels.ndim == 3
             assert np.isfinite(volume.affine).all()
+
+
+class TestBombs:
+    """Small files that become large ones: refused before they do."""
+
+    @pytest.fixture
+    def bomb(self, tmp_path):
+        path = save(tmp_path / "a.nii", np.zeros((2, 2, 2), np.uint8))
+        content = bytearray(path.read_bytes()[:352])
+        content[40:48] = struct.pack("<4h", 3, 512, 512, 1024)
+        path = tmp_path / "bomb.nii.gz"
+        path.write_bytes(gzip.compress(content) + gzip.compress(bytes(2**20)) * 257)
+        return path
+
+    def test_images_of_an_impossible_compression(self, bomb):
+        tracemalloc.start()
+        line = refusal(read_image, bomb)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert "compressed to 1/100 at most" in line
+        assert "becomes 268435808" in line
+        assert peak < 2**22
+
+    def test_label_maps_of_another_shape(self, bomb):
+        with pytest.raises(InputError, match=r"image's shape \(4, 5, 6\).*\(512, 512, 1024\)"):
+            read_label(bomb, CLASSES, shape=(4, 5, 6))
+
+    def test_small_synthetic_images_and_empty_label_maps_are_none(self, tmp_path):
+        voxels = np.zeros((200, 200, 100), np.int16)
+        voxels[5, 5, 5] = 1
+        path = save(tmp_path / "a.nii.gz", voxels)
+        assert path.stat().st_size * 100 < voxels.nbytes
+        assert read_image(path).voxels.sum() == 1
+        assert read_label(path, CLASSES, shape=voxels.shape).voxels.sum() == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_scaling_beyond_every_number_is_told_once(tmp_path):
+    path = save(tmp_path / "a.nii", ramp())
+    content = bytearray(path.read_bytes())
+    content[112:120] = struct.pack("<2f", 3e38, 0)
+    path.write_bytes(content)
+    assert "NaN or infinite" in refusal(read_image, path)
+
+
+def test_what_is_no_file_is_named(tmp_path):
+    os.mkfifo(tmp_path / "pipe.nii")
+    (tmp_path / "loop.nii").symlink_to("loop.nii")
+    assert refusal(read_image, tmp_path / "pipe.nii").endswith("a pipe, a socket or a device")
+    assert refusal(read_image, tmp_path / "loop.nii").endswith("a link that leads nowhere")
+    assert refusal(read_image, tmp_path / "none.nii").endswith("no such file")
 
 
 class TestLabels:

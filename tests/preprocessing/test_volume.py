@@ -257,7 +257,18 @@ def test_kept_grid_is_not_copied():
     assert np.shares_memory(array, voxels)
 
 
-@pytest.mark.parametrize("bad", [np.zeros((4, 4)), np.full((4, 4), np.nan), np.eye(3)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.zeros((4, 4)),
+        np.full((4, 4), np.nan),
+        np.eye(3),
+        np.diag([1e300, 1, 1, 1]),
+        np.diag([1e-30, 1e30, 1, 1]),
+        # Two axes in one direction, but for rounding.
+        np.array([[1, 1, 0, 0], [0, 1e-16, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+    ],
+)
 def test_impossible_affines_are_refused(bad):
     with pytest.raises(InputError, match="invertible"):
         task_space((2, 2, 2), bad, task())
