@@ -42,7 +42,7 @@ class DBTSettings:
     clutter: int = 8
     noise: float = 0.02
     angle_degrees: float = 12.5
-    depth_resolution_mm: float = 2.0
+    depth_resolution_mm: float = 1.5
 
     def __post_init__(self):
         if len(self.shape_xyz) != 3 or min(self.shape_xyz) < 8:

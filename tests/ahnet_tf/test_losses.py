@@ -75,6 +75,16 @@ def test_heat_map_l2_by_hand():
     np.testing.assert_allclose(found, [[[[0.16, 0.25]]]], rtol=1e-6)
 
 
+def test_heat_map_l2_weighs_lesion_and_background_by_the_heat_map():
+    # At 0.9 the weight is 0.9 * 3 + 0.1 * 1 = 2.8.
+    found = losses.heat_map_l2(
+        np.float32([[[[0.9, 0.0]]]]),
+        np.zeros((1, 1, 1, 2, 1), np.float32),
+        class_weights=(1.0, 3.0),
+    )
+    np.testing.assert_allclose(found, [[[[0.448, 0.25]]]], rtol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16, tf.float16])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 @pytest.mark.parametrize("name", ["softmax_focal_loss", "sigmoid_focal_loss", "dice_focal_loss"])

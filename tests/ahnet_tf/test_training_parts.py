@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ahnet_tf.case_dice import CaseDice, class_labels, mean_over_classes, tile_counts
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.history import COLUMNS, History, read_history
+from ahnet_tf.nets.inputs import class_probabilities
 from ahnet_tf.schedules import WarmUpThenDecay
 from ahnet_tf.steps import batch_loss, predicted_classes
 from preprocessing.tasks import PRESETS, Task
@@ -113,6 +114,47 @@ def test_shares_of_replicas_add_up_to_the_loss_of_the_whole_batch(loss):
     ]
     assert float(whole) > 0
     np.testing.assert_allclose(sum(map(float, parts)), float(whole), rtol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_the_most_probable_class_is_the_predicted_one(activation):
+    logits = tf.random.stateless_normal((1, 4, 5, 6, 3), (1, 2))
+    probabilities = class_probabilities(logits, activation)
+    config = ModelConfig(activation=activation)
+    np.testing.assert_array_equal(
+        np.argmax(probabilities, -1), predicted_classes(logits, config).numpy()
+    )
+    assert float(tf.reduce_min(probabilities)) > 0
+    if activation == "softmax":
+        np.testing.assert_allclose(tf.reduce_sum(probabilities, -1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["focal", "cross_entropy", "dice_focal", "heat_map_l2"])
+def test_the_lesions_output_alone_learns_the_heat_map(loss):
+    heat_map = tf.random.stateless_uniform((1, 2, 3, 4), (3, 4))
+    batch = {
+        "label": tf.cast(heat_map >= 0.5, tf.uint8),
+        "heat_map": heat_map,
+        "weight": tf.ones((1, 2, 3, 4)),
+    }
+    logits = tf.Variable(tf.random.stateless_normal((1, 2, 3, 4, 2), (5, 6)))
+    config = TrainingConfig(loss=loss, batch_size=1, class_weights=(1.0, 4.0))
+    model = ModelConfig(classes=2, activation="sigmoid")
+    with tf.GradientTape() as tape:
+        value = batch_loss(logits, batch, model, config, tf.constant(24.0))
+    gradient = tape.gradient(value, logits).numpy()
+    assert not gradient[..., 0].any()
+    assert np.abs(gradient[..., 1]).min() > 0
+
+
+def test_heat_map_loss_by_hand():
+    # p = 1/2 against 0.8: |0.3|^2 * log 2, weighted by 0.8 * 5 + 0.2 * 1.
+    batch = {"label": tf.ones((1, 1, 1, 1)), "weight": tf.ones((1, 1, 1, 1))}
+    batch["heat_map"] = tf.constant([[[[0.8]]]])
+    config = TrainingConfig(loss="focal", gamma=2.0, class_weights=(1.0, 5.0))
+    model = ModelConfig(classes=2, activation="sigmoid")
+    loss = batch_loss(tf.zeros((1, 1, 1, 1, 2)), batch, model, config, tf.constant(1.0))
+    assert float(loss) == pytest.approx(0.09 * math.log(2) * 4.2, rel=1e-5)
 
 
 def test_cross_entropy_of_even_logits_is_the_logarithm_of_the_classes():

@@ -14,6 +14,7 @@ from preprocessing.records import (
     parse_example,
     scalar_features,
     spacing_class,
+    voxel_features,
 )
 from preprocessing.shards import frame_record, write_shards
 from preprocessing.tasks import PRESETS
@@ -69,6 +70,28 @@ def test_every_feature_comes_back(patch):
         }
     )
     assert set(scalar_features(TASK)) == set(values) | {"case_id"}
+
+
+def test_a_heat_map_comes_back_as_fractions(patch):
+    task = dataclasses.replace(TASK, class_names=("background", "lesion"), target="heat_map")
+    heat_map = np.zeros((2, 3, 4), np.uint8)
+    heat_map[0, 1] = [0, 51, 128, 255]
+    label = (heat_map >= 128).astype(np.uint8)
+    with_map = dataclasses.replace(
+        patch, label_zyx=label, heat_map_zyx=heat_map, case_label_voxels=(9, 2)
+    )
+    serialized = encode_patch(with_map, task)
+    found = parse_example(tf.constant(serialized), task)
+    assert found["heat_map"].dtype == tf.float32
+    np.testing.assert_allclose(found["heat_map"][0, 1], [0, 0.2, 128 / 255, 1], rtol=1e-6)
+    assert voxel_features(task) == {"image": 2, "label": 1, "heat_map": 1}
+    names = set(tf.train.Example.FromString(serialized).features.feature)
+    assert names == {"image", "label", "heat_map", *scalar_features(task)}
+    for wrong in (None, heat_map[:1], heat_map.astype(np.int16)):
+        with pytest.raises(InputError, match="heat map"):
+            encode_patch(dataclasses.replace(with_map, heat_map_zyx=wrong), task)
+    with pytest.raises(InputError, match=r"only where the target is one \(labels\), found one"):
+        encode_patch(with_map, dataclasses.replace(task, target="labels"))
 
 
 def test_features_written_are_the_features_read(patch):
