@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from preprocessing.bcs_dbt import dbt_case_id, read_tables
 from preprocessing.cases import find_cases
@@ -12,6 +13,9 @@ from preprocessing.convert import main as convert_main
 from preprocessing.errors import InputError
 from preprocessing.lesions import LesionBox
 from preprocessing.nifti import write_image
+from preprocessing.reading import read_image_of
+from preprocessing.records import parse_example
+from preprocessing.tasks import load_task
 from preprocessing.volume import Volume
 
 BOXES = "PatientID,StudyUID,View,Subject,Slice,X,Y,Width,Height,Class,AD,VolumeSlices"
@@ -220,3 +224,44 @@ def test_conversion_names_what_is_wrong_and_no_patient(tmp_path, capsys):
     for content in written:
         for identifier in (b"P00013", b"P00014", b"P00015", b"P00016", b"S00163"):
             assert identifier not in content.upper()
+
+
+def test_public_layout_in_dicom_turned_to_its_view(tmp_path, dicom):
+    """Two breasts as the archive has them: long folder names, one stored upside down."""
+    stored = np.random.default_rng(0).integers(0, 900, (12, 48, 40)).astype(np.uint16)
+    stored[:, :, 0] += 100
+    folder, output = tmp_path / "set", tmp_path / "records"
+    series = "set/DBT-P00013/01-01-2000-DBT-S00163-MAMMO/1-1.dcm"
+    other = "set/DBT-P00014/01-01-2000-DBT-S00164-MAMMO/1-1.dcm"
+    dicom.save(dicom.multi_frame(stored, PatientID="DBT-P00013"), folder / series)
+    dicom.save(dicom.multi_frame(stored[:, ::-1, ::-1], PatientID="DBT-P00014"), folder / other)
+    boxes = [
+        f"{patient},lcc,{row},5,10,12,8,6,cancer,0,12"
+        for row, patient in enumerate(("DBT-P00013,DBT-S00163", "DBT-P00014,DBT-S00164"))
+    ]
+    paths = [f"DBT-P00013,DBT-S00163,lcc,{series},", f"DBT-P00014,DBT-S00164,lcc,x/1.dcm,{other}"]
+    write_tables(folder, boxes, paths=paths)
+    options = ["--task", "dbt_lesion", "--patch-shape", "12", "48", "40", "--patches-per-case", "1"]
+    # The same voxels twice, once turned: allowed to be found, for this is what is tested.
+    first, second = find_cases([folder], need_labels=True)
+    images = [read_image_of(case).voxels for case in (first, second)]
+    np.testing.assert_array_equal(*images)
+    np.testing.assert_array_equal(images[0], stored.transpose(2, 1, 0))
+    (folder / other).unlink()
+    options += ["--input", str(folder), "--output", str(output)]
+    assert convert_main([*options, "--allow-rejected"]) == 0
+    records = next((output / "train").glob("*.tfrecord"))
+    task = load_task(str(output / "task.json"))
+    record = next(tf.data.TFRecordDataset(str(records)).as_numpy_iterator())
+    example = parse_example(tf.constant(record), task)
+    # Without a position columns run to the left and rows to posterior: both turn to RAS+.
+    found = example["heat_map"].numpy()[:, ::-1, ::-1]
+    centre = found[5, 14:16, 13:15]
+    # Sides of 8 and 6 voxels: half a voxel from the centre in both.
+    np.testing.assert_allclose(centre, 1 - (0.5**2 / 16 + 0.5**2 / 9) / 2, atol=1 / 255)
+    lesion = found[5] >= 0.5
+    assert np.flatnonzero(lesion.any(axis=0)).tolist() == list(range(10, 18))
+    assert np.flatnonzero(lesion.any(axis=1)).tolist() == list(range(12, 18))
+    content = b"".join(path.read_bytes() for path in output.rglob("*") if path.is_file())
+    for identifier in (b"P00013", b"S00163", *(v.encode() for v in dicom.identifiers)):
+        assert identifier not in content
