@@ -198,7 +198,7 @@ def _paint_mass(
 ) -> tuple[np.ndarray, str] | None:
     """Paints an ellipsoid, some with spicules, and labels it; returns its voxels and class."""
     x, y, z = axes
-    radius_mm = random.uniform(3.5, 6.5)
+    radius_mm = random.uniform(4.5, 8.0)
     spiculated = bool(random.random() < 0.5)
     z_index = int(len(z.ravel()) * random.uniform(0.3, 0.7))
     place = _place(random, depth_mm, label, x, radius_mm + 3, z_index)
@@ -206,14 +206,14 @@ def _paint_mass(
         return None
     centre = (x[place[0], 0, 0], y[0, place[1], 0])
     squared, angle = _squared_radius(random, x, y, centre, radius_mm)
-    z_radius = min(radius_mm * random.uniform(0.8, 1.1), thickness_mm / 4)
+    z_radius = min(radius_mm * random.uniform(0.85, 1.1), thickness_mm / 4)
     squared = squared + ((z - z.ravel()[z_index]) / z_radius) ** 2
     waves = random.uniform(0, 2 * np.pi, 2)
     edge = 1 + 0.08 * np.cos(3 * angle + waves[0]) + 0.06 * np.cos(5 * angle + waves[1])
     mass = (squared < edge**2) & (depth_mm > 0) & (label == 0)
     # Denser than glandular tissue, and fading into it at its border.
     core = np.clip(2.5 * (edge**2 - squared), 0, 1)
-    level = np.maximum(0, GLAND - 0.08 - tissue) + random.uniform(0.1, 0.17)
+    level = np.maximum(0, GLAND - 0.08 - tissue) + random.uniform(0.12, 0.19)
     tissue += core * level
     if spiculated:
         # Thin straight strands that fade away from the mass.
@@ -235,7 +235,7 @@ def _paint_clutter(tissue, random, depth_mm, label, axes, settings) -> None:
         random.integers(settings.clutter // 2, settings.clutter + settings.clutter // 2 + 1)
     )
     for _ in range(count):
-        radius_mm = random.uniform(3.5, 6.5)
+        radius_mm = random.uniform(4.5, 8.0)
         z_index = int(tissue.shape[2] * random.uniform(0.15, 0.85))
         place = _place(random, depth_mm, label, axes[0], radius_mm + 2, z_index)
         if place is None:
