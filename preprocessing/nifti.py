@@ -266,12 +266,14 @@ def _inflated(path: Path, stream: BinaryIO, offset: int, promised: int) -> np.nd
     """Returns the bytes from `offset` on; pages are only taken up as the stream delivers."""
     stream.seek(offset)
     content = np.empty(promised - offset, np.uint8)
-    view, done = memoryview(content), 0
+    done = 0
     while done < len(content):
-        count = stream.readinto(view[done : done + _CHUNK])
-        if not count:
+        chunk = stream.read(min(_CHUNK, len(content) - done))
+        if not chunk:
             raise _truncated(path, promised, offset + done)
-        done += count
+        # NumPy copies without holding up other threads; the stream's own readinto does not.
+        content[done : done + len(chunk)] = np.frombuffer(chunk, np.uint8)
+        done += len(chunk)
     # Reading past the voxels makes the stream compare its checksum.
     stream.read(_CHUNK)
     return content
