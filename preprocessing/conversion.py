@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 from apache_beam.io.filesystems import FileSystems
+from apache_beam.metrics import Metrics
 
 from preprocessing.case import Case, public, shown
 from preprocessing.checks import check_image, check_labels
@@ -19,14 +21,16 @@ from preprocessing.errors import AHNetError
 from preprocessing.patches import evaluation_tiles, training_patches
 from preprocessing.reading import read_image_of
 from preprocessing.records import encode_patch
-from preprocessing.shards import write_shards
-from preprocessing.storage import write_json
+from preprocessing.shards import Shard, is_intact, write_shards
+from preprocessing.storage import read_json, write_json
 from preprocessing.targets import Target, read_target
 from preprocessing.tasks import Task
 from preprocessing.volume import TaskSpace, axis_codes, to_task_space
 
 CONVERTED, REJECTED = "converted", "rejected"
 OUTCOMES = "outcomes"
+# The metric that counts cases an earlier run had converted already.
+TAKEN_OVER = ("convert", "taken_over")
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,8 @@ class ConvertCase(beam.DoFn):
     """Converts (case, split) pairs and leaves each case's entry at `folder/outcomes/CASE.json`.
 
     The entries travel through the output's file system, so the launching process sees them whatever
-    the runner, and so does a later process if this one was killed.
+    the runner, and so does a later process if this one was killed: a case that is finished in the
+    folder is not converted again.
     """
 
     def __init__(self, settings: ConversionSettings, folder: str):
@@ -136,9 +141,46 @@ class ConvertCase(beam.DoFn):
 
     def process(self, element: tuple[Case, str]) -> Iterator[str]:
         case, split = element
-        outcome = convert_case(case, split, self.settings, self.folder)
-        write_json(outcome_path(self.folder, case.case_id), outcome)
+        inputs = _state_of_inputs(case)
+        if is_finished(case.case_id, split, inputs, self.folder):
+            Metrics.counter(*TAKEN_OVER).inc()
+        else:
+            entry = convert_case(case, split, self.settings, self.folder)
+            outcome = {"inputs": inputs, "entry": entry}
+            write_json(outcome_path(self.folder, case.case_id), outcome)
         yield case.case_id
+
+
+def is_finished(case_id: str, split: str, inputs: str, folder: str) -> bool:
+    """Returns whether a case was converted into a folder before, from the same files, and is intact.
+
+    A rejected case is not finished: its files may have been out of reach.
+    """
+    path = outcome_path(folder, case_id)
+    if not FileSystems.exists(path):
+        return False
+    outcome = read_json(path)
+    entry = outcome["entry"]
+    if (outcome["inputs"], entry["status"], entry.get("split")) != (inputs, CONVERTED, split):
+        return False
+    target = FileSystems.join(folder, split)
+    return all(is_intact(target, Shard(**shard)) for shard in entry["shards"])
+
+
+def _state_of_inputs(case: Case) -> str:
+    """Returns a digest of a case's description and of the size and time of each of its files.
+
+    Folders don't count, so that a mount may lie at another place the next time.
+    """
+    state: list[object] = []
+    for value in dataclasses.astuple(case):
+        if not isinstance(value, Path):
+            state.append(value)
+            continue
+        for path in sorted(value.iterdir()) if value.is_dir() else [value]:
+            there = path.stat() if path.exists() else None
+            state.append((path.name, there and (there.st_size, there.st_mtime_ns)))
+    return hashlib.sha256(repr(state).encode()).hexdigest()
 
 
 def outcome_path(folder: str, case_id: str) -> str:

@@ -6,7 +6,8 @@ OUTPUT/task.json                   the task, as the networks and servers need it
 OUTPUT/manifest.json               every case found: converted, or rejected with the reason
 
 The same input, task, seed and settings give the same bytes, whatever the runner and the number of
-workers. Everything is written into a hidden folder beside OUTPUT and renamed at the end.
+workers. Everything is written into a hidden folder beside OUTPUT and renamed at the end; a run that
+was stopped goes on with `--resume`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from preprocessing.allowances import ALLOWANCES, parse_allowances
 from preprocessing.command import make_parser, run_command
 from preprocessing.errors import PipelineError, SettingsError
-from preprocessing.splits import EVAL_FRACTION, SPLITS, load_splits, split_by_hash
+from preprocessing.splits import EVAL_FRACTION, load_splits, split_by_hash
 from preprocessing.tasks import Task, load_task
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def convert(
     shard_mib: int = 128,
     allow: Collection[str] = (),
     overwrite: bool = False,
+    resume: bool = False,
     beam_options: Sequence[str] = (),
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -57,6 +59,8 @@ def convert(
       shard_mib: largest size of a shard file.
       allow: what is taken although it is irregular, see `preprocessing.allowances`.
       overwrite: replace a finished data set.
+      resume: go on where a run with the same settings was stopped: its finished cases are verified,
+        by the checksums of their records, and kept. Without it they are removed.
       beam_options: as on Beam's command line.
       progress: show a bar.
 
@@ -65,7 +69,9 @@ def convert(
 
     Raises:
       InputError: an input folder is missing or empty.
-      SettingsError: the output exists, or a setting doesn't fit.
+      SettingsError: the output exists, another run is writing to it, a setting doesn't fit, or it is
+        not the one of the run to go on with.
+      PipelineError: the Beam job failed; `resume` goes on with what is finished.
     """
     if shard_mib < 1 or seed < 0:
         raise SettingsError("convert", "--shard-mib >= 1 and --seed >= 0", (shard_mib, seed))
@@ -74,15 +80,12 @@ def convert(
 
     cases = find_cases(inputs, need_labels=True)
 
-    from apache_beam.io.filesystems import FileSystems
-
-    from preprocessing.conversion import OUTCOMES, ConversionSettings
-    from preprocessing.outputs import check_output, make_manifest, publish
+    from preprocessing.conversion import ConversionSettings
+    from preprocessing.outputs import check_output, make_manifest, publish, run_settings
     from preprocessing.runners import beam_runner
-    from preprocessing.storage import delete_folder, hidden_beside, make_folder
+    from preprocessing.unfinished import keep_listed, unfinished_folder
 
     output = output.rstrip("/")
-    check_output(output, overwrite)
     runner = beam_runner(beam_options, [o for a in _parser()._actions for o in a.option_strings])
     if splits_file:
         splits = load_splits(splits_file, [case.case_id for case in cases])
@@ -92,19 +95,13 @@ def convert(
         splits = split_by_hash([c.case_id for c in cases if not c.problem], eval_fraction)
 
     settings = ConversionSettings(task, seed, shard_mib * 2**20, tuple(sorted(allow)))
-    partial = hidden_beside(output, "partial")
-    delete_folder(partial)
-    for name in (*SPLITS, OUTCOMES):
-        make_folder(FileSystems.join(partial, name))
-    try:
+    run = run_settings(settings, eval_fraction=eval_fraction, shard_mib=shard_mib)
+    with unfinished_folder(output, run, resume=resume) as partial:
+        check_output(output, overwrite)
         entries = _convert_all(cases, splits, eval_fraction, settings, partial, runner, progress)
-        manifest = make_manifest(
-            entries, settings, {"eval_fraction": eval_fraction, "shard_mib": shard_mib}
-        )
+        keep_listed(partial, entries)
+        manifest = make_manifest(entries, run)
         publish(partial, output, manifest, task)
-    except BaseException:
-        delete_folder(partial)
-        raise
     return manifest
 
 
@@ -116,21 +113,23 @@ def _convert_all(cases, splits, eval_fraction, settings, partial, runner, progre
     from preprocessing.storage import read_json
 
     entries: dict[str, dict[str, Any]] = {}
+    taken_over = 0
     pending = cases
     while pending:
         jobs = [(case, splits.get(case.case_id, "train")) for case in pending]
         with _bar(partial, len(jobs), progress):
-            run_pipeline(jobs, settings, partial, runner)
+            taken_over += run_pipeline(jobs, settings, partial, runner)
         for case in pending:
-            entries[case.case_id] = read_json(outcome_path(partial, case.case_id))
-        _delete_shards(partial, reject_duplicates(entries))
+            entries[case.case_id] = read_json(outcome_path(partial, case.case_id))["entry"]
+        reject_duplicates(entries)
         if eval_fraction is None:
             break
         # A rejected case may leave a split empty that its place would have filled.
         converted = [name for name, entry in entries.items() if entry["status"] == CONVERTED]
         splits = split_by_hash(converted, eval_fraction)
         pending = [c for c in cases if splits.get(c.case_id) != entries[c.case_id].get("split")]
-        _delete_shards(partial, [entries[case.case_id] for case in pending])
+    if taken_over:
+        print(f"{taken_over} of {len(cases)} cases were finished already", file=sys.stderr)
     return [entries[case.case_id] for case in cases]
 
 
@@ -149,18 +148,16 @@ def _with_split(case: Case, splits: dict[str, str], splits_file: str) -> Case:
 @contextlib.contextmanager
 def _bar(partial: str, total: int, visible: bool) -> Iterator[None]:
     """Shows how many cases have left their outcome in the output's file system."""
-    from apache_beam.io.filesystems import FileSystems
     from tqdm import tqdm
 
-    from preprocessing.conversion import outcome_path
+    from preprocessing.unfinished import finished_cases
 
     done = threading.Event()
     with tqdm(total=total, desc="convert", unit="case", disable=not visible) as bar:
 
         def watch() -> None:
             while not done.wait(0.5):
-                found = FileSystems.match([outcome_path(partial, "*")])[0].metadata_list
-                bar.update(max(0, min(len(found), total) - bar.n))
+                bar.update(max(0, min(finished_cases(partial), total) - bar.n))
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -170,14 +167,6 @@ def _bar(partial: str, total: int, visible: bool) -> Iterator[None]:
             done.set()
             thread.join()
         bar.update(total - bar.n)
-
-
-def _delete_shards(partial: str, entries: Sequence[dict[str, Any]]) -> None:
-    from apache_beam.io.filesystems import FileSystems
-
-    for entry in entries:
-        for shard in entry.get("shards", ()):
-            FileSystems.delete([FileSystems.join(partial, entry["split"], shard["name"])])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -222,6 +211,7 @@ def _parser() -> argparse.ArgumentParser:
         + "; ".join(f"{name}: {what}" for name, what in ALLOWANCES.items()),
     )
     add("--overwrite", action="store_true", help="replace a finished data set")
+    add("--resume", action="store_true", help="go on where a run with these settings was stopped")
     add("--allow-rejected", action="store_true", help="exit with 0 although cases were rejected")
     return parser
 
@@ -249,6 +239,7 @@ def _run(arguments: argparse.Namespace, beam_options: Sequence[str]) -> int:
         shard_mib=arguments.shard_mib,
         allow=parse_allowances(arguments.allow),
         overwrite=arguments.overwrite,
+        resume=arguments.resume,
         beam_options=beam_options,
     )
     rejected = [entry for entry in manifest["cases"] if entry["status"] == "rejected"]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import re
 from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-import apache_beam
-import nibabel
-import numpy
-import pydicom
-import scipy
-import tensorflow
 from apache_beam.io.filesystems import FileSystems
 
 from preprocessing.conversion import CONVERTED, OUTCOMES, REJECTED, ConversionSettings
@@ -20,9 +17,10 @@ from preprocessing.duplicates import duplicate_reason, duplicates_of
 from preprocessing.errors import SettingsError
 from preprocessing.splits import SPLITS
 from preprocessing.storage import (
+    delete_file,
     delete_folder,
+    is_local,
     list_files,
-    make_folder,
     replace_folder,
     write_json,
 )
@@ -30,45 +28,57 @@ from preprocessing.tasks import Task
 
 MANIFEST, TASK = "manifest.json", "task.json"
 _RECORDS = re.compile(r"^(train|eval)/[^/]+\.tfrecord$")
-_LIBRARIES = (apache_beam, nibabel, numpy, pydicom, scipy, tensorflow)
+# In the hidden folder while a run is at work there.
+LOCK = "lock"
+_LIBRARIES = ("apache-beam", "isal", "nibabel", "numpy", "pydicom", "scipy", "tensorflow")
 
 
-def make_manifest(
-    entries: Sequence[dict[str, Any]],
-    settings: ConversionSettings,
-    further_settings: dict[str, Any],
-) -> dict[str, Any]:
-    """Returns the manifest of a conversion; nothing in it depends on when or where it ran."""
+def run_settings(settings: ConversionSettings, **further: Any) -> dict[str, Any]:
+    """Returns whatever decides the bytes of a conversion, next to its input: settings and versions.
+
+    The version of this package is a digest of its source.
+    """
+    versions = {library: metadata.version(library) for library in _LIBRARIES}
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    return {
+        "settings": {
+            "seed": settings.seed,
+            "task": settings.task.to_dict(),
+            "allow": list(settings.allow),
+            **further,
+        },
+        "versions": versions | {"python": platform.python_version(), "preprocessing": code},
+    }
+
+
+def make_manifest(entries: Sequence[dict[str, Any]], run: dict[str, Any]) -> dict[str, Any]:
+    """Returns the manifest of a conversion; nothing in it depends on when or where it ran.
+
+    Args:
+      entries: one a case, see `preprocessing.conversion.convert_case`.
+      run: see `run_settings`.
+    """
     statuses = [entry["status"] for entry in entries]
     splits = {}
     for split in SPLITS:
         patches = [entry["patches"] for entry in entries if entry.get("split") == split]
         splits[split] = {"cases": len(patches), "patches": sum(patches)}
-    versions = {library.__name__: library.__version__ for library in _LIBRARIES}
     return {
         "found": len(entries),
         CONVERTED: statuses.count(CONVERTED),
         REJECTED: statuses.count(REJECTED),
         "splits": splits,
         "cases": list(entries),
-        "settings": {
-            "seed": settings.seed,
-            "task": settings.task.to_dict(),
-            "allow": list(settings.allow),
-            **further_settings,
-        },
-        "versions": versions | {"python": platform.python_version()},
+        **run,
     }
 
 
-def reject_duplicates(entries: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def reject_duplicates(entries: dict[str, dict[str, Any]]) -> None:
     """Rejects, in place, each converted case whose voxels an earlier one has.
 
     Args:
       entries: the manifest's entries by case id, in the order of the cases.
-
-    Returns:
-      The entries that were replaced: their shards are not part of the data set.
     """
     twins = duplicates_of(
         (case_id, entry["fingerprint"])
@@ -80,7 +90,6 @@ def reject_duplicates(entries: dict[str, dict[str, Any]]) -> list[dict[str, Any]
         reason = duplicate_reason(entry["image"], twins[entry["case_id"]])
         kept = {name: entry[name] for name in ("case_id", "source")}
         entries[entry["case_id"]] = kept | {"status": REJECTED, "reason": reason}
-    return dropped
 
 
 def check_output(output: str, overwrite: bool) -> None:
@@ -90,7 +99,8 @@ def check_output(output: str, overwrite: bool) -> None:
       SettingsError: a finished data set is there and `overwrite` is not given, or any other file.
     """
     there = list_files(output)
-    foreign = [name for name in there if name not in (MANIFEST, TASK) and not _RECORDS.match(name)]
+    own = (MANIFEST, TASK, LOCK)
+    foreign = [name for name in there if name not in own and not _RECORDS.match(name)]
     if foreign:
         raise SettingsError("--output", "a new or empty folder", f"{foreign[0]} in {output}")
     if TASK in there and not overwrite:
@@ -104,10 +114,14 @@ def publish(partial: str, output: str, manifest: dict[str, Any], task: Task) -> 
     Without a converted case only the manifest stays.
     """
     if manifest[CONVERTED]:
-        delete_folder(FileSystems.join(partial, OUTCOMES))
         write_json(FileSystems.join(partial, TASK), task.to_dict())
-    else:
-        delete_folder(partial)
-        make_folder(partial)
     write_json(FileSystems.join(partial, MANIFEST), manifest)
+    for name in (OUTCOMES, *(SPLITS if not manifest[CONVERTED] else ())):
+        delete_folder(FileSystems.join(partial, name))
+    for name in list_files(partial):
+        if name not in (MANIFEST, TASK, LOCK) and not _RECORDS.match(name):
+            delete_file(FileSystems.join(partial, name))
     replace_folder(partial, output, last=MANIFEST)
+    if is_local(output):
+        # Moved along, so that no other run could take hold of the folder before.
+        delete_file(FileSystems.join(output, LOCK))

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
+import io
+import logging
+import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
+import grpc
+from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import create_runner
 
 from preprocessing.case import Case
-from preprocessing.conversion import ConversionSettings, ConvertCase
+from preprocessing.conversion import TAKEN_OVER, ConversionSettings, ConvertCase
 from preprocessing.errors import PipelineError, SettingsError
+
+MOST_THREADS = 4
+# What a runner needs besides Beam, and the option that names it.
+_PROGRAMS = {
+    "FlinkRunner": "flink_job_server_jar",
+    "SparkRunner": "spark_job_server_jar",
+    "PrismRunner": "prism_location",
+}
 
 
 def beam_runner(
@@ -46,12 +61,49 @@ def beam_runner(
     options = PipelineOptions(list(beam_options), save_main_session=False)
     name = options.view_as(StandardOptions).runner
     if name in (None, "DirectRunner"):
+        _choose_workers(options, beam_options)
         _check_processes(options)
         return FnApiRunner(), options
+    _check_runner(name, options)
     try:
         return create_runner(name), options
     except (ValueError, ImportError) as error:
         raise SettingsError("--runner", "one of Beam's runners", error) from None
+
+
+def _choose_workers(options: PipelineOptions, beam_options: Sequence[str]) -> None:
+    """Takes a thread a core, unless the command line says something else.
+
+    Threads start at once, while processes take seconds to; they share one interpreter, which lets
+    few of them work at a time, and each holds a volume: so there are `MOST_THREADS` at most.
+    """
+    if any(option.startswith("--direct_") for option in beam_options):
+        return
+    threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
+    if threads > 1:
+        direct = options.view_as(DirectOptions)
+        direct.direct_running_mode, direct.direct_num_workers = "multi_threading", threads
+
+
+def _check_runner(name: str, options: PipelineOptions) -> None:
+    """Refuses runners that lose outputs, or that would fetch a program from the internet."""
+    short = name.rpartition(".")[2]
+    if short == "DaskRunner":
+        raise SettingsError(
+            "--runner",
+            "a runner that runs every step of a job",
+            f"{short}, which leaves out steps without a word",
+            "Use DirectRunner on one machine, FlinkRunner on several.",
+        )
+    option = _PROGRAMS.get(short)
+    everything = options.get_all_options()
+    if option and not everything[option] and not everything["job_endpoint"]:
+        raise SettingsError(
+            f"--runner {short}",
+            f"--{option} FILE or --job_endpoint HOST:PORT",
+            "neither",
+            "Beam would fetch the program from the internet; docs/engines.md says where it is.",
+        )
 
 
 def _check_processes(options: PipelineOptions, interpreter: str = sys.executable) -> None:
@@ -74,23 +126,48 @@ def run_pipeline(
     settings: ConversionSettings,
     folder: str,
     runner: tuple[beam.runners.PipelineRunner, PipelineOptions],
-) -> None:
+) -> int:
     """Converts (case, split) pairs into a folder and waits until all are done.
+
+    Returns:
+      How many of the cases were finished in the folder already.
 
     Raises:
       PipelineError: a worker failed, because of a full disk for example.
     """
     try:
-        with beam.Pipeline(runner=runner[0], options=runner[1]) as pipeline:
+        with _quiet_workers(), beam.Pipeline(runner=runner[0], options=runner[1]) as pipeline:
             _ = (
                 pipeline
                 | "Cases" >> beam.Create(jobs)
                 | "Spread" >> beam.Reshuffle()
                 | "Convert" >> beam.ParDo(ConvertCase(settings, folder))
             )
-    except RuntimeError as error:
-        # Beam hands on what happened in a worker as text.
-        raise PipelineError("convert", "a Beam job that finishes", error) from error
+    except (RuntimeError, grpc.RpcError) as error:
+        raise PipelineError(
+            folder,
+            "a Beam job that finishes",
+            _cause(error),
+            "Mend it and run again; --resume keeps the finished cases.",
+        ) from error
+    counter = MetricsFilter().with_namespace(TAKEN_OVER[0]).with_name(TAKEN_OVER[1])
+    counters = pipeline.result.metrics().query(counter)["counters"]
+    return sum(each.result for each in counters)
+
+
+def _quiet_workers() -> contextlib.AbstractContextManager:
+    """Keeps the tracebacks off the screen that Beam prints for errors which it raises as well."""
+    if logging.getLogger("apache_beam").isEnabledFor(logging.ERROR):
+        return contextlib.nullcontext()
+    return contextlib.redirect_stderr(io.StringIO())
+
+
+def _cause(error: Exception) -> str:
+    """Returns what happened in a worker, which Beam hands on as the text of a traceback."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    raised = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b", line)]
+    cause = raised[-1] if raised else " ".join(lines)
+    return re.sub(r"^(RuntimeError: )*|\s*\[while running .*$", "", cause)
 
 
 def _subclasses(kind: type) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import struct
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from preprocessing.storage import temporary_name
 
 # TFRecord's checksums are stored rotated and shifted by this constant.
 _CRC_SHIFT = 0xA282EAD8
+_CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,19 @@ def write_shards(
     return shards
 
 
+def is_intact(folder: str, shard: Shard) -> bool:
+    """Returns whether a shard file is there, whole and unchanged."""
+    path = FileSystems.join(folder, shard.name)
+    if not FileSystems.exists(path):
+        return False
+    digest, size = hashlib.sha256(), 0
+    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return (size, digest.hexdigest()) == (shard.size, shard.sha256)
+
+
 def frame_record(record: bytes) -> bytes:
     """Returns a record as it stands in a TFRecord file: length, its checksum, data, its checksum."""
     length = struct.pack("<Q", len(record))
@@ -96,7 +111,9 @@ class _OpenShard:
         return Shard(self.name, self.records, self.size, self.hash.hexdigest())
 
     def discard(self) -> None:
-        self.file.close()
+        # On a full disk closing fails as well.
+        with contextlib.suppress(OSError):
+            self.file.close()
         FileSystems.delete([self.temporary])
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import uuid
+from pathlib import Path
 from typing import Any
 
 from apache_beam.io.filesystem import CompressionTypes
@@ -42,6 +45,10 @@ def hidden_beside(path: str, what: str) -> str:
 
 def list_files(folder: str) -> list[str]:
     """Returns all files below a folder, as paths relative to it; none if there is no such folder."""
+    if is_local(folder):
+        # Beam would take *, ? and [ in a folder's name for a pattern.
+        paths = (path for path in Path(folder).rglob("*") if path.is_file())
+        return sorted(path.relative_to(folder).as_posix() for path in paths)
     prefix = FileSystems.join(folder, "")
     found = FileSystems.match([FileSystems.join(folder, "**")])[0].metadata_list
     return sorted(each.path[len(prefix) :] for each in found)
@@ -55,12 +62,20 @@ def make_folder(path: str) -> None:
 
 def delete_folder(path: str) -> None:
     """Deletes a folder with all it holds, if it is there."""
-    if not _is_local(path):
+    if not is_local(path):
         # Object stores know files only.
         files = [FileSystems.join(path, name) for name in list_files(path)]
         if files:
             FileSystems.delete(files)
-    elif FileSystems.exists(path):
+    elif os.path.exists(path):
+        shutil.rmtree(path)
+
+
+def delete_file(path: str) -> None:
+    """Deletes a file."""
+    if is_local(path):
+        os.remove(path)
+    else:
         FileSystems.delete([path])
 
 
@@ -70,7 +85,7 @@ def replace_folder(source: str, target: str, *, last: str) -> None:
     An object store can't rename folders: there the file `last` follows after all others, so its
     presence says that the rest is complete.
     """
-    if _is_local(target):
+    if is_local(target):
         old = hidden_beside(target, "replaced")
         delete_folder(old)
         if FileSystems.exists(target):
@@ -84,5 +99,6 @@ def replace_folder(source: str, target: str, *, last: str) -> None:
         FileSystems.rename([FileSystems.join(source, name)], [FileSystems.join(target, name)])
 
 
-def _is_local(path: str) -> bool:
+def is_local(path: str) -> bool:
+    """Returns whether an address is a path of this machine's own file system."""
     return FileSystems.get_scheme(path) is None

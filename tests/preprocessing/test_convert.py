@@ -2,23 +2,18 @@
 
 import dataclasses
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import tensorflow as tf
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from preprocessing.convert import main
-from preprocessing.errors import SettingsError
 from preprocessing.phantom import PhantomSettings, make_case, write_cases
 from preprocessing.records import parse_example
-from preprocessing.runners import _check_processes
 from preprocessing.tasks import PRESETS, load_task
 from preprocessing.volume import to_task_space
 
@@ -129,32 +124,6 @@ class TestRecords:
         assert len(train) == 4 * len(cases)
         with_foreground = sum(bool((record["label"].numpy() > 0).any()) for record in train)
         assert with_foreground >= 3 * len(cases)
-
-    @pytest.mark.parametrize(
-        "options",
-        [
-            ["--runner", "DirectRunner"],
-            ["--direct_running_mode", "multi_threading", "--direct_num_workers", "2"],
-            pytest.param(
-                ["--direct_running_mode", "multi_processing", "--direct_num_workers", "2"],
-                marks=pytest.mark.slow,
-            ),
-        ],
-    )
-    def test_same_bytes_whatever_the_workers(self, records, phantom, tmp_path, options):
-        if "multi_processing" in options and " " in sys.executable:
-            pytest.skip(
-                f"Beam starts no processes of an interpreter with a space: {sys.executable}"
-            )
-        assert convert(tmp_path / "again", phantom, options=options) == 0
-        assert tree(tmp_path / "again") == tree(records)
-
-    def test_processes_of_an_interpreter_with_a_space_are_refused(self):
-        processes = PipelineOptions(["--direct_running_mode", "multi_processing"])
-        with pytest.raises(SettingsError, match="folder without spaces"):
-            _check_processes(processes, "/my folder/python")
-        _check_processes(processes, "/folder/python")
-        _check_processes(PipelineOptions([]), "/my folder/python")
 
     def test_another_seed_draws_other_patches_of_the_same_cases(self, records, phantom, tmp_path):
         assert convert(tmp_path / "other", phantom, options=["--seed", "1"]) == 0
@@ -322,23 +291,6 @@ class TestBadInput:
         assert convert(output, phantom, options=["--overwrite"]) == 1
         assert "found thesis.txt in" in capsys.readouterr().err
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-@pytest.mark.slow
-def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path):
-    write_cases(tmp_path / "data", 3, 0, settings=SETTINGS)
-    arguments = ["--input", str(tmp_path / "data"), "--output", str(tmp_path / "out"), *PATCHES]
-    command = [sys.executable, "-m", "preprocessing.convert", *arguments]
-    process = subprocess.Popen([*command, "--patches-per-case", "3000"], cwd=ROOT)
-    while process.poll() is None and not list(tmp_path.glob(".out.partial/*/*.unfinished")):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (tmp_path / "out").exists()
-    assert list(tmp_path.glob(".out.partial/**/*.tfrecord*"))
-    # The next run starts afresh and tidies up.
-    assert main(arguments) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out"]
 
 
 def test_help_imports_no_framework():
