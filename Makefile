@@ -3,13 +3,14 @@ PYTHON_BIN = .venv/bin/python
 DATA =
 OUTPUT = demo
 
-.PHONY: help env demo test test-fast lint lock clean
+.PHONY: help env demo test test-fast test-flink lint lock clean
 
 help:
 	@echo "make env               the locked environment .venv, nothing else"
 	@echo "make demo              the whole road on synthetic CT: data, training, served prediction"
 	@echo "make demo DATA=DIR     the same on your own folder of CT volumes and label maps"
 	@echo "make test              all tests; make test-fast leaves out the whole runs"
+	@echo "make test-flink        the conversion on Flink; fetches nothing, says where the job server comes from"
 	@echo "make lint              format and style checks"
 	@echo "make lock              resolves requirements.lock anew from setup.py"
 	@echo "make clean             removes the environment and the demo's output"
@@ -25,6 +26,20 @@ test: env
 
 test-fast: env
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON_BIN) -m pytest -n 2 --dist loadfile -m "not slow"
+
+# Beam's job server for Flink is a Java program that this project neither holds nor fetches.
+FLINK_JOB_SERVER = org.apache.beam:beam-runners-flink-1.19-job-server:2.68.0
+
+test-flink:
+	@test -f "$$AHNET_FLINK_JOB_SERVER_JAR" || { \
+		echo "AHNET_FLINK_JOB_SERVER_JAR names no file. It is Beam's job server for Flink, on Maven Central:"; \
+		echo "    $(FLINK_JOB_SERVER)"; \
+		echo "One way to get it, with Maven and a Java of version 11 or 17:"; \
+		echo "    mvn dependency:copy -Dartifact=$(FLINK_JOB_SERVER) -DoutputDirectory=."; \
+		echo "    make test-flink AHNET_FLINK_JOB_SERVER_JAR=\$$PWD/beam-runners-flink-1.19-job-server-2.68.0.jar"; \
+		exit 2; } >&2
+	@$(MAKE) --no-print-directory env
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON_BIN) -m pytest tests/preprocessing/test_flink.py
 
 lint: env
 	@$(PYTHON_BIN) -m ruff format --check . && $(PYTHON_BIN) -m ruff check .

@@ -17,7 +17,12 @@ from typing import Any
 import apache_beam as beam
 import grpc
 from apache_beam.metrics import MetricsFilter
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    PipelineOptions,
+    PortableOptions,
+    StandardOptions,
+)
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import create_runner
 
@@ -32,6 +37,7 @@ _PROGRAMS = {
     "SparkRunner": "spark_job_server_jar",
     "PrismRunner": "prism_location",
 }
+_PORTABLE = (*_PROGRAMS, "PortableRunner")
 
 
 def beam_runner(
@@ -54,17 +60,20 @@ def beam_runner(
     for kind in _subclasses(PipelineOptions):
         kind._add_argparse_args(known)
     _, unknown = known.parse_known_args(list(beam_options))
+    options = PipelineOptions(list(beam_options), save_main_session=False)
+    name = options.view_as(StandardOptions).runner or "DirectRunner"
+    short = name.rpartition(".")[2]
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0], own_options, n=1)
         remedy = f"Did you mean {near[0]}?" if near else ""
-        raise SettingsError("convert", "options of --help or of Beam", unknown[0], remedy)
-    options = PipelineOptions(list(beam_options), save_main_session=False)
-    name = options.view_as(StandardOptions).runner
-    if name in (None, "DirectRunner"):
+        # A job server may know options that Beam's Python does not.
+        if near or short not in _PORTABLE:
+            raise SettingsError("convert", "options of --help or of Beam", unknown[0], remedy)
+    if short == "DirectRunner":
         _choose_workers(options, beam_options)
         _check_processes(options)
         return FnApiRunner(), options
-    _check_runner(name, options)
+    _check_runner(short, options)
     try:
         return create_runner(name), options
     except (ValueError, ImportError) as error:
@@ -87,19 +96,18 @@ def _choose_workers(options: PipelineOptions, beam_options: Sequence[str]) -> No
 
 def _check_runner(name: str, options: PipelineOptions) -> None:
     """Refuses runners that lose outputs, or that would fetch a program from the internet."""
-    short = name.rpartition(".")[2]
-    if short == "DaskRunner":
+    if name == "DaskRunner":
         raise SettingsError(
             "--runner",
             "a runner that runs every step of a job",
-            f"{short}, which leaves out steps without a word",
+            f"{name}, which leaves out steps without a word",
             "Use DirectRunner on one machine, FlinkRunner on several.",
         )
-    option = _PROGRAMS.get(short)
+    option = _PROGRAMS.get(name)
     everything = options.get_all_options()
     if option and not everything[option] and not everything["job_endpoint"]:
         raise SettingsError(
-            f"--runner {short}",
+            f"--runner {name}",
             f"--{option} FILE or --job_endpoint HOST:PORT",
             "neither",
             "Beam would fetch the program from the internet; docs/engines.md says where it is.",
@@ -143,7 +151,10 @@ def run_pipeline(
                 | "Spread" >> beam.Reshuffle()
                 | "Convert" >> beam.ParDo(ConvertCase(settings, folder))
             )
-    except (RuntimeError, grpc.RpcError) as error:
+    except grpc.FutureTimeoutError as error:
+        endpoint = runner[1].view_as(PortableOptions).job_endpoint
+        raise PipelineError(f"--job_endpoint {endpoint}", "a job server", "no answer") from error
+    except (RuntimeError, ValueError, grpc.RpcError) as error:
         raise PipelineError(
             folder,
             "a Beam job that finishes",
@@ -152,7 +163,7 @@ def run_pipeline(
         ) from error
     counter = MetricsFilter().with_namespace(TAKEN_OVER[0]).with_name(TAKEN_OVER[1])
     counters = pipeline.result.metrics().query(counter)["counters"]
-    return sum(each.result for each in counters)
+    return sum(each.result or 0 for each in counters)
 
 
 def _quiet_workers() -> contextlib.AbstractContextManager:
