@@ -131,8 +131,11 @@ def _is_mammogram(header: Dataset) -> bool:
 
 def _found(path: Path, header: Dataset, root: Path) -> DicomImage:
     kind = "dbt" if _is_mammogram(header) else "ct"
+    if not header.get("SeriesInstanceUID"):
+        # Cut off before it, and maybe before the patient's name too.
+        return _unreadable(path, root)
     uid = header.get("SOPInstanceUID" if path.is_file() else "SeriesInstanceUID")
-    own = pseudonym(kind, str(uid or path.relative_to(root)))
+    own = pseudonym(kind, str(uid or header.SeriesInstanceUID))
     return DicomImage(path, tuple(sorted(identifiers(header))), own)
 
 

@@ -135,8 +135,17 @@ def read_header(path: str | os.PathLike, identifying: Collection[str] = ()) -> D
 
 
 def has_image(header: Dataset) -> bool:
-    """Returns whether a header is one of an image, not of a report, a plan or a DICOMDIR."""
-    return "Rows" in header or header.pixel_bytes > 0
+    """Returns whether a header is one of an image, not of a report, a plan, a dose or a DICOMDIR.
+
+    The kind of object decides. Where a header names none that is known, it is an image if it has
+    pixels, or if it says nothing at all: then it was cut off.
+    """
+    kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+    name = UID(kind).name if kind else ""
+    if "Image Storage" in name:
+        return True
+    known = name not in ("", kind)
+    return not known and ("Rows" in header or header.pixel_bytes > 0 or not kind)
 
 
 def read_image_header(path: str | os.PathLike, identifying: Collection[str] = ()) -> Image:

@@ -1,11 +1,22 @@
-"""What all tests share: quiet frameworks, few threads, and where real volumes may lie."""
+"""What all tests share: quiet frameworks, where real volumes may lie, and DICOM files made by pydicom."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import (
+    BreastTomosynthesisImageStorage,
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    generate_uid,
+)
 
 from preprocessing.command import quiet_frameworks
 
@@ -21,3 +32,125 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real volumes at {folder}; AHNET_DATA may name their folder")
     return folder
+
+
+# What stands in the headers and must stand nowhere else.
+IDENTIFIERS = {
+    "PatientName": "Doehring^Xaveria",
+    "PatientID": "PID7748123",
+    "PatientBirthDate": "19560307",
+    "AccessionNumber": "ACC99120",
+    "StudyID": "STU5521",
+    "ReferringPhysicianName": "Quackenbush^Zoltan",
+    "StudyDate": "20190823",
+    "OtherPatientIDs": ["OPI3301", "OPI3302"],
+}
+STUDY_UID = "1.2.826.0.1.3680043.8.498.11.77"
+SERIES_UID = "1.2.826.0.1.3680043.8.498.11.78"
+
+
+def _image(stored: np.ndarray, sop_class: str, syntax: str, tags: dict) -> Dataset:
+    """Returns a dataset of frames [row, column] or [frame, row, column] with their pixels."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID = sop_class
+    dataset.SOPInstanceUID = generate_uid()
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = STUDY_UID, SERIES_UID
+    dataset.FrameOfReferenceUID = "1.2.826.0.1.3680043.8.498.11.79"
+    for keyword, value in IDENTIFIERS.items():
+        setattr(dataset, keyword, value)
+    dataset.Rows, dataset.Columns = stored.shape[-2:]
+    if stored.ndim == 3:
+        dataset.NumberOfFrames = len(stored)
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated = dataset.BitsStored = 8 * stored.dtype.itemsize
+    dataset.PixelRepresentation = int(stored.dtype.kind == "i")
+    for keyword, value in tags.items():
+        if value is not None:
+            setattr(dataset, keyword, value)
+        elif keyword in dataset:
+            delattr(dataset, keyword)
+    dataset.HighBit = dataset.BitsStored - 1
+    dataset.PixelData = np.ascontiguousarray(stored).tobytes()
+    dataset["PixelData"].VR = "OB" if stored.dtype.itemsize == 1 else "OW"
+    if syntax != ExplicitVRLittleEndian:
+        dataset.compress(syntax)
+    return dataset
+
+
+def ct_slice(stored, position, *, syntax=ExplicitVRLittleEndian, **tags) -> Dataset:
+    """Returns one CT slice [row, column]; the affine's numbers are LPS."""
+    tags = {
+        "Modality": "CT",
+        "ImagePositionPatient": [f"{value:.6g}" for value in position],
+        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+        "PixelSpacing": [0.8, 0.7],
+        "RescaleSlope": 1,
+        "RescaleIntercept": -1024,
+        "SliceThickness": 99,
+    } | tags
+    return _image(stored, CTImageStorage, syntax, tags)
+
+
+def multi_frame(
+    stored, *, positions=None, per_frame=None, shared=None, ct=False, syntax=None, **tags
+) -> Dataset:
+    """Returns an image [frame, row, column]; functional groups by {sequence: {keyword: value}}."""
+    tags = {"Modality": "CT" if ct else "MG"} | tags
+    sop_class = EnhancedCTImageStorage if ct else BreastTomosynthesisImageStorage
+    groups = [dict(group) for group in per_frame or [{}] * len(stored)]
+    for group, position in zip(groups, positions if positions is not None else (), strict=False):
+        group["PlanePositionSequence"] = {"ImagePositionPatient": [f"{v:.6g}" for v in position]}
+    if any(groups):
+        tags["PerFrameFunctionalGroupsSequence"] = Sequence(map(_groups, groups))
+    if shared:
+        tags["SharedFunctionalGroupsSequence"] = Sequence([_groups(shared)])
+    return _image(stored, sop_class, syntax or ExplicitVRLittleEndian, tags)
+
+
+def _groups(values: dict) -> Dataset:
+    item = Dataset()
+    for sequence, elements in values.items():
+        inner = Dataset()
+        for keyword, value in elements.items():
+            setattr(inner, keyword, value)
+        setattr(item, sequence, Sequence([inner]))
+    return item
+
+
+def save(dataset: Dataset, path):
+    """Writes a dataset as a DICOM file with its preamble; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def ct_series(folder, stored, *, origin=(-20.0, -30.0, 40.0), step=(0, 0, 2.5), seed=0, **tags):
+    """Writes stored values [slice, row, column] as a series of shuffled names; returns the folder."""
+    names = np.random.default_rng(seed).permutation(len(stored))
+    for index, (name, values) in enumerate(zip(names, stored, strict=True)):
+        position = np.asarray(origin) + index * np.asarray(step)
+        number = tags.pop("InstanceNumber", None) or index + 1
+        save(
+            ct_slice(values, position, InstanceNumber=number, **tags), folder / f"IM{name:04d}.dcm"
+        )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dicom():
+    """The functions of this file, and the identifiers that they write."""
+    return SimpleNamespace(
+        ct_slice=ct_slice,
+        multi_frame=multi_frame,
+        save=save,
+        ct_series=ct_series,
+        identifiers=[
+            *(v for v in IDENTIFIERS.values() if isinstance(v, str)),
+            *IDENTIFIERS["OtherPatientIDs"],
+            *("Doehring", "Xaveria", "Quackenbush", STUDY_UID, SERIES_UID),
+        ],
+        study_uid=STUDY_UID,
+        series_uid=SERIES_UID,
+    )

@@ -215,3 +215,30 @@ def test_bad_options_are_one_line(threshold_model, tmp_path, capsys, options, me
     assert main([*options, *paths]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_dicom_series_give_label_maps_on_their_grid(
+    threshold_model, tissues, tmp_path, dicom, capfd
+):
+    """One case of a harmless name, one of a telling one, one that is tilted."""
+    voxels = blobs((9, 7, 5))
+    stored = (voxels.transpose(2, 1, 0) + 1024).astype(np.uint16)
+    cases = tmp_path / "cases"
+    dicom.ct_series(cases / "case7", stored)
+    dicom.ct_series(cases / "Doehring", stored, SeriesInstanceUID="1.2.3.4.5.6.7")
+    dicom.ct_series(cases / "PID7748123", stored, step=(0, 1, 2), SeriesInstanceUID="1.2.3.4.5.6.8")
+    output = tmp_path / "out"
+    command = ["--model", str(threshold_model), "--input", str(cases), "--output", str(output)]
+    assert main(command) == 1
+    written = sorted(output.glob("*.nii.gz"))
+    assert [path.name for path in written] == ["case7.nii.gz", "ct-be6e2e623b7c.nii.gz"]
+    for path in written:
+        image = nib.load(path)
+        np.testing.assert_array_equal(np.asarray(image.dataobj), tissues(voxels))
+        expected = [[-0.7, 0, 0, 20], [0, -0.8, 0, 30], [0, 0, 2.5, 40], [0, 0, 0, 1]]
+        np.testing.assert_allclose(image.affine, expected, atol=1e-6)
+    told = "".join(capfd.readouterr()) + (output / "prediction.json").read_text()
+    assert "gantry tilt of 26.6 degrees" in told
+    assert not [each for each in dicom.identifiers if each.lower() in told.lower()]
+    assert main([*command, "--allow", "gantry_tilt"]) == 0
+    assert len(list(output.glob("*.nii.gz"))) == 3

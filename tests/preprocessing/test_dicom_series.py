@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
-from pydicom.uid import RLELossless
+from pydicom.uid import BasicTextSRStorage, RLELossless
 
 from preprocessing.allowances import (
     ALLOWANCES,
@@ -175,7 +175,7 @@ def test_a_localizer_in_the_series(tmp_path, dicom):
 
 def test_what_is_no_slice_is_passed_over(tmp_path, dicom):
     dicom.ct_series(tmp_path, STORED)
-    report = dicom.ct_slice(STORED[0], (0, 0, 0), Modality="SR")
+    report = dicom.ct_slice(STORED[0], (0, 0, 0), SOPClassUID=BasicTextSRStorage)
     for keyword in ("PixelData", "Rows", "Columns"):
         delattr(report, keyword)
     dicom.save(report, tmp_path / "report.dcm")
