@@ -24,7 +24,7 @@ from pydicom.uid import (
 )
 
 from preprocessing.dicom_damage import DAMAGE
-from preprocessing.dicom_identity import IDENTIFYING_TAGS, identifiers, shown_path
+from preprocessing.dicom_identity import IDENTIFYING_TAGS, ShownPath, identifiers, shown_path
 from preprocessing.errors import InputError
 from preprocessing.nifti import MAX_VOXELS
 
@@ -69,7 +69,7 @@ class Image:
     """
 
     path: Path
-    shown: str
+    shown: ShownPath
     header: Dataset
     frames: int
     rows: int
@@ -164,7 +164,7 @@ def read_image_header(path: str | os.PathLike, identifying: Collection[str] = ()
 
 def image_of(path: Path, header: Dataset, identifying: Collection[str]) -> Image:
     """Returns the image that a header describes; see `read_image_header`."""
-    shown = shown_path(path, identifying)
+    shown = ShownPath(path, identifying)
     if "Rows" not in header or "Columns" not in header:
         raise InputError(shown, "a DICOM image", "no Rows and Columns")
     rows, columns = whole(header, "Rows", shown), whole(header, "Columns", shown)
@@ -201,7 +201,7 @@ def image_of(path: Path, header: Dataset, identifying: Collection[str]) -> Image
     return image
 
 
-def whole(header: Dataset, keyword: str, shown: str, default: int | None = None) -> int:
+def whole(header: Dataset, keyword: str, shown: object, default: int | None = None) -> int:
     """Returns a whole number of a header.
 
     Raises:
@@ -214,7 +214,7 @@ def whole(header: Dataset, keyword: str, shown: str, default: int | None = None)
     return int(number)
 
 
-def numbers(header: Dataset, keyword: str, count: int, shown: str) -> tuple[float, ...] | None:
+def numbers(header: Dataset, keyword: str, count: int, shown: object) -> tuple[float, ...] | None:
     """Returns the finite numbers of an element; None where it is missing or empty.
 
     Raises:
@@ -233,7 +233,7 @@ def numbers(header: Dataset, keyword: str, count: int, shown: str) -> tuple[floa
     return values
 
 
-def sequence_item(header: Dataset, keyword: str, shown: str, index: int = 0) -> Dataset | None:
+def sequence_item(header: Dataset, keyword: str, shown: object, index: int = 0) -> Dataset | None:
     """Returns an item of a sequence; None where there is no such item.
 
     Raises:
@@ -256,7 +256,7 @@ def _is_deflated(path: Path) -> bool:
     return read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
 
 
-def _transfer_syntax(header: Dataset, shown: str) -> UID:
+def _transfer_syntax(header: Dataset, shown: object) -> UID:
     """Returns the file's transfer syntax; without a meta header what pydicom read it as."""
     named = header.file_meta.get("TransferSyntaxUID")
     if named:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom.dataset import Dataset
@@ -65,6 +66,17 @@ def is_identifying(name: str, identifying: Collection[str]) -> bool:
         value in plain if len(value) >= SHORT else value in words or value == plain
         for value in values
     )
+
+
+@dataclass(frozen=True)
+class ShownPath:
+    """A path that is made fit to be shown when it is shown: that takes a while, and is seldom needed."""
+
+    path: Path
+    identifying: Collection[str]
+
+    def __str__(self) -> str:
+        return shown_path(self.path, self.identifying)
 
 
 def shown_path(path: str | os.PathLike, identifying: Collection[str]) -> str:

@@ -14,8 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
-from pydicom import dcmread
-from pydicom.pixels import iter_pixels
+from pydicom.pixels import get_decoder
 from pydicom.uid import RLELossless
 
 from preprocessing.dicom_damage import DAMAGE
@@ -126,24 +125,35 @@ def _is_decoded_apart(image: Image) -> bool:
 def _decoded_here(images: Iterable[Image]) -> Iterator[np.ndarray]:
     for image in images:
         frames = 0
+        syntax = image.transfer_syntax
         try:
-            for frame in iter_pixels(_source(image), raw=True):
-                yield _checked(frame, image)
-                frames += 1
+            with open(image.path, "rb") as file:
+                # Behind the element's tag, VR and length.
+                file.seek(image.header.pixel_offset + (8 if syntax.is_implicit_VR else 12))
+                found = get_decoder(syntax).iter_array(file, raw=True, **_options(image))
+                for frame, _ in found:
+                    yield _checked(frame, image)
+                    frames += 1
         except DAMAGE as error:
             raise _undecodable(image, type(error).__name__) from None
         if frames != image.frames:
             raise _undecodable(image, f"{frames} of {image.frames} frames")
 
 
-def _source(image: Image):
-    """Returns what pydicom reads frames from: the file, one at a time, or a dataset in memory where
-    the file does not say how it is encoded."""
-    if image.header.file_meta.get("TransferSyntaxUID"):
-        return str(image.path)
-    dataset = dcmread(image.path, force=True)
-    dataset.file_meta.TransferSyntaxUID = image.transfer_syntax
-    return dataset
+def _options(image: Image) -> dict[str, int | str]:
+    """Returns how pixels are stored, in pydicom's words."""
+    return {
+        "rows": image.rows,
+        "columns": image.columns,
+        "number_of_frames": image.frames,
+        "samples_per_pixel": 1,
+        "bits_allocated": image.bits_allocated,
+        "bits_stored": image.bits_stored,
+        "pixel_representation": int(image.signed),
+        "photometric_interpretation": "MONOCHROME2",
+        "pixel_keyword": "PixelData",
+        "pixel_vr": "OB" if image.compressed or image.bits_allocated == 8 else "OW",
+    }
 
 
 def _decoded_apart(images: Sequence[Image]) -> Iterator[np.ndarray]:

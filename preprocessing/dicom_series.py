@@ -186,7 +186,7 @@ def _images(
     return [image_of(path, header, identifying) for path, header in headers], identifying
 
 
-def _one_group(slices: list[_Slice], shown: str, allow: Collection[str]) -> list[_Slice]:
+def _one_group(slices: list[_Slice], shown: object, allow: Collection[str]) -> list[_Slice]:
     """Returns the slices of one series, shape, orientation and spacing: the most there are."""
     groups: list[list[_Slice]] = []
     for each in slices:
