@@ -27,7 +27,7 @@ class Case:
       problem: why the case can't be used, in one line; empty if it can.
       boxes: lesions of a DBT volume from a table of boxes; None where there is no such table.
       view: "lcc", "rcc", "lmlo" or "rmlo" where a table says it, else empty.
-      identifiers: what names the patient in file names; it never leaves the process.
+      identifiers: what names the patient in headers and tables; it gets into no output.
       label_names: label values and their names as the data set has them; empty: they are the task's.
       pseudonym: an id that tells nobody, for a case whose own name would tell somebody.
     """

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ import tensorflow as tf
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
-from preprocessing import case_files
+from preprocessing import case_files, verify
 from preprocessing.case import Case
 from preprocessing.cases import find_cases
 from preprocessing.convert import main
@@ -324,7 +322,7 @@ def archive(dicom, root):
     for number in range(8):
         folder, tags = place(number)
         step = (0, 1.5, 2.5) if number == 3 else (0, 0, 2.5)
-        dicom.ct_series(folder, STORED, step=step, **tags)
+        dicom.ct_series(folder, STORED + number, step=step, **tags)
         if number != 2:
             label = root / f"PID7748123-{number}" / f"PID7748123-{number}_liver.nii.gz"
             write_image(
@@ -364,19 +362,12 @@ def leaks(content, dicom):
     return [each for each in dicom.identifiers if each.lower().encode() in content.lower()]
 
 
-def command(module, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, timeout=280
-    )
-
-
-def test_no_identifier_leaves_a_conversion(tmp_path, dicom):
+def test_no_identifier_leaves_a_conversion(tmp_path, dicom, capfd):
     root = archive(dicom, tmp_path / "hospital")
     output = tmp_path / "records"
-    result = command(
-        *("preprocessing.convert", "--task", "ct_liver", "--input", root, "--output", output),
-        *(*PATCHES, "--eval-fraction", "0.4"),
-    )
+    options = ["--task", "ct_liver", "--input", str(root), "--output", str(output)]
+    assert main([*options, *PATCHES, "--eval-fraction", "0.4"]) == 1
+    told = "".join(capfd.readouterr())
     manifest = json.loads((output / "manifest.json").read_text())
     reasons = [case["reason"] for case in manifest["cases"] if case["status"] == "rejected"]
     assert manifest["converted"] == 2, reasons
@@ -390,14 +381,22 @@ def test_no_identifier_leaves_a_conversion(tmp_path, dicom):
         "kinds of slices",
     ):
         assert any(expected in reason for reason in reasons), (expected, reasons)
-    assert b"2 of 9 cases converted" in result.stdout
-    assert leaks(result.stdout + result.stderr, dicom) == []
+    assert "2 of 9 cases converted" in told
+    assert leaks(told.encode(), dicom) == []
     # The paths that are shown lead to the files, without saying whose they are.
     assert any(re.search(r"hospital/#\d/#\d/#\d", reason) for reason in reasons), reasons
     files = [path for path in output.rglob("*") if path.is_file()]
     assert any(path.suffix == ".tfrecord" for path in files)
     for path in files:
         assert leaks(str(path.relative_to(output)).encode() + path.read_bytes(), dicom) == []
+
+
+def test_no_identifier_leaves_a_check(tmp_path, dicom, capfd):
+    root = archive(dicom, tmp_path / "hospital")
+    assert verify.main([str(root), "--output", str(tmp_path / "found.json")]) == 1
+    told = "".join(capfd.readouterr()) + (tmp_path / "found.json").read_text()
+    assert "gantry tilt" in told
+    assert leaks(told.encode(), dicom) == []
 
 
 def test_the_search_for_identifiers_finds_them(tmp_path, dicom):
