@@ -10,7 +10,7 @@ from pathlib import Path
 from pydicom.dataset import Dataset
 from pydicom.uid import BreastTomosynthesisImageStorage
 
-from preprocessing.dicom_header import has_image, is_dicom, read_header
+from preprocessing.dicom_header import has_image, is_dicom, read_header, text
 from preprocessing.dicom_identity import identifiers, pseudonym
 from preprocessing.errors import InputError
 from preprocessing.nifti import has_nifti_suffix
@@ -115,28 +115,24 @@ def _images_of(folder: Path, names: list[str], root: Path) -> list[DicomImage]:
 
 def _is_volume(header: Dataset) -> bool:
     """Returns whether a file is a volume of its own, and not a slice of one."""
-    try:
-        frames = int(header.get("NumberOfFrames") or 1)
-    except (TypeError, ValueError):
-        frames = 1
-    return frames > 1 or _is_mammogram(header)
+    return text(header, "NumberOfFrames") not in ("", "0", "1") or _is_mammogram(header)
 
 
 def _is_mammogram(header: Dataset) -> bool:
     return (
-        header.get("SOPClassUID") == BreastTomosynthesisImageStorage
-        or header.get("Modality") == "MG"
+        text(header, "SOPClassUID") == BreastTomosynthesisImageStorage
+        or text(header, "Modality") == "MG"
     )
 
 
 def _found(path: Path, header: Dataset, root: Path) -> DicomImage:
     kind = "dbt" if _is_mammogram(header) else "ct"
-    if not header.get("SeriesInstanceUID"):
+    series_uid = text(header, "SeriesInstanceUID")
+    if not series_uid:
         # Cut off before it, and maybe before the patient's name too.
         return _unreadable(path, root)
-    uid = header.get("SOPInstanceUID" if path.is_file() else "SeriesInstanceUID")
-    own = pseudonym(kind, str(uid or header.SeriesInstanceUID))
-    return DicomImage(path, tuple(sorted(identifiers(header))), own)
+    uid = text(header, "SOPInstanceUID") if path.is_file() else series_uid
+    return DicomImage(path, tuple(sorted(identifiers(header))), pseudonym(kind, uid or series_uid))
 
 
 def _unreadable(path: Path, root: Path) -> DicomImage:

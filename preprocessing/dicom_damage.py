@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import struct
 
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 
 DAMAGE = (
-    *(InvalidDicomError, ValueError, TypeError, KeyError, IndexError, AttributeError, LookupError),
+    *(InvalidDicomError, BytesLengthException, ValueError, TypeError, KeyError, IndexError),
+    *(AttributeError, LookupError),
     *(NotImplementedError, OverflowError, RuntimeError, EOFError, OSError, struct.error),
 )

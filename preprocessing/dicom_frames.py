@@ -16,7 +16,7 @@ import numpy as np
 
 from preprocessing.allowances import MixedSeriesError, refuse_unless_allowed
 from preprocessing.dicom_geometry import plane_axes, stack_affine, stack_slices
-from preprocessing.dicom_header import Image, read_image_header
+from preprocessing.dicom_header import Image, read_image_header, text
 from preprocessing.dicom_pixels import padding_mask, rescaled, stacked, stored_frames
 from preprocessing.dicom_planes import Plane, alike, is_ct, plane_of, scaling_of
 from preprocessing.dicom_series import hounsfield
@@ -87,7 +87,7 @@ def _values(image: Image) -> Iterator[np.ndarray]:
             continue
         lowest = -(2 ** (image.bits_stored - 1)) if image.signed else 0
         padding = padding_mask(image, stored)
-        if str(image.header.get("PhotometricInterpretation")).strip() == "MONOCHROME1":
+        if text(image.header, "PhotometricInterpretation") == "MONOCHROME1":
             # The other end of the range of stored values; -1 - v and 2^bits - 1 - v.
             stored = (2**image.bits_stored - 1 + 2 * lowest - stored).astype(stored.dtype)
         if padding is not None:

@@ -102,7 +102,7 @@ def read_header(path: str | os.PathLike, identifying: Collection[str] = ()) -> D
     """Reads what of a header is used, and none of the pixels.
 
     The dataset's `pixel_offset` is where the file's pixel data begins, and `pixel_bytes` what there is
-    from there to the file's end: 0 without pixel data.
+    from there to the file's end: 0 without pixel data, below 0 if an element promises more than that.
 
     Args:
       path: DICOM file.
@@ -137,15 +137,15 @@ def read_header(path: str | os.PathLike, identifying: Collection[str] = ()) -> D
 def has_image(header: Dataset) -> bool:
     """Returns whether a header is one of an image, not of a report, a plan, a dose or a DICOMDIR.
 
-    The kind of object decides. Where a header names none that is known, it is an image if it has
-    pixels, or if it says nothing at all: then it was cut off.
+    The kind of object decides; a private kind is an image if it has pixels. A header that names no
+    possible kind is a damaged one, and counts, so that nothing is lost.
     """
-    kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
-    name = UID(kind).name if kind else ""
-    if "Image Storage" in name:
-        return True
-    known = name not in ("", kind)
-    return not known and ("Rows" in header or header.pixel_bytes > 0 or not kind)
+    kind = UID(text(header, "SOPClassUID") or text(header.file_meta, "MediaStorageSOPClassUID"))
+    if kind.name != kind:
+        return "Image Storage" in kind.name
+    if kind.is_valid and kind.is_private:
+        return "Rows" in header or header.pixel_bytes != 0
+    return True
 
 
 def read_image_header(path: str | os.PathLike, identifying: Collection[str] = ()) -> Image:
@@ -177,7 +177,8 @@ def image_of(path: Path, header: Dataset, identifying: Collection[str]) -> Image
         raise InputError(shown, "at least one frame of one pixel", f"{frames}, {rows} x {columns}")
     if samples != 1:
         raise InputError(shown, "one value a pixel", f"{samples}, a colour image")
-    if str(header.get("PhotometricInterpretation", "MONOCHROME2")).strip() not in (
+    if text(header, "PhotometricInterpretation") not in (
+        "",
         "MONOCHROME1",
         "MONOCHROME2",
     ):
@@ -199,6 +200,15 @@ def image_of(path: Path, header: Dataset, identifying: Collection[str]) -> Image
     )
     _check_size(image)
     return image
+
+
+def text(header: Dataset, keyword: str) -> str:
+    """Returns an element's value as text; empty where it is missing or damaged."""
+    try:
+        value = header.get(keyword)
+    except DAMAGE:
+        return ""
+    return "" if value is None else str(value).strip()
 
 
 def whole(header: Dataset, keyword: str, shown: object, default: int | None = None) -> int:
@@ -258,7 +268,7 @@ def _is_deflated(path: Path) -> bool:
 
 def _transfer_syntax(header: Dataset, shown: object) -> UID:
     """Returns the file's transfer syntax; without a meta header what pydicom read it as."""
-    named = header.file_meta.get("TransferSyntaxUID")
+    named = text(header.file_meta, "TransferSyntaxUID")
     if named:
         if named not in AllTransferSyntaxes:
             raise InputError(shown, "a transfer syntax of DICOM", "another UID")

@@ -16,6 +16,8 @@ from pathlib import Path
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
+from preprocessing.dicom_damage import DAMAGE
+
 NAMES = (
     *("PatientName", "OtherPatientNames", "PatientBirthName", "PatientMotherBirthName"),
     *("ReferringPhysicianName", "PerformingPhysicianName", "OperatorsName"),
@@ -47,7 +49,7 @@ def identifiers(header: Dataset) -> frozenset[str]:
             value = header.get(keyword)
             several = value if isinstance(value, MultiValue) else [value]
             texts = [str(each) for each in several if each is not None]
-        except (ValueError, TypeError, AttributeError, LookupError, NotImplementedError):
+        except DAMAGE:
             continue
         for text in texts:
             found.add(_plain(text))

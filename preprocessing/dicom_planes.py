@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preprocessing.dicom_header import Image, numbers, sequence_item
+from preprocessing.dicom_header import Image, numbers, sequence_item, text
 from preprocessing.errors import InputError
 
 # HU of padded CT pixels, which lie outside the scanner's circle: air, below every tissue.
@@ -75,7 +75,7 @@ def scaling_of(image: Image, frame: int = 0) -> tuple[float, float]:
 
 def is_ct(image: Image) -> bool:
     """Returns whether an image's values are Hounsfield units."""
-    return str(image.header.get("Modality", "")).strip() == "CT"
+    return text(image.header, "Modality") == "CT"
 
 
 def alike(one: Sequence[float] | None, other: Sequence[float] | None) -> bool:

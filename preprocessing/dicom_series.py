@@ -18,6 +18,7 @@ from preprocessing.dicom_header import (
     image_of,
     is_dicom,
     read_header,
+    text,
     whole,
 )
 from preprocessing.dicom_identity import identifiers, shown_path
@@ -101,7 +102,9 @@ def find_series(
     if not images:
         raise InputError(shown, "DICOM images", f"none among {len(names)} files")
     slices = [
-        _Slice(image, plane_of(image), "" if one_series else str(image.header.get(*_SERIES_UID)))
+        _Slice(
+            image, plane_of(image), "" if one_series else text(image.header, "SeriesInstanceUID")
+        )
         for image in images
     ]
     slices = _one_group(slices, shown, allow)
@@ -154,11 +157,8 @@ def hounsfield(image: Image, frame: int, stored: np.ndarray) -> np.ndarray:
     return values
 
 
-_SERIES_UID = ("SeriesInstanceUID", "")
-
-
 def _uid(each: _Slice) -> str:
-    return str(each.image.header.get("SOPInstanceUID", ""))
+    return text(each.image.header, "SOPInstanceUID")
 
 
 def _suffix(path: Path) -> str:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,6 +156,25 @@ class TestFinding:
             assert re.fullmatch("dicom-[0-9a-f]{12}", case.case_id)
             with pytest.raises(InputError, match="expected a"):
                 read_image_of(case)
+
+    @pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small_implicit.dcm", "MR_small_RLE.dcm"])
+    def test_damaged_files_are_cases_that_read_or_are_refused(self, tmp_path, name):
+        content = Path(get_testdata_file(name)).read_bytes()
+        rng = np.random.default_rng(0)
+        refused = 0
+        for number in range(80):
+            damaged = bytearray(content)
+            for place in rng.integers(0, min(len(content), 2500), rng.integers(1, 12)):
+                damaged[place] = rng.integers(0, 256)
+            if number % 6 == 0:
+                del damaged[rng.integers(1, len(damaged)) :]
+            (tmp_path / "a.dcm").write_bytes(damaged)
+            (case,) = find_cases([tmp_path], need_labels=False)
+            try:
+                assert read_image_of(case).voxels.nbytes <= 4 * len(content)
+            except InputError:
+                refused += 1
+        assert refused > 20
 
 
 class TestMasks:
