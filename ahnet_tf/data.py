@@ -83,7 +83,7 @@ def training_dataset(
     # The next window is read while one is used up, across the end of an epoch too.
     dataset = epochs.flat_map(epoch_windows).prefetch(1).unbatch()
     dataset = dataset.skip(first % records).enumerate(first)
-    dataset = dataset.map(prepare, num_parallel_calls=2, deterministic=True)
+    dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return dataset.batch(batch_size, drop_remainder=True).prefetch(2)
 
 
