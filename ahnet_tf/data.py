@@ -93,7 +93,8 @@ def evaluation_dataset(files: Sequence[str], task: Task, *, batch_size: int) -> 
     The last batch is filled up with copies of weight 0, so that replicas always share evenly.
 
     Returns:
-      A dataset of `image`, `label`, `weight` as in `training_dataset`, and `case_id` [b] string.
+      A dataset of `image`, `label`, `weight` as in `training_dataset`, `case_id` [b] string and
+      `spacing_mm` [b, 3] float32 (x, y, z).
     """
 
     def prepare(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -103,6 +104,7 @@ def evaluation_dataset(files: Sequence[str], task: Task, *, batch_size: int) -> 
             "label": example["label"],
             "weight": example["weight"],
             "case_id": example[CASE_ID],
+            "spacing_mm": tf.stack([example[f"spacing_{axis}_mm"] for axis in "xyz"]),
         }
 
     def fill(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

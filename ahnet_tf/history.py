@@ -14,6 +14,7 @@ COLUMNS = (
     "loss",
     "gradient_norm",
     "patches_per_second",
+    "voxels_per_second",
     "waiting_share",
 )
 
@@ -26,17 +27,22 @@ class History:
       dice_names: names with a column `dice_NAME` and `undefined_NAME` each; empty cells in rows
         of steps that were not evaluated.
       last_step: rows after this step are dropped, since they will be written again.
+
+    Attributes:
+      kept: the rows that were kept.
     """
 
     def __init__(self, path: Path, dice_names: Sequence[str], last_step: int):
         self._path = path
         self._columns = [*COLUMNS]
         self._columns += [f"{kind}_{name}" for name in dice_names for kind in ("dice", "undefined")]
-        kept = [row for row in read_history(path) if row["step"] <= last_step]
+        self.kept = [row for row in read_history(path) if row["step"] <= last_step]
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self._columns, restval="")
             writer.writeheader()
-            writer.writerows({name: _text(row[name]) for name in self._columns} for row in kept)
+            writer.writerows(
+                {name: _text(row[name]) for name in self._columns} for row in self.kept
+            )
 
     def add(self, row: Mapping[str, float]) -> None:
         """Appends one row."""

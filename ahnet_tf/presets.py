@@ -94,8 +94,15 @@ _CT_LIVER_SMALL = {
 }
 
 # As published for lesions in breast tomosynthesis: sigmoid focal loss on the heat map, gamma 2. Lesions
-# are so few voxels that without a weight the empty heat map is long the best one.
-_DBT = {"activation": "sigmoid", "loss": "focal", "class_weights": [1.0, 20.0]}
+# are so few voxels that without a weight the empty heat map is long the best one. Voxels of a tenth
+# of a millimetre: the elastic warp has their scale.
+_DBT = {
+    "activation": "sigmoid",
+    "loss": "focal",
+    "class_weights": [1.0, 20.0],
+    "elastic_mm": 0.5,
+    "elastic_grid_mm": 6.0,
+}
 _DBT_LESION = {stage: _CT_LIVER[stage] | _DBT for stage in STAGES}
 
 # Minutes on two cores, for patches of 16 x 96 x 96 at 0.8 x 0.8 x 1 mm (task dbt_lesion_small).

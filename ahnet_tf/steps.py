@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
@@ -21,6 +23,23 @@ from ahnet_tf.schedules import WarmUpThenDecay
 from preprocessing.tasks import Task
 
 Batch = dict[str, tf.Tensor]
+
+
+@dataclass(frozen=True)
+class ShownTile:
+    """A tile of the evaluation to look at.
+
+    Attributes:
+      image_zyx: raw intensities [z, y, x] float32.
+      label_zyx: true label values [z, y, x] uint8.
+      prediction_zyx: predicted label values [z, y, x] uint8; 0 beyond the volume.
+      spacing_mm: voxel spacing (x, y, z).
+    """
+
+    image_zyx: np.ndarray
+    label_zyx: np.ndarray
+    prediction_zyx: np.ndarray
+    spacing_mm: tuple[float, float, float]
 
 
 def make_optimizer(
@@ -109,8 +128,11 @@ def make_evaluation(
     *,
     batch_size: int,
     progress: bool = False,
-) -> Callable[[], CaseDice]:
+) -> Callable[[], tuple[CaseDice, ShownTile]]:
     """Returns the function that predicts every tile of a split and counts voxels by case.
+
+    It also returns a tile to look at, the same each time: that with the most voxels of the last
+    class that there is (a liver's tumour), then of the one before.
 
     Args:
       strategy: shares each batch among its replicas.
@@ -122,29 +144,44 @@ def make_evaluation(
       progress: show a progress bar.
     """
 
-    def replica_counts(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+    def replica_counts(batch: Batch) -> dict[str, tf.Tensor]:
         predicted = predicted_classes(model(batch["image"], training=False), model_config)
         counts = tile_counts(batch["label"], predicted, batch["weight"], model_config.classes)
-        return batch["case_id"], counts
+        prediction = tf.cast(predicted, tf.uint8) * tf.cast(batch["weight"], tf.uint8)
+        return batch | {"counts": counts, "prediction": prediction}
 
     @tf.function(autograph=False)
-    def count(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-        cases, counts = strategy.run(replica_counts, (batch,))
+    def count(batch: Batch) -> dict[str, tf.Tensor]:
+        found = strategy.run(replica_counts, (batch,))
         local = strategy.experimental_local_results
-        return tf.concat(local(cases), 0), tf.concat(local(counts), 0)
+        return {name: tf.concat(local(values), 0) for name, values in found.items()}
 
     tiles = strategy.experimental_distribute_dataset(
         evaluation_dataset(files, task, batch_size=batch_size)
     )
 
-    def evaluate() -> CaseDice:
-        found = CaseDice(class_labels(task))
+    def evaluate() -> tuple[CaseDice, ShownTile]:
+        found, shown, most = CaseDice(class_labels(task)), None, None
         for batch in tqdm(tiles, "evaluating", unit="batch", leave=False, disable=not progress):
-            cases, counts = count(batch)
-            found.add(cases.numpy(), counts.numpy())
-        return found
+            counted = count(batch)
+            counts = counted["counts"].numpy()
+            found.add(counted["case_id"].numpy(), counts)
+            # Voxels of each class, the last class first.
+            for row, voxels in enumerate(counts[:, model_config.classes - 2 :: -1, 2].tolist()):
+                if most is None or voxels > most:
+                    most, shown = voxels, _tile(counted, row)
+        return found, shown
 
     return evaluate
+
+
+def _tile(batch: Batch, row: int) -> ShownTile:
+    return ShownTile(
+        image_zyx=batch["image"][row, ..., 0].numpy(),
+        label_zyx=batch["label"][row].numpy(),
+        prediction_zyx=batch["prediction"][row].numpy(),
+        spacing_mm=tuple(batch["spacing_mm"][row].numpy().tolist()),
+    )
 
 
 def predicted_classes(logits: tf.Tensor, model_config: ModelConfig) -> tf.Tensor:

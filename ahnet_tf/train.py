@@ -16,7 +16,7 @@ from preprocessing.files import write_json
 from preprocessing.tasks import Task, load_task
 
 if TYPE_CHECKING:
-    from ahnet_tf.training import TrainingResult
+    from ahnet_tf.run_folder import TrainingResult
 
 # The folder of each stage's network in the run's folder.
 FOLDERS = {"2d": "mcgcn", "3d": "ahnet"}
@@ -26,7 +26,8 @@ Trains the 2D MC-GCN, transfers its encoder and trains the 3D AH-Net, on records
 python -m preprocessing.convert wrote. A run that was killed goes on if it is started again.
 
 Writes RUN/settings.json (every setting; --config takes it back), RUN/mcgcn and RUN/ahnet (best
-network, history.csv, evaluation.json with Dice per case, last/), RUN/ahnet/transfer.txt."""
+network, history.csv, curves.png, evaluation.json with Dice per case, overlay.png, tensorboard/,
+last/), RUN/ahnet/transfer.txt."""
 
 EXAMPLES = (
     "python -m ahnet_tf.train --input records --output run",
@@ -146,12 +147,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def summary_table(results: Sequence[TrainingResult]) -> str:
-    """Returns one line a network: parameters, steps, seconds, loss and mean Dice per case."""
+    """Returns one line a network: size, steps, time, speed, loss and mean Dice per case."""
     names = list(results[0].dice)
-    header = ["network", "weights", "steps", "seconds", "loss", "best step"]
+    header = ["network", "weights", "steps", "seconds"]
+    header += ["patches/s", "Mvoxels/s", "waiting", "loss", "best step"]
     rows = [[*header, *(f"Dice {name}" for name in names)]]
     for result in results:
-        numbers = [result.parameters, result.steps, f"{result.seconds:.0f}", f"{result.loss:.4f}"]
+        numbers = [result.parameters, result.steps, f"{result.seconds:.0f}"]
+        numbers += [f"{result.patches_per_second:.2f}", f"{result.voxels_per_second / 1e6:.2f}"]
+        numbers += [f"{result.waiting_share:.1%}", f"{result.loss:.4f}"]
         dice = [_dice(result.dice[name], result.undefined[name]) for name in names]
         rows.append([result.architecture, *map(str, numbers), str(result.best_step), *dice])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

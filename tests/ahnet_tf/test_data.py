@@ -119,6 +119,7 @@ def test_evaluation_keeps_order_and_fills_the_last_batch_with_weightless_copies(
     ]
     assert batches[-1]["weight"].sum(axis=(1, 2, 3)).tolist() == [48, 0, 0]
     assert batches[-1]["case_id"].tolist() == [b"case-0"] * 3
+    assert batches[-1]["spacing_mm"].tolist() == [[1, 1, 5]] * 3
 
 
 def test_scan_counts_records_and_voxels(files):

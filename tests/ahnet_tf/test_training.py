@@ -97,8 +97,15 @@ def test_a_run_leaves_a_network_its_course_and_its_scores(finished):
     assert [row["step"] for row in rows if not np.isnan(row["dice_liver"])] == [4, 8]
     assert rows[0]["learning_rate"] == pytest.approx(3e-3)
     assert all(0 <= row["waiting_share"] <= 1 for row in rows)
+    assert all(
+        row["voxels_per_second"] / row["patches_per_second"] == pytest.approx(4 * 32 * 32, rel=1e-4)
+        for row in rows
+    )
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert result.steps == 8
+    speeds = sorted(row["patches_per_second"] for row in rows)
+    assert speeds[0] <= result.patches_per_second <= speeds[-1]
+    assert 0 <= result.waiting_share < 1
     assert result.best_step in (4, 8)
     evaluation = json.loads((output / "evaluation.json").read_text())
     assert sorted(evaluation["cases"]) == ["eval-0", "eval-1", "eval-2"]
@@ -106,6 +113,42 @@ def test_a_run_leaves_a_network_its_course_and_its_scores(finished):
     assert config == MODEL
     assert sum(np.prod(w.shape) for w in network.trainable_weights) == result.parameters
     assert json.loads((output / "task.json").read_text()) == TASK.to_dict()
+
+
+def scalars(output):
+    """All scalars in a run's event files: {(name, step): values}."""
+    found = {}
+    for path in sorted((output / "tensorboard" / "scalars").glob("*")):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                number = float(tf.make_ndarray(value.tensor))
+                found.setdefault((value.tag, event.step), []).append(number)
+    return found
+
+
+def check_scalars(output):
+    """Each number of the history stands once in the event files, and nothing else."""
+    groups = {"training/loss": "loss", "speed/waiting_share": "waiting_share"}
+    groups |= {"training/learning_rate": "learning_rate", "dice/tumour": "dice_tumour"}
+    found, rows = scalars(output), read_history(output / "history.csv")
+    for tag, column in groups.items():
+        written = {step: value for (name, step), value in found.items() if name == tag}
+        expected = {row["step"]: row[column] for row in rows if not np.isnan(row[column])}
+        assert written == {step: [pytest.approx(v, rel=1e-4)] for step, v in expected.items()}
+
+
+def test_a_run_can_be_looked_at(finished):
+    output, _ = finished
+    check_scalars(output)
+    pictures = []
+    for path in (output / "tensorboard" / "pictures").glob("*"):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            pictures += [(value.tag, event.step) for value in event.summary.value]
+    assert pictures == [("evaluation", 4), ("evaluation", 8)]
+    for name in ("curves.png", "overlay.png"):
+        picture = tf.io.decode_png((output / name).read_bytes()).numpy()
+        assert min(picture.shape[:2]) > 200
+        assert picture.std() > 10
 
 
 def test_a_finished_run_is_not_repeated(finished, records):
@@ -131,6 +174,7 @@ def test_an_interrupted_run_ends_as_the_undisturbed_one(finished, records, tmp_p
     assert resumed.loss == pytest.approx(result.loss, rel=1e-4)
     for found, expected in zip(last_weights(output), last_weights(undisturbed), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
+    check_scalars(output)
     losses = [
         [
             (row["step"], pytest.approx(row["loss"], rel=1e-4))
