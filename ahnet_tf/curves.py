@@ -54,4 +54,9 @@ def _line(
     axes: Axes, rows: Sequence[Mapping[str, float]], name: str, colour: str, marker: str = ""
 ) -> None:
     found = [(row["step"], row[name]) for row in rows if not math.isnan(row[name])]
-    axes.plot(*zip(*found, strict=True) if found else ([], []), color=colour, marker=marker)
+    axes.plot(
+        *zip(*found, strict=True) if found else ([], []),
+        color=colour,
+        marker=marker,
+        clip_on=not marker,
+    )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 from tqdm import tqdm
 
-from ahnet_tf.record_files import read_files
+from ahnet_tf.record_files import read_file, read_files
 from preprocessing.errors import InputError
 from preprocessing.records import CASE_ID, IMAGE, voxel_features
 from preprocessing.tasks import Task
@@ -60,23 +61,31 @@ def scan_records(
         sizes = [tf.strings.length(example[name]) for name in voxels]
         return example[CASE_ID], tf.stack(sizes), tf.stack([example[name] for name in names])
 
-    records, tiled_voxels, volume_voxels = 0, {}, {}
-    bar = tqdm(files, desc="checking records", unit="file", disable=not progress, leave=False)
-    for file in bar:
-        dataset = read_files([file]).map(measure).prefetch(8)
-        try:
-            for number, (case, sizes, triples) in enumerate(dataset.as_numpy_iterator()):
-                shape, valid, volume = triples.reshape(3, 3).tolist()
-                case_id = case.decode()
-                _check_record(f"{file}, record {number} (case {case_id})", shape, sizes, task)
-                records += 1
-                inside = valid[0] * valid[1] * valid[2]
-                tiled_voxels[case_id] = tiled_voxels.get(case_id, 0) + inside
-                volume_voxels[case_id] = volume[0] * volume[1] * volume[2]
-        except tf.errors.OpError as error:
-            raise InputError(
-                file, "readable records of patches", _reason(error), "Convert the volumes again."
-            ) from None
+    def numbered(index: tf.Tensor, file: tf.Tensor) -> tf.data.Dataset:
+        return read_file(file).map(measure).enumerate().map(lambda *record: (index, *record))
+
+    # One dataset for all files: one for each would be built anew, a thousand times for a thousand.
+    dataset = tf.data.Dataset.from_tensor_slices(list(files)).enumerate().flat_map(numbered)
+    records, tiled_voxels, volume_voxels, last = 0, {}, {}, 0
+    bar = tqdm(
+        total=len(files), desc="checking records", unit="file", disable=not progress, leave=False
+    )
+    try:
+        for index, number, (case, sizes, triples) in dataset.prefetch(8).as_numpy_iterator():
+            bar.update(int(index) - last)
+            last = int(index)
+            shape, valid, volume = triples.reshape(3, 3).tolist()
+            case_id = case.decode()
+            where = f"{files[last]}, record {number} (case {case_id})"
+            _check_record(where, shape, sizes, task)
+            records += 1
+            inside = valid[0] * valid[1] * valid[2]
+            tiled_voxels[case_id] = tiled_voxels.get(case_id, 0) + inside
+            volume_voxels[case_id] = volume[0] * volume[1] * volume[2]
+    except tf.errors.OpError as error:
+        raise _unreadable(files[last:], measure, error) from None
+    finally:
+        bar.close()
     if not records:
         raise InputError(
             Path(files[0]).parent, "at least one record", f"none in {len(files)} files"
@@ -90,6 +99,23 @@ def scan_records(
                 "Evaluation needs the eval split of python -m preprocessing.convert, whole.",
             )
     return RecordSummary(records, tiled_voxels, volume_voxels)
+
+
+def _unreadable(
+    files: Sequence[str], measure: Callable[[tf.Tensor], Any], error: tf.errors.OpError
+) -> InputError:
+    """Returns the error that names the first unreadable one of files; `error` came from one of them."""
+    found = files[0]
+    for file in files:
+        try:
+            for _ in read_files([file]).map(measure):
+                pass
+        except tf.errors.OpError as its_own:
+            found, error = file, its_own
+            break
+    return InputError(
+        found, "readable records of patches", _reason(error), "Convert the volumes again."
+    )
 
 
 def _check_record(where: str, shape: list[int], sizes: Sequence[int], task: Task) -> None:

@@ -158,7 +158,7 @@ def train_network(
     save_network(output / "last", model, model_config)
     write_json(output / "last" / "task.json", task.to_dict())
     rows = read_history(output / "history.csv")
-    curves_png(output / "curves.png", rows, f"{model_config.architecture}: {output.name}")
+    curves_png(output / "curves.png", rows, f"{model_config.architecture}, {config.steps} steps")
     best = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
     result = TrainingResult(
         output=str(output),

@@ -164,6 +164,20 @@ def test_scan_names_a_damaged_file(tmp_path, name):
         scan_records([str(path)], TASK)
 
 
+def test_scan_names_the_damaged_one_of_several_files_and_the_record_within_its_file(tmp_path):
+    good = [write(tmp_path / f"{name}.tfrecord", [patch(n) for n in range(3)]) for name in "abd"]
+    cut = tmp_path / "c.tfrecord"
+    write(cut, [patch(0)])
+    cut.write_bytes(cut.read_bytes()[:-5])
+    with pytest.raises(InputError, match=r"c.tfrecord: expected readable records"):
+        scan_records([*good[:2], str(cut), good[2]], TASK)
+    other = write(tmp_path / "e.tfrecord", [patch(0), patch(1)])
+    wrong = dataclasses.replace(TASK, patch_shape_zyx=(2, 4, 4))
+    with pytest.raises(InputError, match=r"e.tfrecord, record 0 "):
+        scan_records([other, *good], wrong)
+    assert scan_records([*good, other], TASK).records == 11
+
+
 def test_scan_refuses_missing_files_foreign_records_and_none(tmp_path):
     with pytest.raises(InputError, match="readable records"):
         scan_records([str(tmp_path / "missing.gz")], TASK)

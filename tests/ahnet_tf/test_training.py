@@ -14,9 +14,11 @@ import pytest
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
+from ahnet_tf.devices import mirrored_strategy
 from ahnet_tf.history import read_history
 from ahnet_tf.nets import build_network, load_network
 from ahnet_tf.nets.checkpoint import save_network
+from ahnet_tf.steps import make_evaluation, predicted_classes
 from ahnet_tf.training import start_from, train_network
 from preprocessing.errors import InputError, ModelError, SettingsError
 from preprocessing.records import Patch, encode_patch
@@ -149,6 +151,26 @@ def test_a_run_can_be_looked_at(finished):
         picture = tf.io.decode_png((output / name).read_bytes()).numpy()
         assert min(picture.shape[:2]) > 200
         assert picture.std() > 10
+
+
+def test_the_tile_to_look_at_is_that_with_the_most_tumour(tmp_path):
+    """The first tile has the most liver and no tumour, the last a part of its tumour."""
+    tiles = [toy_patch(number, "eval") for number in range(3)]
+    tiles[0] = dataclasses.replace(tiles[0], label_zyx=np.ones((4, 32, 32), np.uint8))
+    fewer = np.where(np.arange(32) % 2, tiles[2].label_zyx, 0).astype(np.uint8)
+    tiles[2] = dataclasses.replace(tiles[2], label_zyx=fewer)
+    path = str(tmp_path / "eval.tfrecord")
+    with tf.io.TFRecordWriter(path) as writer:
+        for tile in tiles:
+            writer.write(encode_patch(tile, TASK))
+    network = build_network(MODEL, seed=0)
+    strategy = mirrored_strategy(1)
+    _, shown = make_evaluation(strategy, network, MODEL, TASK, [path], batch_size=2)()
+    np.testing.assert_array_equal(shown.label_zyx, tiles[1].label_zyx)
+    np.testing.assert_array_equal(shown.image_zyx, tiles[1].image_zyx)
+    assert shown.spacing_mm == (1, 1, 5)
+    expected = predicted_classes(network(shown.image_zyx[None, ..., None]), MODEL)[0]
+    assert (shown.prediction_zyx != expected.numpy()).mean() < 1e-3
 
 
 def test_a_finished_run_is_not_repeated(finished, records):
