@@ -99,14 +99,18 @@ def dbt_case_id(patient_id: str, study_uid: str, view: str) -> str:
     return f"dbt-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def read_tables(folder: Path) -> Tables | None:
+def read_tables(folder: Path, paths: Sequence[Path] | None = None) -> Tables | None:
     """Reads the tables of a folder; None where it has no boxes table.
+
+    Args:
+      folder: where they lie.
+      paths: the tables to read; all of the folder if None. Their names say what they hold.
 
     Raises:
       InputError: a table that is no CSV, or lacks a column; names file and row.
     """
     files: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted(folder.glob("*.csv")):
+    for path in sorted(folder.glob("*.csv")) if paths is None else paths:
         kind = re.search(r"(?:^|[^a-z])(boxes|labels|paths)(?:[^a-z]|$)", path.stem.lower())
         if kind and not path.name.startswith("."):
             files[kind[1]].append(path)
@@ -114,13 +118,13 @@ def read_tables(folder: Path) -> Tables | None:
         return None
     rows: dict[Key, _Row] = {}
     for path in files["labels"]:
-        for where, line in _lines(path, LABEL_COLUMNS):
+        for where, line in table_lines(path, LABEL_COLUMNS):
             _add_outcomes(_row(rows, line, where), line, where)
     for path in files["boxes"]:
-        for where, line in _lines(path, _NEEDED_OF_BOXES):
+        for where, line in table_lines(path, _NEEDED_OF_BOXES):
             _add_box(_row(rows, line, where), line, where)
     for path in files["paths"]:
-        for where, line in _lines(path, (*VOLUME_COLUMNS, PATH_COLUMNS[0])):
+        for where, line in table_lines(path, (*VOLUME_COLUMNS, PATH_COLUMNS[0])):
             found = (line.get(column) for column in PATH_COLUMNS)
             _row(rows, line, where).paths += [path for path in found if path]
     return Tables(folder, rows, bool(files["labels"]), bool(files["paths"]))
@@ -165,7 +169,7 @@ def write_table(
     path: Path, columns: Sequence[str], column: str, value: str, rows: Sequence[dict[str, object]]
 ) -> None:
     """Writes rows to a table in the place of those that have `value` in `column`; the others stay."""
-    lines = [line for _, line in _lines(path, columns)] if path.exists() else []
+    lines = [line for _, line in table_lines(path, columns)] if path.exists() else []
     kept = [line for line in lines if line[column] != value]
     with (
         replacing(path) as temporary,
@@ -176,8 +180,12 @@ def write_table(
         writer.writerows([*kept, *rows])
 
 
-def _lines(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields each row of a table with its place, "boxes.csv, row 2"; row 1 is the header."""
+def table_lines(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields each row of a table with its place, "boxes.csv, row 2"; row 1 is the header.
+
+    Raises:
+      InputError: no CSV, a column of `columns` missing, or a row with more or fewer values.
+    """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
