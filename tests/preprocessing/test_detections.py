@@ -46,6 +46,7 @@ def test_no_detections_at_all(tmp_path):
         ("P77,1.2,,0.5,1,1,1,1,1,1", "no View"),
         ("P77,1.2,lcc,0.5,1,1", "row 2: expected 10 values"),
     ],
+    ids=["word", "nan", "inf", "size", "view", "short"],
 )
 def test_unfit_rows(tmp_path, row, message):
     with pytest.raises(InputError, match=message) as caught:
