@@ -15,7 +15,7 @@ from isal import isal_zlib
 
 from preprocessing.resampling import to_dtype
 from preprocessing.tasks import Task
-from preprocessing.volume import Volume, task_space, turned
+from preprocessing.volume import Volume, contiguous, forwards, task_space, turned
 
 ERROR, WARNING = "error", "warning"
 
@@ -74,7 +74,7 @@ def check_image(image: Volume, task: Task) -> CheckedImage:
     image_zyx = turned(image.voxels, space)
     lows, highs, sums, below = [], [], [], 0
     for plane in image_zyx:
-        plane = np.ascontiguousarray(plane)
+        plane = contiguous(plane)
         lows.append(plane.min())
         highs.append(plane.max())
         sums.append(isal_zlib.crc32(to_dtype(plane[None], np.dtype(task.image_dtype))))
@@ -110,8 +110,8 @@ def check_labels(
     counts = np.zeros(classes, np.int64)
     seen = in_air = at_edge = 0
     # Counts don't depend on flips, and reading memory forwards is several times as fast.
-    forwards = tuple(slice(None, None, -1 if stride < 0 else 1) for stride in label_zyx.strides)
-    for image, label in zip(image_zyx[forwards], label_zyx[forwards], strict=True):
+    flips = forwards(label_zyx)
+    for image, label in zip(image_zyx[flips], label_zyx[flips], strict=True):
         if label.max() == 0:
             continue
         # A single row or column has no inside.

@@ -57,9 +57,11 @@ def read_image(path: str | os.PathLike) -> Volume:
     """
     header, voxels = _read(Path(path), ratio=MAX_IMAGE_RATIO)
     voxels = _scaled(voxels, *_scaling(header))
-    low, high = _finite_range(path, voxels)
-    if low == high:
-        raise InputError(path, "an image with contrast", f"all voxels equal to {low:g}")
+    if voxels.dtype.kind == "f":
+        _finite_range(path, voxels)
+    first = voxels.flat[0]
+    if not any(np.any(slab != first) for slab in _slabs(voxels)):
+        raise InputError(path, "an image with contrast", f"all voxels equal to {first:g}")
     return Volume(voxels, checked_affine(header.get_best_affine(), path))
 
 

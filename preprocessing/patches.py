@@ -11,7 +11,7 @@ import numpy as np
 
 from preprocessing.records import INTENSITY_QUANTILES, Patch, label_voxels
 from preprocessing.tasks import Task
-from preprocessing.volume import TaskSpace
+from preprocessing.volume import TaskSpace, contiguous, forwards
 
 # Quantiles of so many voxels are as good as the volume's own (their ranks are off by 0.05 % at most
 # where the voxels are drawn at random).
@@ -76,7 +76,7 @@ def evaluation_tiles(
 def label_voxels_by_slice(label_zyx: np.ndarray, classes: int) -> np.ndarray:
     """Returns the number of voxels [slice, class] of a uint8 label map."""
     # Counts don't depend on flips, and reading memory forwards is several times as fast.
-    return np.array([label_voxels(each[_flips(each)], classes) for each in label_zyx])
+    return np.array([label_voxels(each[forwards(each)], classes) for each in label_zyx])
 
 
 def intensity_quantiles(image_zyx: np.ndarray) -> tuple[float, ...]:
@@ -86,12 +86,10 @@ def intensity_quantiles(image_zyx: np.ndarray) -> tuple[float, ...]:
     `QUANTILE_VOXELS` is looked at: every second, third, ... row and column of each slice.
     """
     step = max(1, math.isqrt(image_zyx.size // QUANTILE_VOXELS))
-    sample = image_zyx[:, ::step, ::step]
+    sample = image_zyx[:, ::step, ::step].astype(np.int64)
     lowest = np.iinfo(image_zyx.dtype).min
-    histogram = np.zeros(2**16, np.int64)
-    for each in sample:
-        histogram += np.bincount(each.ravel().astype(np.int64) - lowest, minlength=2**16)
-    cumulated = np.cumsum(histogram)
+    sample -= lowest
+    cumulated = np.cumsum(np.bincount(sample.ravel(order="K")))
     ranks = [share * (sample.size - 1) for share in INTENSITY_QUANTILES.values()]
     return tuple(float(np.searchsorted(cumulated, int(r), "right") + lowest) for r in ranks)
 
@@ -116,8 +114,8 @@ class _Cutter:
     def __call__(self, index: int, origin_zyx: tuple[int, int, int]) -> Patch:
         patch_shape = self.task.patch_shape_zyx
         box = tuple(slice(o, o + n) for o, n in zip(origin_zyx, patch_shape, strict=True))
-        image, label = _copied(self.image_zyx[box]), _copied(self.label_zyx[box])
-        heat_map = None if self.heat_map_zyx is None else _copied(self.heat_map_zyx[box])
+        image, label = contiguous(self.image_zyx[box]), contiguous(self.label_zyx[box])
+        heat_map = None if self.heat_map_zyx is None else contiguous(self.heat_map_zyx[box])
         valid = tuple(image.shape)
         if valid != tuple(patch_shape):
             behind = [(0, n - v) for n, v in zip(patch_shape, valid, strict=True)]
@@ -133,17 +131,6 @@ class _Cutter:
             heat_map_zyx=heat_map,
             **self.shared,
         )
-
-
-def _flips(array: np.ndarray) -> tuple[slice, ...]:
-    """Returns the index that turns every axis which runs backwards through memory."""
-    return tuple(slice(None, None, -1 if step < 0 else 1) for step in array.strides)
-
-
-def _copied(array: np.ndarray) -> np.ndarray:
-    """Returns a patch in C order; turning a small copy is several times as fast as a turning copy."""
-    flips = _flips(array)
-    return np.ascontiguousarray(np.ascontiguousarray(array[flips])[flips])
 
 
 def _voxel_of_class(label_zyx, voxels_by_slice, value, random) -> np.ndarray:

@@ -219,6 +219,21 @@ def from_task_space(array_zyx: np.ndarray, space: TaskSpace, *, label: bool = Tr
     return np.asfortranarray(straight.transpose(np.argsort(space.axes)))
 
 
+def forwards(array: np.ndarray) -> tuple[slice, ...]:
+    """Returns the index that turns every axis of a view which runs backwards through memory."""
+    return tuple(slice(None, None, -1 if stride < 0 else 1) for stride in array.strides)
+
+
+def contiguous(array: np.ndarray) -> np.ndarray:
+    """Returns an array in C order, itself if it is so already.
+
+    For small pieces of turned volumes: a forward copy that is turned after it lies in the processor's
+    cache is several times as fast as one that reads memory backwards.
+    """
+    flips = forwards(array)
+    return np.ascontiguousarray(np.ascontiguousarray(array[flips])[flips])
+
+
 def _target_spacing(task: Task, position: int) -> float | None:
     if task.resampling == "keep" or (task.resampling == "in_plane" and position == 2):
         return None
