@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,12 +51,12 @@ class ConversionSettings:
 
 def read_case(
     case: Case, task: Task, *, allow: Collection[str] = ()
-) -> tuple[np.ndarray, Target, TaskSpace, dict[str, Any]]:
+) -> tuple[np.ndarray, Target, np.ndarray, TaskSpace, dict[str, Any]]:
     """Reads and checks an image with its annotation, on the task's grid.
 
     Returns:
-      image [z, y, x] in the task's `image_dtype`, target, their grid, and facts about the files for
-      the manifest.
+      image [z, y, x] in the task's `image_dtype`, target, its voxels [slice, class], their grid, and
+      facts about the files for the manifest.
 
     Raises:
       InputError: a file is missing or damaged, or image and annotation don't fit together.
@@ -66,7 +65,7 @@ def read_case(
     checked = check_image(image, task)
     image_zyx, space = to_task_space(image, task)
     target = read_target(case, image, space, task, allow=allow)
-    findings = [*checked.findings, *check_labels(image_zyx, target.label_zyx, task)[1]]
+    counts, findings = check_labels(image_zyx, target.label_zyx, task)
     facts = {
         "image": Path(shown(case, case.image_path)).name,
         **target.facts,
@@ -76,9 +75,10 @@ def read_case(
         "shape_zyx": list(space.shape_zyx),
         "spacing_mm": list(space.spacing_mm),
         "fingerprint": checked.fingerprint,
-        "warnings": [{"code": f.code, "text": f.text} for f in findings],
+        "label_voxels": dict(zip(task.class_names, map(int, counts.sum(axis=0)), strict=True)),
+        "warnings": [{"code": f.code, "text": f.text} for f in (*checked.findings, *findings)],
     }
-    return image_zyx, target, space, facts
+    return image_zyx, target, counts, space, facts
 
 
 def convert_case(
@@ -100,28 +100,26 @@ def convert_case(
         return entry | {"status": REJECTED, "reason": case.problem}
     task = settings.task
     try:
-        image_zyx, target, space, facts = read_case(case, task, allow=settings.allow)
+        image_zyx, target, counts, space, facts = read_case(case, task, allow=settings.allow)
     except (AHNetError, OSError, MemoryError) as error:
         reason = str(error) or "expected a volume that fits into memory, found a larger one"
         return entry | {"status": REJECTED, "reason": public(case, reason)}
-    label_zyx = target.label_zyx
+    volume = (image_zyx, target.label_zyx, counts, space, task)
     given = {"case_id": case.case_id, "source": case.source, "heat_map_zyx": target.heat_map_zyx}
     if split == "train":
-        patches = training_patches(image_zyx, label_zyx, space, task, seed=settings.seed, **given)
+        patches = training_patches(*volume, seed=settings.seed, **given)
     else:
-        patches = evaluation_tiles(image_zyx, label_zyx, space, task, **given)
-    first = next(patches)
+        patches = evaluation_tiles(*volume, **given)
     shards = write_shards(
         FileSystems.join(folder, split),
         case.case_id,
-        (encode_patch(patch, task) for patch in itertools.chain([first], patches)),
+        (encode_patch(patch, task) for patch in patches),
         limit_bytes=settings.shard_bytes,
     )
     return entry | {
         "status": CONVERTED,
         "split": split,
         "patches": sum(shard.records for shard in shards),
-        "label_voxels": dict(zip(task.class_names, first.case_label_voxels, strict=True)),
         "shards": [dataclasses.asdict(shard) for shard in shards],
         **facts,
     }

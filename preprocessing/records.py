@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from preprocessing.errors import InputError
 from preprocessing.tasks import Task
+from preprocessing.volume import label_voxels
 
 IMAGE = "image"
 LABEL = "label"
@@ -68,12 +69,6 @@ def spacing_class(slice_spacing_mm: float) -> str:
         if slice_spacing_mm < limit_mm:
             return name
     return "thick"
-
-
-def label_voxels(label: np.ndarray, classes: int) -> list[int]:
-    """Returns how many voxels of a uint8 array have each of the values 0 to `classes` - 1."""
-    # A few comparisons of bytes are several times as fast as a histogram of 64-bit numbers.
-    return [int(np.count_nonzero(label == value)) for value in range(classes)]
 
 
 def encode_patch(patch: Patch, task: Task) -> bytes:

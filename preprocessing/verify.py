@@ -103,7 +103,8 @@ def verify_case(case: Case, task: Task, allow: Collection[str]) -> dict[str, Any
                 stage = "annotation"
                 image_zyx, space = to_task_space(image, task)
                 target = read_target(case, image, space, task, allow=allow)
-                voxels, further = check_labels(image_zyx, target.label_zyx, task)
+                counts, further = check_labels(image_zyx, target.label_zyx, task)
+                voxels = map(int, counts.sum(axis=0))
                 entry |= target.facts
                 entry["label_voxels"] = dict(zip(task.class_names, voxels, strict=True))
                 findings += further

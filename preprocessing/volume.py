@@ -234,6 +234,18 @@ def contiguous(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.ascontiguousarray(array[flips])[flips])
 
 
+def label_voxels(label: np.ndarray, classes: int) -> list[int]:
+    """Returns how many voxels of a uint8 array have each of the values 0 to `classes` - 1."""
+    # A few comparisons of bytes are several times as fast as a histogram of 64-bit numbers.
+    return [int(np.count_nonzero(label == value)) for value in range(classes)]
+
+
+def label_voxels_by_slice(label_zyx: np.ndarray, classes: int) -> np.ndarray:
+    """Returns the number of voxels [slice, class] of a uint8 label map."""
+    # Counts don't depend on flips, and reading memory forwards is several times as fast.
+    return np.array([label_voxels(each[forwards(each)], classes) for each in label_zyx])
+
+
 def _target_spacing(task: Task, position: int) -> float | None:
     if task.resampling == "keep" or (task.resampling == "in_plane" and position == 2):
         return None

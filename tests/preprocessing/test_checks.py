@@ -54,7 +54,10 @@ def test_a_sound_case_is_not_doubted():
     assert found(ct(), liver()) == {}
     checked = check_image(Volume(ct(), AFFINE), CT)
     assert (checked.low, checked.high) == (-1000, ct().max())
-    assert check_labels(ct(), liver(), CT)[0] == (960 - 48, 46, 2)
+    counts, findings = check_labels(ct(), liver(), CT)
+    assert counts.shape == (len(ct()), 3)
+    assert counts.sum(axis=0).tolist() == [960 - 48, 46, 2]
+    assert findings == ()
 
 
 @pytest.mark.parametrize(
@@ -93,7 +96,8 @@ def test_spacing():
 def test_labels():
     assert found(ct(), liver() * 0).keys() == {"no_foreground"}
     # Most screened breasts hold no lesion.
-    assert check_labels(ct().astype(np.uint16), liver() * 0, DBT) == ((960, 0), ())
+    counts, findings = check_labels(ct().astype(np.uint16), liver() * 0, DBT)
+    assert (counts.sum(axis=0).tolist(), findings) == ([960, 0], ())
     # Two slices down; four columns to the right.
     assert "reaches the first slice" in found(ct(), np.roll(liver(), -2, 2))["label_at_border"]
     for label in (np.roll(liver(), 4, 0), np.roll(liver(), -4, 1)):

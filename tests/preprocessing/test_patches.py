@@ -11,11 +11,10 @@ from preprocessing.patches import (
     QUANTILE_VOXELS,
     evaluation_tiles,
     intensity_quantiles,
-    label_voxels_by_slice,
     training_patches,
 )
 from preprocessing.tasks import PRESETS
-from preprocessing.volume import task_space
+from preprocessing.volume import label_voxels_by_slice, task_space
 
 TASK = dataclasses.replace(PRESETS["ct_liver"], patch_shape_zyx=(4, 8, 6), patches_per_case=40)
 
@@ -25,14 +24,15 @@ def space_of(shape_zyx):
 
 
 def draw(image, label, *, case_id="a", seed=0, task=TASK):
-    space = space_of(image.shape)
-    return list(training_patches(image, label, space, task, case_id=case_id, source="s", seed=seed))
+    counts = label_voxels_by_slice(label, len(task.class_names))
+    volume = (image, label, counts, space_of(image.shape), task)
+    return list(training_patches(*volume, case_id=case_id, source="s", seed=seed))
 
 
 def tiles(image, label, task=TASK):
-    return list(
-        evaluation_tiles(image, label, space_of(image.shape), task, case_id="a", source="s")
-    )
+    counts = label_voxels_by_slice(label, len(task.class_names))
+    volume = (image, label, counts, space_of(image.shape), task)
+    return list(evaluation_tiles(*volume, case_id="a", source="s"))
 
 
 shapes = st.tuples(*[st.integers(1, 19)] * 3)
@@ -167,11 +167,11 @@ def test_a_turned_view_gives_what_its_copy_gives(volume, axes):
 
 
 def test_quantiles_of_a_large_volume_come_from_a_grid_of_its_voxels():
-    shape = (17, 512, 512)
+    shape = (17, 256, 256)
     image = np.random.default_rng(0).normal(0, 300, shape).astype(np.int16)
     assert image.size > 4 * QUANTILE_VOXELS
     grid = image[:, ::2, ::2]
     found = intensity_quantiles(image)
     assert found == tuple(np.quantile(grid, [0.01, 0.5, 0.99], method="lower"))
     # Normal deviates: -2.326, 0 and 2.326 standard deviations.
-    assert np.abs(np.array(found) - [-698, 0, 698]).max() < 4
+    assert np.abs(np.array(found) - [-698, 0, 698]).max() < 8
