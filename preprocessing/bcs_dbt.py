@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -112,7 +113,7 @@ def read_tables(folder: Path, paths: Sequence[Path] | None = None) -> Tables | N
     files: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.glob("*.csv")) if paths is None else paths:
         kind = re.search(r"(?:^|[^a-z])(boxes|labels|paths)(?:[^a-z]|$)", path.stem.lower())
-        if kind and not path.name.startswith("."):
+        if kind and not path.name.startswith(".") and path.is_file():
             files[kind[1]].append(path)
     if not files["boxes"]:
         return None
@@ -280,7 +281,8 @@ def _by_path(tables: Tables) -> dict[Key, list[Path]]:
         for text in row.paths:
             path = tables.folder / text
             inside = not Path(text).is_absolute() and ".." not in Path(text).parts
-            if inside and path.is_file():
+            # Unlike Path.is_file this takes whatever stands in a table, a name too long for example.
+            if inside and os.path.isfile(path):
                 places[key] = [path]
                 break
     return places

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -100,7 +101,8 @@ def test_paths_table_wins_over_names_and_stays_inside(tmp_path):
     (case,) = find_cases([folder], need_labels=True)
     assert case.image_path == folder / "x" / "1-1.nii.gz"
     write_volume(tmp_path / "outside.nii.gz")
-    for outside in ("../outside.nii.gz", str(tmp_path / "outside.nii.gz")):
+    os.mkfifo(folder / "more-boxes.csv")
+    for outside in ("../outside.nii.gz", str(tmp_path / "outside.nii.gz"), "x" * 5000):
         write_tables(folder, paths=[f"DBT-P00013,DBT-S00163,rcc,{outside},"])
         cases = find_cases([folder], need_labels=True)
         assert cases[0].image_path is None
