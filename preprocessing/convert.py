@@ -173,8 +173,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "preprocessing.convert",
         "Converts CT or DBT volumes with label maps into TFRecords of patches, split by case. "
-        "Understands LiTS, Decathlon and 3D-IRCADb layouts, DICOM series, one folder a case, and pairs "
-        "of files (docs/data.md). "
+        "Understands LiTS, Decathlon, 3D-IRCADb and BCS-DBT layouts, DICOM series, one folder a case, "
+        "and pairs of files (docs/data.md). "
         "Options of Apache Beam (--runner, --direct_num_workers, ...) are passed through.",
         [
             "python -m preprocessing.convert --task ct_liver --input lits --output records",
