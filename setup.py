@@ -30,6 +30,7 @@ setup(
         "numpy<2",
         "scipy",
         "scikit-image",
+        "surface-distance",
         "matplotlib",
         "safetensors",
         "tqdm",

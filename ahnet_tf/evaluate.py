@@ -1,4 +1,4 @@
-"""Scores predicted label maps against references by the LiTS measures.
+"""Scores predictions against references: label maps by the LiTS measures, lesion tables by FROC.
 
 python -m ahnet_tf.evaluate --input predictions/ --reference cases/ --output scores/
 """
@@ -6,23 +6,27 @@ python -m ahnet_tf.evaluate --input predictions/ --reference cases/ --output sco
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
+from ahnet_tf.detection_scores import (
+    froc_curves,
+    match_tables,
+    summarise_detections,
+    volume_rows,
+)
 from ahnet_tf.predict import prediction_name
-from ahnet_tf.scoring.lits import CaseScores, score_case, summarise
+from ahnet_tf.score_files import print_summary, write_scores
+from ahnet_tf.scoring.lits import TOLERANCE_MM, CaseScores, score_case
+from ahnet_tf.scoring.lits_summary import summarise
 from preprocessing.cases import find_cases
 from preprocessing.command import make_parser, run_command
 from preprocessing.errors import AHNetError, InputError, SettingsError
-from preprocessing.files import replacing, write_json
 from preprocessing.nifti import SUFFIXES, check_pair, has_nifti_suffix, read_label
 from preprocessing.tasks import PRESETS
 from preprocessing.volume import spacing_mm
@@ -32,7 +36,9 @@ CLASS_NAMES = PRESETS["ct_liver"].class_names
 # Columns of the printed table: heading, column of `case_row`, format.
 TABLE = (
     ("liver Dice", "liver_dice", ".4f"),
-    ("liver ASSD mm", "liver_assd_mm", ".2f"),
+    ("surface Dice", "liver_surface_dice", ".4f"),
+    ("HD95 mm", "liver_hd95_mm", ".2f"),
+    ("ASSD mm", "liver_assd_mm", ".2f"),
     ("tumour Dice", "lesion_dice_per_case", ".4f"),
     ("lesions", "reference_lesions", "d"),
     ("predicted", "predicted_lesions", "d"),
@@ -104,8 +110,8 @@ def pair_up(
     return pairs, problems
 
 
-def score_pair(pair: Pair) -> CaseScores:
-    """Reads and scores one case.
+def score_pair(pair: Pair, tolerance_mm: float = TOLERANCE_MM) -> CaseScores:
+    """Reads and scores one case; the tolerance is that of surface Dice.
 
     Raises:
       InputError: a file can't be read, a value is no label, or shapes or affines differ.
@@ -113,7 +119,8 @@ def score_pair(pair: Pair) -> CaseScores:
     reference = read_label(pair.reference, CLASS_NAMES)
     prediction = read_label(pair.prediction, CLASS_NAMES)
     check_pair(reference, prediction, pair.prediction)
-    return score_case(prediction.voxels, reference.voxels, spacing_mm(reference.affine))
+    spacing = spacing_mm(reference.affine)
+    return score_case(prediction.voxels, reference.voxels, spacing, tolerance_mm)
 
 
 def case_row(scores: CaseScores) -> dict[str, float | int]:
@@ -136,59 +143,132 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         "ahnet_tf.evaluate",
         "Scores predicted label maps (1 liver, 2 tumour) by the measures of the LiTS challenge: "
-        "liver (label >= 1), tumour (label 2), lesion detection, tumour burden. Prints a table; "
-        "with --output writes scores.json and scores.csv. Missing, extra or unreadable cases are "
-        "named and make it fail; the others are scored.",
+        "liver (label >= 1), tumour (label 2), lesion detection, tumour burden; with surface Dice and "
+        "HD95. A table of detected lesions (CSV in BCS-DBT's prediction columns) is scored by that "
+        "challenge's FROC against BCS-DBT's tables. Prints a table; with --output writes scores.json "
+        "and scores.csv. Missing, extra or unreadable cases are named and make it fail; the others are "
+        "scored.",
         [
             "python -m ahnet_tf.evaluate --input predictions/ --reference cases/",
             "python -m ahnet_tf.evaluate --input predictions/ --reference cases/ --output scores/",
-            "python -m ahnet_tf.evaluate --input mine.nii.gz --reference truth.nii.gz",
+            "python -m ahnet_tf.evaluate mine.nii.gz truth.nii.gz",
+            "python -m ahnet_tf.evaluate --input predictions.csv --reference bcs_dbt/",
         ],
     )
     parser.add_argument(
-        "--input", nargs="+", required=True, metavar="IN", help="predicted label maps, or a folder"
+        "paths", nargs="*", metavar="PRED REF", help="one --input and one --reference, unnamed"
+    )
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        metavar="IN",
+        help="predicted label maps, or a folder; or a table of detected lesions",
     )
     parser.add_argument(
         "--reference",
         nargs="+",
-        required=True,
         metavar="REF",
-        help="reference label maps in the same order, or a data-set folder",
+        help="reference label maps in the same order, or a data-set folder; or BCS-DBT's tables",
     )
     parser.add_argument("--output", metavar="DIR", help="folder for scores.json and scores.csv")
+    parser.add_argument(
+        "--tolerance-mm",
+        type=float,
+        default=TOLERANCE_MM,
+        metavar="MM",
+        help=f"of surface Dice (default: {TOLERANCE_MM:g})",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the bootstrap's drawings (default: 0)"
+    )
     arguments = parser.parse_args(argv)
     return run_command(_run, arguments)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    pairs, problems = pair_up(arguments.input, arguments.reference)
+    inputs, references = _paths(arguments)
+    if not 0 <= arguments.tolerance_mm < float("inf"):
+        raise SettingsError("--tolerance-mm", "a distance of at least 0", arguments.tolerance_mm)
+    if arguments.seed < 0:
+        raise SettingsError("--seed", "a number of at least 0", arguments.seed)
+    is_table = any(path.suffix.lower() == ".csv" for path in inputs)
+    score = _score_detections if is_table else _score_label_maps
+    record, rows, problems = score(inputs, references, arguments)
+    if arguments.output is not None:
+        record |= {
+            "input": list(map(str, inputs)),
+            "reference": list(map(str, references)),
+            "seed": arguments.seed,
+            "problems": problems,
+        }
+        write_scores(Path(arguments.output), record, rows)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _paths(arguments: argparse.Namespace) -> tuple[list[Path], list[Path]]:
+    """Returns the predictions and the references, however they were given."""
+    inputs, references = arguments.input or [], arguments.reference or []
+    if arguments.paths:
+        if len(arguments.paths) != 2 or inputs or references:
+            raise SettingsError("PRED REF", "these two, or --input and --reference", "both or more")
+        inputs, references = arguments.paths[:1], arguments.paths[1:]
+    if not inputs or not references:
+        raise SettingsError("--input and --reference", "both", "one or none")
+    return [Path(path) for path in inputs], [Path(path) for path in references]
+
+
+def _score_label_maps(
+    inputs: Sequence[Path], references: Sequence[Path], arguments: argparse.Namespace
+) -> tuple[dict, dict, list[str]]:
+    """Scores and prints label maps; returns the record, the rows by case, and the problems."""
+    pairs, problems = pair_up(inputs, references)
     scores: dict[str, CaseScores] = {}
     for pair in tqdm(pairs, desc="scoring", unit="case", leave=False):
         try:
-            scores[pair.case_id] = score_pair(pair)
+            scores[pair.case_id] = score_pair(pair, arguments.tolerance_mm)
         except (InputError, OSError) as error:
             if arguments.debug:
                 raise
             where = "" if isinstance(error, AHNetError) else f"{pair.prediction}: "
             problems.append(f"{where}{error}")
     rows = {case_id: case_row(case) for case_id, case in scores.items()}
-    summary = summarise(scores.values())
+    summary = summarise(scores.values(), arguments.seed)
     if rows:
         _print_table(rows)
-        _print_summary(summary)
-    if arguments.output is not None:
-        record = {
-            "input": list(map(str, arguments.input)),
-            "reference": list(map(str, arguments.reference)),
-            "cases": {case_id: dataclasses.asdict(case) for case_id, case in scores.items()},
-            "summary": summary,
-            "problems": problems,
+        print_summary(
+            "summary with 95 % intervals (rvd = (reference - prediction) / prediction; lesion means "
+            f"over IoU > 0.5; surface Dice at {arguments.tolerance_mm:g} mm)",
+            summary,
+        )
+    record = {
+        "cases": {case_id: dataclasses.asdict(case) for case_id, case in scores.items()},
+        "summary": summary,
+        "tolerance_mm": arguments.tolerance_mm,
+    }
+    return record, rows, problems
+
+
+def _score_detections(
+    inputs: Sequence[Path], references: Sequence[Path], arguments: argparse.Namespace
+) -> tuple[dict, dict, list[str]]:
+    """Scores and prints a table of detections; returns what `_score_label_maps` returns."""
+    matched = match_tables(inputs, references)
+    rows = volume_rows(matched.volumes)
+    summary = summarise_detections(matched.volumes, arguments.seed) if rows else {}
+    if rows:
+        totals = {
+            name: sum(row[name] for row in rows.values()) for name in next(iter(rows.values()))
         }
-        write_json(Path(arguments.output) / "scores.json", _without_nan(record))
-        _write_csv(Path(arguments.output) / "scores.csv", rows)
-    for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
-    return 1 if problems else 0
+        empty = sum(row["detections"] == 0 for row in rows.values())
+        print(f"{len(rows)} volumes, {empty} of them without detections")
+        print(", ".join(f"{name.replace('_', ' ')} {total}" for name, total in totals.items()))
+        print_summary(
+            "summary with 95 % intervals (FROC; sensitivity = boxes hit / boxes)", summary
+        )
+    record = {"cases": rows, "summary": summary, "curves": froc_curves(matched.volumes)}
+    return record, rows, matched.problems
 
 
 def _prediction_files(inputs: Sequence[Path]) -> dict[str, Path]:
@@ -221,31 +301,6 @@ def _print_table(rows: dict[str, dict[str, float | int]]) -> None:
             format(row[column], layout).rjust(len(heading)) for heading, column, layout in TABLE
         ]
         print("  ".join([case_id.ljust(width), *cells]))
-
-
-def _print_summary(summary: dict[str, dict[str, float | int]]) -> None:
-    print("\nsummary (rvd = (reference - prediction) / prediction; lesion means over IoU > 0.5)")
-    for name, entry in summary.items():
-        undefined = f"  ({entry['undefined']} undefined)" if entry["undefined"] else ""
-        print(f"  {name:<30}{entry['value']:>12.6f}{undefined}")
-
-
-def _write_csv(path: Path, rows: dict[str, dict[str, float | int]]) -> None:
-    columns = list(next(iter(rows.values()), {}))
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["case_id", *columns])
-        for case_id, row in rows.items():
-            writer.writerow([case_id, *(row[column] for column in columns)])
-
-
-def _without_nan(content: Any) -> Any:
-    """Returns JSON content with null for NaN, which JSON doesn't know."""
-    if isinstance(content, dict):
-        return {str(name): _without_nan(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and math.isnan(content) else content
 
 
 if __name__ == "__main__":

@@ -1,21 +1,22 @@
-"""The measures of the Liver Tumor Segmentation challenge (LiTS), case by case and over a data set.
+"""The measures of the Liver Tumor Segmentation challenge (LiTS), case by case.
 
 Follows the challenge's scorer (PatrickChrist/lits-challenge-scoring) on label maps with 0
 background, 1 liver, 2 tumour: the liver mask is label >= 1, the lesion mask label 2. Differences,
 on purpose: a case without reference lesions is scored like any other; lesions keep their identity
-through merging; what is undefined is NaN and counted, never 0 or a large number.
+through merging; what is undefined is NaN and counted, never 0 or a large number. Surface Dice and
+HD95 are no measures of the challenge and stand beside them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
-from ahnet_tf.scoring.surface import symmetric_distances_mm
+from ahnet_tf.scoring.surface import surface_dice_and_hd95, symmetric_distances_mm
 from preprocessing.errors import InputError
 
 LIVER, TUMOUR = 1, 2
@@ -23,7 +24,9 @@ LIVER, TUMOUR = 1, 2
 # Measures of one pair of masks, in the order of tables.
 OVERLAP_MEASURES = ("dice", "jaccard", "voe", "rvd")
 SURFACE_MEASURES = ("assd_mm", "rmsd_mm", "msd_mm")
+TOLERANCE_MEASURES = ("surface_dice", "hd95_mm")
 DETECTION_IOUS = (0.5, 0.0)
+TOLERANCE_MM = 2.0
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,12 @@ class LesionPair:
 
 @dataclass(frozen=True)
 class CaseScores:
-    """All that a case contributes; `summarise` needs nothing more.
+    """All that a case contributes; a summary needs nothing more.
 
     Attributes:
       liver: overlap and surface measures of the liver mask.
       lesion_dice: Dice of the lesion mask.
+      lesion_surface: surface Dice and HD95 of the lesion mask.
       lesions: overlap and surface measures of each pair of lesions detected at IoU > 0.5.
       predicted_lesions: number of 6-connected components in the prediction.
       reference_lesions: number of 6-connected components in the reference.
@@ -59,6 +63,7 @@ class CaseScores:
 
     liver: dict[str, float]
     lesion_dice: float
+    lesion_surface: dict[str, float]
     lesions: tuple[dict[str, float], ...]
     predicted_lesions: int
     reference_lesions: int
@@ -68,7 +73,10 @@ class CaseScores:
 
 
 def score_case(
-    prediction: np.ndarray, reference: np.ndarray, spacing_mm: Sequence[float]
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing_mm: Sequence[float],
+    tolerance_mm: float = TOLERANCE_MM,
 ) -> CaseScores:
     """Scores one case.
 
@@ -76,6 +84,7 @@ def score_case(
       prediction: label map, integers [any 3 axes].
       reference: label map of the same shape.
       spacing_mm: voxel spacing along the arrays' own axes.
+      tolerance_mm: of surface Dice.
 
     Raises:
       InputError: the shapes differ or are not three-dimensional.
@@ -105,9 +114,10 @@ def score_case(
         for kind in ("predicted", "reference")
     }
     return CaseScores(
-        liver=mask_measures(*liver, spacing_mm),
+        liver=mask_measures(*liver, spacing_mm, tolerance_mm),
         lesion_dice=dice(*lesion),
-        lesions=_lesion_measures(predicted, true, detected, spacing_mm),
+        lesion_surface=surface_dice_and_hd95(*lesion, spacing_mm, tolerance_mm),
+        lesions=_lesion_measures(predicted, true, detected, spacing_mm, tolerance_mm),
         predicted_lesions=predicted_count,
         reference_lesions=true_count,
         detected_lesions={iou: sum(pair.iou > iou for pair in pairs) for iou in DETECTION_IOUS},
@@ -123,13 +133,16 @@ def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
 
 
 def mask_measures(
-    prediction: np.ndarray, reference: np.ndarray, spacing_mm: Sequence[float]
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing_mm: Sequence[float],
+    tolerance_mm: float = TOLERANCE_MM,
 ) -> dict[str, float]:
     """Returns the overlap and surface measures of two masks.
 
     dice and jaccard = dice / (2 - dice); voe = 1 - jaccard; rvd = (|R| - |P|) / |P|, the scorer's
     sign (papers often print the opposite one), NaN without a prediction; ASSD, RMSD and MSD in mm,
-    NaN if either mask is empty.
+    NaN if either mask is empty; surface Dice and HD95 as `surface_dice_and_hd95` says.
     """
     overlap = dice(prediction, reference)
     jaccard = overlap / (2 - overlap)
@@ -139,7 +152,9 @@ def mask_measures(
         "jaccard": jaccard,
         "voe": 1 - jaccard,
         "rvd": _ratio(true - predicted, predicted),
-    } | symmetric_distances_mm(prediction, reference, spacing_mm)
+        **symmetric_distances_mm(prediction, reference, spacing_mm),
+        **surface_dice_and_hd95(prediction, reference, spacing_mm, tolerance_mm),
+    }
 
 
 def match_lesions(predicted: np.ndarray, reference: np.ndarray) -> list[LesionPair]:
@@ -185,60 +200,12 @@ def match_lesions(predicted: np.ndarray, reference: np.ndarray) -> list[LesionPa
     return pairs
 
 
-def summarise(cases: Iterable[CaseScores]) -> dict[str, dict[str, float | int]]:
-    """Returns the scores of a data set, by measure.
-
-    Returns:
-      For each measure {"value", "defined", "undefined"}: a mean (or what the name says) over the
-      defined values, how many there were, and how many were NaN. NaN without any.
-
-    Lesion measures (lesion_dice, lesion_voe, ...) are means over the lesions detected at IoU > 0.5,
-    lesion_dice_per_case and the liver measures means over cases. Precision and recall sum
-    TP = detected, FP = predicted - detected and FN = reference - detected over all cases and are 0
-    without a denominator. The tumour burden's maximal error is the largest of the signed errors
-    reference - prediction.
-    """
-    cases = list(cases)
-    lesions = [lesion for case in cases for lesion in case.lesions]
-    summary = {
-        "lesion_dice_per_case": _mean([case.lesion_dice for case in cases]),
-        "lesion_dice_global": _once(_dice_global(cases, "lesion")),
-    }
-    predicted = sum(case.predicted_lesions for case in cases)
-    reference = sum(case.reference_lesions for case in cases)
-    for iou in DETECTION_IOUS:
-        detected = sum(case.detected_lesions[iou] for case in cases)
-        summary |= {
-            f"lesion_precision_iou_over_{iou:g}": _once(detected / predicted if predicted else 0.0),
-            f"lesion_recall_iou_over_{iou:g}": _once(detected / reference if reference else 0.0),
-        }
-    for name in OVERLAP_MEASURES + SURFACE_MEASURES:
-        summary[f"lesion_{name}"] = _mean([lesion[name] for lesion in lesions])
-    summary["liver_dice_per_case"] = _mean([case.liver["dice"] for case in cases])
-    summary["liver_dice_global"] = _once(_dice_global(cases, "liver"))
-    for name in (OVERLAP_MEASURES + SURFACE_MEASURES)[1:]:
-        summary[f"liver_{name}"] = _mean([case.liver[name] for case in cases])
-    errors = [case.tumour_burden["error"] for case in cases]
-    squares = _mean([error**2 for error in errors])
-    summary["tumour_burden_rmse"] = squares | {"value": math.sqrt(squares["value"])}
-    defined = [error for error in errors if not math.isnan(error)]
-    summary["tumour_burden_max_error"] = squares | {"value": max(defined, default=math.nan)}
-    return summary
-
-
-def _dice_global(cases: Sequence[CaseScores], organ: str) -> float:
-    common = sum(case.voxels[f"{organ}_intersection"] for case in cases)
-    sizes = sum(
-        case.voxels[f"{organ}_predicted"] + case.voxels[f"{organ}_reference"] for case in cases
-    )
-    return _ratio(2 * common, sizes)
-
-
 def _lesion_measures(
     predicted: np.ndarray,
     reference: np.ndarray,
     pairs: Sequence[LesionPair],
     spacing_mm: Sequence[float],
+    tolerance_mm: float,
 ) -> tuple[dict[str, float], ...]:
     """Returns the measures of each pair, looking only where its components lie."""
     predicted_boxes, reference_boxes = map(ndimage.find_objects, (predicted, reference))
@@ -255,6 +222,7 @@ def _lesion_measures(
                 np.isin(predicted[box], pair.predicted),
                 np.isin(reference[box], pair.reference),
                 spacing_mm,
+                tolerance_mm,
             )
         )
     return tuple(measures)
@@ -268,16 +236,3 @@ def _foreground_box(first: np.ndarray, second: np.ndarray) -> tuple[slice, ...]:
 
 def _ratio(top: float, bottom: float) -> float:
     return top / bottom if bottom else math.nan
-
-
-def _mean(values: Sequence[float]) -> dict[str, float | int]:
-    defined = [value for value in values if not math.isnan(value)]
-    return {
-        "value": float(np.mean(defined)) if defined else math.nan,
-        "defined": len(defined),
-        "undefined": len(values) - len(defined),
-    }
-
-
-def _once(value: float) -> dict[str, float | int]:
-    return _mean([value])

@@ -74,6 +74,8 @@ def test_json_has_null_for_what_is_undefined(tmp_path):
         "value": None,
         "defined": 0,
         "undefined": 1,
+        "low": None,
+        "high": None,
     }
 
 
@@ -141,3 +143,30 @@ def test_what_can_not_be_paired(folders, tmp_path):
         pair_up(files, files[:1])
     pairs, _ = pair_up(files, files)
     assert [pair.prediction for pair in pairs] == files
+
+
+def test_two_paths_alone_are_enough(folders, tmp_path, capsys):
+    predictions, references = folders
+    assert main([str(predictions), str(references), "--output", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "scores.json").read_text())["input"] == [str(predictions)]
+    assert main([str(predictions)]) == 1
+    assert main([str(predictions), "--reference", str(references)]) == 1
+    assert "--input and --reference" in capsys.readouterr().err
+
+
+def test_tolerance_and_intervals(folders, tmp_path, capsys):
+    options = ["--input", str(folders[0]), "--reference", str(folders[1]), "--output"]
+    found = {}
+    for mm in ("0", "1"):
+        assert main([*options, str(tmp_path / mm), "--tolerance-mm", mm]) == 0
+        found[mm] = json.loads((tmp_path / mm / "scores.json").read_text())
+    assert found["1"]["tolerance_mm"] == 1
+    # The liver of case 7 ends one voxel of 1 mm early.
+    surface_dice = [found[mm]["cases"]["volume-7"]["liver"]["surface_dice"] for mm in ("0", "1")]
+    assert surface_dice[0] < 1
+    assert surface_dice[1] == 1
+    dice = found["0"]["summary"]["liver_dice_per_case"]
+    assert [dice["low"], dice["high"]] == pytest.approx([6 / 7, 1])
+    assert "[0.857143, 1.000000]" in capsys.readouterr().out
+    assert main([*options, str(tmp_path / "x"), "--tolerance-mm", "-1"]) == 1
+    assert "--tolerance-mm" in capsys.readouterr().err

@@ -15,8 +15,8 @@ from ahnet_tf.scoring.lits import (
     mask_measures,
     match_lesions,
     score_case,
-    summarise,
 )
+from ahnet_tf.scoring.lits_summary import summarise
 from ahnet_tf.scoring.surface import surface_distances_mm
 from preprocessing.errors import InputError
 
@@ -117,7 +117,7 @@ def test_a_perfect_prediction(label):
     assert scores.liver["dice"] == 1
     assert scores.detected_lesions == dict.fromkeys((0.5, 0.0), scores.reference_lesions)
     for lesion in scores.lesions:
-        assert list(lesion.values()) == [1, 1, 0, 0, 0, 0, 0]
+        assert list(lesion.values()) == [1, 1, 0, 0, 0, 0, 0, 1, 0]
     if (label == 2).any():
         found = values(summarise([scores]))
         assert found["lesion_precision_iou_over_0.5"] == 1
@@ -215,6 +215,18 @@ def test_counts_and_means_over_a_data_set():
     assert value["tumour_burden_rmse"] == pytest.approx(math.sqrt((0 + 1 / 16) / 2))
     assert value["tumour_burden_max_error"] == 0
     assert found["lesion_dice"]["defined"] == 2
+    # Without a seed no intervals; with one, the ends of two cases are the cases themselves.
+    assert math.isnan(found["lesion_dice_per_case"]["low"])
+    drawn = summarise(cases, seed=0)
+    assert drawn["lesion_dice_per_case"]["low"] == pytest.approx(2 / 3)
+    assert drawn["lesion_dice_per_case"]["high"] == pytest.approx(8 / 10)
+    assert drawn["lesion_recall_iou_over_0.5"]["low"] == pytest.approx(1 / 2)
+    assert drawn["lesion_recall_iou_over_0.5"]["high"] == 1
+    assert drawn["tumour_burden_rmse"]["high"] == pytest.approx(1 / 4)
+    assert math.isnan(drawn["tumour_burden_max_error"]["high"])
+    assert {name: entry["value"] for name, entry in drawn.items()} == pytest.approx(
+        value, nan_ok=True
+    )
 
 
 EMPTY, LIVER, LESION = along_x(0, 0), along_x(1, 1), along_x(1, 2)
@@ -249,8 +261,9 @@ def test_every_empty_mask(
     both = (prediction == 2).any() and (reference == 2).any()
     for name in ("precision", "recall"):
         assert found[f"lesion_{name}_iou_over_0.5"]["value"] == float(both)
-    assert found["lesion_dice"] == pytest.approx(
-        {"value": 1.0 if both else math.nan, "defined": int(both), "undefined": 0}, nan_ok=True
+    lesions = {"value": 1.0 if both else math.nan, "defined": int(both), "undefined": 0}
+    assert {name: found["lesion_dice"][name] for name in lesions} == pytest.approx(
+        lesions, nan_ok=True
     )
     undefined = int(math.isnan(burden))
     assert found["tumour_burden_rmse"]["undefined"] == undefined
