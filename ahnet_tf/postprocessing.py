@@ -1,0 +1,100 @@
+"""What may be taken out of a label map afterwards: stray regions, lesions outside the organ, tiny lesions.
+
+Class 1 is the organ and classes from 2 on are lesions in it; with two classes alone, class 1 is the lesion.
+Regions are 6-connected, as LiTS' scorer has them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from preprocessing.errors import SettingsError
+
+ORGAN = 1
+
+
+def keep_largest_component(labels: np.ndarray) -> np.ndarray:
+    """Returns a label map without the foreground outside its largest 6-connected region.
+
+    Args:
+      labels: label values [any axes]; all values above 0 count as one foreground, so that tumours
+        stay where they touch the largest organ region, and only there.
+    """
+    regions, count = ndimage.label(labels > 0)
+    if count < 2:
+        return labels
+    sizes = np.bincount(regions.ravel())
+    sizes[0] = 0
+    return np.where(regions == sizes.argmax(), labels, 0).astype(labels.dtype)
+
+
+def keep_lesions_in_organ(labels: np.ndarray) -> np.ndarray:
+    """Returns a label map without the lesions that don't touch the organ.
+
+    A lesion inside of an organ, or at its border, has a 6-neighbour in it; what lies apart from it, or
+    makes up a whole region by itself, is background.
+
+    Args:
+      labels: label values [x, y, z], 1 in the organ and above in lesions.
+    """
+    regions, count = ndimage.label(labels > ORGAN)
+    return _without(labels, regions, ~_touches(regions, count, labels == ORGAN), 0)
+
+
+def remove_small_lesions(
+    labels: np.ndarray, classes: int, voxel_mm3: float, smallest_mm3: float
+) -> np.ndarray:
+    """Returns a label map without the lesions below a volume.
+
+    Their voxels become organ where they touch it, so that no holes are left in it, and background elsewhere.
+
+    Args:
+      labels: label values [x, y, z].
+      classes: number of classes, background included; with two, class 1 is the lesion.
+      voxel_mm3: volume of a voxel.
+      smallest_mm3: volume of the smallest lesion that stays.
+    """
+    organ = classes > 2
+    regions, count = ndimage.label(labels > ORGAN if organ else labels > 0)
+    # The small term keeps 10 voxels of 0.1 mm3 at 1 mm3.
+    small = np.bincount(regions.ravel(), minlength=count + 1) * voxel_mm3 < smallest_mm3 - 1e-9
+    if not organ:
+        return _without(labels, regions, small, 0)
+    touching = _touches(regions, count, labels == ORGAN)
+    labels = _without(labels, regions, small & touching, ORGAN)
+    return _without(labels, regions, small & ~touching, 0)
+
+
+def check_has_organ(classes: int) -> None:
+    """Checks that lesions lie in an organ.
+
+    Raises:
+      SettingsError: a task of two classes, which has none.
+    """
+    if classes < 3:
+        raise SettingsError(
+            "--lesions-in-organ", "a task of an organ and its lesions", "a task without an organ"
+        )
+
+
+def _touches(regions: np.ndarray, count: int, organ: np.ndarray) -> np.ndarray:
+    """Returns for each region number, 0 included, whether the organ has a 6-neighbour of it."""
+    touching = np.zeros(count + 1, bool)
+    for axis in range(regions.ndim):
+        lower = tuple(slice(None, -1 if at == axis else None) for at in range(regions.ndim))
+        upper = tuple(slice(1 if at == axis else None, None) for at in range(regions.ndim))
+        for own, other in ((lower, upper), (upper, lower)):
+            touching[regions[own][organ[other]]] = True
+    return touching
+
+
+def _without(
+    labels: np.ndarray, regions: np.ndarray, removed: np.ndarray, value: int
+) -> np.ndarray:
+    """Returns labels with `value` in the regions that `removed` says True for."""
+    removed = removed.copy()
+    removed[0] = False
+    if not removed.any():
+        return labels
+    return np.where(removed[regions], value, labels).astype(labels.dtype)

@@ -1,0 +1,132 @@
+"""Lesions from heat maps: peaks, suppression and boxes worked out by hand, and masses found again."""
+
+import csv
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ahnet_tf.lesion_detection import (
+    COLUMNS,
+    DetectionSettings,
+    Lesion,
+    detect_lesions,
+    write_lesions,
+)
+from preprocessing.errors import SettingsError
+from preprocessing.lesions import box_heat_map
+from preprocessing.phantom_dbt import make_case
+from preprocessing.tasks import PRESETS
+from preprocessing.volume import from_task_space, spacing_mm, task_space
+
+
+def line(*values):
+    """A heat map along x."""
+    return np.array(values, np.float32).reshape(-1, 1, 1)
+
+
+def test_a_peak_its_score_and_the_box_above_half_of_it():
+    # Half of 0.8 is 0.4: x 2 to 4. The voxel of 0.5 behind a gap is another peak, 3 mm away.
+    heat_map = line(0, 0.3, 0.5, 0.8, 0.4, 0.1, 0.5)
+    one_mm = (1.0, 1.0, 1.0)
+    near = detect_lesions(heat_map, one_mm, DetectionSettings(0.1, minimum_distance_mm=3.5))
+    assert near == [Lesion(pytest.approx(0.8), x=2, y=0, z=0, width=3, height=1, depth=1)]
+    far = detect_lesions(heat_map, one_mm, DetectionSettings(0.1, minimum_distance_mm=3.0))
+    assert far[:1] == near
+    assert far[1:] == [Lesion(0.5, x=6, y=0, z=0, width=1, height=1, depth=1)]
+    assert detect_lesions(heat_map, one_mm, DetectionSettings(0.9)) == []
+
+
+def test_distances_are_in_mm_along_each_axis():
+    heat_map = np.zeros((1, 1, 4), np.float32)
+    heat_map[0, 0, [0, 3]] = 1, 0.9
+    settings_10_mm = DetectionSettings(minimum_distance_mm=10)
+    assert len(detect_lesions(heat_map, (1.0, 1.0, 3.0), settings_10_mm)) == 1
+    assert len(detect_lesions(heat_map, (1.0, 1.0, 3.5), settings_10_mm)) == 2
+
+
+def test_a_plateau_is_one_peak_in_its_middle():
+    # Longer than the minimum distance; the second plateau's middle is 10 mm from the first one's.
+    heat_map = line(*[1] * 9, 0, *[0.6] * 5)
+    found = detect_lesions(heat_map, (1.0, 1.0, 1.0), DetectionSettings(minimum_distance_mm=5))
+    assert [(each.x, each.width) for each in found] == [(0, 9), (10, 5)]
+    whole = detect_lesions(np.ones((3, 4, 5)), (1.0, 1.0, 1.0))
+    assert whole == [Lesion(1.0, x=0, y=0, z=0, width=3, height=4, depth=5)]
+
+
+def test_a_shoulder_is_no_peak_and_touching_lesions_share_their_voxels():
+    # A step of 0.6 on the way up to 1 is no maximum.
+    step = line(0, 0.6, 0.6, 0.6, 1, 0)
+    assert len(detect_lesions(step, (1.0, 1.0, 1.0), DetectionSettings(minimum_distance_mm=0))) == 1
+    # Above half of both peaks all along; parted half-way, at x = 4 (as near to both: in both).
+    ridge = line(0, 0.7, 1, 0.8, 0.7, 0.8, 0.9, 0.7, 0)
+    found = detect_lesions(ridge, (1.0, 1.0, 1.0), DetectionSettings(minimum_distance_mm=2))
+    assert [(each.x, each.width) for each in found] == [(1, 4), (4, 4)]
+
+
+def test_the_highest_are_kept():
+    heat_map = np.zeros((9, 9, 1), np.float32)
+    heat_map[::4, ::4, 0] = np.arange(1, 10).reshape(3, 3) / 10
+    found = detect_lesions(heat_map, (5.0, 5.0, 1.0), DetectionSettings(0.05, most=3))
+    assert [each.score for each in found] == pytest.approx([0.9, 0.8, 0.7])
+    assert [(each.x, each.y) for each in found] == [(8, 8), (8, 4), (8, 0)]
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0, 6))
+@settings(deadline=None, max_examples=40)
+def test_laws_of_suppression(seed, distance_mm):
+    """Scores fall, peaks keep their distance, and every voxel at the threshold has one at hand."""
+    heat_map = np.random.default_rng(seed).random((6, 5, 4)).astype(np.float32)
+    detection = DetectionSettings(0.8, most=1000, minimum_distance_mm=distance_mm)
+    found = detect_lesions(heat_map, (1.0, 1.0, 2.0), detection)
+    scores = np.array([each.score for each in found])
+    assert (np.diff(scores) <= 0).all()
+    assert len(found) == 0 or scores[0] == heat_map.max()
+    peaks = np.array([np.argwhere(heat_map == score)[0] for score in scores]).reshape(-1, 3)
+    apart = np.linalg.norm((peaks[:, None] - peaks) * (1, 1, 2), axis=-1)
+    assert (apart[~np.eye(len(peaks), dtype=bool)] >= distance_mm).all()
+    for lesion, peak in zip(found, peaks, strict=True):
+        first = np.array((lesion.x, lesion.y, lesion.z))
+        size = np.array((lesion.width, lesion.height, lesion.depth))
+        assert (first <= peak).all()
+        assert (peak < first + size).all()
+
+
+def test_masses_are_found_where_they_are_in_volumes_of_either_orientation():
+    """The target of a phantom's boxes on its task's grid, detected in voxels of the file."""
+    masses = 0
+    for number in range(6):
+        case = make_case(5, number)
+        space = task_space(case.image.voxels.shape, case.image.affine, PRESETS["dbt_lesion_small"])
+        heat_map = box_heat_map(case.boxes, space).astype(np.float32) / 255
+        on_file_grid = from_task_space(heat_map, space, label=False)
+        found = detect_lesions(on_file_grid, spacing_mm(case.image.affine))
+        assert len(found) == len(case.boxes)
+        for box in case.boxes:
+            (lesion,) = [
+                each for each in found if abs(each.x - box.x) < 5 and abs(each.y - box.y) < 5
+            ]
+            assert lesion.score > 0.9
+            assert abs(lesion.width - box.width) <= 4
+            assert abs(lesion.height - box.height) <= 4
+            assert abs(lesion.z + (lesion.depth - 1) / 2 - box.slice_index) <= 1
+            masses += 1
+    assert masses >= 4
+
+
+def test_table(tmp_path):
+    lesion = Lesion(0.123456789, x=1, y=2, z=3, width=4, height=5, depth=6)
+    write_lesions(tmp_path / "lesions.csv", [(("P", "S", "lcc"), lesion)])
+    with open(tmp_path / "lesions.csv", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows == [list(COLUMNS), ["P", "S", "lcc", "0.123457", "3", "1", "2", "6", "4", "5"]]
+    assert ",".join(COLUMNS) == "PatientID,StudyUID,View,Score,Z,X,Y,Depth,Width,Height"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"threshold": 0}, {"threshold": 1.1}, {"most": 0}, {"minimum_distance_mm": -1}]
+)
+def test_settings_out_of_range(wrong):
+    with pytest.raises(SettingsError, match=next(iter(wrong)).partition("_")[0]):
+        DetectionSettings(**wrong)
