@@ -7,42 +7,36 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
-from ahnet_tf.predictors import PRECISIONS, Predictor, is_address, open_predictor
-from ahnet_tf.segmentation import PredictionSettings, segment_volume
-from ahnet_tf.windows import BLENDS, plan_windows
-from preprocessing.allowances import ALLOWANCES, parse_allowances
-from preprocessing.case import Case, public, shown
+from ahnet_tf.case_prediction import DISK_FULL, LESION_FILE, predict_case, write_lesion_table
+from ahnet_tf.dry_run import print_expectations
+from ahnet_tf.ensembles import flipped_predictor, mean_predictor
+from ahnet_tf.postprocessing import check_has_organ
+from ahnet_tf.predict_options import (
+    add_model_options,
+    add_output_options,
+    add_window_options,
+    settings_of,
+)
+from ahnet_tf.prediction_record import (
+    RECORD_FILE,
+    content_digest,
+    finished_cases,
+    image_state,
+    prediction_name,
+    shown_input,
+)
+from ahnet_tf.predictors import open_predictor
+from preprocessing.allowances import parse_allowances
+from preprocessing.case import Case
 from preprocessing.cases import find_cases
 from preprocessing.command import make_parser, run_command
-from preprocessing.dicom_identity import shown_path
-from preprocessing.errors import AHNetError, InputError, SettingsError
+from preprocessing.errors import InputError, SettingsError
 from preprocessing.files import write_json
-from preprocessing.nifti import check_pair, write_image, write_label
-from preprocessing.reading import is_dicom_image, read_image_of, read_label_of
-from preprocessing.volume import Volume, spacing_mm
-
-RECORD_FILE = "prediction.json"
-
-_LITS_CASE = re.compile(r"^volume-(\d+)$")
-
-
-def prediction_name(case_id: str) -> str:
-    """Returns the file name of a case's label map; `python -m ahnet_tf.evaluate` looks for it.
-
-    LiTS' volume-3 gives segmentation-3.nii.gz, every other case CASE.nii.gz.
-    """
-    lits = _LITS_CASE.match(case_id)
-    return f"segmentation-{lits[1]}.nii.gz" if lits else f"{case_id}.nii.gz"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,203 +45,98 @@ def main(argv: Sequence[str] | None = None) -> int:
         "ahnet_tf.predict",
         "Segments volumes with an exported model, a checkpoint or a server. Writes a label map for "
         "each case on the case's own grid (volume-3.nii.gz gives segmentation-3.nii.gz, others "
-        "CASE.nii.gz) and prediction.json with the settings. A case that can't be read is named "
-        "and left out; the exit code is then 1.",
+        f"CASE.nii.gz), {LESION_FILE} where the task is lesions, and {RECORD_FILE} with the settings. A "
+        "case that can't be read is named and left out; the exit code is then 1.",
         [
             "python -m ahnet_tf.predict --model models/ahnet --input cases/ --output predictions/",
             "python -m ahnet_tf.predict --target localhost:8500 --input ct.nii.gz "
             "--output predictions/ --overlay",
             "python -m ahnet_tf.predict --model run/ahnet --input volume-1.nii volume-2.nii "
             "--output predictions/ --overlap 0.5 --largest-component",
+            "python -m ahnet_tf.predict --model fold-0 fold-1 fold-2 --flips xy --input cases/ "
+            "--output predictions/ --resume",
         ],
     )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--model",
-        metavar="DIR",
-        help="SavedModel folder (or a folder of numbered versions: the newest), or checkpoint",
-    )
-    source.add_argument(
-        "--target", metavar="HOST:PORT[/NAME]", help="model server that speaks TF Serving's gRPC"
-    )
-    parser.add_argument(
-        "--input",
-        nargs="+",
-        required=True,
-        metavar="IN",
-        help="images (NIfTI, DICOM), or folders of cases",
-    )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for label maps")
-    parser.add_argument(
-        "--overlap",
-        type=float,
-        default=PredictionSettings.overlap,
-        metavar="F",
-        help="overlap of neighbouring windows, 0 to below 1 (default %(default)s)",
-    )
-    parser.add_argument(
-        "--blend",
-        choices=BLENDS,
-        default=PredictionSettings.blend,
-        help="weights where windows overlap (default %(default)s)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=PredictionSettings.batch_size,
-        metavar="N",
-        help="windows computed at a time (default %(default)s)",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="float32",
-        help="what a checkpoint computes in: bfloat16 takes less time and memory, and its "
-        "probabilities differ in the third digit (default %(default)s)",
-    )
-    parser.add_argument(
-        "--largest-component",
-        action="store_true",
-        help="keep only the largest connected foreground region: the liver with its tumours",
-    )
-    parser.add_argument(
-        "--probabilities",
-        action="store_true",
-        help="also write a probability map for each class to DIR/probabilities",
-    )
-    parser.add_argument(
-        "--allow",
-        default="",
-        metavar="CHECK,...",
-        help=f"take DICOM series although they fail a check: {', '.join(ALLOWANCES)} "
-        "(python -m preprocessing.convert --help says what each does)",
-    )
-    parser.add_argument(
-        "--overlay",
-        action="store_true",
-        help="also draw each case to DIR/overlays, with its reference labels if there are any",
-    )
-    arguments = parser.parse_args(argv)
-    return run_command(_run, arguments)
+    add_model_options(parser)
+    add_window_options(parser)
+    add_output_options(parser)
+    return run_command(_run, parser.parse_args(argv))
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if arguments.target is not None and not is_address(arguments.target):
-        raise SettingsError("--target", "HOST:PORT or HOST:PORT/NAME", arguments.target)
-    settings = PredictionSettings(
-        arguments.overlap,
-        arguments.blend,
-        arguments.batch_size,
-        arguments.largest_component,
-        arguments.probabilities,
-    )
-    if settings.batch_size < 1:
-        raise SettingsError("--batch-size", "at least 1", settings.batch_size)
+    settings = settings_of(arguments)
     allow = parse_allowances(arguments.allow)
-    # Refuses an overlap out of range before anything slow happens.
-    plan_windows((1, 1, 1), (1, 1, 1), settings.overlap)
     output = Path(arguments.output)
     cases = find_cases(arguments.input, need_labels=False)
     _check_output(arguments.input, cases, output)
-    predictor = open_predictor(arguments.target or arguments.model, arguments.precision)
+    locations = [arguments.target] if arguments.target else arguments.model
+    predictors = [open_predictor(each, arguments.precision) for each in locations]
+    predictor = mean_predictor(predictors, locations)
+    task = predictor.settings.task
+    if settings.lesions_in_organ:
+        check_has_organ(len(task.class_names))
     record = {
-        "model": arguments.target or arguments.model,
-        "model_settings": predictor.settings.to_dict(),
+        "models": [
+            {
+                "location": location,
+                "sha256": content_digest(location),
+                "settings": each.settings.to_dict(),
+            }
+            for location, each in zip(locations, predictors, strict=True)
+        ],
         "precision": arguments.precision,
-        "input": [_shown_input(path, cases) for path in arguments.input],
-        "settings": dataclasses.asdict(settings) | {"allow": sorted(allow)},
-        "cases": [],
+        "flips": arguments.flips,
+        "input": [shown_input(path, cases) for path in arguments.input],
+        "settings": dataclasses.asdict(settings)
+        | {"overlay": arguments.overlay, "allow": sorted(allow)},
     }
-    # Written first too: it marks the folder as one of predictions.
-    write_json(output / RECORD_FILE, record)
-    for case in cases:
-        record["cases"].append(_predict_or_report(case, predictor, settings, arguments))
-        write_json(output / RECORD_FILE, record)
-    failed = sum(case["status"] == "failed" for case in record["cases"])
-    if failed:
-        print(f"{failed} of {len(cases)} cases failed", file=sys.stderr)
-    return 1 if failed else 0
-
-
-def _predict_or_report(
-    case: Case, predictor: Predictor, settings: PredictionSettings, arguments: argparse.Namespace
-) -> dict[str, Any]:
-    """Predicts a case; what is wrong with the case itself is printed and recorded, not raised."""
-    start = time.perf_counter()
-    entry = {"case_id": case.case_id}
+    entries = finished_cases(output, record) if arguments.resume else {}
+    predictor = flipped_predictor(predictor, arguments.flips)
+    if arguments.dry_run:
+        return print_expectations(cases, predictor, settings, allow)
     try:
-        volumes_ml = _predict_case(case, predictor, settings, arguments)
-    except (InputError, OSError) as error:
-        if arguments.debug:
+        # Written first too: it marks the folder as one of predictions.
+        _write_record(output, record, cases, entries)
+        for case in cases:
+            entry = entries.get(case.case_id)
+            if entry is None or entry["image_state"] != image_state(case.image_path):
+                entries[case.case_id] = predict_case(
+                    case,
+                    predictor,
+                    settings,
+                    output,
+                    overlay=arguments.overlay,
+                    allow=allow,
+                    debug=arguments.debug,
+                )
+                _write_record(output, record, cases, entries)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
             raise
-        where = "" if isinstance(error, AHNetError) else f"{shown(case, case.image_path)}: "
-        problem = public(case, f"{where}{error}")
-        print(f"error: {problem}", file=sys.stderr)
-        return entry | {"status": "failed", "problem": problem}
-    seconds = round(time.perf_counter() - start, 2)
-    name = prediction_name(case.case_id)
-    found = ", ".join(f"{name} {ml:,.1f} ml" for name, ml in volumes_ml.items())
-    print(f"{case.case_id}: {Path(arguments.output) / name} ({found}; {seconds:.1f} s)")
-    return entry | {
-        "status": "predicted",
-        "output": name,
-        "volumes_ml": volumes_ml,
-        "seconds": seconds,
-    }
+        remedy = "The finished cases are kept; make room and go on with --resume."
+        raise InputError(output, "room for the predictions", error.strerror, remedy) from None
+    return _summed_up(entries.values())
 
 
-def _predict_case(
-    case: Case, predictor: Predictor, settings: PredictionSettings, arguments: argparse.Namespace
-) -> dict[str, float]:
-    """Predicts and writes a case; returns each foreground class' volume in ml."""
-    output, task = Path(arguments.output), predictor.settings.task
-    allow = parse_allowances(arguments.allow)
-    volume = read_image_of(case, allow=allow)
-    with tqdm(desc=case.case_id, unit="window", leave=False) as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done)
-
-        segmentation = segment_volume(volume, predictor, settings, progress=advance)
-    labels = segmentation.labels
-    name = prediction_name(case.case_id)
-    if is_dicom_image(case.image_path):
-        write_image(output / name, Volume(labels, volume.affine))
-    else:
-        write_label(output / name, labels, like=case.image_path)
-    for value, voxels in enumerate(segmentation.probabilities):
-        path = output / "probabilities" / f"{case.case_id}_{task.class_names[value]}.nii.gz"
-        write_image(path, Volume(voxels, volume.affine))
-    if arguments.overlay:
-        # Takes a while to import, and is not always needed.
-        from ahnet_tf.report import overlay_case
-
-        reference = None
-        if case.label_path is not None:
-            reference = read_label_of(case, task.class_names, allow=allow)
-            check_pair(volume, reference, shown(case, case.label_path))
-        overlay_case(
-            output / "overlays" / f"{case.case_id}.png",
-            volume,
-            labels,
-            None if reference is None else reference.voxels,
-            task,
-            title=case.case_id,
-        )
-    voxel_ml = float(np.prod(spacing_mm(volume.affine))) / 1000
-    counts = np.bincount(labels.ravel(), minlength=len(task.class_names))
-    return {
-        class_name: round(float(count) * voxel_ml, 3)
-        for class_name, count in zip(task.class_names[1:], counts[1:], strict=True)
-    }
+def _write_record(
+    output: Path,
+    record: dict[str, Any],
+    cases: Sequence[Case],
+    entries: dict[str, dict[str, Any]],
+) -> None:
+    """Writes the record with the cases that are done, and the lesions of all of them."""
+    done = [entries[case.case_id] for case in cases if case.case_id in entries]
+    write_json(output / RECORD_FILE, record | {"cases": done})
+    if any("lesions" in entry for entry in done):
+        write_lesion_table(output, cases, done)
 
 
-def _shown_input(path: str, cases: Sequence[Case]) -> str:
-    """Returns a path that was typed, without what names the patient of a case below it."""
-    inside = [case for case in cases if case.image_path.is_relative_to(path)]
-    identifying = {each for case in inside for each in case.identifiers}
-    return shown_path(path, identifying) if identifying else path
+def _summed_up(entries: Collection[dict[str, Any]]) -> int:
+    """Prints how many cases failed, if any; returns the exit code."""
+    failed = sum(entry["status"] == "failed" for entry in entries)
+    if failed:
+        print(f"{failed} of {len(entries)} cases failed", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _check_output(inputs: Sequence[str], cases: Sequence[Case], output: Path) -> None:

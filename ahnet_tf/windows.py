@@ -128,10 +128,11 @@ def predict_slabs(
         z, y, x = (s[n] for s, n in zip(plan.starts_zyx, (k, j, i), strict=True))
         if z > z_start:
             # No later window reaches the slices before this one: they are done.
-            yield z_start, slab[: z - z_start]
-            moved = np.zeros_like(slab)
-            moved[: depth - (z - z_start)] = slab[z - z_start :]
-            slab, z_start = moved, z
+            step = z - z_start
+            yield z_start, slab[:step].copy()
+            slab[: depth - step] = slab[step:]
+            slab[depth - step :] = 0
+            z_start = z
         weight = np.einsum("z,y,x->zyx", weights[0][k], weights[1][j], weights[2][i])
         d, h, w = weight.shape
         slab[:, y : y + h, x : x + w] += probabilities[:d, :h, :w] * weight[..., np.newaxis]

@@ -81,6 +81,49 @@ def prepare(work, shape, precision, channels_last):
     STATE["step"] = step
 
 
+def prepare_prediction(volume, window, overlap, channels_last):
+    """Sets up a whole volume's prediction from an .npy [z, y, x] to label values on the same grid."""
+    from monai.inferers import sliding_window_inference
+
+    network = STATE["network"].eval()
+    if channels_last:
+        network.to(memory_format=torch.channels_last_3d)
+    z, y, x = window
+    raw = np.load(volume)
+
+    def probabilities(image):
+        if channels_last:
+            image = image.to(memory_format=torch.channels_last_3d)
+        return torch.softmax(network(image), 1)
+
+    def one_window():
+        with torch.inference_mode():
+            return probabilities(torch.zeros(1, 1, y, x, z))
+
+    def whole():
+        with torch.inference_mode():
+            image = torch.from_numpy(raw.astype(np.float32)).permute(1, 2, 0)[None, None]
+            return sliding_window_inference(
+                image.clip(-200, 250) / 225 - 1 / 9,
+                (y, x, z),
+                1,
+                probabilities,
+                overlap=overlap,
+                mode="gaussian",
+            ).argmax(1)
+
+    STATE["window"] = one_window
+    STATE["step"] = whole
+
+
+def once_window():
+    """Predicts one window twice; returns as `once` does."""
+    STATE["window"]()
+    start = time.perf_counter()
+    STATE["window"]()
+    return time.perf_counter() - start, peak_memory_mib()
+
+
 def once():
     """Runs what was prepared; returns the seconds it took and the process's peak memory in MiB."""
     start = time.perf_counter()
@@ -89,4 +132,13 @@ def once():
 
 
 if __name__ == "__main__":
-    serve({"load": load, "run": run, "prepare": prepare, "once": once})
+    serve(
+        {
+            "load": load,
+            "run": run,
+            "prepare": prepare,
+            "prepare_prediction": prepare_prediction,
+            "once_window": once_window,
+            "once": once,
+        }
+    )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.losses import softmax_focal_loss
 from ahnet_tf.nets import build_network
+from ahnet_tf.nets.inputs import class_probabilities
+from ahnet_tf.windows import predict_labels
 from benchmarks.peers import peak_memory_mib, serve
 
 STATE = {}
@@ -42,6 +45,38 @@ def prepare(work, shape, precision, threads):
     STATE["step"] = {"forward": forward, "training": training}[work]
 
 
+def prepare_prediction(volume, window, overlap, threads, classes):
+    """Sets up a whole volume's prediction from an .npy [z, y, x] to label values on the same grid."""
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    model = build_network(ModelConfig(classes=classes, intensity_window=(-200.0, 250.0)))
+    raw = np.load(volume)
+
+    @tf.function
+    def probabilities(image):
+        return class_probabilities(model(image, training=False), "softmax")
+
+    def predict(windows):
+        return probabilities(tf.constant(windows, tf.float32)).numpy()
+
+    def one_window():
+        return tf.constant(predict(np.zeros((1, *window, 1), np.int16)))
+
+    def whole():
+        return tf.constant(predict_labels(raw, predict, tuple(window), classes, overlap=overlap))
+
+    STATE["window"] = one_window
+    STATE["step"] = whole
+
+
+def once_window():
+    """Predicts one window twice; returns as `once` does."""
+    STATE["window"]()
+    start = time.perf_counter()
+    STATE["window"]()
+    return time.perf_counter() - start, peak_memory_mib()
+
+
 def once():
     """Runs what was prepared; returns the seconds it took and the process's peak memory in MiB."""
     start = time.perf_counter()
@@ -50,4 +85,11 @@ def once():
 
 
 if __name__ == "__main__":
-    serve({"prepare": prepare, "once": once})
+    serve(
+        {
+            "prepare": prepare,
+            "prepare_prediction": prepare_prediction,
+            "once_window": once_window,
+            "once": once,
+        }
+    )

@@ -10,7 +10,7 @@ import pytest
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.predictors import ExportSettings
 from preprocessing.files import write_json
-from preprocessing.tasks import Task
+from preprocessing.tasks import PRESETS, Task
 
 LIVER_HU, TUMOUR_HU = 50, 150
 
@@ -52,3 +52,20 @@ def tissues():
         return (voxels >= LIVER_HU).astype(np.uint8) + (voxels >= TUMOUR_HU)
 
     return labels
+
+
+@pytest.fixture(scope="session")
+def heat_map_model(tmp_path_factory) -> Path:
+    """A SavedModel folder of a lesion task: the probability is the intensity / 1000, up to 1."""
+    import tensorflow as tf
+
+    @tf.function(input_signature=[tf.TensorSpec([None] * 4 + [1], tf.float32, name="image")])
+    def predict_windows(image):
+        lesion = tf.clip_by_value(image / 1000, 0, 1)
+        return {"probabilities": tf.concat([1 - lesion, lesion], -1)}
+
+    folder = tmp_path_factory.mktemp("models") / "lesions" / "1"
+    tf.saved_model.save(tf.Module(), str(folder), {"predict_windows": predict_windows})
+    settings = ExportSettings(PRESETS["dbt_lesion"], ModelConfig(classes=2), (8, 16, 16))
+    write_json(folder / "assets.extra" / "ahnet.json", settings.to_dict())
+    return folder

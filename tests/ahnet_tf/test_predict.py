@@ -11,7 +11,7 @@ import pytest
 
 from ahnet_tf.predict import main, prediction_name
 from ahnet_tf.predictors import Predictor, open_predictor
-from ahnet_tf.segmentation import PredictionSettings, keep_largest_component, segment_volume
+from ahnet_tf.segmentation import PredictionSettings, segment_volume
 from preprocessing.volume import Volume
 
 ORIENTATIONS = [
@@ -40,11 +40,16 @@ def write(path, voxels, affine=None, sform=1, qform=1):
     nib.save(image, path)
 
 
+def stored_as(codes, voxels, spacing):
+    """The same volume with its voxels in another order."""
+    straight = nib.Nifti1Image(voxels, np.diag([*spacing, 1.0]))
+    canonical, wanted = (nib.orientations.axcodes2ornt(each) for each in ("RAS", codes))
+    return straight.as_reoriented(nib.orientations.ornt_transform(canonical, wanted))
+
+
 @pytest.mark.parametrize("codes", ORIENTATIONS)
 def test_every_orientation_comes_back_to_its_own_grid(predictor, tissues, codes):
-    straight = nib.Nifti1Image(blobs((9, 7, 5)), np.diag([1.0, 1.5, 4.0, 1.0]))
-    canonical, wanted = (nib.orientations.axcodes2ornt(each) for each in ("RAS", codes))
-    stored = straight.as_reoriented(nib.orientations.ornt_transform(canonical, wanted))
+    stored = stored_as(codes, blobs((9, 7, 5)), (1.0, 1.5, 4.0))
     assert "".join(nib.aff2axcodes(stored.affine)) == codes
     voxels = np.asarray(stored.dataobj)
     labels = segment_volume(Volume(voxels, stored.affine), predictor).labels
@@ -71,6 +76,23 @@ def test_resampled_task_answers_on_the_input_grid(predictor):
     assert (labels[radius > 16] == 0).all()
 
 
+def test_every_orientation_is_resampled_alike(predictor):
+    """Labels of a volume stored in another order are the straight ones' in that order, voxel for voxel."""
+    task = dataclasses.replace(
+        predictor.settings.task, resampling="full", spacing_mm=(1.5, 1.5, 3.0)
+    )
+    settings = dataclasses.replace(predictor.settings, task=task)
+    coarse = Predictor(settings, predictor.predict)
+    voxels, spacing = blobs((13, 11, 5)).astype(np.int16), (1.0, 1.0, 4.0)
+    straight = segment_volume(Volume(voxels, np.diag([*spacing, 1.0])), coarse).labels
+    assert set(np.unique(straight)) == {0, 1, 2}
+    for codes in ORIENTATIONS:
+        stored = stored_as(codes, voxels, spacing)
+        labels = segment_volume(Volume(np.asarray(stored.dataobj), stored.affine), coarse).labels
+        wanted = np.asarray(stored_as(codes, straight, spacing).dataobj)
+        np.testing.assert_array_equal(labels, wanted, codes)
+
+
 def test_progress_counts_every_window(predictor):
     seen = []
     segment_volume(
@@ -82,18 +104,6 @@ def test_progress_counts_every_window(predictor):
     # z 5 in windows of 4: 2; y 17 in windows of 8 at steps of 4: 4; x 9: 2.
     assert sum(done for done, _ in seen) == 2 * 4 * 2
     assert {total for _, total in seen} == {16}
-
-
-def test_largest_component_keeps_the_liver_and_its_tumours():
-    labels = np.array([1, 1, 2, 0, 2, 2, 0, 1], np.uint8).reshape(1, 1, -1)
-    kept = keep_largest_component(labels)
-    np.testing.assert_array_equal(kept.ravel(), [1, 1, 2, 0, 0, 0, 0, 0])
-    np.testing.assert_array_equal(keep_largest_component(kept), kept)
-    empty = np.zeros((2, 2, 2), np.uint8)
-    np.testing.assert_array_equal(keep_largest_component(empty), empty)
-    # Voxels that touch at an edge only are two regions.
-    corner = np.array([[[1, 0], [0, 1]]], np.uint8)
-    assert keep_largest_component(corner).sum() == 1
 
 
 def test_names():
@@ -140,7 +150,9 @@ def test_command_on_a_folder(threshold_model, tissues, tmp_path, capsys):
     states = {case["case_id"]: case["status"] for case in record["cases"]}
     assert states == {"volume-3": "predicted", "volume-4": "predicted", "volume-5": "failed"}
     assert record["settings"]["overlap"] == 0.25
-    assert record["model_settings"]["task"]["name"] == "threshold"
+    (model,) = record["models"]
+    assert model["settings"]["task"]["name"] == "threshold"
+    assert len(model["sha256"]) == 64
     assert sorted(path.name for path in output.iterdir()) == [
         "overlays",
         "prediction.json",
@@ -205,6 +217,11 @@ def test_bad_input_is_one_line(threshold_model, tmp_path, capsys, damage, messag
         (["--model", "MODEL", "--overlap", "1"], "overlap"),
         (["--model", "MODEL", "--batch-size", "0"], "batch-size"),
         (["--model", "nowhere"], "nowhere"),
+        (["--model", "MODEL", "--flips", "xx"], "each once"),
+        (["--model", "MODEL", "--threshold", "0"], "threshold"),
+        (["--model", "MODEL", "--most-lesions", "0"], "most lesions"),
+        (["--model", "MODEL", "--smallest-lesion-mm3", "-1"], "smallest-lesion-mm3"),
+        (["--model", "MODEL", "nowhere"], "nowhere"),
         (["--target", "nowhere"], "HOST:PORT"),
     ],
 )

@@ -1,5 +1,7 @@
 """Sliding windows: exact cover, blending against a plain reference, memory, refusals."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -134,6 +136,21 @@ def test_slabs_bound_the_memory():
     depths = [len(slab) for _, slab in predict_slabs(volume, predict, (8, 4, 4), 2, overlap=0.5)]
     assert sum(depths) == 200
     assert max(depths) <= 8
+
+
+def test_memory_is_a_slab_and_not_the_volume():
+    """Ten times the slices take no more; the slab has 16 MiB, its finished slices half of that."""
+    peaks = []
+    for slices in (64, 640):
+        volume = np.zeros((slices, 128, 128), np.int16)
+        answer = np.full((1, 32, 32, 32, 8), 0.125, np.float32)
+        tracemalloc.start()
+        for _ in predict_slabs(volume, lambda batch, a=answer: a, (32, 32, 32), 8, overlap=0.5):
+            pass
+        peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
+        tracemalloc.stop()
+    assert peaks[0] < 16 + 8 + 4
+    assert abs(peaks[1] - peaks[0]) < 1
 
 
 def test_channels_are_passed_on():
