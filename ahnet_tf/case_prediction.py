@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ahnet_tf.lesion_detection import Lesion, write_lesions
 from ahnet_tf.prediction_record import image_state, prediction_name
 from ahnet_tf.predictors import Predictor
 from ahnet_tf.segmentation import PredictionSettings, Segmentation, segment_volume
 from preprocessing.case import Case, public, shown
+from preprocessing.detections import Detection, write_detections
 from preprocessing.errors import AHNetError, InputError
 from preprocessing.nifti import check_pair, write_image, write_label
 from preprocessing.reading import is_dicom_image, read_image_of, read_label_of
@@ -25,6 +25,8 @@ from preprocessing.tasks import Task
 from preprocessing.volume import Volume, spacing_mm
 
 LESION_FILE = "lesions.csv"
+# StudyUID and View of a case that no table of its data set names.
+NO_TABLE = "-"
 # The last is what a limit on the size of files gives.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -101,18 +103,18 @@ def write_lesion_table(
     """
     volumes = {case.case_id: _table_key(case) for case in cases}
     rows = [
-        (volumes[entry["case_id"]], Lesion(**lesion))
+        (volumes[entry["case_id"]], Detection(**lesion))
         for entry in entries
         for lesion in entry.get("lesions", ())
     ]
-    write_lesions(output / LESION_FILE, rows)
+    write_detections(output / LESION_FILE, rows)
 
 
 def _table_key(case: Case) -> tuple[str, str, str]:
     # Only tables give a case its boxes; their identifiers are PatientID and StudyUID.
     if case.boxes is not None and len(case.identifiers) == 2:
         return (*case.identifiers, case.view)
-    return (case.case_id, "", case.view)
+    return (case.case_id, NO_TABLE, case.view or NO_TABLE)
 
 
 def _segmented(

@@ -16,6 +16,7 @@ from ahnet_tf.windows import plan_windows
 from preprocessing.case import Case
 from preprocessing.errors import InputError
 from preprocessing.reading import read_image_of
+from preprocessing.resampling import SLAB_VOXELS
 from preprocessing.tasks import Task
 from preprocessing.volume import TaskSpace, Volume, task_space
 
@@ -75,10 +76,10 @@ def expected_bytes(
     window_zyx: tuple[int, int, int],
     settings: PredictionSettings,
 ) -> int:
-    """Returns the most bytes that arrays take at a time in `segment_volume`, its result included.
+    """Returns the most bytes that arrays take at a time in `segment_volume`, the volume included.
 
-    That is while windows are blended, or when their result is taken back to the input's grid. The network's
-    own memory isn't in it.
+    That is while the volume is resampled, while windows are blended, or while their result is taken back to
+    the input's grid, whichever is most. The network's own memory isn't in it.
 
     Args:
       volume: as it is read.
@@ -87,25 +88,59 @@ def expected_bytes(
       window_zyx: size of a window in voxels.
       settings: overlap, batch size, post-processing.
     """
-    classes = len(task.class_names)
-    voxels, input_voxels = math.prod(space.shape_zyx), math.prod(space.input_shape)
     item = np.dtype(task.image_dtype).itemsize
-    copied = is_resampled(space) or volume.voxels.dtype != np.dtype(task.image_dtype)
+    voxels, resampled = math.prod(space.shape_zyx), is_resampled(space)
+    copied = resampled or volume.voxels.dtype != np.dtype(task.image_dtype)
     held = volume.voxels.nbytes + (voxels * item if copied else 0)
-    kept = len(kept_maps(task, space, settings))
-    held += voxels + kept * voxels * _FLOAT
-    # The slab, the slices of it that are done, a batch in and out, and one window weighted.
-    plane = math.prod(space.shape_zyx[1:]) * classes * _FLOAT
-    starts = plan_windows(space.shape_zyx, window_zyx, settings.overlap).starts_zyx[0]
-    step = max(np.diff(starts), default=0)
-    window = math.prod(window_zyx)
-    blending = (min(window_zyx[0], space.shape_zyx[0]) + int(step)) * plane
-    blending += window * (settings.batch_size * (item + classes * _FLOAT) + (classes + 1) * _FLOAT)
-    # Labels on the input's grid; two maps while classes are compared, or the maps that are returned.
-    maps = 2 if is_resampled(space) else 0
-    maps = max(maps, classes if settings.probabilities else 0, int(task.target == "heat_map"))
-    finishing = input_voxels * (1 + maps * _FLOAT)
-    if settings.largest_component or settings.lesions_in_organ or settings.smallest_lesion_mm3:
-        # Numbers of regions (int32), their flattened copy for counting as int64, a mask, labels.
-        finishing = max(finishing, input_voxels * (1 + 4 + 8 + 2))
-    return int(held + max(blending, finishing))
+    turned_shape = tuple(space.input_shape[axis] for axis in reversed(space.axes))
+    there = _resampling_bytes(turned_shape, space.shape_zyx) if resampled else 0
+    results = voxels * (1 + _FLOAT * len(kept_maps(task, space, settings)))
+    blending = _blending_bytes(space.shape_zyx, len(task.class_names), window_zyx, item, settings)
+    back = _resampling_bytes(space.shape_zyx, turned_shape) if resampled else 0
+    finishing = _finishing_bytes(space, task, settings) + back
+    return held + max(there, results + max(blending, finishing))
+
+
+def _resampling_bytes(old_zyx: Sequence[int], new_zyx: Sequence[int]) -> int:
+    """Returns what a slab of slices takes while it is resampled: in the plane, gathered, across, rounded."""
+    plane = new_zyx[1] * new_zyx[2]
+    slices = min(new_zyx[0], SLAB_VOXELS // plane + 1)
+    sources = min(old_zyx[0], math.ceil(slices * old_zyx[0] / new_zyx[0]) + 2)
+    return plane * _FLOAT * (2 * sources + 2 * slices)
+
+
+def _blending_bytes(
+    shape_zyx: tuple[int, int, int],
+    classes: int,
+    window_zyx: tuple[int, int, int],
+    item: int,
+    settings: PredictionSettings,
+) -> int:
+    """Returns the slab, labels of its slices that are done (int64), a batch, a weighted window."""
+    starts = plan_windows(shape_zyx, window_zyx, settings.overlap).starts_zyx[0]
+    depth = min(window_zyx[0], shape_zyx[0])
+    done = int(max(np.diff(starts), default=depth))
+    slab = shape_zyx[1] * shape_zyx[2] * (depth * classes * _FLOAT + done * 8)
+    a_window = settings.batch_size * (item + classes * (_FLOAT + 1)) + (classes + 1) * _FLOAT
+    return slab + math.prod(window_zyx) * a_window
+
+
+def _finishing_bytes(space: TaskSpace, task: Task, settings: PredictionSettings) -> int:
+    """Returns what comes on the input's grid, beside the results on the task's."""
+    copied = is_resampled(space) or any(space.flipped) or space.axes != (0, 1, 2)
+    labels, a_map = 1, _FLOAT if copied else 0
+    most = 0
+    if is_resampled(space):
+        # Two classes that are compared, and where the second is likelier.
+        most = 2 * _FLOAT + 1
+    if settings.lesions_in_organ:
+        # Numbers of regions as int32, and masks.
+        most = max(most, 4 + 5)
+    if settings.largest_component or settings.smallest_lesion_mm3:
+        # Regions are counted as int64 too.
+        most = max(most, 4 + 3 + 8)
+    if task.target == "heat_map":
+        most = max(most, a_map + 1 + 4)
+    if settings.probabilities:
+        most = max(most, a_map * len(task.class_names))
+    return math.prod(space.input_shape) * (labels * copied + most)

@@ -2,48 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 from skimage.morphology import local_maxima
 
+from preprocessing.detections import Detection
 from preprocessing.errors import SettingsError
-from preprocessing.files import replacing
-
-# Of BCS-DBT's predictions, in the order that its scorer documents.
-COLUMNS = (
-    *("PatientID", "StudyUID", "View"),
-    *("Score", "Z", "X", "Y", "Depth", "Width", "Height"),
-)
 
 _NEIGHBOURS = np.ones((3, 3, 3), bool)
-
-
-@dataclass(frozen=True)
-class Lesion:
-    """A detected lesion, its box in voxels of the volume as it is read.
-
-    Attributes:
-      score: the heat map's value at the peak, up to 1.
-      x: first column (file axis 0).
-      y: first row (file axis 1).
-      z: first slice (file axis 2).
-      width: columns.
-      height: rows.
-      depth: slices.
-    """
-
-    score: float
-    x: int
-    y: int
-    z: int
-    width: int
-    height: int
-    depth: int
 
 
 @dataclass(frozen=True)
@@ -75,7 +43,7 @@ def detect_lesions(
     heat_map: np.ndarray,
     spacing_mm: tuple[float, float, float],
     settings: DetectionSettings | None = None,
-) -> list[Lesion]:
+) -> list[Detection]:
     """Returns the lesions of a heat map, the highest score first.
 
     A peak is a local maximum among 26 neighbours, a plateau counting once. From the highest peak down, each
@@ -95,24 +63,6 @@ def detect_lesions(
         _lesion(heat_map, number, peaks[kept], float(scores[peak]), np.asarray(spacing_mm))
         for number, peak in enumerate(kept)
     ]
-
-
-def write_lesions(path: Path, rows: Iterable[tuple[tuple[str, str, str], Lesion]]) -> None:
-    """Writes lesions as CSV in the columns of BCS-DBT's predictions; the file appears whole or not at all.
-
-    Args:
-      path: of the table.
-      rows: each lesion with the PatientID, StudyUID and View of its volume.
-    """
-    with (
-        replacing(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for volume, lesion in rows:
-            box = (lesion.z, lesion.x, lesion.y, lesion.depth, lesion.width, lesion.height)
-            writer.writerow((*volume, f"{lesion.score:.6g}", *box))
 
 
 def _peaks(heat_map: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
@@ -157,7 +107,7 @@ def _kept(
 
 def _lesion(
     heat_map: np.ndarray, number: int, peaks: np.ndarray, score: float, spacing_mm: np.ndarray
-) -> Lesion:
+) -> Detection:
     """Returns the lesion at `peaks[number]`, see `detect_lesions`."""
     peak = peaks[number]
     voxels = _region(heat_map, peak, score / 2)
@@ -168,7 +118,7 @@ def _lesion(
     first = voxels.min(axis=0)
     x, y, z = (int(start) for start in first)
     width, height, depth = (int(size) for size in voxels.max(axis=0) - first + 1)
-    return Lesion(score, x, y, z, width, height, depth)
+    return Detection(score, x, y, z, width, height, depth)
 
 
 def _region(heat_map: np.ndarray, peak: np.ndarray, level: float) -> np.ndarray:

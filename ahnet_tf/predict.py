@@ -93,7 +93,8 @@ def _run(arguments: argparse.Namespace) -> int:
     entries = finished_cases(output, record) if arguments.resume else {}
     predictor = flipped_predictor(predictor, arguments.flips)
     if arguments.dry_run:
-        return print_expectations(cases, predictor, settings, allow)
+        left = [case for case in cases if case.case_id not in entries]
+        return print_expectations(left, predictor, settings, allow)
     try:
         # Written first too: it marks the folder as one of predictions.
         _write_record(output, record, cases, entries)

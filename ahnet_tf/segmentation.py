@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ahnet_tf.lesion_detection import DetectionSettings, Lesion, detect_lesions
+from ahnet_tf.lesion_detection import DetectionSettings, detect_lesions
 from ahnet_tf.postprocessing import (
     check_has_organ,
     keep_largest_component,
@@ -16,6 +16,7 @@ from ahnet_tf.postprocessing import (
 )
 from ahnet_tf.predictors import Predictor
 from ahnet_tf.windows import most_probable, plan_windows, predict_slabs
+from preprocessing.detections import Detection
 from preprocessing.tasks import Task
 from preprocessing.volume import TaskSpace, Volume, from_task_space, spacing_mm, to_task_space
 
@@ -62,7 +63,7 @@ class Segmentation:
 
     labels: np.ndarray
     probabilities: tuple[np.ndarray, ...] = ()
-    lesions: tuple[Lesion, ...] = ()
+    lesions: tuple[Detection, ...] = ()
 
 
 def segment_volume(
@@ -117,7 +118,7 @@ def segment_volume(
     else:
         voxels = from_task_space(labels, space)
     voxels = _postprocessed(voxels, settings, classes, spacing_mm(volume.affine))
-    lesions: Sequence[Lesion] = ()
+    lesions: Sequence[Detection] = ()
     if task.target == "heat_map":
         heat_map = from_task_space(maps[1], space, label=False)
         lesions = detect_lesions(heat_map, spacing_mm(volume.affine), settings.detection)

@@ -99,7 +99,8 @@ def predict_slabs(
       progress: called after each batch with the number of windows it held.
 
     Yields:
-      (z_start, probabilities float32 [z, y, x, class]): slabs in order that meet without overlap.
+      (z_start, probabilities float32 [z, y, x, class]): slabs in order that meet without overlap, each
+      valid until the next one is asked for.
 
     Raises:
       SettingsError: an overlap, blend, batch size or shape that is not possible.
@@ -129,7 +130,7 @@ def predict_slabs(
         if z > z_start:
             # No later window reaches the slices before this one: they are done.
             step = z - z_start
-            yield z_start, slab[:step].copy()
+            yield z_start, slab[:step]
             slab[: depth - step] = slab[step:]
             slab[depth - step :] = 0
             z_start = z

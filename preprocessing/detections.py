@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from preprocessing.bcs_dbt import VOLUME_COLUMNS, Key, table_lines
 from preprocessing.errors import InputError
+from preprocessing.files import replacing
 
 DETECTION_COLUMNS = (*VOLUME_COLUMNS, "Score", "Z", "X", "Y", "Depth", "Width", "Height")
 
@@ -64,6 +67,24 @@ def read_detections(path: Path) -> tuple[dict[Key, list[Detection]], dict[Key, s
         detections[key].append(Detection(**numbers))
         places.setdefault(key, where)
     return dict(detections), places
+
+
+def write_detections(path: Path, rows: Iterable[tuple[Key, Detection]]) -> None:
+    """Writes a table of detected lesions; the file appears whole or not at all.
+
+    Args:
+      path: of the table.
+      rows: each lesion with the PatientID, StudyUID and View of its volume.
+    """
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(DETECTION_COLUMNS)
+        for volume, found in rows:
+            box = (found.z, found.x, found.y, found.depth, found.width, found.height)
+            writer.writerow((*volume, f"{found.score:.6g}", *box))
 
 
 def _number(line: dict[str, str], column: str, where: str) -> float:

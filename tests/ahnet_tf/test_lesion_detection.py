@@ -1,19 +1,14 @@
 """Lesions from heat maps: peaks, suppression and boxes worked out by hand, and masses found again."""
 
-import csv
+import dataclasses
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ahnet_tf.lesion_detection import (
-    COLUMNS,
-    DetectionSettings,
-    Lesion,
-    detect_lesions,
-    write_lesions,
-)
+from ahnet_tf.lesion_detection import DetectionSettings, detect_lesions
+from preprocessing.detections import DETECTION_COLUMNS, Detection, read_detections, write_detections
 from preprocessing.errors import SettingsError
 from preprocessing.lesions import box_heat_map
 from preprocessing.phantom_dbt import make_case
@@ -31,10 +26,10 @@ def test_a_peak_its_score_and_the_box_above_half_of_it():
     heat_map = line(0, 0.3, 0.5, 0.8, 0.4, 0.1, 0.5)
     one_mm = (1.0, 1.0, 1.0)
     near = detect_lesions(heat_map, one_mm, DetectionSettings(0.1, minimum_distance_mm=3.5))
-    assert near == [Lesion(pytest.approx(0.8), x=2, y=0, z=0, width=3, height=1, depth=1)]
+    assert near == [Detection(pytest.approx(0.8), x=2, y=0, z=0, width=3, height=1, depth=1)]
     far = detect_lesions(heat_map, one_mm, DetectionSettings(0.1, minimum_distance_mm=3.0))
     assert far[:1] == near
-    assert far[1:] == [Lesion(0.5, x=6, y=0, z=0, width=1, height=1, depth=1)]
+    assert far[1:] == [Detection(0.5, x=6, y=0, z=0, width=1, height=1, depth=1)]
     assert detect_lesions(heat_map, one_mm, DetectionSettings(0.9)) == []
 
 
@@ -52,7 +47,7 @@ def test_a_plateau_is_one_peak_in_its_middle():
     found = detect_lesions(heat_map, (1.0, 1.0, 1.0), DetectionSettings(minimum_distance_mm=5))
     assert [(each.x, each.width) for each in found] == [(0, 9), (10, 5)]
     whole = detect_lesions(np.ones((3, 4, 5)), (1.0, 1.0, 1.0))
-    assert whole == [Lesion(1.0, x=0, y=0, z=0, width=3, height=4, depth=5)]
+    assert whole == [Detection(1.0, x=0, y=0, z=0, width=3, height=4, depth=5)]
 
 
 def test_a_shoulder_is_no_peak_and_touching_lesions_share_their_voxels():
@@ -115,13 +110,15 @@ def test_masses_are_found_where_they_are_in_volumes_of_either_orientation():
     assert masses >= 4
 
 
-def test_table(tmp_path):
-    lesion = Lesion(0.123456789, x=1, y=2, z=3, width=4, height=5, depth=6)
-    write_lesions(tmp_path / "lesions.csv", [(("P", "S", "lcc"), lesion)])
-    with open(tmp_path / "lesions.csv", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
-    assert rows == [list(COLUMNS), ["P", "S", "lcc", "0.123457", "3", "1", "2", "6", "4", "5"]]
-    assert ",".join(COLUMNS) == "PatientID,StudyUID,View,Score,Z,X,Y,Depth,Width,Height"
+def test_what_is_written_is_read(tmp_path):
+    lesion = Detection(0.123456789, x=1, y=2, z=3, width=4, height=5, depth=6)
+    path = tmp_path / "lesions.csv"
+    write_detections(path, [(("P", "S", "lcc"), lesion)])
+    header, row = path.read_text(encoding="utf-8").splitlines()
+    assert header == ",".join(DETECTION_COLUMNS)
+    assert row == "P,S,lcc,0.123457,3,1,2,6,4,5"
+    found, _ = read_detections(path)
+    assert found == {("P", "S", "lcc"): [dataclasses.replace(lesion, score=0.123457)]}
 
 
 @pytest.mark.parametrize(

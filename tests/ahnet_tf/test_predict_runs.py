@@ -16,6 +16,7 @@ from ahnet_tf.predict import main
 from ahnet_tf.predictors import ExportSettings, Predictor
 from ahnet_tf.segmentation import PredictionSettings, segment_volume
 from preprocessing.bcs_dbt import BOX_COLUMNS, write_table
+from preprocessing.detections import read_detections
 from preprocessing.tasks import PRESETS, Task
 from preprocessing.volume import Volume, task_space
 
@@ -67,10 +68,10 @@ def test_resume_predicts_what_is_missing_changed_or_failed(threshold_model, tmp_
 
 
 def test_resume_into_an_empty_folder_predicts_all(threshold_model, tmp_path):
-    write(tmp_path / "ct.nii.gz", tissue())
-    options = ["--input", str(tmp_path / "ct.nii.gz"), "--output", str(tmp_path / "out")]
+    write(tmp_path / "case-7.nii.gz", tissue())
+    options = ["--input", str(tmp_path / "case-7.nii.gz"), "--output", str(tmp_path / "out")]
     assert main(["--model", str(threshold_model), *options, "--resume"]) == 0
-    assert states(tmp_path / "out") == {"ct": "predicted"}
+    assert states(tmp_path / "out") == {"case-7": "predicted"}
 
 
 def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(threshold_model, tmp_path, capsys):
@@ -152,17 +153,19 @@ def test_lesions_stand_in_a_table_under_their_names_in_the_data_set(
 
 
 def test_without_tables_the_case_id_stands_for_the_patient(heat_map_model, tmp_path):
-    write(tmp_path / "scan.nii.gz", bright_spots((20, 20, 9), [(500, (10, 10, 4))]))
-    options = ["--input", str(tmp_path / "scan.nii.gz"), "--output", str(tmp_path / "out")]
+    write(tmp_path / "case-7.nii.gz", bright_spots((20, 20, 9), [(500, (10, 10, 4))]))
+    options = ["--input", str(tmp_path / "case-7.nii.gz"), "--output", str(tmp_path / "out")]
     assert main(["--model", str(heat_map_model), *options]) == 0
     (row,) = lesion_rows(tmp_path / "out")
-    assert (row["PatientID"], row["StudyUID"], row["View"]) == ("scan", "", "")
+    assert (row["PatientID"], row["StudyUID"], row["View"]) == ("case-7", "-", "-")
     assert float(row["Score"]) == pytest.approx(0.5)
+    found, _ = read_detections(tmp_path / "out" / "lesions.csv")
+    assert list(found) == [("case-7", "-", "-")]
 
 
 def test_no_lesion_gives_an_empty_table(heat_map_model, tmp_path):
-    write(tmp_path / "scan.nii.gz", np.eye(9, dtype=np.uint16)[:, :, None].repeat(9, 2))
-    options = ["--input", str(tmp_path / "scan.nii.gz"), "--output", str(tmp_path / "out")]
+    write(tmp_path / "case-7.nii.gz", np.eye(9, dtype=np.uint16)[:, :, None].repeat(9, 2))
+    options = ["--input", str(tmp_path / "case-7.nii.gz"), "--output", str(tmp_path / "out")]
     assert main(["--model", str(heat_map_model), *options]) == 0
     assert lesion_rows(tmp_path / "out") == []
 
@@ -170,8 +173,8 @@ def test_no_lesion_gives_an_empty_table(heat_map_model, tmp_path):
 def test_post_processing_by_option(threshold_model, heat_map_model, tmp_path, capsys):
     # Liver, a tumour in it, one of a voxel in it, a speck of tumour outside, a speck of liver.
     voxels = np.array([60, 200, 200, 60, 200, 60, -900, 200, -900, 60], np.int16).reshape(-1, 1, 1)
-    write(tmp_path / "ct.nii.gz", voxels)
-    options = ["--input", str(tmp_path / "ct.nii.gz"), "--output", str(tmp_path / "out")]
+    write(tmp_path / "case-7.nii.gz", voxels)
+    options = ["--input", str(tmp_path / "case-7.nii.gz"), "--output", str(tmp_path / "out")]
     for flags, labels in (
         ([], [1, 2, 2, 1, 2, 1, 0, 2, 0, 1]),
         (["--largest-component"], [1, 2, 2, 1, 2, 1, 0, 0, 0, 0]),
@@ -180,7 +183,7 @@ def test_post_processing_by_option(threshold_model, heat_map_model, tmp_path, ca
         (["--smallest-lesion-mm3", "5"], [1, 2, 2, 1, 1, 1, 0, 0, 0, 1]),
     ):
         assert main(["--model", str(threshold_model), *options, *flags]) == 0
-        written = nib.load(tmp_path / "out" / "ct.nii.gz")
+        written = nib.load(tmp_path / "out" / "case-7.nii.gz")
         assert np.asarray(written.dataobj).ravel().tolist() == labels
     assert main(["--model", str(heat_map_model), *options, "--lesions-in-organ"]) == 1
     assert "task without an organ" in capsys.readouterr().err
@@ -200,24 +203,25 @@ def test_dry_run_tells_and_writes_nothing(threshold_model, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("resampling", ["keep", "full"])
 @pytest.mark.parametrize(
     "options", [{}, {"probabilities": True}, {"largest_component": True}, {"batch_size": 4}]
 )
-def test_memory_is_as_foretold(resampling, options):
+def test_memory_is_as_foretold(resampling, options, sign):
     """Held against what NumPy really allocates, within a quarter."""
     task = Task(
         name="t", class_names=("a", "b", "c"), intensity_window=(0, 1),
         resampling=resampling, spacing_mm=(1.5, 1.5, 3.0),
     )  # fmt: skip
-    check_memory(task, PredictionSettings(**options), np.int16)
+    check_memory(task, PredictionSettings(**options), np.int16, sign)
 
 
 def test_memory_of_heat_maps_is_as_foretold():
-    check_memory(PRESETS["dbt_lesion"], PredictionSettings(), np.uint16)
+    check_memory(PRESETS["dbt_lesion"], PredictionSettings(), np.uint16, -1)
 
 
-def check_memory(task, settings, dtype):
+def check_memory(task, settings, dtype, sign):
     window, classes = (16, 48, 48), len(task.class_names)
     answer = np.zeros((1, *window, classes), np.float32)
     answer[..., 0] = 1
@@ -227,7 +231,7 @@ def check_memory(task, settings, dtype):
 
     predictor = Predictor(ExportSettings(task, ModelConfig(classes=classes), window), predict)
     tracemalloc.start()
-    volume = Volume(np.zeros((160, 160, 64), dtype, order="F"), np.diag([1.0, 1.0, 2.0, 1.0]))
+    volume = Volume(np.zeros((160, 160, 64), dtype, order="F"), np.diag([sign, sign, 2.0, 1.0]))
     tracemalloc.reset_peak()
     segment_volume(volume, predictor, settings)
     _, peak = tracemalloc.get_traced_memory()
