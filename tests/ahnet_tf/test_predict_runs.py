@@ -68,10 +68,10 @@ def test_resume_predicts_what_is_missing_changed_or_failed(threshold_model, tmp_
 
 
 def test_resume_into_an_empty_folder_predicts_all(threshold_model, tmp_path):
-    write(tmp_path / "case-7.nii.gz", tissue())
-    options = ["--input", str(tmp_path / "case-7.nii.gz"), "--output", str(tmp_path / "out")]
+    write(tmp_path / "anna.nii.gz", tissue())
+    options = ["--input", str(tmp_path / "anna.nii.gz"), "--output", str(tmp_path / "out")]
     assert main(["--model", str(threshold_model), *options, "--resume"]) == 0
-    assert states(tmp_path / "out") == {"case-7": "predicted"}
+    assert states(tmp_path / "out") == {"anna": "predicted"}
 
 
 def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(threshold_model, tmp_path, capsys):
@@ -153,19 +153,19 @@ def test_lesions_stand_in_a_table_under_their_names_in_the_data_set(
 
 
 def test_without_tables_the_case_id_stands_for_the_patient(heat_map_model, tmp_path):
-    write(tmp_path / "case-7.nii.gz", bright_spots((20, 20, 9), [(500, (10, 10, 4))]))
-    options = ["--input", str(tmp_path / "case-7.nii.gz"), "--output", str(tmp_path / "out")]
+    write(tmp_path / "anna.nii.gz", bright_spots((20, 20, 9), [(500, (10, 10, 4))]))
+    options = ["--input", str(tmp_path / "anna.nii.gz"), "--output", str(tmp_path / "out")]
     assert main(["--model", str(heat_map_model), *options]) == 0
     (row,) = lesion_rows(tmp_path / "out")
-    assert (row["PatientID"], row["StudyUID"], row["View"]) == ("case-7", "-", "-")
+    assert (row["PatientID"], row["StudyUID"], row["View"]) == ("anna", "-", "-")
     assert float(row["Score"]) == pytest.approx(0.5)
     found, _ = read_detections(tmp_path / "out" / "lesions.csv")
-    assert list(found) == [("case-7", "-", "-")]
+    assert list(found) == [("anna", "-", "-")]
 
 
 def test_no_lesion_gives_an_empty_table(heat_map_model, tmp_path):
-    write(tmp_path / "case-7.nii.gz", np.eye(9, dtype=np.uint16)[:, :, None].repeat(9, 2))
-    options = ["--input", str(tmp_path / "case-7.nii.gz"), "--output", str(tmp_path / "out")]
+    write(tmp_path / "anna.nii.gz", np.eye(9, dtype=np.uint16)[:, :, None].repeat(9, 2))
+    options = ["--input", str(tmp_path / "anna.nii.gz"), "--output", str(tmp_path / "out")]
     assert main(["--model", str(heat_map_model), *options]) == 0
     assert lesion_rows(tmp_path / "out") == []
 
@@ -173,8 +173,8 @@ def test_no_lesion_gives_an_empty_table(heat_map_model, tmp_path):
 def test_post_processing_by_option(threshold_model, heat_map_model, tmp_path, capsys):
     # Liver, a tumour in it, one of a voxel in it, a speck of tumour outside, a speck of liver.
     voxels = np.array([60, 200, 200, 60, 200, 60, -900, 200, -900, 60], np.int16).reshape(-1, 1, 1)
-    write(tmp_path / "case-7.nii.gz", voxels)
-    options = ["--input", str(tmp_path / "case-7.nii.gz"), "--output", str(tmp_path / "out")]
+    write(tmp_path / "anna.nii.gz", voxels)
+    options = ["--input", str(tmp_path / "anna.nii.gz"), "--output", str(tmp_path / "out")]
     for flags, labels in (
         ([], [1, 2, 2, 1, 2, 1, 0, 2, 0, 1]),
         (["--largest-component"], [1, 2, 2, 1, 2, 1, 0, 0, 0, 0]),
@@ -183,7 +183,7 @@ def test_post_processing_by_option(threshold_model, heat_map_model, tmp_path, ca
         (["--smallest-lesion-mm3", "5"], [1, 2, 2, 1, 1, 1, 0, 0, 0, 1]),
     ):
         assert main(["--model", str(threshold_model), *options, *flags]) == 0
-        written = nib.load(tmp_path / "out" / "case-7.nii.gz")
+        written = nib.load(tmp_path / "out" / "anna.nii.gz")
         assert np.asarray(written.dataobj).ravel().tolist() == labels
     assert main(["--model", str(heat_map_model), *options, "--lesions-in-organ"]) == 1
     assert "task without an organ" in capsys.readouterr().err
@@ -225,6 +225,8 @@ def check_memory(task, settings, dtype, sign):
     window, classes = (16, 48, 48), len(task.class_names)
     answer = np.zeros((1, *window, classes), np.float32)
     answer[..., 0] = 1
+    # A lesion in every window.
+    answer[0, 2:6, 5:9, 5:9] = np.eye(classes)[-1]
 
     def predict(windows):
         return np.repeat(answer, len(windows), axis=0)
