@@ -11,6 +11,9 @@ from skimage.morphology import local_maxima
 from preprocessing.detections import Detection
 from preprocessing.errors import SettingsError
 
+# A box reaches at most this far from its peak; it bounds the work where a network is unsure everywhere.
+REACH_MM = 40.0
+
 _NEIGHBOURS = np.ones((3, 3, 3), bool)
 
 
@@ -48,8 +51,8 @@ def detect_lesions(
 
     A peak is a local maximum among 26 neighbours, a plateau counting once. From the highest peak down, each
     is kept unless a kept one lies closer than the minimum distance. Its box holds the connected
-    voxels of at least half its height, as far as they are nearer to it than to the other lesions: on a
-    target as it is trained (`preprocessing.lesions`) that is the lesion itself.
+    voxels of at least half its height, as far as they are nearer to it than to the other lesions and within
+    `REACH_MM` along each axis: on a target as it is trained (`preprocessing.lesions`) that is the lesion itself.
 
     Args:
       heat_map: probabilities of a lesion [x, y, z], any floating dtype.
@@ -73,22 +76,28 @@ def _peaks(heat_map: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarr
         # With a border, because an array of one value has no maximum.
         values = np.pad(np.where(regions[box] == number, heat_map[box], 0), 1)
         plateaus, count = ndimage.label(local_maxima(values, connectivity=3), _NEIGHBOURS)
-        corner = np.array([side.start - 1 for side in box])
-        for voxels in _voxels(plateaus, count):
-            middle = np.square(voxels - voxels.mean(axis=0)).sum(axis=1).argmin()
-            peaks.append(voxels[middle] + corner)
-            scores.append(values[tuple(voxels[middle])])
-    order = np.argsort(-np.array(scores), kind="stable")
-    return np.array(peaks, int).reshape(-1, 3)[order], np.array(scores)[order]
+        middles = _middles(plateaus, count)
+        scores.append(values[tuple(middles.T)])
+        peaks.append(middles + [side.start - 1 for side in box])
+    if not peaks:
+        return np.empty((0, 3), int), np.empty(0)
+    heights = np.concatenate(scores)
+    order = np.argsort(-heights, kind="stable")
+    return np.concatenate(peaks)[order], heights[order]
 
 
-def _voxels(plateaus: np.ndarray, count: int) -> list[np.ndarray]:
-    """Returns the voxels [voxel, axis] of each labelled plateau."""
-    indices = np.argwhere(plateaus)
-    numbers = plateaus[tuple(indices.T)]
-    order = np.argsort(numbers, kind="stable")
-    ends = np.searchsorted(numbers[order], np.arange(2, count + 1))
-    return np.split(indices[order], ends)
+def _middles(plateaus: np.ndarray, count: int) -> np.ndarray:
+    """Returns of each labelled plateau the voxel that is nearest to its centre, [plateau, axis]."""
+    voxels = np.argwhere(plateaus)
+    numbers = plateaus[tuple(voxels.T)]
+    voxels = voxels[np.argsort(numbers, kind="stable")]
+    sizes = np.bincount(numbers, minlength=count + 1)[1:]
+    first = np.cumsum(sizes) - sizes
+    middles = voxels[first]
+    for plateau in np.flatnonzero(sizes > 1):
+        own = voxels[first[plateau] : first[plateau] + sizes[plateau]]
+        middles[plateau] = own[np.square(own - own.mean(axis=0)).sum(axis=1).argmin()]
+    return middles
 
 
 def _kept(
@@ -110,7 +119,7 @@ def _lesion(
 ) -> Detection:
     """Returns the lesion at `peaks[number]`, see `detect_lesions`."""
     peak = peaks[number]
-    voxels = _region(heat_map, peak, score / 2)
+    voxels = _region(heat_map, peak, score / 2, np.ceil(REACH_MM / spacing_mm).astype(int))
     own_mm = np.linalg.norm((voxels - peak) * spacing_mm, axis=1)
     for other in np.delete(peaks, number, axis=0):
         nearer = own_mm <= np.linalg.norm((voxels - other) * spacing_mm, axis=1)
@@ -121,12 +130,13 @@ def _lesion(
     return Detection(score, x, y, z, width, height, depth)
 
 
-def _region(heat_map: np.ndarray, peak: np.ndarray, level: float) -> np.ndarray:
+def _region(heat_map: np.ndarray, peak: np.ndarray, level: float, most: np.ndarray) -> np.ndarray:
     """Returns the voxels [voxel, axis] of at least `level` that are connected to a peak.
 
-    The box that is looked at grows while they touch its sides: small lesions in large volumes cost little.
+    The box that is looked at grows while they touch its sides, up to `most` voxels from the peak along each
+    axis: small lesions in large volumes cost little.
     """
-    reach = 8
+    reach = np.minimum(8, most)
     while True:
         low = np.maximum(0, peak - reach)
         high = np.minimum(heat_map.shape, peak + reach + 1)
@@ -135,6 +145,6 @@ def _region(heat_map: np.ndarray, peak: np.ndarray, level: float) -> np.ndarray:
         voxels = np.argwhere(regions == regions[tuple(peak - low)]) + low
         touches = (voxels.min(axis=0) == low) & (low > 0)
         touches |= (voxels.max(axis=0) == high - 1) & (high < heat_map.shape)
-        if not touches.any():
+        if not (touches & (reach < most)).any():
             return voxels
-        reach *= 2
+        reach = np.minimum(2 * reach, most)

@@ -60,6 +60,15 @@ def test_a_shoulder_is_no_peak_and_touching_lesions_share_their_voxels():
     assert [(each.x, each.width) for each in found] == [(1, 4), (4, 4)]
 
 
+def test_a_network_that_is_unsure_everywhere_costs_little():
+    """Noise above the threshold all over: peaks by the thousand, half of each reached from anywhere."""
+    heat_map = np.random.default_rng(0).uniform(0.4, 0.6, (200, 150, 6)).astype(np.float32)
+    found = detect_lesions(heat_map, (1.0, 1.0, 1.0), DetectionSettings(most=2))
+    assert len(found) == 2
+    assert found[0].score == heat_map.max()
+    assert max(max(each.width, each.height) for each in found) <= 81
+
+
 def test_the_highest_are_kept():
     heat_map = np.zeros((9, 9, 1), np.float32)
     heat_map[::4, ::4, 0] = np.arange(1, 10).reshape(3, 3) / 10
