@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from benchmarks.peers import TUNED_ALLOCATOR, Worker, peers_python
-from benchmarks.report import goal, print_table, versions, write_report
+from benchmarks.report import goal, print_table, read_report, versions, write_report
 from preprocessing.command import make_parser, run_command
 
 WORKS = {
@@ -45,13 +45,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--repeats", type=int, default=9, help="timed calls of each (default: 9)")
     parser.add_argument("--threads", type=int, default=2, help="threads of each (default: 2)")
-    parser.add_argument("--only", choices=WORKS, action="append", help="a work; may be repeated")
+    parser.add_argument(
+        "--only",
+        choices=WORKS,
+        action="append",
+        help="a work to measure again, the others keep their figures; may be repeated",
+    )
     return run_command(_run, parser.parse_args(argv))
 
 
 def _run(arguments) -> None:
     python = peers_python()
     figures, goals = [], []
+    if arguments.only:
+        kept = read_report("network")
+        figures = [figure for figure in kept["figures"] if figure["work"] not in arguments.only]
+        goals = [one for one in kept["goals"] if one["name"].split()[0] not in arguments.only]
     for work in arguments.only or WORKS:
         for precision in PRECISIONS:
             for allocator in ALLOCATORS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import os
 import platform
@@ -77,6 +78,14 @@ def write_report(
     )
     print(f"\nwritten: {path}")
     return path
+
+
+def read_report(name: str) -> dict[str, Any]:
+    """Returns what benchmarks/results/NAME.json holds; no figures and no goals without that file."""
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        return {"figures": [], "goals": []}
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def print_table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
