@@ -28,7 +28,7 @@ from ahnet_tf.case_dice import CaseDice, mean_over_classes
 from ahnet_tf.config import ModelConfig, TrainingConfig, to_dict
 from ahnet_tf.nets.checkpoint import save_network
 from preprocessing.errors import ModelError, SettingsError
-from preprocessing.files import write_json
+from preprocessing.files import without_nan, write_json
 from preprocessing.tasks import Task
 
 # Settings that may differ when a killed run goes on: they don't change what is learned.
@@ -136,7 +136,7 @@ def keep_best(
     mean = mean_over_classes(summary["dice"])
     if mean > float(state.best_dice):
         save_network(output, model, model_config)
-        content = _without_nan(summary) | {"step": int(state.step)}
+        content = without_nan(summary) | {"step": int(state.step)}
         write_json(output / "evaluation.json", content)
         state.best_dice.assign(mean)
         state.best_step.assign(state.step)
@@ -149,7 +149,7 @@ def keep_best(
 
 def write_result(path: Path, result: TrainingResult) -> None:
     """Writes the summary that says that a run is complete."""
-    write_json(path, _without_nan(asdict(result)))
+    write_json(path, without_nan(asdict(result)))
 
 
 def read_result(path: Path) -> TrainingResult:
@@ -157,10 +157,3 @@ def read_result(path: Path) -> TrainingResult:
     content = json.loads(path.read_text(encoding="utf-8"))
     dice = {name: math.nan if value is None else value for name, value in content["dice"].items()}
     return TrainingResult(**content | {"dice": dice})
-
-
-def _without_nan(value: Any) -> Any:
-    """Returns nested dicts with None for NaN, which JSON doesn't know."""
-    if isinstance(value, dict):
-        return {name: _without_nan(item) for name, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value

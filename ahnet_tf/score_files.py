@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from preprocessing.files import replacing, write_json
+from preprocessing.files import replacing, without_nan, write_json
 
 
 def print_summary(heading: str, summary: Mapping[str, Mapping[str, float | int]]) -> None:
@@ -34,7 +34,7 @@ def write_scores(
       record: all of `scores.json`.
       rows: the columns of `scores.csv` by case.
     """
-    write_json(folder / "scores.json", _without_nan(record))
+    write_json(folder / "scores.json", without_nan(record))
     columns = list(next(iter(rows.values()), {}))
     with (
         replacing(folder / "scores.csv") as temporary,
@@ -44,11 +44,3 @@ def write_scores(
         writer.writerow(["case_id", *columns])
         for case_id, row in rows.items():
             writer.writerow([case_id, *(row[column] for column in columns)])
-
-
-def _without_nan(content: Any) -> Any:
-    if isinstance(content, Mapping):
-        return {str(name): _without_nan(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and math.isnan(content) else content

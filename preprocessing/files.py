@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +39,12 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
     with replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def without_nan(content: Any) -> Any:
+    """Returns nested content with None for NaN, which JSON doesn't know; keys become texts."""
+    if isinstance(content, Mapping):
+        return {str(name): without_nan(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content
