@@ -326,22 +326,24 @@ def test_ahnet_overfits_one_patch(tmp_path):
         writer.write(encode_patch(large, task))
     model = ModelConfig(width=0.125, blocks=(1, 1, 1, 1), growth=4, dense_layers=1)
     training = TrainingConfig(
-        steps=60,
+        steps=100,
         batch_size=2,
         warmup_steps=5,
         learning_rate=1e-2,
         loss="cross_entropy",
         class_weights=(1.0, 1.0, 3.0),
         flip_probability=0,
+        warp_probability=0,
+        intensity_gamma=0,
         intensity_shift=0,
         intensity_scale=0,
         intensity_noise=0,
         padding_probability=0,
-        evaluate_every=60,
+        evaluate_every=100,
     )
     result = train_network(model, training, task, files, files, tmp_path / "run", progress=False)
-    assert result.dice["liver"] > 0.95
-    assert result.dice["tumour"] > 0.95
+    assert result.dice["liver"] > 0.98
+    assert result.dice["tumour"] > 0.98
 
 
 @pytest.mark.slow
