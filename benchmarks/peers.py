@@ -18,7 +18,8 @@ from preprocessing.errors import SettingsError
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = ROOT / ".env-peers"
-REQUIREMENTS = ("torch==2.13.0", "monai==1.6.1")
+# MONAI reads NIfTI by nibabel.
+REQUIREMENTS = ("torch==2.13.0", "monai==1.6.1", "nibabel==5.3.2")
 
 # glibc gives large blocks back to the system after each use unless told to keep them.
 TUNED_ALLOCATOR = {
@@ -35,7 +36,7 @@ def peers_python() -> Path:
       SettingsError: there is no Python 3.11, or the packages can't be had.
     """
     python = ENVIRONMENT / "bin" / "python"
-    probe = [python, "-c", "import torch, monai"]
+    probe = [python, "-c", "import torch, monai, nibabel"]
     if python.exists() and subprocess.run(probe, capture_output=True, check=False).returncode == 0:
         return python
     interpreter = _python311()

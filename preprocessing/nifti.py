@@ -60,7 +60,7 @@ def read_image(path: str | os.PathLike) -> Volume:
     if voxels.dtype.kind == "f":
         _finite_range(path, voxels)
     first = voxels.flat[0]
-    if not any(np.any(slab != first) for slab in _slabs(voxels)):
+    if not any(np.any(voxels[:, :, z] != first) for z in range(voxels.shape[2])):
         raise InputError(path, "an image with contrast", f"all voxels equal to {first:g}")
     return Volume(voxels, checked_affine(header.get_best_affine(), path))
 
