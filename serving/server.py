@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from serving.service import Calls
     from serving.versions import ModelVersions
 
-# Calls that need no prediction (status, metadata) must not wait for those that do.
-_SPARE_THREADS = 4
+# Calls that need no prediction (status, metadata) must not wait for those that do, nor be refused
+# while a burst of predictions is being turned away, each of which holds a thread for a moment.
+_SPARE_THREADS = 16
 
 
 @dataclass(frozen=True)
