@@ -49,8 +49,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=PRECISIONS,
         default="float32",
-        help="what a checkpoint computes in: bfloat16 takes less time and memory, and its "
-        "probabilities differ in the third digit (default %(default)s)",
+        help="what a checkpoint computes in: bfloat16 takes less time and memory, and rounds more "
+        "coarsely (default %(default)s)",
     )
     parser.add_argument(
         "--allow",

@@ -25,7 +25,8 @@ from preprocessing.dicom_identity import identifiers, shown_path
 from preprocessing.dicom_pixels import padding_mask, rescaled, stacked, stored_frames
 from preprocessing.dicom_planes import AIR_HU, TISSUE_HU, Plane, alike, plane_of, scaling_of
 from preprocessing.errors import InputError
-from preprocessing.nifti import MAX_VOXELS, has_nifti_suffix
+from preprocessing.nifti import has_nifti_suffix
+from preprocessing.nifti_bytes import MAX_VOXELS
 from preprocessing.volume import Volume, checked_affine
 
 

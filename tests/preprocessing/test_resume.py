@@ -19,7 +19,8 @@ from preprocessing.unfinished import unfinished_folder
 ROOT = Path(__file__).resolve().parents[2]
 CASES = 10
 SETTINGS = PhantomSettings(shape_xyz=(48, 40, 12), spacing_mm=(6.5, 6.5, 13.0))
-PATCHES = ["--patch-shape", "8", "32", "32", "--patches-per-case", "200"]
+# So many that a run lasts long enough to be stopped halfway on a busy machine.
+PATCHES = ["--patch-shape", "8", "32", "32", "--patches-per-case", "600"]
 
 
 def command(folder, *options):
@@ -221,13 +222,14 @@ def test_names_that_look_like_patterns(data, whole, tmp_path):
 @pytest.mark.slow
 def test_interrupted_by_the_keyboard(data, whole, tmp_path):
     (tmp_path / "data").symlink_to(data / "data")
-    process = start(tmp_path, "--direct_running_mode", "multi_threading")
+    threads = ["--direct_running_mode", "multi_threading", "--direct_num_workers", "1"]
+    process = start(tmp_path, *threads)
     while process.poll() is None and len(finished(tmp_path)) < 2:
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, error
     assert time.monotonic() - began < 20
     assert "interrupted" in error
     assert "Traceback" not in error
