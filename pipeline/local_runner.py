@@ -123,6 +123,8 @@ def run_local(settings: PipelineSettings, *, debug: bool = False) -> PipelineRes
     write_json(output / "pipeline.json", settings.to_dict())
     write_json(output / "settings.json", settings.config.to_dict())
 
+    from tfx.orchestration.metadata import sqlite_metadata_connection_config
+
     from pipeline.evaluation import read_refusals, read_scores
     from pipeline.execution import ReportingRunner, quiet_logs
     from pipeline.pipeline import create_pipeline
@@ -130,7 +132,8 @@ def run_local(settings: PipelineSettings, *, debug: bool = False) -> PipelineRes
     imported = time.monotonic() - start
     with quiet_logs(debug):
         runner = ReportingRunner(announce=lambda line: print(line, flush=True))
-        runner.run(create_pipeline(settings))
+        metadata = sqlite_metadata_connection_config(str(output / "metadata.sqlite"))
+        runner.run(create_pipeline(settings, metadata=metadata))
         if not runner.components:
             return None
         components = {component.name: component for component in runner.components}

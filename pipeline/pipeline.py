@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
+from ml_metadata.proto.metadata_store_pb2 import ConnectionConfig
 from tfx import components
-from tfx.components.schema_gen.import_schema_gen.component import ImportSchemaGen
 from tfx.dsl.components.common.resolver import Resolver
-from tfx.orchestration.metadata import sqlite_metadata_connection_config
 from tfx.orchestration.pipeline import Pipeline
 from tfx.proto import example_gen_pb2, pusher_pb2, trainer_pb2
 from tfx.types import Channel, standard_artifacts
@@ -15,7 +14,7 @@ from tfx.types import Channel, standard_artifacts
 from pipeline.baseline import EarlierBlessedModel
 from pipeline.code_version import code_version
 from pipeline.evaluation import make_eval_config
-from pipeline.schema import make_validations, write_schema
+from pipeline.schema import make_validations, schema_text, task_schema
 from pipeline.settings import RECORD_PATTERN, PipelineSettings
 from pipeline.validation import stop_on_anomalies
 from preprocessing.splits import SPLITS
@@ -28,12 +27,20 @@ BEAM_ARGUMENTS = (
 )
 
 
-def create_pipeline(settings: PipelineSettings) -> Pipeline:
-    """Returns the pipeline of one task; nothing runs yet.
+def create_pipeline(
+    settings: PipelineSettings,
+    *,
+    metadata: ConnectionConfig | None = None,
+    beam_arguments: Sequence[str] = BEAM_ARGUMENTS,
+) -> Pipeline:
+    """Returns the pipeline of one task; nothing runs and nothing is written yet.
 
-    The schema of the task is written into the output folder, where the DAG imports it from.
+    Args:
+      settings: records and output may lie on another machine or in an object store.
+      metadata: where the lineage is kept; None where the engine brings its own store.
+      beam_arguments: Beam's command line for every component that runs on Beam.
     """
-    output = Path(settings.output)
+    output = settings.output.rstrip("/")
     examples = components.ImportExampleGen(
         input_base=settings.input,
         input_config=example_gen_pb2.Input(
@@ -43,7 +50,7 @@ def create_pipeline(settings: PipelineSettings) -> Pipeline:
             ]
         ),
     )
-    schema = ImportSchemaGen(str(write_schema(settings.task, output / "schema")))
+    schema = task_schema(text=schema_text(settings.task)).with_id("TaskSchema")
     statistics = components.StatisticsGen(
         examples=examples.outputs["examples"], schema=schema.outputs["schema"]
     )
@@ -74,13 +81,13 @@ def create_pipeline(settings: PipelineSettings) -> Pipeline:
         model_blessing=evaluator.outputs["blessing"],
         push_destination=pusher_pb2.PushDestination(
             filesystem=pusher_pb2.PushDestination.Filesystem(
-                base_directory=str(output / "serving_model")
+                base_directory=f"{output}/serving_model"
             )
         ),
     )
     return Pipeline(
         pipeline_name=settings.name,
-        pipeline_root=str(output / "artifacts"),
+        pipeline_root=f"{output}/artifacts",
         components=[
             examples,
             schema,
@@ -94,10 +101,8 @@ def create_pipeline(settings: PipelineSettings) -> Pipeline:
             pusher,
         ],
         enable_cache=True,
-        metadata_connection_config=sqlite_metadata_connection_config(
-            str(output / "metadata.sqlite")
-        ),
-        beam_pipeline_args=list(BEAM_ARGUMENTS),
+        metadata_connection_config=metadata,
+        beam_pipeline_args=list(beam_arguments),
     )
 
 

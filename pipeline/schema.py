@@ -3,18 +3,19 @@
 TFDV sees the scalars of each record and of the voxels only their number of bytes.
 """
 
-from __future__ import annotations
+# TFX reads the annotations of `task_schema` as they stand: no postponed evaluation here.
 
-import hashlib
 import math
-from pathlib import Path
 
 import numpy as np
 from google.protobuf import text_format
 from tensorflow_data_validation.anomalies.proto import custom_validation_config_pb2
 from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2
+from tfx.dsl.component.experimental.annotations import OutputArtifact, Parameter
+from tfx.dsl.component.experimental.decorators import component
+from tfx.dsl.io import fileio
+from tfx.types import standard_artifacts
 
-from preprocessing.files import replacing
 from preprocessing.records import (
     CASE_ID,
     INTENSITY_QUANTILES,
@@ -27,6 +28,9 @@ from preprocessing.records import (
 from preprocessing.tasks import Task
 
 Range = tuple[float, float]
+
+# The name that TFX's components look for.
+SCHEMA_FILE = "schema.pbtxt"
 
 # Abdominal CT: in-plane 0.3-3 mm, slices up to 10 mm; HU, so air lies below 0 and tissue above.
 # A scan stored without its rescale intercept (-1024) fails on intensity_p01.
@@ -112,17 +116,20 @@ def make_validations(task: Task) -> custom_validation_config_pb2.CustomValidatio
     return config
 
 
-def write_schema(task: Task, folder: str | Path) -> Path:
-    """Writes the schema's text form under a name that changes with its content; returns the path.
+def schema_text(task: Task) -> str:
+    """Returns the schema's text form."""
+    return text_format.MessageToString(make_schema(task))
 
-    TFX caches what it imported by path: another schema must not lie under the same one.
+
+@component
+def task_schema(text: Parameter[str], schema: OutputArtifact[standard_artifacts.Schema]) -> None:
+    """A component that hands the schema to the others; it runs again where the text changes.
+
+    The text travels with the pipeline: a pod of a cluster sees no file of this machine.
     """
-    text = text_format.MessageToString(make_schema(task))
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    path = Path(folder) / f"schema-{digest}.pbtxt"
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
+    fileio.makedirs(schema.uri)
+    with fileio.open(f"{schema.uri}/{SCHEMA_FILE}", "w") as file:
+        file.write(text)
 
 
 def _real_ranges(task: Task) -> dict[str, Range]:

@@ -4,11 +4,11 @@
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from tensorflow_metadata.proto.v0 import anomalies_pb2
 from tfx.dsl.component.experimental.annotations import InputArtifact
 from tfx.dsl.component.experimental.decorators import component
+from tfx.dsl.io import fileio
 from tfx.types import artifact_utils, standard_artifacts
 
 from preprocessing.errors import PipelineError
@@ -33,7 +33,8 @@ def stop_on_anomalies(
 
 def read_anomalies(folder: str) -> anomalies_pb2.Anomalies:
     """Reads what ExampleValidator found in one split."""
-    return anomalies_pb2.Anomalies.FromString((Path(folder) / ANOMALIES_FILE).read_bytes())
+    with fileio.open(f"{folder}/{ANOMALIES_FILE}", "rb") as file:
+        return anomalies_pb2.Anomalies.FromString(file.read())
 
 
 def check_anomalies(anomalies: dict[str, anomalies_pb2.Anomalies]) -> None:

@@ -21,7 +21,7 @@ from preprocessing.records import parse_example
 ROOT = Path(__file__).resolve().parents[2]
 COMPONENTS = [
     "ImportExampleGen",
-    "ImportSchemaGen",
+    "TaskSchema",
     "StatisticsGen",
     "ExampleValidator",
     "AnomalyGate",

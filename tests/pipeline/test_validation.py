@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import tensorflow_data_validation as tfdv
 from apache_beam.options.pipeline_options import PipelineOptions
+from tfx.types import standard_artifacts
+from tfx.utils import io_utils
 
-from pipeline.schema import make_schema, make_validations, write_schema
+from pipeline.schema import SCHEMA_FILE, make_schema, make_validations, schema_text, task_schema
 from pipeline.validation import check_anomalies
 from preprocessing.errors import PipelineError
 from preprocessing.records import scalar_features, voxel_features
@@ -42,11 +44,12 @@ def test_schema_holds_every_feature_of_a_record_once(name):
     assert sorted(names) == sorted(expected)
 
 
-def test_schema_lies_under_another_name_once_it_changes(tmp_path, task):
-    first = write_schema(task, tmp_path)
-    assert write_schema(task, tmp_path) == first
-    coarser = replace(task, spacing_mm=(12.0, 12.0, 12.0))
-    assert write_schema(coarser, tmp_path) != first
+def test_the_schema_component_writes_what_make_schema_gives(tmp_path, task):
+    artifact = standard_artifacts.Schema()
+    artifact.uri = str(tmp_path / "schema")
+    executor = task_schema(text=schema_text(task)).executor_spec.executor_class
+    executor().Do({}, {"schema": [artifact]}, {"text": schema_text(task)})
+    assert io_utils.SchemaReader().read(f"{artifact.uri}/{SCHEMA_FILE}") == make_schema(task)
 
 
 def test_a_sound_data_set_passes(anomalies_of, patch, capsys):
