@@ -26,6 +26,7 @@ setup(
         "nibabel>=5",
         "pydicom>=3",
         "python-gdcm>=3.2",
+        "highdicom",
         "isal",
         "numpy<2",
         "scipy",

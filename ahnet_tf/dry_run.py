@@ -116,13 +116,12 @@ def _blending_bytes(
     item: int,
     settings: PredictionSettings,
 ) -> int:
-    """Returns the slab, labels of its slices that are done (int64), a batch, a weighted window."""
-    starts = plan_windows(shape_zyx, window_zyx, settings.overlap).starts_zyx[0]
+    """Returns the slab, and two batches: one is blended, one computed, one cut out."""
     depth = min(window_zyx[0], shape_zyx[0])
-    done = int(max(np.diff(starts), default=depth))
-    slab = shape_zyx[1] * shape_zyx[2] * (depth * classes * _FLOAT + done * 8)
-    a_window = settings.batch_size * (item + classes * (_FLOAT + 1)) + (classes + 1) * _FLOAT
-    return slab + math.prod(window_zyx) * a_window
+    slab = shape_zyx[1] * shape_zyx[2] * depth * classes * _FLOAT
+    # A byte a value says whether it is finite.
+    a_window = math.prod(window_zyx) * (2 * item + classes * (2 * _FLOAT + 1))
+    return slab + settings.batch_size * a_window
 
 
 def _finishing_bytes(space: TaskSpace, task: Task, settings: PredictionSettings) -> int:

@@ -9,8 +9,10 @@ and needs no volume of weights.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +22,9 @@ BLENDS = ("gaussian", "constant")
 
 # Standard deviation of the Gaussian weights, as a fraction of the window's size (nnU-Net, MONAI).
 GAUSSIAN_SIGMA = 0.125
+
+_Positions = list[tuple[int, int, int]]
+_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,9 @@ def predict_slabs(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Predicts a volume by overlapping windows and yields it slab by slab along z.
 
-    Memory is one slab of windows (window z, volume y, volume x, class) and one batch, whatever the
-    number of slices.
+    Memory is one slab of windows (window z, volume y, volume x, class) and two batches, whatever the
+    number of slices: while one is computed, in a thread, the next one is cut out and the one before is
+    blended.
 
     Args:
       array_zyx: raw intensities [z, y, x] or [z, y, x, channel], any dtype and size.
@@ -134,9 +140,11 @@ def predict_slabs(
             slab[: depth - step] = slab[step:]
             slab[depth - step :] = 0
             z_start = z
-        weight = np.einsum("z,y,x->zyx", weights[0][k], weights[1][j], weights[2][i])
-        d, h, w = weight.shape
-        slab[:, y : y + h, x : x + w] += probabilities[:d, :h, :w] * weight[..., np.newaxis]
+        in_plane = np.einsum("y,x->yx", weights[1][j], weights[2][i])[..., np.newaxis]
+        h, w, _ = in_plane.shape
+        # Slice by slice all of it stays in the processor's cache.
+        for target, answer, weight in zip(slab, probabilities, weights[0][k], strict=False):
+            target[y : y + h, x : x + w] += answer[:h, :w] * (in_plane * weight)
     yield z_start, slab
 
 
@@ -159,8 +167,12 @@ def predict_labels(
 
 
 def most_probable(probabilities: np.ndarray) -> np.ndarray:
-    """Returns label values uint8 [...] from probabilities [..., class], the lower one of equals."""
-    return np.argmax(probabilities, axis=-1).astype(np.uint8)
+    """Returns label values uint8 [z, y, x] from probabilities [z, y, x, class], the lower one of equals."""
+    labels = np.empty(probabilities.shape[:-1], np.uint8)
+    # Slice by slice, because NumPy's indices take eight bytes a voxel.
+    for target, one in zip(labels, probabilities, strict=True):
+        target[...] = np.argmax(one, axis=-1)
+    return labels
 
 
 def _starts(size: int, window: int, overlap: float) -> tuple[int, ...]:
@@ -198,29 +210,68 @@ def _predicted_windows(
 ) -> Iterator[tuple[tuple[int, int, int], np.ndarray]]:
     """Yields the grid position (k, j, i) and the probabilities of each window, z slowest."""
     grid = itertools.product(*(range(len(starts)) for starts in plan.starts_zyx))
-    while positions := list(itertools.islice(grid, batch_size)):
-        shape = (len(positions), *plan.window_zyx, array.shape[-1])
-        batch = np.full(shape, outside_value, array.dtype)
-        for window, position in zip(batch, positions, strict=True):
-            z, y, x = (s[n] for s, n in zip(plan.starts_zyx, position, strict=True))
-            d, h, w = plan.window_zyx
-            inside = array[z : z + d, y : y + h, x : x + w]
-            window[: inside.shape[0], : inside.shape[1], : inside.shape[2]] = inside
-        probabilities = np.asarray(predict(batch))
-        if probabilities.shape != (*shape[:-1], classes):
-            raise ModelError(
-                "the network's output",
-                f"probabilities of shape {(*shape[:-1], classes)}",
-                probabilities.shape,
-                "Is this the network for this task?",
-            )
-        if not np.isfinite(probabilities).all():
-            raise ModelError(
-                "the network's output",
-                "finite probabilities",
-                "NaN or infinite values",
-                "Its weights are damaged or its training diverged.",
-            )
+    batches = (
+        (positions, _cut_out(array, positions, plan, outside_value))
+        for positions in iter(lambda: list(itertools.islice(grid, batch_size)), [])
+    )
+
+    def answer(batch: tuple[_Positions, np.ndarray]) -> tuple[_Positions, np.ndarray]:
+        positions, windows = batch
+        return positions, _checked(predict(windows), (*windows.shape[:-1], classes))
+
+    for positions, probabilities in _one_ahead(answer, batches):
         yield from zip(positions, probabilities, strict=True)
         if progress is not None:
             progress(len(positions))
+
+
+def _one_ahead(compute: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """Yields `compute(item)` of each item, in order.
+
+    The next item is fetched while one is computed, and the result before is used meanwhile.
+    """
+    items = iter(items)
+    # One thread, and nothing waits behind a failure: predictors need not be safe for several.
+    with ThreadPoolExecutor(1, "windows") as thread:
+        running = thread.submit(compute, next(items))
+        for item in items:
+            result = running.result()
+            running = thread.submit(compute, item)
+            yield result
+        yield running.result()
+
+
+def _cut_out(
+    array: np.ndarray,
+    positions: _Positions,
+    plan: WindowPlan,
+    outside_value: float,
+) -> np.ndarray:
+    """Returns windows [batch, z, y, x, channel] at grid positions."""
+    shape = (len(positions), *plan.window_zyx, array.shape[-1])
+    batch = np.full(shape, outside_value, array.dtype)
+    for window, position in zip(batch, positions, strict=True):
+        z, y, x = (s[n] for s, n in zip(plan.starts_zyx, position, strict=True))
+        d, h, w = plan.window_zyx
+        inside = array[z : z + d, y : y + h, x : x + w]
+        window[: inside.shape[0], : inside.shape[1], : inside.shape[2]] = inside
+    return batch
+
+
+def _checked(probabilities: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    probabilities = np.asarray(probabilities)
+    if probabilities.shape != shape:
+        raise ModelError(
+            "the network's output",
+            f"probabilities of shape {shape}",
+            probabilities.shape,
+            "Is this the network for this task?",
+        )
+    if not np.isfinite(probabilities).all():
+        raise ModelError(
+            "the network's output",
+            "finite probabilities",
+            "NaN or infinite values",
+            "Its weights are damaged or its training diverged.",
+        )
+    return probabilities

@@ -1,5 +1,6 @@
 """Sliding windows: exact cover, blending against a plain reference, memory, refusals."""
 
+import threading
 import tracemalloc
 
 import numpy as np
@@ -164,7 +165,7 @@ def test_channels_are_passed_on():
 
 def test_labels_are_the_most_probable_class():
     probabilities = np.array([[0.2, 0.5, 0.3], [0.4, 0.4, 0.2], [0.1, 0.2, 0.7]])
-    np.testing.assert_array_equal(most_probable(probabilities), [1, 0, 2])
+    np.testing.assert_array_equal(most_probable(probabilities[None, None]), [[[1, 0, 2]]])
     volume = np.array([[[0, 1, 2, 1, 0]]], np.int16)
     labels = predict_labels(volume, lambda b: np.eye(3)[b[..., 0]], (1, 1, 2), 3)
     np.testing.assert_array_equal(labels, volume)
@@ -190,3 +191,33 @@ def test_refusals():
         run(predict=lambda batch: batch)
     with pytest.raises(ModelError, match="NaN"):
         run(predict=lambda batch: np.full((*batch.shape[:-1], 2), np.nan))
+
+
+def test_the_next_window_is_computed_while_one_is_blended():
+    begun = [threading.Event() for _ in range(3)]
+    order = iter(begun)
+
+    def predict(batch):
+        next(order).set()
+        return np.ones((*batch.shape[:-1], 2), np.float32)
+
+    # Called once a window is blended: the one after it must be on its way by then.
+    blended = iter([*begun[1:], begun[-1]])
+
+    def progress(_):
+        assert next(blended).wait(10)
+
+    stitched(np.zeros((6, 2, 2)), predict, (2, 2, 2), 2, overlap=0, progress=progress)
+    assert all(event.is_set() for event in begun)
+
+
+def test_a_failing_predictor_is_not_asked_again():
+    asked = []
+
+    def predict(batch):
+        asked.append(len(batch))
+        raise ModelError("the server", "an answer", "none")
+
+    with pytest.raises(ModelError, match="answer"):
+        stitched(np.zeros((6, 2, 2)), predict, (2, 2, 2), 2)
+    assert asked == [1]
