@@ -18,9 +18,10 @@ from ahnet_tf.predictors import Predictor
 from ahnet_tf.segmentation import PredictionSettings, Segmentation, segment_volume
 from preprocessing.case import Case, public, shown
 from preprocessing.detections import Detection, write_detections
+from preprocessing.dicom_segmentation import Software, write_segmentation
 from preprocessing.errors import AHNetError, InputError
-from preprocessing.nifti import check_pair, write_image, write_label
-from preprocessing.reading import is_dicom_image, read_image_of, read_label_of
+from preprocessing.nifti import check_pair, write_image, write_on_grid
+from preprocessing.reading import is_dicom_image, read_image_of, read_label_of, read_source_of
 from preprocessing.tasks import Task
 from preprocessing.volume import Volume, spacing_mm
 
@@ -38,6 +39,7 @@ def predict_case(
     output: Path,
     *,
     overlay: bool = False,
+    dicom_seg: Software | None = None,
     allow: Collection[str] = (),
     debug: bool = False,
 ) -> dict[str, Any]:
@@ -51,6 +53,7 @@ def predict_case(
       settings: of the prediction.
       output: folder of the predictions.
       overlay: draw a picture too.
+      dicom_seg: write a DICOM SEG too, which names this software; of a case whose image is DICOM.
       allow: names of `preprocessing.allowances.ALLOWANCES`.
       debug: raise every error.
 
@@ -62,10 +65,17 @@ def predict_case(
     entry: dict[str, Any] = {"case_id": case.case_id}
     try:
         entry["image_state"] = image_state(case.image_path)
+        # Read first: what can't be referred to need not be predicted.
+        source = read_source_of(case, allow=allow) if dicom_seg else None
         volume = read_image_of(case, allow=allow)
         segmentation = _segmented(case, volume, predictor, settings)
         task = predictor.settings.task
         names = _write(case, volume, segmentation, task, output)
+        if source is not None:
+            names.append(f"dicom_seg/{case.case_id}.dcm")
+            write_segmentation(
+                output / names[-1], segmentation.labels, task.class_names, source, dicom_seg
+            )
         if overlay:
             names.append(_draw(case, volume, segmentation.labels, task, output, allow))
     except (InputError, OSError) as error:
@@ -134,13 +144,14 @@ def _write(
 ) -> list[str]:
     """Writes label map and probability maps; returns their names in the folder, the label map first."""
     names = [prediction_name(case.case_id)]
-    if is_dicom_image(case.image_path):
-        write_image(output / names[0], Volume(segmentation.labels, volume.affine))
-    else:
-        write_label(output / names[0], segmentation.labels, like=case.image_path)
-    for value, voxels in enumerate(segmentation.probabilities):
-        names.append(f"probabilities/{case.case_id}_{task.class_names[value]}.nii.gz")
-        write_image(output / names[-1], Volume(voxels, volume.affine))
+    if segmentation.probabilities:
+        names += [f"probabilities/{case.case_id}_{name}.nii.gz" for name in task.class_names]
+    voxels = [segmentation.labels, *segmentation.probabilities]
+    for name, each in zip(names, voxels, strict=True):
+        if is_dicom_image(case.image_path):
+            write_image(output / name, Volume(each, volume.affine))
+        else:
+            write_on_grid(output / name, each, like=case.image_path)
     return names
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import sys
 import time
 from collections.abc import Collection, Sequence
@@ -32,9 +33,12 @@ def print_expectations(
     """Prints the windows, time and memory to expect for each case; returns an exit code.
 
     Time is that of one batch on this machine times the number of batches; reading a volume and writing
-    its label map come on top. Memory is what arrays take; the network's own comes on top.
+    its label map come on top. Memory is what this process took at most for that batch, which is the network's
+    own, and what a volume's arrays will take beside it.
     """
     seconds_a_batch = batch_seconds(predictor, settings.batch_size)
+    own_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"a batch of windows takes {seconds_a_batch:.2f} s, the network {own_mib:,.0f} MiB")
     total, failed = 0.0, 0
     for case in tqdm(cases, "looking at volumes", unit="case", leave=False):
         try:
@@ -49,7 +53,7 @@ def print_expectations(
         windows = plan_windows(space.shape_zyx, window, settings.overlap).count
         seconds = math.ceil(windows / settings.batch_size) * seconds_a_batch
         total += seconds
-        mib = expected_bytes(volume, space, task, window, settings) / 2**20
+        mib = own_mib + expected_bytes(volume, space, task, window, settings) / 2**20
         size = " x ".join(map(str, volume.voxels.shape))
         tqdm.write(
             f"{case.case_id}: {size} voxels, {windows} windows, {seconds:.1f} s, {mib:,.0f} MiB"

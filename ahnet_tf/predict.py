@@ -1,12 +1,13 @@
 """Segments whole volumes: NIfTI or DICOM in, label maps on the input's own grid out.
 
-python -m ahnet_tf.predict --model models/ahnet --input cases/ --output predictions/
+python -m ahnet_tf.predict --model models/ahnet cases/ predictions/
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.metadata
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -30,13 +31,15 @@ from ahnet_tf.prediction_record import (
     prediction_name,
     shown_input,
 )
-from ahnet_tf.predictors import open_predictor
+from ahnet_tf.predictors import Predictor, open_predictor
 from preprocessing.allowances import parse_allowances
 from preprocessing.case import Case
 from preprocessing.cases import find_cases
 from preprocessing.command import make_parser, run_command
-from preprocessing.errors import InputError, SettingsError
+from preprocessing.dicom_segmentation import Software
+from preprocessing.errors import InputError, ModelError, SettingsError
 from preprocessing.files import write_json
+from preprocessing.reading import is_dicom_image
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,19 +51,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"CASE.nii.gz), {LESION_FILE} where the task is lesions, and {RECORD_FILE} with the settings. A "
         "case that can't be read is named and left out; the exit code is then 1.",
         [
-            "python -m ahnet_tf.predict --model models/ahnet --input cases/ --output predictions/",
-            "python -m ahnet_tf.predict --target localhost:8500 --input ct.nii.gz "
-            "--output predictions/ --overlay",
-            "python -m ahnet_tf.predict --model run/ahnet --input volume-1.nii volume-2.nii "
-            "--output predictions/ --overlap 0.5 --largest-component",
-            "python -m ahnet_tf.predict --model fold-0 fold-1 fold-2 --flips xy --input cases/ "
-            "--output predictions/ --resume",
+            "python -m ahnet_tf.predict --model models/ahnet cases/ predictions/",
+            "python -m ahnet_tf.predict --target localhost:8500 ct.nii.gz predictions/ --overlay",
+            "python -m ahnet_tf.predict --model run/ahnet volume-1.nii volume-2.nii predictions/ "
+            "--overlap 0.5 --largest-component",
+            "python -m ahnet_tf.predict --model fold-0 --model fold-1 --flips xy cases/ predictions/ "
+            "--resume",
+            "python -m ahnet_tf.predict --model models/ahnet dicom_study/ predictions/ --dicom-seg",
         ],
     )
     add_model_options(parser)
     add_window_options(parser)
     add_output_options(parser)
-    return run_command(_run, parser.parse_args(argv))
+    # Options may stand between the paths too.
+    return run_command(_run, parser.parse_intermixed_args(argv))
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -69,27 +73,33 @@ def _run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output)
     cases = find_cases(arguments.input, need_labels=False)
     _check_output(arguments.input, cases, output)
+    if arguments.dicom_seg:
+        _check_dicom(cases)
     locations = [arguments.target] if arguments.target else arguments.model
     predictors = [open_predictor(each, arguments.precision) for each in locations]
     predictor = mean_predictor(predictors, locations)
+    _check_channels(predictor, locations[0])
     task = predictor.settings.task
     if settings.lesions_in_organ:
         check_has_organ(len(task.class_names))
+    models = [
+        {
+            "location": location,
+            "sha256": content_digest(location),
+            "settings": each.settings.to_dict(),
+        }
+        for location, each in zip(locations, predictors, strict=True)
+    ]
     record = {
-        "models": [
-            {
-                "location": location,
-                "sha256": content_digest(location),
-                "settings": each.settings.to_dict(),
-            }
-            for location, each in zip(locations, predictors, strict=True)
-        ],
+        "models": models,
         "precision": arguments.precision,
         "flips": arguments.flips,
         "input": [shown_input(path, cases) for path in arguments.input],
         "settings": dataclasses.asdict(settings)
-        | {"overlay": arguments.overlay, "allow": sorted(allow)},
+        | {name: getattr(arguments, name) for name in ("overlay", "dicom_seg")}
+        | {"allow": sorted(allow)},
     }
+    software = _software(models) if arguments.dicom_seg else None
     entries = finished_cases(output, record) if arguments.resume else {}
     predictor = flipped_predictor(predictor, arguments.flips)
     if arguments.dry_run:
@@ -107,6 +117,7 @@ def _run(arguments: argparse.Namespace) -> int:
                     settings,
                     output,
                     overlay=arguments.overlay,
+                    dicom_seg=software,
                     allow=allow,
                     debug=arguments.debug,
                 )
@@ -132,6 +143,29 @@ def _write_record(
         write_lesion_table(output, cases, done)
 
 
+def _software(models: Sequence[dict[str, Any]]) -> Software:
+    """Returns what a DICOM SEG names as its maker: the models by the digests in the record."""
+    settings = models[0]["settings"]
+    return Software(
+        name="ahnet-tf",
+        version=importlib.metadata.version("ahnet-tf"),
+        algorithm=f"{settings['model']['architecture']} {settings['task']['name']}"[:64],
+        serial_number="+".join((model["sha256"] or "served")[:15] for model in models)[:64],
+    )
+
+
+def _check_channels(predictor: Predictor, location: str) -> None:
+    channels = predictor.settings.model.channels
+    if channels != 1:
+        raise ModelError(location, "a network of 1 channel, which volumes have", channels)
+
+
+def _check_dicom(cases: Sequence[Case]) -> None:
+    for case in cases:
+        if not is_dicom_image(case.image_path):
+            raise SettingsError("--dicom-seg", "DICOM images to refer to", f"case {case.case_id}")
+
+
 def _summed_up(entries: Collection[dict[str, Any]]) -> int:
     """Prints how many cases failed, if any; returns the exit code."""
     failed = sum(entry["status"] == "failed" for entry in entries)
@@ -149,7 +183,7 @@ def _check_output(inputs: Sequence[str], cases: Sequence[Case], output: Path) ->
         place = output.resolve()
         if path.is_dir() and path.resolve() in (place, *place.parents):
             raise SettingsError(
-                "--output",
+                "OUT",
                 "a folder outside the input",
                 f"{output} in {path}",
                 "The next run would take predictions for cases.",
@@ -160,7 +194,7 @@ def _check_output(inputs: Sequence[str], cases: Sequence[Case], output: Path) ->
         target = output / prediction_name(case.case_id)
         if target.exists():
             raise SettingsError(
-                "--output",
+                "OUT",
                 f"an empty folder or one of earlier predictions (with {RECORD_FILE})",
                 f"{target}, which would be overwritten",
                 "Give predictions a folder of their own.",

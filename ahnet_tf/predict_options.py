@@ -16,25 +16,21 @@ from preprocessing.errors import SettingsError
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Adds what is predicted, by what, and where to."""
+    parser.add_argument(
+        "input", nargs="+", metavar="IN", help="images (NIfTI, DICOM), or folders of cases"
+    )
+    parser.add_argument("output", metavar="OUT", help="folder for label maps")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--model",
-        nargs="+",
+        action="append",
         metavar="DIR",
-        help="SavedModel folder (or a folder of numbered versions: the newest), or checkpoint; the "
-        "mean of several",
+        help="SavedModel folder (or a folder of numbered versions: the newest), or checkpoint; "
+        "repeat it for the mean of several",
     )
     source.add_argument(
         "--target", metavar="HOST:PORT[/NAME]", help="model server that speaks TF Serving's gRPC"
     )
-    parser.add_argument(
-        "--input",
-        nargs="+",
-        required=True,
-        metavar="IN",
-        help="images (NIfTI, DICOM), or folders of cases",
-    )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for label maps")
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -128,12 +124,18 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--probabilities",
         action="store_true",
-        help="also write a probability map for each class to DIR/probabilities",
+        help="also write a probability map for each class to OUT/probabilities",
+    )
+    parser.add_argument(
+        "--dicom-seg",
+        action="store_true",
+        help="also answer DICOM images with a DICOM SEG each in OUT/dicom_seg; unlike all other "
+        "outputs it carries the patient's name and number, as the standard asks",
     )
     parser.add_argument(
         "--overlay",
         action="store_true",
-        help="also draw each case to DIR/overlays, with its reference labels if there are any",
+        help="also draw each case to OUT/overlays, with its reference labels if there are any",
     )
 
 

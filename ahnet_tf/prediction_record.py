@@ -87,7 +87,7 @@ def finished_cases(output: Path, record: dict[str, Any]) -> dict[str, dict[str, 
             "--resume",
             f"the model and settings of the earlier run in {output}",
             f"other {', '.join(changed)}",
-            "Leave --resume out to predict all cases again, or give another --output.",
+            "Leave --resume out to predict all cases again, or give another folder OUT.",
         )
     return {
         case_id: entry

@@ -67,7 +67,7 @@ def _measure(folder: Path, seed: int, unseen: int) -> dict[str, Any]:
     cases_like_the_demos = ("--cases", unseen, "--first", UNSEEN_CASE, "--seed", seed)
     _call("preprocessing.phantom", "--output", cases, *cases_like_the_demos)
     model, predicted = output / "pipeline" / "serving_model", folder / "predicted"
-    _call("ahnet_tf.predict", "--model", model, "--input", cases, "--output", predicted)
+    _call("ahnet_tf.predict", "--model", model, cases, predicted)
     scores = folder / "scores"
     _call("ahnet_tf.evaluate", "--input", predicted, "--reference", cases, "--output", scores)
     found = json.loads((scores / "scores.json").read_text(encoding="utf-8"))["summary"]

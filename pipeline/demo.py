@@ -120,7 +120,7 @@ def run_stages(arguments: argparse.Namespace, output: Path, stages: Stages) -> N
     with stages.server(output / "pipeline" / "serving_model", MODEL_NAME) as address:
         predict = ["ahnet_tf.predict", "--target", f"{address}/{MODEL_NAME}", "--overlay"]
         # The server's port is another one in every run: predict again rather than compare.
-        stages.run("predict", [*predict, "--input", unseen, "--output", output / "prediction"])
+        stages.run("predict", [*predict, unseen, output / "prediction"])
     evaluate = ["ahnet_tf.evaluate", "--input", output / "prediction", "--reference", unseen]
     stages.run("evaluate", [*evaluate, "--output", output / "scores"])
     (overlay,) = (output / "prediction" / "overlays").glob("*.png")

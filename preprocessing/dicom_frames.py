@@ -69,6 +69,25 @@ def read_frames(
     return Volume(voxels, checked_affine(affine, image.shown))
 
 
+def frame_places(
+    path: str | os.PathLike,
+    *,
+    view: str = "",
+    allow: Collection[str] = (),
+    identifying: Collection[str] = (),
+) -> tuple[np.ndarray, bool]:
+    """Returns where `read_frames` takes each frame of a file; its arguments and errors are the same.
+
+    Returns:
+      For each frame of the file its z in the volume (below 0: left out), and whether the frames are
+      turned by 180 degrees in it.
+    """
+    image = read_image_header(path, identifying)
+    planes = [plane_of(image, frame) for frame in range(image.frames)]
+    places, _, _ = _geometry(image, planes, allow)
+    return places, _turned_to(view, _values(image))[1]
+
+
 def breast_side(frame: np.ndarray) -> str:
     """Returns "L" or "R", the side of the breast in a frame [row, column] of bright tissue.
 

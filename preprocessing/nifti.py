@@ -103,14 +103,14 @@ def check_pair(image: Volume, label: Volume, where: object) -> None:
         )
 
 
-def write_label(path: str | os.PathLike, voxels: np.ndarray, like: str | os.PathLike) -> None:
-    """Writes a label map on the grid of an existing file: its affine, codes and shape.
+def write_on_grid(path: str | os.PathLike, voxels: np.ndarray, like: str | os.PathLike) -> None:
+    """Writes voxels in their own dtype on the grid of an existing file: its affine, codes and shape.
 
     Nothing else of that file's header is taken over, so no text in it travels on.
 
     Args:
       path: output, `.nii.gz` or `.nii`; appears whole or not at all.
-      voxels: label values [x, y, z] in the order of `like`'s file.
+      voxels: [x, y, z] in the order of `like`'s file.
       like: NIfTI file of the image that was segmented.
 
     Raises:
@@ -122,7 +122,7 @@ def write_label(path: str | os.PathLike, voxels: np.ndarray, like: str | os.Path
     header = type(source)()
     for name in _GEOMETRY:
         header[name] = source[name]
-    _write(Path(path), np.asarray(voxels, np.uint8), header)
+    _write(Path(path), voxels, header)
 
 
 def write_image(path: str | os.PathLike, volume: Volume) -> None:

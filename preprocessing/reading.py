@@ -12,6 +12,7 @@ from preprocessing.case import Case, public, shown
 from preprocessing.dicom import read_dicom
 from preprocessing.dicom_header import is_dicom
 from preprocessing.dicom_masks import read_masks
+from preprocessing.dicom_segmentation import Source, read_source
 from preprocessing.errors import InputError
 from preprocessing.label_names import task_values
 from preprocessing.nifti import has_nifti_suffix, read_image, read_label
@@ -71,6 +72,18 @@ def read_label_of(
         if all(value == own for value, own in values.items()):
             return read_label(case.label_path, class_names[: max(values) + 1], shape=shape)
         return _translated(case, values, shape)
+
+
+def read_source_of(case: Case, *, allow: Collection[str] = ()) -> Source:
+    """Reads what a DICOM SEG takes over from the images of a case whose image is DICOM.
+
+    Raises:
+      InputError: see `dicom_segmentation.read_source`; no message holds an identifier of the case.
+    """
+    with _named(case):
+        return read_source(
+            case.image_path, view=case.view, allow=allow, identifying=case.identifiers
+        )
 
 
 def _translated(case: Case, values: dict[int, int], shape) -> Volume:

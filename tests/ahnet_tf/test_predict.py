@@ -4,10 +4,14 @@ import dataclasses
 import gzip
 import itertools
 import json
+import shutil
 
+import highdicom as hd
 import nibabel as nib
+import nibabel.eulerangles
 import numpy as np
 import pytest
+from pydicom import dcmread
 
 from ahnet_tf.predict import main, prediction_name
 from ahnet_tf.predictors import Predictor, open_predictor
@@ -93,6 +97,46 @@ def test_every_orientation_is_resampled_alike(predictor):
         np.testing.assert_array_equal(labels, wanted, codes)
 
 
+@pytest.mark.parametrize("resampling", ["keep", "full"])
+def test_files_of_every_orientation_keep_their_geometry(
+    threshold_model, tissues, tmp_path, resampling
+):
+    """Affine, shape and codes of 48 files to the last bit; probability maps lie on the same grid."""
+    model, cases, output = tmp_path / "model", tmp_path / "cases", tmp_path / "out"
+    shutil.copytree(threshold_model, model)
+    settings = json.loads((model / "assets.extra" / "ahnet.json").read_text())
+    settings["task"] |= {"resampling": resampling, "spacing_mm": [1.5, 1.5, 3.0]}
+    (model / "assets.extra" / "ahnet.json").write_text(json.dumps(settings))
+    cases.mkdir()
+    for number, codes in enumerate(ORIENTATIONS):
+        stored = stored_as(codes, blobs((7, 6, 5)), (0.7, 1.1, 4.0))
+        affine = stored.affine.copy()
+        affine[:3, 3] += (-17.3, 0.1, 250.7)
+        # Every pair of codes that places a grid, oblique ones too.
+        sform, qform = [(1, 1), (2, 0), (0, 1), (4, 3)][number % 4]
+        turn = nib.eulerangles.euler2mat(z=0.1 * (number % 3))
+        affine[:3, :3] = turn @ affine[:3, :3]
+        write(cases / f"{codes.lower()}.nii.gz", np.asarray(stored.dataobj), affine, sform, qform)
+    options = [str(cases), str(output), "--probabilities"]
+    assert main(["--model", str(model), *options]) == 0
+    for codes in map(str.lower, ORIENTATIONS):
+        source = nib.load(cases / f"{codes}.nii.gz")
+        names = ("background", "liver", "tumour")
+        maps = [output / "probabilities" / f"{codes}_{name}.nii.gz" for name in names]
+        for path in (output / f"{codes}.nii.gz", *maps):
+            written = nib.load(path)
+            assert written.shape == source.shape
+            assert np.array_equal(written.affine, source.affine), path.name
+            assert nib.aff2axcodes(written.affine) == nib.aff2axcodes(source.affine)
+            for field in ("sform_code", "qform_code", "pixdim", "srow_x", "quatern_b", "qoffset_z"):
+                assert np.array_equal(written.header[field], source.header[field]), (codes, field)
+        total = sum(nib.load(path).get_fdata() for path in maps)
+        np.testing.assert_allclose(total, 1, atol=1e-5)
+        if resampling == "keep":
+            labels = np.asarray(nib.load(output / f"{codes}.nii.gz").dataobj)
+            assert np.array_equal(labels, tissues(np.asarray(source.dataobj)))
+
+
 def test_progress_counts_every_window(predictor):
     seen = []
     segment_volume(
@@ -123,7 +167,7 @@ def test_command_on_a_folder(threshold_model, tissues, tmp_path, capsys):
     write(cases / "volume-4.nii", blobs((6, 5, 4), seed=2))
     whole = (cases / "volume-3.nii.gz").read_bytes()
     (cases / "volume-5.nii.gz").write_bytes(whole[: len(whole) // 2])
-    arguments = ["--input", str(cases), "--output", str(output), "--overlay", "--probabilities"]
+    arguments = [str(cases), str(output), "--overlay", "--probabilities"]
     assert main(["--model", str(threshold_model.parent), *arguments]) == 1
     printed = capsys.readouterr()
     (line,) = [line for line in printed.err.splitlines() if line.startswith("error:")]
@@ -171,7 +215,7 @@ def test_references_are_never_overwritten(threshold_model, tmp_path, capsys):
         (tmp_path, tmp_path / "predictions", "outside the input"),
         (tmp_path / "volume-0.nii.gz", tmp_path, "folder of their own"),
     ):
-        options = ["--input", str(given), "--output", str(output)]
+        options = [str(given), str(output)]
         assert main(["--model", str(threshold_model), *options]) == 1
         assert remedy in capsys.readouterr().err
     assert (tmp_path / "segmentation-0.nii.gz").read_bytes() == before
@@ -180,7 +224,7 @@ def test_references_are_never_overwritten(threshold_model, tmp_path, capsys):
 
 def test_a_second_run_replaces_the_first(threshold_model, tissues, tmp_path):
     voxels = blobs((6, 5, 4))
-    options = ["--input", str(tmp_path / "in.nii.gz"), "--output", str(tmp_path / "out")]
+    options = [str(tmp_path / "in.nii.gz"), str(tmp_path / "out")]
     for image in (voxels[::-1], voxels):
         write(tmp_path / "in.nii.gz", image)
         assert main(["--model", str(threshold_model), *options]) == 0
@@ -202,7 +246,7 @@ def test_a_second_run_replaces_the_first(threshold_model, tissues, tmp_path):
 def test_bad_input_is_one_line(threshold_model, tmp_path, capsys, damage, message):
     path = tmp_path / "scan.nii.gz"
     damage(path)
-    options = ["--input", str(path), "--output", str(tmp_path / "out")]
+    options = [str(path), str(tmp_path / "out")]
     assert main(["--model", str(threshold_model), *options]) == 1
     lines = capsys.readouterr().err.splitlines()
     (line,) = [line for line in lines if line.startswith("error:")]
@@ -228,7 +272,7 @@ def test_bad_input_is_one_line(threshold_model, tmp_path, capsys, damage, messag
 def test_bad_options_are_one_line(threshold_model, tmp_path, capsys, options, message):
     write(tmp_path / "scan.nii.gz", blobs((4, 4, 4)))
     options = [str(threshold_model) if option == "MODEL" else option for option in options]
-    paths = ["--input", str(tmp_path / "scan.nii.gz"), "--output", str(tmp_path / "out")]
+    paths = [str(tmp_path / "scan.nii.gz"), str(tmp_path / "out")]
     assert main([*options, *paths]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -245,7 +289,7 @@ def test_dicom_series_give_label_maps_on_their_grid(
     dicom.ct_series(cases / "Doehring", stored, SeriesInstanceUID="1.2.3.4.5.6.7")
     dicom.ct_series(cases / "PID7748123", stored, step=(0, 1, 2), SeriesInstanceUID="1.2.3.4.5.6.8")
     output = tmp_path / "out"
-    command = ["--model", str(threshold_model), "--input", str(cases), "--output", str(output)]
+    command = ["--model", str(threshold_model), str(cases), str(output)]
     assert main(command) == 1
     written = sorted(output.glob("*.nii.gz"))
     assert [path.name for path in written] == ["case7.nii.gz", "ct-be6e2e623b7c.nii.gz"]
@@ -259,3 +303,59 @@ def test_dicom_series_give_label_maps_on_their_grid(
     assert not [each for each in dicom.identifiers if each.lower() in told.lower()]
     assert main([*command, "--allow", "gantry_tilt"]) == 0
     assert len(list(output.glob("*.nii.gz"))) == 3
+
+
+def test_dicom_is_answered_with_a_segmentation(threshold_model, tissues, tmp_path, dicom, capfd):
+    """The SEG carries the patient, and nothing else does: no name, record or message."""
+    voxels = blobs((9, 7, 5))
+    stored = (voxels.transpose(2, 1, 0) + 1024).astype(np.uint16)
+    cases, output = tmp_path / "cases", tmp_path / "out"
+    dicom.ct_series(cases / "Doehring", stored)
+    dicom.ct_series(
+        cases / "case8", stored, SeriesInstanceUID="1.2.3.4.5.6.7", FrameOfReferenceUID=None
+    )
+    command = ["--model", str(threshold_model), str(cases), str(output), "--dicom-seg"]
+    assert main(command) == 1
+    told = "".join(capfd.readouterr()) + (output / "prediction.json").read_text()
+    assert "FrameOfReferenceUID" in told
+    (path,) = (output / "dicom_seg").iterdir()
+    assert path.name.startswith("ct-")
+    written = dcmread(path)
+    assert written.PatientID == "PID7748123"
+    names = [*map(str, output.rglob("*")), told]
+    assert not [each for each in dicom.identifiers if each.lower() in "".join(names).lower()]
+    # The record's digest of the model stands in the file.
+    (model,) = json.loads((output / "prediction.json").read_text())["models"]
+    assert model["sha256"].startswith(written.DeviceSerialNumber)
+    # Theirs is [slice, row, column], from the top of the patient down.
+    found = hd.seg.segread(path).get_volume(combine_segments=True).array[::-1]
+    assert np.array_equal(found.transpose(2, 1, 0), tissues(voxels))
+
+
+def test_a_segmentation_needs_dicom(threshold_model, tmp_path, capsys):
+    write(tmp_path / "scan.nii.gz", blobs((4, 4, 4)))
+    options = [str(tmp_path / "scan.nii.gz"), str(tmp_path / "out"), "--dicom-seg"]
+    assert main(["--model", str(threshold_model), *options]) == 1
+    assert "--dicom-seg: expected DICOM images" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_paths_and_options_in_any_order(threshold_model, tmp_path):
+    for name in ("a", "b", "c"):
+        write(tmp_path / f"{name}.nii.gz", blobs((4, 4, 4)))
+    first, *others = (str(tmp_path / f"{name}.nii.gz") for name in ("a", "b", "c"))
+    output = tmp_path / "out"
+    options = ["--overlap", "0.5", *others, "--probabilities", str(output)]
+    assert main([first, "--model", str(threshold_model), *options]) == 0
+    assert {path.name for path in output.glob("*.nii.gz")} == {"a.nii.gz", "b.nii.gz", "c.nii.gz"}
+    assert len(list((output / "probabilities").iterdir())) == 9
+
+
+@pytest.mark.parametrize(
+    "words", [["only.nii.gz"], ["--model", "m"], ["--model", "m", "--target", "h:1", "a", "b"]]
+)
+def test_a_command_that_lacks_something_shows_its_usage(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "usage: python -m ahnet_tf.predict" in capsys.readouterr().err

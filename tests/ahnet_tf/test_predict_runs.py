@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import resource
+import shutil
 import tracemalloc
 
 import nibabel as nib
@@ -17,6 +18,7 @@ from ahnet_tf.predictors import ExportSettings, Predictor
 from ahnet_tf.segmentation import PredictionSettings, segment_volume
 from preprocessing.bcs_dbt import BOX_COLUMNS, write_table
 from preprocessing.detections import read_detections
+from preprocessing.files import write_json
 from preprocessing.tasks import PRESETS, Task
 from preprocessing.volume import Volume, task_space
 
@@ -41,7 +43,7 @@ def test_resume_predicts_what_is_missing_changed_or_failed(threshold_model, tmp_
     for number in range(4):
         write(cases / f"volume-{number}.nii.gz", tissue(seed=number))
     (cases / "volume-3.nii.gz").write_bytes(b"damaged")
-    options = ["--model", str(threshold_model), "--input", str(cases), "--output", str(output)]
+    options = ["--model", str(threshold_model), str(cases), str(output)]
     assert main(options) == 1
     assert states(output)["volume-3"] == "failed"
     predicted = [output / f"segmentation-{number}.nii.gz" for number in range(4)]
@@ -69,7 +71,7 @@ def test_resume_predicts_what_is_missing_changed_or_failed(threshold_model, tmp_
 
 def test_resume_into_an_empty_folder_predicts_all(threshold_model, tmp_path):
     write(tmp_path / "anna.nii.gz", tissue())
-    options = ["--input", str(tmp_path / "anna.nii.gz"), "--output", str(tmp_path / "out")]
+    options = [str(tmp_path / "anna.nii.gz"), str(tmp_path / "out")]
     assert main(["--model", str(threshold_model), *options, "--resume"]) == 0
     assert states(tmp_path / "out") == {"anna": "predicted"}
 
@@ -79,7 +81,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(threshold_model, tm
     write(cases / "a.nii.gz", tissue())
     write(cases / "b.nii.gz", tissue((64, 64, 64)))
     write(cases / "c.nii.gz", tissue())
-    options = ["--model", str(threshold_model), "--input", str(cases), "--output", str(output)]
+    options = ["--model", str(threshold_model), str(cases), str(output)]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     # A limit on the size of files fails writes as a full disk does, in the middle of a file.
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
@@ -106,6 +108,55 @@ def bright_spots(shape, spots):
     return voxels.clip(0).astype(np.uint16)
 
 
+@pytest.fixture(scope="module")
+def failing_model(tmp_path_factory, threshold_task):
+    """A SavedModel that answers NaN wherever a voxel has 777."""
+    import tensorflow as tf
+
+    @tf.function(input_signature=[tf.TensorSpec([None] * 4 + [1], tf.float32, name="image")])
+    def predict_windows(image):
+        answer = tf.where(image == 777, np.nan, 1 / 3)
+        return {"probabilities": tf.tile(answer, [1, 1, 1, 1, 3])}
+
+    folder = tmp_path_factory.mktemp("models") / "nan"
+    tf.saved_model.save(tf.Module(), str(folder), {"predict_windows": predict_windows})
+    settings = ExportSettings(threshold_task, ModelConfig(), (4, 8, 8))
+    write_json(folder / "assets.extra" / "ahnet.json", settings.to_dict())
+    return folder
+
+
+def test_a_model_that_answers_nan_ends_the_run_with_a_line(failing_model, tmp_path, capsys):
+    """Wrong weights answer wrong everywhere: there is no sense in going on. What is finished stays."""
+    cases, output = tmp_path / "cases", tmp_path / "out"
+    for number in range(3):
+        write(cases / f"volume-{number}.nii.gz", tissue(seed=number))
+    voxels = tissue(seed=1)
+    voxels[3, 2, 1] = 777
+    write(cases / "volume-1.nii.gz", voxels)
+    assert main(["--model", str(failing_model), str(cases), str(output)]) == 1
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
+    assert "finite probabilities" in line
+    assert states(output) == {"volume-0": "predicted"}
+    assert nib.load(output / "segmentation-0.nii.gz").shape == (6, 5, 4)
+    assert not (output / "segmentation-1.nii.gz").exists()
+
+
+def test_a_model_of_other_channels_is_a_line(threshold_model, tmp_path, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(threshold_model, model)
+    settings = json.loads((model / "assets.extra" / "ahnet.json").read_text())
+    settings["model"]["channels"] = 3
+    (model / "assets.extra" / "ahnet.json").write_text(json.dumps(settings))
+    write(tmp_path / "in" / "anna.nii.gz", tissue())
+    for options in ([], ["--dry-run"]):
+        words = ["--model", str(model), str(tmp_path / "in"), str(tmp_path / "out"), *options]
+        assert main(words) == 1
+        (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
+        assert "channel" in line
+        assert "Traceback" not in line
+    assert not (tmp_path / "out").exists()
+
+
 def lesion_rows(output):
     with open(output / "lesions.csv", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -126,7 +177,7 @@ def test_lesions_stand_in_a_table_under_their_names_in_the_data_set(
         for patient, view in (("P-1", "lcc"), ("P-1", "rmlo"), ("P-2", "lcc"))
     ]
     write_table(cases / "boxes.csv", BOX_COLUMNS, "PatientID", "", rows)
-    options = ["--model", str(heat_map_model), "--input", str(cases), "--output", str(output)]
+    options = ["--model", str(heat_map_model), str(cases), str(output)]
     assert main(options) == 0
     found = lesion_rows(output)
     assert [(row["PatientID"], row["StudyUID"], row["View"]) for row in found] == [
@@ -154,7 +205,7 @@ def test_lesions_stand_in_a_table_under_their_names_in_the_data_set(
 
 def test_without_tables_the_case_id_stands_for_the_patient(heat_map_model, tmp_path):
     write(tmp_path / "anna.nii.gz", bright_spots((20, 20, 9), [(500, (10, 10, 4))]))
-    options = ["--input", str(tmp_path / "anna.nii.gz"), "--output", str(tmp_path / "out")]
+    options = [str(tmp_path / "anna.nii.gz"), str(tmp_path / "out")]
     assert main(["--model", str(heat_map_model), *options]) == 0
     (row,) = lesion_rows(tmp_path / "out")
     assert (row["PatientID"], row["StudyUID"], row["View"]) == ("anna", "-", "-")
@@ -165,7 +216,7 @@ def test_without_tables_the_case_id_stands_for_the_patient(heat_map_model, tmp_p
 
 def test_no_lesion_gives_an_empty_table(heat_map_model, tmp_path):
     write(tmp_path / "anna.nii.gz", np.eye(9, dtype=np.uint16)[:, :, None].repeat(9, 2))
-    options = ["--input", str(tmp_path / "anna.nii.gz"), "--output", str(tmp_path / "out")]
+    options = [str(tmp_path / "anna.nii.gz"), str(tmp_path / "out")]
     assert main(["--model", str(heat_map_model), *options]) == 0
     assert lesion_rows(tmp_path / "out") == []
 
@@ -174,7 +225,7 @@ def test_post_processing_by_option(threshold_model, heat_map_model, tmp_path, ca
     # Liver, a tumour in it, one of a voxel in it, a speck of tumour outside, a speck of liver.
     voxels = np.array([60, 200, 200, 60, 200, 60, -900, 200, -900, 60], np.int16).reshape(-1, 1, 1)
     write(tmp_path / "anna.nii.gz", voxels)
-    options = ["--input", str(tmp_path / "anna.nii.gz"), "--output", str(tmp_path / "out")]
+    options = [str(tmp_path / "anna.nii.gz"), str(tmp_path / "out")]
     for flags, labels in (
         ([], [1, 2, 2, 1, 2, 1, 0, 2, 0, 1]),
         (["--largest-component"], [1, 2, 2, 1, 2, 1, 0, 0, 0, 0]),
@@ -194,7 +245,7 @@ def test_dry_run_tells_and_writes_nothing(threshold_model, tmp_path, capsys):
     write(cases / "volume-1.nii.gz", tissue((9, 17, 5)))
     write(cases / "volume-2.nii.gz", tissue((4, 4, 4)))
     (cases / "volume-3.nii.gz").write_bytes(b"damaged")
-    options = ["--input", str(cases), "--output", str(tmp_path / "out"), "--overlap", "0.5"]
+    options = [str(cases), str(tmp_path / "out"), "--overlap", "0.5"]
     assert main(["--model", str(threshold_model), *options, "--dry-run"]) == 1
     printed = capsys.readouterr()
     assert "volume-1: 9 x 17 x 5 voxels, 16 windows" in printed.out

@@ -32,8 +32,8 @@ def test_synthetic_breasts_to_label_maps(tmp_path):
     assert export(["--model", f"{run}/ahnet", "--output", model]) == 0
     for name, source in (("checkpoint", f"{run}/ahnet"), ("model", model)):
         output = tmp_path / name
-        options = ["--model", source, "--output", str(output), "--probabilities"]
-        assert predict(["--input", breasts, *options]) == 0
+        options = ["--model", source, breasts, str(output), "--probabilities"]
+        assert predict(options) == 0
         answers[name] = sorted(output.glob("*.nii.gz"))
         assert len(answers[name]) == 4
         assert all(path.name.startswith("dbt-") for path in answers[name])

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocessing.errors import InputError
-from preprocessing.nifti import check_pair, read_image, read_label, write_image, write_label
+from preprocessing.nifti import check_pair, read_image, read_label, write_image, write_on_grid
 from preprocessing.volume import Volume
 
 CLASSES = ("background", "liver", "tumour")
@@ -310,7 +310,7 @@ class TestWriting:
         source.header["descrip"] = b"Jane Doe"
         nib.save(source, tmp_path / "source.nii.gz")
         path = tmp_path / f"label{suffix}"
-        write_label(path, (ramp() % 3).astype(np.uint8), tmp_path / "source.nii.gz")
+        write_on_grid(path, (ramp() % 3).astype(np.uint8), tmp_path / "source.nii.gz")
         source, label = nib.load(tmp_path / "source.nii.gz"), nib.load(path)
         assert np.array_equal(np.asarray(label.dataobj), ramp() % 3)
         assert label.get_data_dtype() == np.uint8
@@ -325,7 +325,7 @@ class TestWriting:
         image = nib.Nifti1Image(ramp((5, 4)), AFFINE)
         swapped = nib.Nifti1Image(ramp((5, 4)), AFFINE, header=image.header.as_byteswapped(">"))
         nib.save(swapped, tmp_path / "a.nii")
-        write_label(tmp_path / "b.nii", np.ones((5, 4, 1), np.uint8), tmp_path / "a.nii")
+        write_on_grid(tmp_path / "b.nii", np.ones((5, 4, 1), np.uint8), tmp_path / "a.nii")
         label = nib.load(tmp_path / "b.nii")
         assert label.shape == (5, 4)
         np.testing.assert_allclose(label.affine, nib.load(tmp_path / "a.nii").affine)
@@ -342,6 +342,6 @@ class TestWriting:
 
     def test_wrong_shape_or_name_is_refused(self, tmp_path):
         source = save(tmp_path / "a.nii", ramp())
-        assert "(5, 4, 3)" in refusal(write_label, tmp_path / "b.nii", ramp((5, 4, 2)), source)
-        assert "*.nii.gz" in refusal(write_label, tmp_path / "b.png", ramp(), source)
+        assert "(5, 4, 3)" in refusal(write_on_grid, tmp_path / "b.nii", ramp((5, 4, 2)), source)
+        assert "*.nii.gz" in refusal(write_on_grid, tmp_path / "b.png", ramp(), source)
         assert not (tmp_path / "b.png").exists()
