@@ -111,6 +111,18 @@ def test_unfit_prediction_fails_alone(folders, capsys, labels, affine, message):
     assert "volume-0" in printed.out
 
 
+@pytest.mark.parametrize("part", ["predictions", "cases"])
+def test_an_unreadable_file_fails_alone(folders, tmp_path, capsys, part):
+    predictions, references = folders
+    (tmp_path / part / "segmentation-7.nii.gz").write_bytes(b"damaged")
+    assert main([str(predictions), str(references)]) == 1
+    printed = capsys.readouterr()
+    (error,) = [line for line in printed.err.splitlines() if line.startswith("error:")]
+    assert f"{part}/segmentation-7.nii.gz" in error
+    assert "volume-0" in printed.out
+    assert "volume-7" not in printed.out
+
+
 def test_other_ways_of_naming(tmp_path):
     """Decathlon: label maps named like the reference, which lies without its images."""
     for name in ("liver_1", "liver_2"):
