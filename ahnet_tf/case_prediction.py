@@ -169,7 +169,7 @@ def _draw(
 
     reference = None
     if case.label_path is not None:
-        reference = read_label_of(case, task.class_names, allow=allow)
+        reference = read_label_of(case, task, allow=allow)
         check_pair(volume, reference, shown(case, case.label_path))
     name = f"overlays/{case.case_id}.png"
     voxels = None if reference is None else reference.voxels

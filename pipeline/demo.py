@@ -167,7 +167,7 @@ def is_sound(case: Case, task: Task) -> bool:
     if case.problem:
         return False
     try:
-        label = read_label_of(case, task.class_names)
+        label = read_label_of(case, task)
         check_pair(read_image_of(case), label, case.case_id)
     except InputError:
         return False

@@ -16,6 +16,7 @@ from preprocessing.dicom_segmentation import Source, read_source
 from preprocessing.errors import InputError
 from preprocessing.label_names import task_values
 from preprocessing.nifti import has_nifti_suffix, read_image, read_label
+from preprocessing.tasks import Task
 from preprocessing.volume import Volume
 
 
@@ -42,7 +43,7 @@ def read_image_of(case: Case, *, allow: Collection[str] = ()) -> Volume:
 
 def read_label_of(
     case: Case,
-    class_names: Sequence[str],
+    task: Task,
     *,
     shape: tuple[int, int, int] | None = None,
     allow: Collection[str] = (),
@@ -50,8 +51,8 @@ def read_label_of(
     """Reads a case's label map in the values of the task's classes.
 
     Args:
-      case: whose label map it is; its `label_names`, if any, are paired with the classes by name.
-      class_names: the task's, one a label value.
+      case: whose label map it is; its `label_names`, if any, are paired with the task's by name.
+      task: its labels, and the classes they count as.
       shape: of the image; a NIfTI label map of another shape is refused before its voxels are read.
       allow: names of `preprocessing.allowances.ALLOWANCES`.
 
@@ -62,16 +63,22 @@ def read_label_of(
       InputError: see `nifti.read_label`, `dicom_masks.read_masks` and `label_names.task_values`.
     """
     with _named(case):
-        if case.label_path.is_dir():
-            return read_masks(
-                case.label_path, class_names, allow=allow, identifying=case.identifiers
-            )
-        if not case.label_names:
-            return read_label(case.label_path, class_names, shape=shape)
-        values = task_values(case.label_names, class_names, case.label_path)
-        if all(value == own for value, own in values.items()):
-            return read_label(case.label_path, class_names[: max(values) + 1], shape=shape)
-        return _translated(case, values, shape)
+        label = _labels(case, task.label_names, shape, allow)
+    if task.label_classes is None:
+        return label
+    return Volume(np.array(task.class_values, np.uint8)[label.voxels], label.affine)
+
+
+def _labels(case: Case, names: Sequence[str], shape, allow: Collection[str]) -> Volume:
+    """Returns the label map in the values of the task's labels."""
+    if case.label_path.is_dir():
+        return read_masks(case.label_path, names, allow=allow, identifying=case.identifiers)
+    if not case.label_names:
+        return read_label(case.label_path, names, shape=shape)
+    values = task_values(case.label_names, names, case.label_path)
+    if all(value == own for value, own in values.items()):
+        return read_label(case.label_path, names[: max(values) + 1], shape=shape)
+    return _translated(case, values, shape)
 
 
 def read_source_of(case: Case, *, allow: Collection[str] = ()) -> Source:
@@ -87,7 +94,7 @@ def read_source_of(case: Case, *, allow: Collection[str] = ()) -> Source:
 
 
 def _translated(case: Case, values: dict[int, int], shape) -> Volume:
-    """Returns the label map in the task's values; `values` holds them by the data set's own."""
+    """Returns the label map in other values; `values` holds them by the data set's own."""
     names = dict(case.label_names)
     every = range(max(values) + 1)
     every_name = [names.get(value, "no class") for value in every]

@@ -58,7 +58,7 @@ def read_target(
         found = "none" if case.boxes is None else "boxes alone"
         where = shown(case, case.image_path)
         raise InputError(where, f"a label map for the task {task.name}", found)
-    label = read_label_of(case, task.class_names, shape=image.voxels.shape, allow=allow)
+    label = read_label_of(case, task, shape=image.voxels.shape, allow=allow)
     check_pair(image, label, shown(case, case.label_path))
     label_zyx, _ = to_task_space(label, task, label=True)
     facts = {"label": Path(shown(case, case.label_path)).name}

@@ -54,6 +54,8 @@ class Task:
       foreground_fraction: share of training patches centred on foreground, class-balanced.
       target: what a network learns: the "labels" of voxels, or a "heat_map" of lesions (two classes),
         see `preprocessing.lesions`.
+      label_classes: for each value of a data set's label maps the label's name and the class it counts
+        as, e.g. ("tumour", "liver"); None: labels are the classes.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Task:
     patches_per_case: int = 16
     foreground_fraction: float = 0.75
     target: str = "labels"
+    label_classes: tuple[tuple[str, str], ...] | None = None
 
     def __post_init__(self):
         names, window = self.class_names, self.intensity_window
@@ -112,6 +115,33 @@ class Task:
             "class_names: two, background and lesion, where the target is a heat map",
             self.target == "labels" or len(names) == 2,
         )
+        labels = self.label_classes
+        self._check(
+            "label_classes: pairs of a label's name and a class, labels all different and the "
+            "background first",
+            labels is None
+            or (
+                isinstance(labels, tuple)
+                and all(isinstance(pair, tuple) and len(pair) == 2 for pair in labels)
+                and all(isinstance(name, str) and own in names for name, own in labels)
+                and len({name for name, _ in labels}) == len(labels) > 0
+                and labels[0][1] == names[0]
+            ),
+        )
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Name of each value of a data set's label maps."""
+        if self.label_classes is None:
+            return self.class_names
+        return tuple(name for name, _ in self.label_classes)
+
+    @property
+    def class_values(self) -> tuple[int, ...]:
+        """Class value of each value of a data set's label maps."""
+        if self.label_classes is None:
+            return tuple(range(len(self.class_names)))
+        return tuple(self.class_names.index(own) for _, own in self.label_classes)
 
     def _check(self, expected: str, holds: bool) -> None:
         """Raises a SettingsError; `expected` starts with the attribute's name."""
@@ -211,5 +241,8 @@ def task_from_dict(content: dict[str, Any], where: object = "task") -> Task:
     for name, field in names.items():
         if field.default is dataclasses.MISSING and name not in settings:
             raise SettingsError(where, f"the setting {name!r}", "none", "Add it, or a base.")
-    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    return Task(**tuples)
+    return Task(**{name: _tuples(value) for name, value in settings.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

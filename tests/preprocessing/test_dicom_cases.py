@@ -1,5 +1,6 @@
 """DICOM data sets from folder to records and predictions, and that no identifier comes out of them."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -24,7 +25,8 @@ from preprocessing.records import parse_example
 from preprocessing.tasks import load_task
 from preprocessing.volume import Volume
 
-CLASSES = ("background", "liver", "tumour")
+TASK = load_task("ct_liver")
+TUMOURS_ARE_LIVER = (("background", "background"), ("liver", "liver"), ("tumour", "liver"))
 RNG = np.random.default_rng(3)
 STORED = RNG.integers(900, 1200, (6, 20, 24)).astype(np.uint16)
 LIVER = np.zeros(STORED.shape, np.uint8)
@@ -33,6 +35,10 @@ TUMOUR = np.zeros_like(LIVER)
 TUMOUR[2:4, 6:9, 5:9] = 1
 LABELS = np.where(TUMOUR, 2, LIVER)
 PATCHES = ["--patch-shape", "4", "16", "16", "--patches-per-case", "3"]
+
+
+def with_classes(*names, **settings):
+    return dataclasses.replace(TASK, class_names=names, **settings)
 
 
 def found(root, need_labels=True):
@@ -181,7 +187,7 @@ class TestMasks:
     def test_classes_from_the_folders_names(self, tmp_path, dicom):
         ircadb(dicom, tmp_path / "x")
         (case,) = find_cases([tmp_path], need_labels=True)
-        label, image = read_label_of(case, CLASSES), read_image_of(case)
+        label, image = read_label_of(case, TASK), read_image_of(case)
         assert label.voxels.dtype == np.uint8
         # Tumours win over the liver around them; the vena cava is no class.
         assert np.array_equal(label.voxels, LABELS.transpose(2, 1, 0))
@@ -191,10 +197,18 @@ class TestMasks:
         ircadb(dicom, tmp_path / "x")
         (case,) = find_cases([tmp_path], need_labels=True)
         with pytest.raises(InputError, match="a folder of masks for spleen, found liver, livert"):
-            read_label_of(case, ("background", "liver", "spleen"))
+            read_label_of(case, with_classes("background", "liver", "spleen"))
         # Without a class of their own tumours are what their folder's name says no more.
-        label = read_label_of(case, ("background", "liver"))
+        label = read_label_of(case, with_classes("background", "liver"))
         assert np.array_equal(label.voxels, (LABELS > 0).transpose(2, 1, 0))
+
+    def test_labels_that_count_as_one_class(self, tmp_path, dicom):
+        ircadb(dicom, tmp_path / "x")
+        (case,) = find_cases([tmp_path], need_labels=True)
+        liver = with_classes("background", "liver", label_classes=TUMOURS_ARE_LIVER)
+        label = read_label_of(case, liver).voxels
+        assert label.dtype == np.uint8
+        assert np.array_equal(label, (LABELS > 0).transpose(2, 1, 0))
 
     def test_masks_on_another_grid(self, tmp_path, dicom):
         ircadb(dicom, tmp_path / "x")
@@ -204,7 +218,7 @@ class TestMasks:
         dicom.ct_series(folder, TUMOUR, step=(0, 0, 3))
         (case,) = find_cases([tmp_path], need_labels=True)
         with pytest.raises(InputError, match=r"corners up to 2\.5 mm apart"):
-            read_label_of(case, CLASSES)
+            read_label_of(case, TASK)
 
 
 class TestDecathlon:
@@ -243,14 +257,23 @@ class TestDecathlon:
     def test_labels_are_paired_with_classes_by_name(self, tmp_path):
         root = self.write(tmp_path, labels={"0": "background", "1": "cancer", "2": "liver"})
         case = find_cases([root], need_labels=True)[0]
-        label = read_label_of(case, CLASSES).voxels
+        label = read_label_of(case, TASK).voxels
         assert np.array_equal(label, np.array([0, 2, 1], np.uint8)[LABELS.transpose(2, 1, 0)])
+
+    def test_labels_that_count_as_one_class(self, tmp_path):
+        root = self.write(tmp_path, labels={"0": "background", "1": "cancer", "2": "liver"})
+        case = find_cases([root], need_labels=True)[0]
+        for classes in (TUMOURS_ARE_LIVER, (*TUMOURS_ARE_LIVER[:2], ("tumour", "background"))):
+            task = with_classes("background", "liver", label_classes=classes)
+            label = read_label_of(case, task).voxels
+            values = np.array([0, task.class_values[2], 1], np.uint8)
+            assert np.array_equal(label, values[LABELS.transpose(2, 1, 0)])
 
     def test_nnunets_form(self, tmp_path):
         root = self.write(tmp_path, labels={"background": 0, "liver": 1, "tumor": 2}, training=None)
         cases = find_cases([root], need_labels=True)
         assert [case.case_id for case in cases] == ["liver_0", "liver_1", "liver_2"]
-        assert np.array_equal(read_label_of(cases[0], CLASSES).voxels, LABELS.transpose(2, 1, 0))
+        assert np.array_equal(read_label_of(cases[0], TASK).voxels, LABELS.transpose(2, 1, 0))
 
     def test_labels_of_another_task(self, tmp_path):
         root = self.write(tmp_path, labels={"0": "background", "1": "spleen"})
@@ -258,13 +281,13 @@ class TestDecathlon:
         with pytest.raises(
             InputError, match=r"\(background, liver, tumour\), found 0 back.*spleen"
         ):
-            read_label_of(case, CLASSES)
+            read_label_of(case, TASK)
 
     def test_values_without_a_name(self, tmp_path):
         root = self.write(tmp_path, labels={"0": "background", "1": "liver", "3": "cancer"})
         case = find_cases([root], need_labels=True)[0]
         with pytest.raises(InputError, match="value 2, which has no name"):
-            read_label_of(case, CLASSES)
+            read_label_of(case, TASK)
 
     @pytest.mark.parametrize(
         "labels", [[], {}, {"0": "a", "zero": "b"}, {"0": "a", "300": "b"}, {"a": 0, "b": 0}, "x"]

@@ -134,11 +134,26 @@ class TestTasks:
             ({"foreground_fraction": None}, "from 0 to 1"),
             ({"patch_shape": [8, 8, 8]}, "Did you mean 'patch_shape_zyx'"),
             ({"base": "ct"}, "base among"),
+            ({"label_classes": ["liver"]}, "pairs of a label's name and a class"),
+            ({"label_classes": [["a", "background"], ["b", "spleen"]]}, "pairs of a label's name"),
+            ({"label_classes": [["a", "background"], ["a", "liver"]]}, "labels all different"),
+            ({"label_classes": [["a", "liver"], ["b", "background"]]}, "the background first"),
+            ({"label_classes": []}, "pairs of a label's name and a class"),
         ],
     )
     def test_impossible_settings_are_named(self, changes, message):
         with pytest.raises(AHNetError, match=message):
             task_from_dict({"base": "ct_liver"} | changes)
+
+    def test_several_labels_may_count_as_one_class(self):
+        assert PRESETS["ct_liver"].label_names == PRESETS["ct_liver"].class_names
+        assert PRESETS["ct_liver"].class_values == (0, 1, 2)
+        pairs = [["nothing", "background"], ["cyst", "tumour"], ["liver", "liver"]]
+        own = task_from_dict({"base": "ct_liver", "label_classes": pairs})
+        assert own.label_names == ("nothing", "cyst", "liver")
+        assert own.class_values == (0, 2, 1)
+        assert task_from_dict(json.loads(json.dumps(own.to_dict()))) == own
+        assert isinstance(hash(own), int)
 
     def test_missing_and_unreadable(self, tmp_path):
         with pytest.raises(AHNetError, match="'intensity_window'"):
