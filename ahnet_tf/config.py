@@ -90,6 +90,8 @@ class AugmentationConfig:
       intensity_shift: largest offset, as a fraction of the task's intensity window.
       intensity_scale: largest change of contrast about the window's centre, as a fraction.
       intensity_gamma: largest change of the gamma within the window; 0.25 means 1 / 1.25 to 1.25.
+      intensity_curve: largest displacement of a random curve of intensities within the window, as a
+        fraction of it; from a sixth of it on, tissues may swap which one is brighter.
       intensity_noise: largest standard deviation of Gaussian noise, as a fraction of the window.
       padding_probability: chance that a patch ends early along z, as tiles at a volume's end do.
     """
@@ -104,6 +106,7 @@ class AugmentationConfig:
     intensity_shift: float = 0.05
     intensity_scale: float = 0.1
     intensity_gamma: float = 0.1
+    intensity_curve: float = 0.0
     intensity_noise: float = 0.03
     padding_probability: float = 0.1
 
@@ -140,7 +143,8 @@ class TrainingConfig(AugmentationConfig):
       precision: "float32" or "mixed_bfloat16" (float32 variables, bfloat16 arithmetic).
       seed: start weights, order of patches and augmentation.
       replicas: devices that share a step; 0 means all GPUs, or one CPU where there is none.
-      evaluate_every: steps between evaluations; the last step is always evaluated.
+      evaluate_every: steps between evaluations; the last step is always evaluated. 0: there are none,
+        no split for them is needed, and the last network is the one that counts.
       checkpoint_every: steps between checkpoints, from which a killed run goes on.
       log_every: steps between rows of history.csv.
       jit_compile: compile the step with XLA; faster on GPUs, many times slower on CPUs.
@@ -169,9 +173,9 @@ class TrainingConfig(AugmentationConfig):
         _choice("decay", self.decay, ("cosine", "polynomial", "constant"))
         _choice("loss", self.loss, ("focal", "cross_entropy", "dice_focal", "heat_map_l2"))
         _choice("precision", self.precision, ("float32", "mixed_bfloat16"))
-        for name in ("steps", "batch_size", "evaluate_every", "checkpoint_every", "log_every"):
+        for name in ("steps", "batch_size", "checkpoint_every", "log_every"):
             _whole(name, getattr(self, name), 1)
-        for name in ("warmup_steps", "seed", "replicas"):
+        for name in ("evaluate_every", "warmup_steps", "seed", "replicas"):
             _whole(name, getattr(self, name), 0)
         for name in ("clip_norm", "gamma"):
             _number(name, getattr(self, name))

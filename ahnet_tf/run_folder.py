@@ -1,15 +1,16 @@
 """A training's folder: claimed with its settings, its best network kept, its end recorded.
 
-model.json, weights   the network of the best evaluation so far (a checkpoint folder)
+model.json, weights   the network of the best evaluation so far (a checkpoint folder); without any
+                      evaluation that of the last step
 last/                 the network of the last step, once the run is complete
 checkpoints/          all that a killed run needs to go on: weights, optimizer, step
 training.json         settings
 task.json             what the records hold
 history.csv           loss, learning rate, Dice, throughput
 tensorboard/          the same for TensorBoard, with pictures of the evaluations
-overlay.png           the last evaluation's prediction of one tile
+overlay.png           the last evaluation's prediction of one tile, if there was any
 curves.png            the history as curves, once the run is complete
-evaluation.json       Dice per case of the best evaluation
+evaluation.json       Dice per case of the best evaluation, if there was any
 transfer.txt          which start weights came from another network, if any
 result.json           the summary; it says that the run is complete
 """
@@ -39,12 +40,14 @@ class TrainingResult:
     """How a training ended.
 
     Attributes:
-      output: the run's folder, which holds the network of the best evaluation.
+      output: the run's folder, which holds the network of `best_step`.
       architecture: of the network.
       parameters: its trainable weights.
       steps: optimizer steps made.
-      best_step: step of the best evaluation (highest mean Dice over the foreground classes).
-      dice: mean Dice per case at that step, by class name; NaN where no case has the class.
+      best_step: step of the best evaluation (highest mean Dice over the foreground classes), or the
+        last one where nothing was evaluated.
+      dice: mean Dice per case at that step, by class name; NaN where no case has the class; empty
+        where nothing was evaluated.
       undefined: cases without a Dice, by class name.
       loss: mean loss over the last logged steps.
       seconds: time spent training and evaluating, without what was repeated after a kill.

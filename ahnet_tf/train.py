@@ -110,13 +110,16 @@ def _run(arguments: argparse.Namespace) -> int:
         raise SettingsError("replicas", "the same number in both stages", sorted(replicas))
     if arguments.init and not (Path(arguments.init) / "model.json").is_file():
         raise InputError(arguments.init, "a network's folder (model.json)", "none", "See --output.")
-    for split in ("train", "eval"):
+    evaluated = any(config.stages[stage].training.evaluate_every for stage in stages)
+    splits = ("train", "eval") if evaluated else ("train",)
+    for split in splits:
         if not any((records / split).glob("*.*")):
             raise InputError(
                 records / split,
                 "TFRecords of the split",
                 "none",
-                "Write them with python -m preprocessing.convert, with a case for each split.",
+                "Write them with python -m preprocessing.convert, with a case for each split; "
+                "--set evaluate_every=0 trains without evaluating.",
             )
     write_json(output / "settings.json", config.to_dict())
 
@@ -125,7 +128,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from ahnet_tf.training import train_network
 
     set_up_devices(replicas.pop())
-    files = {split: find_records(records / split) for split in ("train", "eval")}
+    files = {split: find_records(records / split) for split in splits}
     initial = arguments.init
     results = []
     for stage in stages:
@@ -136,7 +139,7 @@ def _run(arguments: argparse.Namespace) -> int:
             config.stages[stage].training,
             task,
             files["train"],
-            files["eval"],
+            files.get("eval", []),
             folder,
             initial=initial,
         )
@@ -148,7 +151,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def summary_table(results: Sequence[TrainingResult]) -> str:
     """Returns one line a network: size, steps, time, speed, loss and mean Dice per case."""
-    names = list(results[0].dice)
+    names = list(dict.fromkeys(name for result in results for name in result.dice))
     header = ["network", "weights", "steps", "seconds"]
     header += ["patches/s", "Mvoxels/s", "waiting", "loss", "best step"]
     rows = [[*header, *(f"Dice {name}" for name in names)]]
@@ -156,7 +159,7 @@ def summary_table(results: Sequence[TrainingResult]) -> str:
         numbers = [result.parameters, result.steps, f"{result.seconds:.0f}"]
         numbers += [f"{result.patches_per_second:.2f}", f"{result.voxels_per_second / 1e6:.2f}"]
         numbers += [f"{result.waiting_share:.1%}", f"{result.loss:.4f}"]
-        dice = [_dice(result.dice[name], result.undefined[name]) for name in names]
+        dice = [_dice(result.dice.get(n, math.nan), result.undefined.get(n, 0)) for n in names]
         rows.append([result.architecture, *map(str, numbers), str(result.best_step), *dice])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

@@ -62,7 +62,8 @@ def train_network(
       training_config: the recipe.
       task: what the records hold.
       train_files: record files of the training split.
-      eval_files: record files of the evaluation split, whose patches tile their volumes exactly.
+      eval_files: record files of the evaluation split, whose patches tile their volumes exactly; not
+        looked at with `evaluate_every` 0.
       output: the run's folder. A complete run there is not repeated.
       initial: a network, or the checkpoint folder of one, to start from. Of the same architecture
         all weights are taken; of another the encoder is transferred. None starts fresh.
@@ -79,7 +80,8 @@ def train_network(
         claim_folder(output, model_config, config, task)
         return read_result(output / "result.json")
     records = scan_records(train_files, task, progress=progress).records
-    scan_records(eval_files, task, tiled=True, progress=progress)
+    if config.evaluate_every:
+        scan_records(eval_files, task, tiled=True, progress=progress)
     strategy = mirrored_strategy(config.replicas)
     if config.batch_size % strategy.num_replicas_in_sync:
         expected = f"a multiple of the {strategy.num_replicas_in_sync} replicas"
@@ -110,15 +112,17 @@ def train_network(
         start_step=int(state.step),
         records=records,
     )
-    evaluate = make_evaluation(
-        strategy,
-        model,
-        model_config,
-        task,
-        eval_files,
-        batch_size=config.batch_size,
-        progress=progress,
-    )
+    evaluate = None
+    if config.evaluate_every:
+        evaluate = make_evaluation(
+            strategy,
+            model,
+            model_config,
+            task,
+            eval_files,
+            batch_size=config.batch_size,
+            progress=progress,
+        )
     history = History(output / "history.csv", class_labels(task), int(state.step))
     summaries = Summaries(output / "tensorboard", history.kept)
 
@@ -141,7 +145,7 @@ def train_network(
         config,
         batches=strategy.experimental_distribute_dataset(batches),
         train_step=make_train_step(strategy, model, optimizer, model_config, config),
-        evaluate=evaluated,
+        evaluate=evaluated if evaluate else None,
         log=log,
         learning_rate=optimizer.learning_rate,
         patch_voxels=math.prod(task.patch_shape_zyx),
@@ -159,7 +163,11 @@ def train_network(
     write_json(output / "last" / "task.json", task.to_dict())
     rows = read_history(output / "history.csv")
     curves_png(output / "curves.png", rows, f"{model_config.architecture}, {config.steps} steps")
-    best = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
+    if evaluate:
+        best = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
+    else:
+        save_network(output, model, model_config)
+        best = {"step": int(state.step), "dice": {}, "undefined": {}}
     result = TrainingResult(
         output=str(output),
         architecture=model_config.architecture,

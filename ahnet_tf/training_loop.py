@@ -20,7 +20,7 @@ def train_steps(
     *,
     batches: tf.distribute.DistributedDataset,
     train_step: Callable[[Any], tuple[tf.Tensor, tf.Tensor]],
-    evaluate: Callable[[], dict[str, float]],
+    evaluate: Callable[[], dict[str, float]] | None,
     log: Callable[[dict[str, float]], None],
     learning_rate: Callable[[tf.Tensor], tf.Tensor],
     patch_voxels: int,
@@ -34,7 +34,8 @@ def train_steps(
       config: steps, and how often to log, evaluate and save.
       batches: endless, from the step after `state.step` on.
       train_step: see `ahnet_tf.steps.make_train_step`.
-      evaluate: keeps the network if it is the best so far; returns columns of the history.
+      evaluate: keeps the network if it is the best so far; returns columns of the history. None: no
+        step is evaluated.
       log: takes a row of the history.
       learning_rate: rate of the update that follows so many steps.
       patch_voxels: voxels of one patch.
@@ -55,7 +56,9 @@ def train_steps(
         waiting += time.perf_counter() - asked
         sums += tf.stack(train_step(batch))
         bar.update()
-        evaluating = step % config.evaluate_every == 0 or step == config.steps
+        evaluating = evaluate is not None and (
+            step % config.evaluate_every == 0 or step == config.steps
+        )
         saving = step % config.checkpoint_every == 0 or step == config.steps
         if not (evaluating or saving or step % config.log_every == 0):
             continue

@@ -91,6 +91,21 @@ def test_refuses_an_empty_split(records, tmp_path, capsys, split):
     assert not (tmp_path / "run").exists()
 
 
+def test_trains_on_all_cases_where_nothing_is_evaluated(records, tmp_path, capsys):
+    (tmp_path / "task.json").write_text(json.dumps(TASK.to_dict()))
+    (tmp_path / "train").symlink_to(records / "train")
+    run = tmp_path / "run"
+    options = ["--input", str(tmp_path), "--output", str(run), "--stage", "2d", "--steps", "1"]
+    settings = ("class_weights=[1,2]", "2d.architecture=unet2d", "width=0.125", "warmup_steps=0")
+    for setting in (*settings, "evaluate_every=0"):
+        options += ["--set", setting]
+    assert main(options) == 0
+    header, row = capsys.readouterr().out.splitlines()[-2:]
+    assert "Dice" not in header
+    assert row.split()[0] == "unet2d"
+    assert (run / "mcgcn" / "weights.safetensors").is_file()
+
+
 def test_refuses_a_folder_without_records(tmp_path, capsys):
     assert main(["--input", str(tmp_path), "--output", str(tmp_path / "run")]) == 1
     assert "task.json" in capsys.readouterr().err

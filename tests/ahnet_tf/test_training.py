@@ -117,6 +117,22 @@ def test_a_run_leaves_a_network_its_course_and_its_scores(finished):
     assert json.loads((output / "task.json").read_text()) == TASK.to_dict()
 
 
+def test_without_evaluation_the_last_network_counts(finished, records, tmp_path):
+    training = dataclasses.replace(TRAINING, evaluate_every=0)
+    files = [str(records / "train" / "a.tfrecord.gz")]
+    output = tmp_path / "run"
+    result = train_network(MODEL, training, TASK, files, [], output, progress=False)
+    # Evaluations change nothing of what is learned.
+    for found in (load_network(output)[0].get_weights(), last_weights(output)):
+        for one, other in zip(found, last_weights(finished[0]), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert (result.best_step, result.dice, result.undefined) == (8, {}, {})
+    assert not (output / "evaluation.json").exists()
+    assert np.isnan([row["dice_liver"] for row in read_history(output / "history.csv")]).all()
+    # The complete run is not repeated.
+    assert train_network(MODEL, training, TASK, files, [], output, progress=False) == result
+
+
 def scalars(output):
     """All scalars in a run's event files: {(name, step): values}."""
     found = {}
