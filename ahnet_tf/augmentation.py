@@ -15,6 +15,9 @@ from preprocessing.tasks import Task
 
 Arrays = dict[str, tf.Tensor]
 
+# Straight pieces of the random curve of intensities: 75 HU each in the window of ct_liver.
+CURVE_SEGMENTS = 6
+
 
 def augmented(
     arrays: Arrays,
@@ -115,6 +118,14 @@ def _other_intensities(
         # Zero and one stay: the intensities outside the window join on.
         inside = tf.clip_by_value((image - low) / width, 1e-12, 1.0)
         image += width * (tf.exp(exponent * tf.math.log(inside)) - inside)
+    if config.intensity_curve:
+        largest, between = config.intensity_curve, CURVE_SEGMENTS - 1
+        heights = tf.random.stateless_uniform((between,), _other(seed, 5), -largest, largest)
+        position = CURVE_SEGMENTS * tf.clip_by_value((image - low) / width, 0.0, 1.0)
+        hats = (tf.nn.relu(1 - tf.abs(position - knot)) for knot in range(1, CURVE_SEGMENTS))
+        image += width * tf.add_n(
+            [h * hat for h, hat in zip(tf.unstack(heights), hats, strict=True)]
+        )
     if config.intensity_scale or config.intensity_shift:
         scale = 1 + config.intensity_scale * (2 * draw[0] - 1)
         shift = config.intensity_shift * width * (2 * draw[1] - 1)

@@ -205,6 +205,26 @@ def test_gamma_bends_the_window_and_leaves_its_ends_and_what_lies_outside():
     assert 1.2 < max(exponents) <= 1.5 + 1e-4
 
 
+def test_a_curve_bends_the_window_at_its_sixths_and_leaves_its_ends_and_what_lies_outside():
+    knots = np.linspace(-200, 250, 7)
+    values = np.array([-1024, *knots, *(knots[:-1] + knots[1:]) / 2, 3000], np.float32)
+    arrays = patch() | {"image": np.resize(values, (2, 4, 6, 1))}
+    arrays["weight"] = np.ones((2, 4, 6), np.float32)
+    displacements, swapped = [], 0
+    for seed in range(40):
+        found = augment(arrays, (seed, 0), only(intensity_curve=0.2))["image"].ravel()[:15]
+        moved = found - values
+        np.testing.assert_allclose(moved[[0, 1, 7, 14]], 0, atol=1e-4)
+        np.testing.assert_allclose(moved[8:14], (moved[1:7] + moved[2:8]) / 2, atol=0.01)
+        displacements.append(moved[2:7])
+        swapped += (np.diff(found[1:8]) < 0).any()
+    # Uniform within a fifth of the window, each knot by itself.
+    assert 80 < np.abs(displacements).max() <= 90 + 1e-3
+    assert 45 < np.std(displacements) < 58
+    assert np.abs(np.corrcoef(np.transpose(displacements)) - np.eye(5)).max() < 0.5
+    assert 0 < swapped < 40
+
+
 def test_padding_ends_patches_early_as_tiles_of_the_evaluation_do():
     arrays = {
         "image": np.zeros((2, 4, 6, 1), np.float32),
@@ -233,6 +253,7 @@ def test_padding_ends_patches_early_as_tiles_of_the_evaluation_do():
         ("elastic_mm", 8.0),
         ("elastic_grid_mm", 16.0),
         ("intensity_gamma", "much"),
+        ("intensity_curve", -0.1),
         ("intensity_scale", 1.1),
     ],
 )
