@@ -173,13 +173,19 @@ class GroupNorm(SettingsLayer):
         pieces = as_pieces(inputs)
         sizes = _sizes(pieces, self.pieces, self.gamma)
         x = tf.concat([piece[..., :size] for piece, size in zip(pieces, sizes, strict=True)], -1)
-        channels, shape = x.shape[-1], tf.shape(x)
-        grouped = tf.cast(x, tf.float32)
-        grouped = tf.reshape(grouped, [shape[0], -1, self.groups, channels // self.groups])
-        mean, variance = tf.nn.moments(grouped, [1, 3], keepdims=True)
-        normal = (grouped - mean) * tf.math.rsqrt(variance + EPSILON)
-        normal = tf.reshape(normal, shape) * self.gamma + self.beta
-        normal = tf.cast(normal, x.dtype)
+        wide, channels = tf.cast(x, tf.float32), x.shape[-1]
+        # A group's moments follow from its channels': the map itself is read twice and written once.
+        mean, variance = (
+            tf.reshape(moment, [-1, self.groups, channels // self.groups])
+            for moment in tf.nn.moments(wide, [1, 2])
+        )
+        group_mean = tf.reduce_mean(mean, -1, keepdims=True)
+        spread = variance + tf.square(mean - group_mean)
+        factor = tf.math.rsqrt(tf.reduce_mean(spread, -1, keepdims=True) + EPSILON)
+        scale = factor * tf.reshape(self.gamma, [self.groups, -1])
+        shift = tf.reshape(self.beta, [self.groups, -1]) - group_mean * scale
+        scale, shift = (tf.reshape(each, [-1, 1, 1, channels]) for each in (scale, shift))
+        normal = tf.cast(wide * scale + shift, x.dtype)
         if isinstance(inputs, list):
             return [normal]
         return widen(normal, inputs.shape[-1], axis=-1)
