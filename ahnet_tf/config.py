@@ -91,7 +91,7 @@ class AugmentationConfig:
       intensity_scale: largest change of contrast about the window's centre, as a fraction.
       intensity_gamma: largest change of the gamma within the window; 0.25 means 1 / 1.25 to 1.25.
       intensity_curve: largest displacement of a random curve of intensities within the window, as a
-        fraction of it; from a sixth of it on, tissues may swap which one is brighter.
+        fraction of it; from a twelfth of it on, tissues may swap which one is brighter.
       intensity_noise: largest standard deviation of Gaussian noise, as a fraction of the window.
       padding_probability: chance that a patch ends early along z, as tiles at a volume's end do.
     """
