@@ -32,15 +32,21 @@ def print_expectations(
 ) -> int:
     """Prints the windows, time and memory to expect for each case; returns an exit code.
 
-    Time is that of one batch on this machine times the number of batches; reading a volume and writing
-    its label map come on top. Memory is what this process took at most for that batch, which is the network's
-    own, and what a volume's arrays will take beside it.
+    Time is that of reading the volume, and of one batch on this machine times the number of batches; writing
+    the label map comes on top, and once what the first batch takes longer, which sets the network up. Memory
+    is what this process took at most for a batch, which is the network's own, and what a volume's
+    arrays will take beside it.
     """
-    seconds_a_batch = batch_seconds(predictor, settings.batch_size)
+    seconds_of_first, seconds_a_batch = batch_seconds(predictor, settings.batch_size)
+    set_up = max(0.0, seconds_of_first - seconds_a_batch)
     own_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"a batch of windows takes {seconds_a_batch:.2f} s, the network {own_mib:,.0f} MiB")
-    total, failed = 0.0, 0
+    print(
+        f"the network takes {set_up:.1f} s to set up, {seconds_a_batch:.2f} s a batch of windows, and "
+        f"{own_mib:,.0f} MiB"
+    )
+    total, failed = set_up, 0
     for case in tqdm(cases, "looking at volumes", unit="case", leave=False):
+        start = time.perf_counter()
         try:
             volume = read_image_of(case, allow=allow)
         except InputError as error:
@@ -51,7 +57,8 @@ def print_expectations(
         space = task_space(volume.voxels.shape, volume.affine, task)
         window = predictor.settings.window_shape_zyx
         windows = plan_windows(space.shape_zyx, window, settings.overlap).count
-        seconds = math.ceil(windows / settings.batch_size) * seconds_a_batch
+        seconds = time.perf_counter() - start
+        seconds += math.ceil(windows / settings.batch_size) * seconds_a_batch
         total += seconds
         mib = own_mib + expected_bytes(volume, space, task, window, settings) / 2**20
         size = " x ".join(map(str, volume.voxels.shape))
@@ -62,15 +69,17 @@ def print_expectations(
     return 1 if failed else 0
 
 
-def batch_seconds(predictor: Predictor, batch_size: int) -> float:
-    """Returns how long a batch of windows takes; the first one, which sets the network up, isn't counted."""
+def batch_seconds(predictor: Predictor, batch_size: int) -> tuple[float, float]:
+    """Returns how long a network's first batch of windows takes, and any other one."""
     task = predictor.settings.task
     shape = (batch_size, *predictor.settings.window_shape_zyx, predictor.settings.model.channels)
     windows = np.full(shape, task.outside_value, task.image_dtype)
-    predictor.predict(windows)
-    start = time.perf_counter()
-    predictor.predict(windows)
-    return time.perf_counter() - start
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        predictor.predict(windows)
+        seconds.append(time.perf_counter() - start)
+    return seconds[0], seconds[1]
 
 
 def expected_bytes(
@@ -123,8 +132,7 @@ def _blending_bytes(
     """Returns the slab, and two batches: one is blended, one computed, one cut out."""
     depth = min(window_zyx[0], shape_zyx[0])
     slab = shape_zyx[1] * shape_zyx[2] * depth * classes * _FLOAT
-    # A byte a value says whether it is finite.
-    a_window = math.prod(window_zyx) * (2 * item + classes * (2 * _FLOAT + 1))
+    a_window = math.prod(window_zyx) * (2 * item + classes * 2 * _FLOAT)
     return slab + settings.batch_size * a_window
 
 
