@@ -60,8 +60,8 @@ CONCEPTS: Mapping[str, tuple[Code, Code]] = {
 # Designators that begin with 99 are for codes of one's own.
 _OWN_SCHEME = "99AHNET"
 _MAMMOGRAPHY = "MG"
-# Letters of a text in DICOM (LO).
-_LONGEST = 64
+# Letters of a text (LO) and of a code (SH) in DICOM.
+_LONGEST, _LONGEST_CODE = 64, 16
 
 # Its messages quote headers.
 logging.getLogger("highdicom").setLevel(logging.CRITICAL + 1)
@@ -171,7 +171,7 @@ def write_segmentation(
     regions = _organs(class_names, first)
     segments = []
     for number, name in enumerate(class_names[1:], start=1):
-        own = Code(str(number), _OWN_SCHEME, name[:_LONGEST])
+        own = Code(name[:_LONGEST_CODE], _OWN_SCHEME, name[:_LONGEST])
         category, kind = CONCEPTS.get(name.lower(), (_TISSUE, own))
         segments.append(
             hd.seg.SegmentDescription(

@@ -122,7 +122,7 @@ def test_segments_have_coded_concepts(tmp_path, dicom):
         assert each.SegmentationAlgorithmIdentificationSequence[0].AlgorithmVersion == "1.2"
     _, _, written = segmented(tmp_path / "ct", tmp_path / "b.dcm", ("background", "bezoar"))
     (own,) = written.SegmentSequence
-    assert coded(own.SegmentedPropertyTypeCodeSequence) == ("1", "99AHNET")
+    assert coded(own.SegmentedPropertyTypeCodeSequence) == ("bezoar", "99AHNET")
     assert own.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "bezoar"
 
 
