@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import sys
 import time
 from collections.abc import Collection, Sequence
@@ -20,6 +19,7 @@ from preprocessing.case import Case, public, shown
 from preprocessing.detections import Detection, write_detections
 from preprocessing.dicom_segmentation import Software, write_segmentation
 from preprocessing.errors import AHNetError, InputError
+from preprocessing.files import DISK_FULL
 from preprocessing.nifti import check_pair, write_image, write_on_grid
 from preprocessing.reading import is_dicom_image, read_image_of, read_label_of, read_source_of
 from preprocessing.tasks import Task
@@ -28,8 +28,6 @@ from preprocessing.volume import Volume, spacing_mm
 LESION_FILE = "lesions.csv"
 # StudyUID and View of a case that no table of its data set names.
 NO_TABLE = "-"
-# The last is what a limit on the size of files gives.
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def predict_case(

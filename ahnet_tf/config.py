@@ -36,6 +36,8 @@ class ModelConfig:
       upsampling: "trilinear" or "transpose".
       norm: "batch", "sync_batch" (statistics over all replicas) or "group".
       dropout: rate before the last convolution.
+      foreground_prior: probability that a fresh sigmoid network gives foreground everywhere (the focal
+        loss's prior, Lin et al. 2017, section 4.1), 0.01 for example; 0 leaves it at a half.
     """
 
     architecture: str = "ahnet"
@@ -53,6 +55,7 @@ class ModelConfig:
     upsampling: str = "trilinear"
     norm: str = "batch"
     dropout: float = 0.0
+    foreground_prior: float = 0.0
 
     def __post_init__(self):
         _choice("architecture", self.architecture, ("ahnet", "mcgcn", "unet2d", "unet3d"))
@@ -68,6 +71,13 @@ class ModelConfig:
             raise SettingsError("width", "a factor above 0", self.width)
         if not 0 <= self.dropout < 1:
             raise SettingsError("dropout", "a rate from 0 to below 1", self.dropout)
+        if not 0 <= self.foreground_prior < 1:
+            raise SettingsError(
+                "foreground_prior", "a probability from 0 to below 1", self.foreground_prior
+            )
+        if self.foreground_prior and self.activation != "sigmoid":
+            expected = "0 with a softmax, whose classes share their probability"
+            raise SettingsError("foreground_prior", expected, self.foreground_prior)
         if len(self.blocks) != 4 or min(self.blocks) < 1:
             raise SettingsError("blocks", "four counts of at least 1", self.blocks)
         low, high = self.intensity_window
@@ -140,8 +150,14 @@ class TrainingConfig(AugmentationConfig):
       loss: "focal", "cross_entropy", "dice_focal" (focal + soft Dice) or "heat_map_l2".
       gamma: focusing exponent of the focal loss.
       class_weights: factor a class on its voxels' loss; None weighs all alike.
-      precision: "float32" or "mixed_bfloat16" (float32 variables, bfloat16 arithmetic).
+      weight_decay: decoupled (AdamW): each step takes this times the learning rate off every kernel;
+        norms and biases are left alone.
+      ema_momentum: evaluates and keeps a moving average of the weights, of which each step keeps this
+        fraction, 0.999 for example; 0 keeps the weights themselves.
+      precision: "float32", "mixed_bfloat16" or "mixed_float16" (float32 variables, 16 bit arithmetic;
+        float16 with a loss scale that adapts itself).
       seed: start weights, order of patches and augmentation.
+      deterministic: the same settings on the same machine give the same weights, bit for bit.
       replicas: devices that share a step; 0 means all GPUs, or one CPU where there is none.
       evaluate_every: steps between evaluations; the last step is always evaluated. 0: there are none,
         no split for them is needed, and the last network is the one that counts.
@@ -160,8 +176,11 @@ class TrainingConfig(AugmentationConfig):
     loss: str = "focal"
     gamma: float = 2.0
     class_weights: tuple[float, ...] | None = None
+    weight_decay: float = 0.0
+    ema_momentum: float = 0.0
     precision: str = "float32"
     seed: int = 0
+    deterministic: bool = False
     replicas: int = 0
     evaluate_every: int = 1000
     checkpoint_every: int = 500
@@ -172,12 +191,12 @@ class TrainingConfig(AugmentationConfig):
         super().__post_init__()
         _choice("decay", self.decay, ("cosine", "polynomial", "constant"))
         _choice("loss", self.loss, ("focal", "cross_entropy", "dice_focal", "heat_map_l2"))
-        _choice("precision", self.precision, ("float32", "mixed_bfloat16"))
+        _choice("precision", self.precision, ("float32", "mixed_bfloat16", "mixed_float16"))
         for name in ("steps", "batch_size", "checkpoint_every", "log_every"):
             _whole(name, getattr(self, name), 1)
         for name in ("evaluate_every", "warmup_steps", "seed", "replicas"):
             _whole(name, getattr(self, name), 0)
-        for name in ("clip_norm", "gamma"):
+        for name in ("clip_norm", "gamma", "weight_decay", "ema_momentum"):
             _number(name, getattr(self, name))
             _at_least(name, getattr(self, name), 0)
         _fraction("final_learning_rate", self.final_learning_rate)
@@ -192,8 +211,17 @@ class TrainingConfig(AugmentationConfig):
             raise SettingsError(
                 "batch_size", f"a multiple of the {self.replicas} replicas", self.batch_size
             )
-        if not isinstance(self.jit_compile, bool):
-            raise SettingsError("jit_compile", "true or false", repr(self.jit_compile))
+        if not self.weight_decay * self.learning_rate < 1:
+            raise SettingsError(
+                "weight_decay",
+                f"less than 1 / learning_rate ({1 / self.learning_rate:g})",
+                self.weight_decay,
+            )
+        if not self.ema_momentum < 1:
+            raise SettingsError("ema_momentum", "a fraction from 0 to below 1", self.ema_momentum)
+        for name in ("deterministic", "jit_compile"):
+            if not isinstance(getattr(self, name), bool):
+                raise SettingsError(name, "true or false", repr(getattr(self, name)))
         if self.class_weights is not None:
             if not isinstance(self.class_weights, tuple) or not self.class_weights:
                 raise SettingsError("class_weights", "a number a class", repr(self.class_weights))

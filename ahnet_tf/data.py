@@ -17,8 +17,12 @@ from ahnet_tf.record_files import read_file, read_files
 from preprocessing.records import CASE_ID, HEAT_MAP, parse_example
 from preprocessing.tasks import Task
 
+# One process with one replica.
+ALONE = tf.distribute.InputContext()
+
 # Records that are shuffled among each other, in bytes; their number follows from their size.
 SHUFFLE_WINDOW_BYTES = 128 * 2**20
+_ENDLESS = tf.data.experimental.INFINITE_CARDINALITY
 
 
 def training_dataset(
@@ -30,17 +34,20 @@ def training_dataset(
     augment: AugmentationConfig | None = None,
     start_step: int = 0,
     records: int | None = None,
+    context: tf.distribute.InputContext = ALONE,
 ) -> tf.data.Dataset:
     """Returns endless shuffled batches, from step `start_step` on.
 
     Args:
       files: record files of the training split.
       task: what the records hold.
-      batch_size: patches a batch; an epoch's rest joins the next epoch's first batch.
+      batch_size: patches a step; an epoch's rest joins the next epoch's first batch.
       seed: of order and augmentation.
       augment: random changes of each patch; None leaves patches as they are.
       start_step: batches to pass over, as if they had been taken before.
       records: number of records in `files`, if `scan_records` has told it already.
+      context: which of the workers reads, for how many replicas; each of its replicas' shares of a
+        step is an element. Together the workers see what one would.
 
     Returns:
       A dataset of `image` [b, z, y, x, 1] float32 raw intensities, `label` [b, z, y, x] uint8,
@@ -83,36 +90,65 @@ def training_dataset(
     # The next window is read while one is used up, across the end of an epoch too.
     dataset = epochs.flat_map(epoch_windows).prefetch(1).unbatch()
     dataset = dataset.skip(first % records).enumerate(first)
+    if context.num_input_pipelines > 1:
+        begin, end = _rows(batch_size, context)
+
+        def is_own(number: tf.Tensor, serialized: tf.Tensor) -> tf.Tensor:
+            row = number % batch_size
+            return (row >= begin) & (row < end)
+
+        dataset = dataset.filter(is_own)
     dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return dataset.batch(batch_size, drop_remainder=True).prefetch(2)
+    dataset = dataset.batch(context.get_per_replica_batch_size(batch_size), drop_remainder=True)
+    # Known to be endless, no worker has to ask the others at each step whether they have a batch.
+    return dataset.apply(tf.data.experimental.assert_cardinality(_ENDLESS)).prefetch(2)
 
 
-def evaluation_dataset(files: Sequence[str], task: Task, *, batch_size: int) -> tf.data.Dataset:
-    """Returns the patches of a split once, in order, in batches of `batch_size`.
+def evaluation_dataset(
+    files: Sequence[str],
+    task: Task,
+    *,
+    batch_size: int,
+    context: tf.distribute.InputContext = ALONE,
+) -> tf.data.Dataset:
+    """Returns the patches of a split once, in order, `batch_size` over all replicas at a time.
 
     The last batch is filled up with copies of weight 0, so that replicas always share evenly.
+
+    Args:
+      files: record files of the split.
+      task: what the records hold.
+      batch_size: patches a batch, over all replicas together.
+      context: which of the workers reads, and for how many replicas, as in `training_dataset`.
 
     Returns:
       A dataset of `image`, `label`, `weight` as in `training_dataset`, `case_id` [b] string and
       `spacing_mm` [b, 3] float32 (x, y, z).
     """
 
-    def prepare(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+    begin, end = _rows(batch_size, context)
+
+    def own_rows(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        rows, count = tf.range(begin, end), tf.size(serialized)
+        return tf.gather(serialized, tf.minimum(rows, count - 1)), tf.cast(rows < count, tf.float32)
+
+    def prepare(serialized: tf.Tensor, counts: tf.Tensor) -> dict[str, tf.Tensor]:
         example = parse_example(serialized, task)
         return {
             "image": tf.cast(example["image"], tf.float32),
             "label": example["label"],
-            "weight": example["weight"],
+            "weight": example["weight"] * counts,
             "case_id": example[CASE_ID],
             "spacing_mm": tf.stack([example[f"spacing_{axis}_mm"] for axis in "xyz"]),
         }
 
-    def fill(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        count = tf.shape(batch["weight"])[0]
-        rows = tf.minimum(tf.range(batch_size), count - 1)
-        real = tf.cast(tf.range(batch_size) < count, tf.float32)[:, None, None, None]
-        filled = {name: tf.gather(values, rows) for name, values in batch.items()}
-        return filled | {"weight": filled["weight"] * real}
+    dataset = read_files(files).batch(batch_size).map(own_rows).unbatch()
+    dataset = dataset.map(prepare, num_parallel_calls=2, deterministic=True)
+    size = context.get_per_replica_batch_size(batch_size)
+    return dataset.batch(size, drop_remainder=True).prefetch(2)
 
-    dataset = read_files(files).map(prepare, num_parallel_calls=2, deterministic=True)
-    return dataset.batch(batch_size).map(fill).prefetch(2)
+
+def _rows(batch_size: int, context: tf.distribute.InputContext) -> tuple[int, int]:
+    """Returns the first of a worker's rows of each batch, and the first of the next worker's."""
+    share = batch_size // context.num_input_pipelines
+    return context.input_pipeline_id * share, (context.input_pipeline_id + 1) * share

@@ -1,24 +1,36 @@
-"""Which devices share a training step, and how many threads each may use."""
+"""Which devices of which workers share a training step, and how many threads each may use."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
 import tensorflow as tf
 
+from ahnet_tf.workers import workers_of
 from preprocessing.errors import SettingsError
 
 
 def set_up_devices(replicas: int) -> None:
     """Splits the CPU for `replicas` and sets threads; call before TensorFlow computes anything.
 
+    Where TF_CONFIG describes several workers, this waits for all of them.
+
     Args:
       replicas: as in `TrainingConfig`; without a GPU the CPU becomes so many logical devices.
 
     Raises:
-      SettingsError: TensorFlow is at work already, with another number of CPU devices.
+      SettingsError: TensorFlow is at work already, with another number of CPU devices; TF_CONFIG is
+        damaged; or several workers and replicas.
     """
+    several = workers_of().count > 1
+    if several and replicas:
+        raise SettingsError(
+            "replicas",
+            "0 with several workers, each of which uses all its GPUs or its CPU",
+            replicas,
+        )
     gpus = tf.config.list_physical_devices("GPU")
     count = 1 if gpus else max(1, replicas)
     cpu = tf.config.list_physical_devices("CPU")[0]
@@ -39,6 +51,27 @@ def set_up_devices(replicas: int) -> None:
                 replicas,
                 "Call set_up_devices before TensorFlow computes anything.",
             ) from None
+    if several:
+        _strategy_of_workers()
+
+
+def training_strategy(replicas: int) -> tf.distribute.Strategy:
+    """Returns the strategy over the workers of TF_CONFIG, or over `replicas` devices of this process.
+
+    Raises:
+      SettingsError: see `mirrored_strategy` and `set_up_devices`.
+    """
+    if workers_of().count > 1:
+        return _strategy_of_workers()
+    return mirrored_strategy(replicas)
+
+
+@functools.lru_cache(maxsize=1)
+def _strategy_of_workers() -> tf.distribute.MultiWorkerMirroredStrategy:
+    # Only once a process, before anything is computed: it starts the server that the others reach.
+    return tf.distribute.MultiWorkerMirroredStrategy(
+        cluster_resolver=tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    )
 
 
 def mirrored_strategy(replicas: int) -> tf.distribute.MirroredStrategy:

@@ -16,6 +16,8 @@ COLUMNS = (
     "patches_per_second",
     "voxels_per_second",
     "waiting_share",
+    "loss_scale",
+    "skipped_steps",
 )
 
 
@@ -27,16 +29,23 @@ class History:
       dice_names: names with a column `dice_NAME` and `undefined_NAME` each; empty cells in rows
         of steps that were not evaluated.
       last_step: rows after this step are dropped, since they will be written again.
+      begun_with: the file to go on from, if that is another one.
 
     Attributes:
       kept: the rows that were kept.
     """
 
-    def __init__(self, path: Path, dice_names: Sequence[str], last_step: int):
+    def __init__(
+        self,
+        path: Path,
+        dice_names: Sequence[str],
+        last_step: int,
+        begun_with: Path | None = None,
+    ):
         self._path = path
         self._columns = [*COLUMNS]
         self._columns += [f"{kind}_{name}" for name in dice_names for kind in ("dice", "undefined")]
-        self.kept = [row for row in read_history(path) if row["step"] <= last_step]
+        self.kept = [row for row in read_history(begun_with or path) if row["step"] <= last_step]
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self._columns, restval="")
             writer.writeheader()

@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from ahnet_tf.case_prediction import DISK_FULL, LESION_FILE, predict_case, write_lesion_table
+from ahnet_tf.case_prediction import LESION_FILE, predict_case, write_lesion_table
 from ahnet_tf.dry_run import print_expectations
 from ahnet_tf.ensembles import flipped_predictor, mean_predictor
 from ahnet_tf.postprocessing import check_has_organ
@@ -38,7 +38,7 @@ from preprocessing.cases import find_cases
 from preprocessing.command import make_parser, run_command
 from preprocessing.dicom_segmentation import Software
 from preprocessing.errors import InputError, ModelError, SettingsError
-from preprocessing.files import write_json
+from preprocessing.files import DISK_FULL, write_json
 from preprocessing.reading import is_dicom_image
 
 

@@ -17,19 +17,27 @@ result.json           the summary; it says that the run is complete
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 from ahnet_tf.case_dice import CaseDice, mean_over_classes
 from ahnet_tf.config import ModelConfig, TrainingConfig, to_dict
 from ahnet_tf.nets.checkpoint import save_network
-from preprocessing.errors import ModelError, SettingsError
-from preprocessing.files import without_nan, write_json
+from ahnet_tf.workers import sum_over_workers, workers_of
+from preprocessing.errors import SettingsError
+from preprocessing.files import remove_unfinished, without_nan, write_json
 from preprocessing.tasks import Task
+
+CHECKPOINTS, HISTORY = "checkpoints", "history.csv"
+EVALUATION, RESULT = "evaluation.json", "result.json"
 
 # Settings that may differ when a killed run goes on: they don't change what is learned.
 FREE_SETTINGS = ("replicas", "log_every", "checkpoint_every", "jit_compile")
@@ -71,7 +79,17 @@ class TrainingResult:
 
 
 class State(tf.Module):
-    """What a checkpoint keeps besides weights and optimizer."""
+    """What a checkpoint keeps besides weights and optimizer.
+
+    Attributes:
+      step: steps made, int64.
+      best_step: step of the best evaluation, int64.
+      best_dice: its mean Dice over the foreground classes, float64.
+      seconds: spent training and evaluating up to the last row of the history, float64.
+      logged: step of the last row of the history, int64.
+      sums: of loss, gradient norm and steps left out, since that row, float32 [3].
+      interval_seconds: since that row, and how many of them were spent waiting for data, float64 [2].
+    """
 
     def __init__(self):
         super().__init__()
@@ -79,12 +97,56 @@ class State(tf.Module):
         self.best_step = tf.Variable(0, dtype=tf.int64)
         self.best_dice = tf.Variable(-1.0, dtype=tf.float64)
         self.seconds = tf.Variable(0.0, dtype=tf.float64)
+        self.logged = tf.Variable(0, dtype=tf.int64)
+        self.sums = tf.Variable(tf.zeros(3))
+        self.interval_seconds = tf.Variable(tf.zeros(2, tf.float64))
+
+
+@contextlib.contextmanager
+def own_folder(output: Path, chief: bool) -> Iterator[Path]:
+    """Yields where a worker writes: the chief into the run's folder, another one where nothing stays.
+
+    What a killed chief left half-written is removed.
+    """
+    if chief:
+        for folder in (output, output / "last"):
+            remove_unfinished(folder)
+        yield output
+        return
+    with tempfile.TemporaryDirectory(prefix="ahnet-worker-") as folder:
+        yield Path(folder)
+
+
+def complete_for_all(strategy: tf.distribute.Strategy, output: Path) -> bool:
+    """Whether the run is complete; waits until all workers are here.
+
+    Raises:
+      SettingsError: they do not see the same in the run's folder.
+    """
+    complete = (output / RESULT).is_file()
+    newest = tf.train.latest_checkpoint(str(output / CHECKPOINTS)) or "-0"
+    own = np.array([complete, int(newest.rsplit("-", 1)[1])], np.int64)
+    if (sum_over_workers(strategy, own) != own * workers_of().count).any():
+        raise SettingsError(
+            output,
+            "the same folder for all workers",
+            "other checkpoints here than elsewhere",
+            "Give all workers the same --output, on a disk that all of them see.",
+        )
+    return complete
 
 
 def claim_folder(
-    output: Path, model_config: ModelConfig, config: TrainingConfig, task: Task
+    output: Path, own: Path, model_config: ModelConfig, config: TrainingConfig, task: Task
 ) -> None:
-    """Writes the settings into the run's folder, or checks that the run there has the same.
+    """Checks that a run that has begun in the folder has the same settings, and writes them.
+
+    Args:
+      output: the run's folder.
+      own: where this process writes; `output` itself for the chief.
+      model_config: the network.
+      config: the recipe.
+      task: what the records hold.
 
     Raises:
       SettingsError: a run with other settings has begun there.
@@ -94,9 +156,15 @@ def claim_folder(
     path = output / "training.json"
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
+        defaults = {
+            "model": to_dict(ModelConfig()),
+            "training": to_dict(TrainingConfig()),
+            "task": {},
+        }
         for section, wanted in settings.items():
             for name, value in wanted.items():
-                found = before.get(section, {}).get(name)
+                # A setting that did not exist yet had no effect: that is what its default means.
+                found = before.get(section, {}).get(name, defaults[section].get(name))
                 if name not in FREE_SETTINGS and found != value:
                     raise SettingsError(
                         path,
@@ -104,26 +172,8 @@ def claim_folder(
                         found,
                         "Choose another output folder, or the settings that run began with.",
                     )
-    write_json(path, settings)
-    write_json(output / "task.json", task.to_dict())
-
-
-def restore(manager: tf.train.CheckpointManager) -> None:
-    """Restores the newest checkpoint.
-
-    Raises:
-      ModelError: it is of another network.
-    """
-    path = manager.latest_checkpoint
-    try:
-        manager.checkpoint.restore(path).assert_existing_objects_matched()
-    except (AssertionError, ValueError, tf.errors.OpError) as error:
-        raise ModelError(
-            path,
-            "a checkpoint of this network",
-            str(error).split("\n")[0],
-            "Choose another output folder to train from the start.",
-        ) from None
+    write_json(own / path.name, settings)
+    write_json(own / "task.json", task.to_dict())
 
 
 def keep_best(
@@ -139,7 +189,7 @@ def keep_best(
     if mean > float(state.best_dice):
         save_network(output, model, model_config)
         content = without_nan(summary) | {"step": int(state.step)}
-        write_json(output / "evaluation.json", content)
+        write_json(output / EVALUATION, content)
         state.best_dice.assign(mean)
         state.best_step.assign(state.step)
     return {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from ahnet_tf.averaging import WeightAverage
 from ahnet_tf.case_dice import CaseDice, class_labels, tile_counts
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.data import evaluation_dataset
@@ -19,7 +20,9 @@ from ahnet_tf.losses import (
     softmax_focal,
     weighted_sums,
 )
-from ahnet_tf.schedules import WarmUpThenDecay
+from ahnet_tf.nets.dropout import dropout_seed
+from ahnet_tf.optimizer import Optimizer
+from ahnet_tf.workers import sum_over_workers
 from preprocessing.tasks import Task
 
 Batch = dict[str, tf.Tensor]
@@ -42,53 +45,41 @@ class ShownTile:
     spacing_mm: tuple[float, float, float]
 
 
-def make_optimizer(
-    strategy: tf.distribute.Strategy, model: tf.keras.Model, config: TrainingConfig
-) -> tf.keras.optimizers.legacy.Optimizer:
-    """Returns Adam as published (0.9, 0.999, 1e-8), with the configured schedule, its state created.
-
-    Keras' legacy class: its fused update is faster on CPUs than the newer one's.
-    """
-    with strategy.scope():
-        optimizer = tf.keras.optimizers.legacy.Adam(
-            WarmUpThenDecay(config), beta_1=0.9, beta_2=0.999, epsilon=1e-8
-        )
-    # A step without gradient creates the moments and changes nothing. Created within the first real
-    # step they would make TensorFlow trace it twice, and a checkpoint could not be checked at once.
-    weights = model.trainable_variables
-
-    def apply_zeros() -> None:
-        zeros = [(tf.zeros_like(weight), weight) for weight in weights]
-        optimizer.apply_gradients(zeros, experimental_aggregate_gradients=False)
-
-    tf.function(lambda: strategy.run(apply_zeros), autograph=False)()
-    optimizer.iterations.assign(0)
-    return optimizer
-
-
 def make_train_step(
     strategy: tf.distribute.Strategy,
     model: tf.keras.Model,
-    optimizer: tf.keras.optimizers.legacy.Optimizer,
+    optimizer: Optimizer,
     model_config: ModelConfig,
     config: TrainingConfig,
+    average: WeightAverage | None = None,
 ) -> Callable[[Batch], tuple[tf.Tensor, tf.Tensor]]:
     """Returns the function that makes one optimizer step with one batch.
 
     The loss is the weighted mean over the voxels of the whole batch. Replicas share its one
     denominator, so N of them learn what one would from the same batch.
 
+    Args:
+      strategy: shares the batch among its replicas.
+      model: network from raw intensities to logits.
+      optimizer: see `make_optimizer`.
+      model_config: says whether classes share a softmax.
+      config: loss, clipping, precision.
+      average: of the weights, kept up with each step.
+
     Returns:
       A function from a (distributed) batch of `training_dataset` to the loss, and the global norm
-      of its gradient before clipping; float32 scalars.
+      of its gradient before clipping; float32 scalars. Where the loss is scaled, the norm is not
+      finite after a step that was left out.
     """
     variables = model.trainable_variables
+    scaled = config.precision == "mixed_float16"
 
     def local_loss_and_gradients(batch: Batch, total_weight: tf.Tensor) -> tuple:
         with tf.GradientTape() as tape:
             logits = model(batch["image"], training=True)
             loss = batch_loss(logits, batch, model_config, config, total_weight)
-        return loss, tape.gradient(loss, variables)
+            target = optimizer.get_scaled_loss(loss) if scaled else loss
+        return loss, tape.gradient(target, variables)
 
     if config.jit_compile:
         local_loss_and_gradients = tf.function(
@@ -100,14 +91,19 @@ def make_train_step(
         total_weight = replicas.all_reduce(
             tf.distribute.ReduceOp.SUM, tf.reduce_sum(batch["weight"])
         )
-        loss, gradients = local_loss_and_gradients(batch, total_weight)
+        with dropout_seed(_seed_of(config, optimizer, replicas)):
+            loss, gradients = local_loss_and_gradients(batch, total_weight)
         gradients = replicas.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        if scaled:
+            gradients = optimizer.get_unscaled_gradients(gradients)
         norm = tf.linalg.global_norm(gradients)
         if config.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm, use_norm=norm)
         optimizer.apply_gradients(
             zip(gradients, variables, strict=True), experimental_aggregate_gradients=False
         )
+        if average is not None:
+            average.update()
         return loss, norm
 
     @tf.function(autograph=False)
@@ -119,6 +115,15 @@ def make_train_step(
     return step
 
 
+def _seed_of(
+    config: TrainingConfig, optimizer: Optimizer, replica: tf.distribute.ReplicaContext
+) -> tf.Tensor:
+    """Returns the seed of a replica's step, int32 [2]: it follows from what a checkpoint keeps."""
+    fold_in = tf.random.experimental.stateless_fold_in
+    seed = fold_in((config.seed, 2), tf.cast(optimizer.iterations, tf.int32))
+    return fold_in(seed, replica.replica_id_in_sync_group)
+
+
 def make_evaluation(
     strategy: tf.distribute.Strategy,
     model: tf.keras.Model,
@@ -127,12 +132,15 @@ def make_evaluation(
     files: Sequence[str],
     *,
     batch_size: int,
+    case_ids: Collection[str] = (),
+    between: Callable[[], None] = lambda: None,
     progress: bool = False,
 ) -> Callable[[], tuple[CaseDice, ShownTile]]:
     """Returns the function that predicts every tile of a split and counts voxels by case.
 
     It also returns a tile to look at, the same each time: that with the most voxels of the last
-    class that there is (a liver's tumour), then of the one before.
+    class that there is (a liver's tumour), then of the one before; of several workers each looks at
+    its own share of the tiles.
 
     Args:
       strategy: shares each batch among its replicas.
@@ -140,7 +148,9 @@ def make_evaluation(
       model_config: says how logits become classes.
       task: what the records hold.
       files: record files whose patches tile their volumes exactly.
-      batch_size: tiles a batch, a multiple of the replicas.
+      batch_size: tiles a batch over all replicas, a multiple of them.
+      case_ids: of all cases in `files`; needed where several workers share them.
+      between: called before each batch; what it raises ends the evaluation.
       progress: show a progress bar.
     """
 
@@ -156,13 +166,14 @@ def make_evaluation(
         local = strategy.experimental_local_results
         return {name: tf.concat(local(values), 0) for name, values in found.items()}
 
-    tiles = strategy.experimental_distribute_dataset(
-        evaluation_dataset(files, task, batch_size=batch_size)
+    tiles = strategy.distribute_datasets_from_function(
+        lambda context: evaluation_dataset(files, task, batch_size=batch_size, context=context)
     )
 
     def evaluate() -> tuple[CaseDice, ShownTile]:
         found, shown, most = CaseDice(class_labels(task)), None, None
         for batch in tqdm(tiles, "evaluating", unit="batch", leave=False, disable=not progress):
+            between()
             counted = count(batch)
             counts = counted["counts"].numpy()
             found.add(counted["case_id"].numpy(), counts)
@@ -170,9 +181,19 @@ def make_evaluation(
             for row, voxels in enumerate(counts[:, model_config.classes - 2 :: -1, 2].tolist()):
                 if most is None or voxels > most:
                     most, shown = voxels, _tile(counted, row)
-        return found, shown
+        return _over_workers(found, case_ids, strategy), shown
 
     return evaluate
+
+
+def _over_workers(
+    found: CaseDice, case_ids: Collection[str], strategy: tf.distribute.Strategy
+) -> CaseDice:
+    """Returns the counts of all workers together."""
+    ids, zeros = sorted({*case_ids, *found.counts}), np.zeros((len(found.names), 3), np.int64)
+    counts = np.stack([found.counts.get(case_id, zeros) for case_id in ids])
+    counts = sum_over_workers(strategy, counts)
+    return CaseDice(found.names, dict(zip(ids, counts, strict=True)))
 
 
 def _tile(batch: Batch, row: int) -> ShownTile:

@@ -17,6 +17,8 @@ _GROUPS = {
     "patches_per_second": "speed/patches_per_second",
     "voxels_per_second": "speed/voxels_per_second",
     "waiting_share": "speed/waiting_share",
+    "loss_scale": "training/loss_scale",
+    "skipped_steps": "training/skipped_steps",
 }
 
 

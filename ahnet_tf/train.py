@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ahnet_tf.presets import PRESETS, STAGES, RunConfig, run_config
+from ahnet_tf.config import ModelConfig
+from ahnet_tf.presets import PRESETS, STAGES, RunConfig, StageConfig, near, run_config
+from ahnet_tf.workers import workers_of
 from preprocessing.command import make_parser, run_command
 from preprocessing.errors import InputError, SettingsError
 from preprocessing.files import write_json
@@ -18,12 +21,16 @@ from preprocessing.tasks import Task, load_task
 if TYPE_CHECKING:
     from ahnet_tf.run_folder import TrainingResult
 
+# What --init takes besides a folder.
+SCRATCH, IMAGENET = "scratch", "imagenet"
+
 # The folder of each stage's network in the run's folder.
 FOLDERS = {"2d": "mcgcn", "3d": "ahnet"}
 
 PURPOSE = """\
 Trains the 2D MC-GCN, transfers its encoder and trains the 3D AH-Net, on records that
-python -m preprocessing.convert wrote. A run that was killed goes on if it is started again.
+python -m preprocessing.convert wrote. A run that was stopped (SIGTERM, Ctrl-C: it saves first) or
+killed goes on if it is started again. Several workers share the steps if TF_CONFIG describes them.
 
 Writes RUN/settings.json (every setting; --config takes it back), RUN/mcgcn and RUN/ahnet (best
 network, history.csv, curves.png, evaluation.json with Dice per case, overlay.png, tensorboard/,
@@ -33,6 +40,7 @@ EXAMPLES = (
     "python -m ahnet_tf.train --input records --output run",
     "python -m ahnet_tf.train --input records --output run --preset ct_liver_small",
     "python -m ahnet_tf.train --input records --output run --stage 3d --init run2d/mcgcn",
+    "python -m ahnet_tf.train --input records --output run --init imagenet --deterministic",
     "python -m ahnet_tf.train --input records --output run --set 3d.steps=500 --set batch_size=4",
     "python -m ahnet_tf.train --input records --output again --config run/settings.json --seed 1",
 )
@@ -58,7 +66,13 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="optimizer steps of each stage")
     parser.add_argument("--batch-size", type=int, help="patches a step, over all replicas")
     parser.add_argument("--learning-rate", type=float, help="of each stage, after the warm-up")
-    parser.add_argument("--precision", help="float32 or mixed_bfloat16")
+    parser.add_argument("--precision", help="float32, mixed_bfloat16 or mixed_float16")
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        default=None,
+        help="the same weights each time, bit for bit; slower on GPUs",
+    )
     parser.add_argument(
         "--replicas", type=int, help="devices to share a step (default: all GPUs, or one CPU)"
     )
@@ -71,9 +85,10 @@ def settings_from(arguments: argparse.Namespace, task: Task) -> RunConfig:
     Raises:
       SettingsError: see `run_config`.
     """
-    names = ("steps", "batch_size", "learning_rate", "precision", "replicas", "seed")
+    names = ("steps", "batch_size", "learning_rate", "precision")
+    names += ("deterministic", "replicas", "seed")
     options = {name: getattr(arguments, name) for name in names}
-    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    given = [f"{name}={json.dumps(v)}" for name, v in options.items() if v is not None]
     return run_config(
         task,
         preset=arguments.preset,
@@ -93,8 +108,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--stage", choices=["both", *STAGES], default="both", help="default: both")
     parser.add_argument(
         "--init",
-        metavar="FOLDER",
-        help="network to start the first stage from: all weights, or a 2D encoder's into 3D",
+        metavar="START",
+        default=SCRATCH,
+        help="what the first stage starts from: the folder of a network (all its weights, or a 2D "
+        "encoder's into 3D), imagenet (Keras' ResNet-50, for networks of full width), or scratch "
+        "(default)",
     )
     add_settings(parser)
     return run_command(_run, parser.parse_args(argv))
@@ -108,8 +126,7 @@ def _run(arguments: argparse.Namespace) -> int:
     replicas = {config.stages[stage].training.replicas for stage in stages}
     if len(replicas) > 1:
         raise SettingsError("replicas", "the same number in both stages", sorted(replicas))
-    if arguments.init and not (Path(arguments.init) / "model.json").is_file():
-        raise InputError(arguments.init, "a network's folder (model.json)", "none", "See --output.")
+    _check_start(arguments.init, config.stages[stages[0]].model)
     evaluated = any(config.stages[stage].training.evaluate_every for stage in stages)
     splits = ("train", "eval") if evaluated else ("train",)
     for split in splits:
@@ -121,7 +138,9 @@ def _run(arguments: argparse.Namespace) -> int:
                 "Write them with python -m preprocessing.convert, with a case for each split; "
                 "--set evaluate_every=0 trains without evaluating.",
             )
-    write_json(output / "settings.json", config.to_dict())
+    workers = workers_of()
+    if workers.chief:
+        write_json(output / "settings.json", config.to_dict())
 
     from ahnet_tf.devices import set_up_devices
     from ahnet_tf.record_files import find_records
@@ -129,11 +148,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
     set_up_devices(replicas.pop())
     files = {split: find_records(records / split) for split in splits}
-    initial = arguments.init
+    initial = _start(arguments.init, config.stages[stages[0]])
     results = []
     for stage in stages:
         folder = output / FOLDERS[stage]
-        print(f"{stage}: {config.stages[stage].model.architecture}, into {folder}", flush=True)
+        if workers.chief:
+            print(f"{stage}: {config.stages[stage].model.architecture}, into {folder}", flush=True)
         result = train_network(
             config.stages[stage].model,
             config.stages[stage].training,
@@ -145,8 +165,35 @@ def _run(arguments: argparse.Namespace) -> int:
         )
         results.append(result)
         initial = folder
-    print(summary_table(results))
+    if workers.chief:
+        print(summary_table(results))
     return 0
+
+
+def _check_start(init: str, model: ModelConfig) -> None:
+    """Checks what --init names, before TensorFlow is there to read it."""
+    if init == IMAGENET and (model.width != 1 or model.blocks != ModelConfig.blocks):
+        expected = f"a network of ResNet-50's width (1) and blocks {ModelConfig.blocks}"
+        found = f"width {model.width:g}, blocks {model.blocks}"
+        raise SettingsError(f"--init {IMAGENET}", expected, found, "See --preset ct_liver.")
+    if init == IMAGENET and model.architecture not in ("mcgcn", "ahnet"):
+        raise SettingsError(f"--init {IMAGENET}", "mcgcn or ahnet", model.architecture)
+    if init not in (SCRATCH, IMAGENET) and not (Path(init) / "model.json").is_file():
+        expected = f"a network's folder (with model.json), {IMAGENET} or {SCRATCH}"
+        found = "none" if Path(init).is_dir() else "no such folder"
+        raise InputError(init, expected, found, near(init, (SCRATCH, IMAGENET)))
+
+
+def _start(init: str, stage: StageConfig) -> Any:
+    """Returns the network or folder that the first stage starts from; None for fresh weights."""
+    if init != IMAGENET:
+        return None if init == SCRATCH else init
+    from ahnet_tf.weights.imagenet import imagenet_file
+    from ahnet_tf.weights.importing import import_network
+
+    model, _, report = import_network(imagenet_file(), stage.model, seed=stage.training.seed)
+    print(report, flush=True)
+    return model
 
 
 def summary_table(results: Sequence[TrainingResult]) -> str:

@@ -7,41 +7,68 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tensorflow as tf
 from tqdm import tqdm
 
 from ahnet_tf.case_dice import class_labels
+from ahnet_tf.checkpoints import last_checkpoint_told
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.curves import curves_png
 from ahnet_tf.data import training_dataset
-from ahnet_tf.devices import mirrored_strategy, precision
+from ahnet_tf.devices import training_strategy
 from ahnet_tf.history import History, read_history
-from ahnet_tf.nets import build_network
-from ahnet_tf.nets.checkpoint import load_network, save_network
-from ahnet_tf.nets.transfer import transfer_encoder
+from ahnet_tf.learner import Learner, make_learner
+from ahnet_tf.nets.checkpoint import save_network
 from ahnet_tf.presets import check_settings
 from ahnet_tf.record_checks import scan_records
 from ahnet_tf.report import overlay_png
 from ahnet_tf.run_folder import (
-    State,
+    EVALUATION,
+    HISTORY,
+    RESULT,
     TrainingResult,
     claim_folder,
+    complete_for_all,
     keep_best,
+    own_folder,
     read_result,
-    restore,
     write_result,
 )
-from ahnet_tf.steps import ShownTile, make_evaluation, make_optimizer, make_train_step
+from ahnet_tf.schedules import WarmUpThenDecay
+from ahnet_tf.steps import ShownTile, make_evaluation, make_train_step
+from ahnet_tf.stopping import stop_requests
 from ahnet_tf.summaries import Summaries
-from ahnet_tf.training_loop import train_steps
-from preprocessing.errors import SettingsError
-from preprocessing.files import replacing, write_json
+from ahnet_tf.training_loop import LoopParts, train_steps
+from ahnet_tf.workers import Workers, losing_no_worker, sum_over_workers, workers_of
+from preprocessing.errors import SettingsError, Stopped
+from preprocessing.files import write_json
 from preprocessing.tasks import Task
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One training as one of its processes sees it; `own` is where it writes, `output` for the chief."""
+
+    model: ModelConfig
+    training: TrainingConfig
+    task: Task
+    train_files: Sequence[str]
+    eval_files: Sequence[str]
+    output: Path
+    own: Path
+    strategy: tf.distribute.Strategy
+    workers: Workers
+    progress: bool
+
+    def say(self, line: str) -> None:
+        if self.progress:
+            print(line, flush=True)
 
 
 def train_network(
@@ -57,9 +84,11 @@ def train_network(
 ) -> TrainingResult:
     """Trains one network; goes on where a killed run in `output` stopped.
 
+    Of several workers (TF_CONFIG) each calls this with the same arguments, and the chief writes.
+
     Args:
       model_config: the network.
-      training_config: the recipe.
+      training_config: the recipe. `deterministic` holds for the whole process from then on.
       task: what the records hold.
       train_files: record files of the training split.
       eval_files: record files of the evaluation split, whose patches tile their volumes exactly; not
@@ -70,134 +99,205 @@ def train_network(
       progress: show progress bars and say what happens.
 
     Raises:
-      InputError: no records, or records that don't fit (see `scan_records`).
+      InputError: no records, records that don't fit (see `scan_records`), or a full disk.
       SettingsError: settings that don't fit the task, the devices or the run in `output`.
-      ModelError: `initial` or a checkpoint doesn't fit, or the loss is no longer finite.
+      ModelError: `initial` or a checkpoint doesn't fit, the loss is no longer finite, or another
+        worker was lost.
+      Stopped: SIGTERM or SIGINT; the run can go on from the step it had reached.
     """
-    output, config = Path(output), training_config
+    output, config, workers = Path(output), training_config, workers_of()
     check_settings(model_config, config, task)
-    if (output / "result.json").is_file():
-        claim_folder(output, model_config, config, task)
-        return read_result(output / "result.json")
+    progress = progress and workers.chief
+    if workers.count == 1 and (output / RESULT).is_file():
+        claim_folder(output, output, model_config, config, task)
+        return read_result(output / RESULT)
     records = scan_records(train_files, task, progress=progress).records
+    cases = {}
     if config.evaluate_every:
-        scan_records(eval_files, task, tiled=True, progress=progress)
-    strategy = mirrored_strategy(config.replicas)
+        cases = scan_records(eval_files, task, tiled=True, progress=progress).volume_voxels
+    strategy = training_strategy(config.replicas)
     if config.batch_size % strategy.num_replicas_in_sync:
         expected = f"a multiple of the {strategy.num_replicas_in_sync} replicas"
         raise SettingsError("batch_size", expected, config.batch_size)
-    claim_folder(output, model_config, config, task)
-
-    tf.keras.utils.set_random_seed(config.seed)
-    with strategy.scope(), precision(config.precision):
-        model = build_network(model_config, seed=config.seed)
-    optimizer = make_optimizer(strategy, model, config)
-    state = State()
-    checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, state=state)
-    manager = tf.train.CheckpointManager(checkpoint, str(output / "checkpoints"), max_to_keep=2)
-    if manager.latest_checkpoint:
-        restore(manager)
-        _say(progress, f"{output}: going on after step {int(state.step)}")
-    elif initial is not None:
-        report = start_from(initial, model)
-        with replacing(output / "transfer.txt") as temporary:
-            temporary.write_text(f"{report}\n", encoding="utf-8")
-
-    batches = training_dataset(
-        train_files,
-        task,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        augment=config,
-        start_step=int(state.step),
-        records=records,
-    )
-    evaluate = None
-    if config.evaluate_every:
-        evaluate = make_evaluation(
-            strategy,
-            model,
+    with losing_no_worker(output, workers), own_folder(output, workers.chief) as own:
+        claim_folder(output, own, model_config, config, task)
+        if complete_for_all(strategy, output):
+            return read_result(output / RESULT)
+        run = _Run(
             model_config,
+            config,
             task,
+            train_files,
             eval_files,
-            batch_size=config.batch_size,
-            progress=progress,
+            output,
+            own,
+            strategy,
+            workers,
+            progress,
         )
-    history = History(output / "history.csv", class_labels(task), int(state.step))
-    summaries = Summaries(output / "tensorboard", history.kept)
+        result = _train(run, records, cases, initial)
+        # The next stage of every worker begins with what the chief has written.
+        sum_over_workers(strategy, 1)
+        return result
 
-    def evaluated() -> dict[str, float]:
-        found, tile = evaluate()
-        _draw(
-            output / "overlay.png",
-            tile,
-            task,
-            f"{model_config.architecture}, step {int(state.step)}",
-        )
-        summaries.picture(output / "overlay.png", "evaluation", int(state.step))
-        return keep_best(found, state, model, model_config, output)
+
+def _train(
+    run: _Run,
+    records: int,
+    case_ids: Collection[str],
+    initial: tf.keras.Model | str | Path | None,
+) -> TrainingResult:
+    """Makes the steps that are left and writes what a complete run leaves."""
+    config = run.training
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    tf.keras.utils.set_random_seed(config.seed)
+    learner = make_learner(run.strategy, run.model, config, run.output, run.own, initial, run.say)
+    state = learner.state
+    begun_with = run.output / HISTORY
+    history = History(run.own / HISTORY, class_labels(run.task), int(state.logged), begun_with)
+    summaries = Summaries(run.own / "tensorboard", history.kept)
 
     def log(row: dict[str, float]) -> None:
         history.add(row)
         summaries.add(row)
 
-    train_steps(
-        config,
-        batches=strategy.experimental_distribute_dataset(batches),
-        train_step=make_train_step(strategy, model, optimizer, model_config, config),
-        evaluate=evaluated if evaluate else None,
-        log=log,
-        learning_rate=optimizer.learning_rate,
-        patch_voxels=math.prod(task.patch_shape_zyx),
-        state=state,
-        manager=manager,
-        bar=tqdm(
-            desc=model_config.architecture,
-            total=config.steps,
-            initial=int(state.step),
-            unit="step",
-            disable=not progress,
-        ),
+    bar = tqdm(
+        desc=run.model.architecture,
+        total=config.steps,
+        initial=int(state.step),
+        unit="step",
+        disable=not run.progress,
     )
-    save_network(output / "last", model, model_config)
-    write_json(output / "last" / "task.json", task.to_dict())
-    rows = read_history(output / "history.csv")
-    curves_png(output / "curves.png", rows, f"{model_config.architecture}, {config.steps} steps")
-    if evaluate:
-        best = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
-    else:
-        save_network(output, model, model_config)
-        best = {"step": int(state.step), "dice": {}, "undefined": {}}
+    with last_checkpoint_told(run.output, learner.manager), bar, stop_requests() as requested:
+        evaluate = None
+        if config.evaluate_every:
+            evaluate = _evaluation(run, learner, summaries, case_ids, requested)
+        parts = LoopParts(
+            train_step=make_train_step(
+                run.strategy, learner.model, learner.optimizer, run.model, config, learner.average
+            ),
+            evaluate=evaluate,
+            log=log,
+            learning_rate=WarmUpThenDecay(config),
+            loss_scale=learner.loss_scale if config.precision == "mixed_float16" else None,
+            save=learner.save,
+            stop_request=_agreed(requested, run),
+        )
+        try:
+            train_steps(
+                config,
+                parts,
+                batches=_batches(run, records, int(state.step)),
+                patch_voxels=math.prod(run.task.patch_shape_zyx),
+                state=state,
+                bar=bar,
+            )
+        except Stopped as stopped:
+            name = signal.Signals(stopped.signal).name
+            message = (
+                f"{run.output}: stopped by {name} after step {int(state.step)} of {config.steps}"
+            )
+            message = f"{message}, which is saved; the same command goes on from there"
+            raise Stopped(stopped.signal, message) from None
+        return _finish(run, learner)
+
+
+def _batches(run: _Run, records: int, start_step: int) -> tf.distribute.DistributedDataset:
+    config = run.training
+    return run.strategy.distribute_datasets_from_function(
+        lambda context: training_dataset(
+            run.train_files,
+            run.task,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            augment=config,
+            start_step=start_step,
+            records=records,
+            context=context,
+        )
+    )
+
+
+def _evaluation(
+    run: _Run,
+    learner: Learner,
+    summaries: Summaries,
+    case_ids: Collection[str],
+    requested: Callable[[], int],
+) -> Callable[[], dict[str, float]]:
+    """Returns the function that evaluates, draws, keeps the network if it is the best, and scores it."""
+
+    def stop_if_asked() -> None:
+        # Several workers finish their evaluation, since none can leave the others alone in it.
+        if run.workers.count == 1 and requested():
+            raise Stopped(requested(), "while evaluating")
+
+    evaluate = make_evaluation(
+        run.strategy,
+        learner.model,
+        run.model,
+        run.task,
+        run.eval_files,
+        batch_size=run.training.batch_size,
+        case_ids=case_ids,
+        between=stop_if_asked,
+        progress=run.progress,
+    )
+
+    def evaluated() -> dict[str, float]:
+        step, picture = int(learner.state.step), run.own / "overlay.png"
+        with learner.kept_weights():
+            found, tile = evaluate()
+            _draw(picture, tile, run.task, f"{run.model.architecture}, step {step}")
+            summaries.picture(picture, "evaluation", step)
+            return keep_best(found, learner.state, learner.model, run.model, run.own)
+
+    return evaluated
+
+
+def _agreed(requested: Callable[[], int], run: _Run) -> Callable[[], int]:
+    """Returns the function that says to all workers alike whether one of them is asked to stop."""
+    if run.workers.count == 1:
+        return requested
+
+    def agreed() -> int:
+        asked = sum_over_workers(run.strategy, bool(requested()))
+        return requested() or signal.SIGTERM if asked else 0
+
+    return agreed
+
+
+def _finish(run: _Run, learner: Learner) -> TrainingResult:
+    """Writes what a complete run leaves; returns its summary."""
+    step = int(learner.state.step)
+    best = {"step": step, "dice": {}, "undefined": {}}
+    with learner.kept_weights():
+        save_network(run.own / "last", learner.model, run.model)
+        if not run.training.evaluate_every:
+            save_network(run.own, learner.model, run.model)
+    if run.training.evaluate_every:
+        best = json.loads((run.own / EVALUATION).read_text(encoding="utf-8"))
+    write_json(run.own / "last" / "task.json", run.task.to_dict())
+    rows = read_history(run.own / HISTORY)
+    title = f"{run.model.architecture}, {run.training.steps} steps"
+    curves_png(run.own / "curves.png", rows, title)
     result = TrainingResult(
-        output=str(output),
-        architecture=model_config.architecture,
-        parameters=sum(math.prod(weight.shape) for weight in model.trainable_weights),
-        steps=int(state.step),
+        output=str(run.output),
+        architecture=run.model.architecture,
+        parameters=sum(math.prod(weight.shape) for weight in learner.model.trainable_weights),
+        steps=step,
         best_step=best["step"],
         dice=best["dice"],
         undefined=best["undefined"],
         loss=rows[-1]["loss"],
-        seconds=round(float(state.seconds), 1),
+        seconds=round(float(learner.state.seconds), 1),
         patches_per_second=statistics.median(row["patches_per_second"] for row in rows),
         voxels_per_second=statistics.median(row["voxels_per_second"] for row in rows),
         waiting_share=statistics.mean(row["waiting_share"] for row in rows),
     )
-    write_result(output / "result.json", result)
-    return read_result(output / "result.json")
-
-
-def start_from(initial: tf.keras.Model | str | Path, model: tf.keras.Model) -> Any:
-    """Gives `model` the weights of another network, all or its encoder's; returns the report.
-
-    Raises:
-      ModelError: the weights don't fit.
-    """
-    source = initial if isinstance(initial, tf.keras.Model) else load_network(initial)[0]
-    if [w.shape for w in source.weights] != [w.shape for w in model.weights]:
-        return transfer_encoder(source, model)
-    for weight, value in zip(model.weights, source.get_weights(), strict=True):
-        weight.assign(value)
-    return f"all {len(model.weights)} weights taken from {source.name}"
+    write_result(run.own / RESULT, result)
+    return read_result(run.own / RESULT)
 
 
 def _draw(path: Path, tile: ShownTile, task: Task, title: str) -> None:
@@ -211,8 +311,3 @@ def _draw(path: Path, tile: ShownTile, task: Task, title: str) -> None:
         class_names=task.class_names,
         title=title,
     )
-
-
-def _say(progress: bool, line: object) -> None:
-    if progress:
-        print(line, flush=True)

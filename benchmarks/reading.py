@@ -59,8 +59,8 @@ def _run(arguments) -> None:
             for name, shape in SHAPES.items()
         }
         for shape, task in tasks.items():
-            _write_records(folder / shape, task, [RECORDS // 4] * 4)
-            _write_records(folder / f"{shape}-eval", task, [1])
+            write_records(folder / shape, task, [RECORDS // 4] * 4)
+            write_records(folder / f"{shape}-eval", task, [1])
         reading = _reading(folder, tasks, arguments.batches)
         spread = _spread(folder, tasks["small"], arguments.batches)
         training = _training(folder, tasks)
@@ -143,7 +143,7 @@ def _spread(folder: Path, task: Task, batches: int) -> list[dict]:
     layouts = {"one": [1000], "thousand": [0, 0, 4, *[1] * 996, 0]}
     rows = []
     for name, counts in layouts.items():
-        _write_records(folder / name, task, counts)
+        write_records(folder / name, task, counts)
         found = _read(folder / name, task, ["default"], 2, batches, first_record=998)
         rows.append({"files": len(counts)} | found[0])
     print()
@@ -241,7 +241,7 @@ def _training(folder: Path, tasks: dict[str, Task]) -> list[dict]:
     return rows
 
 
-def _write_records(folder: Path, task: Task, counts: Sequence[int]) -> None:
+def write_records(folder: Path, task: Task, counts: Sequence[int]) -> None:
     """Writes one file a count; a count of 0 leaves an empty file, as an unlucky split may."""
     import tensorflow as tf
 

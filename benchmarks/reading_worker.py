@@ -67,8 +67,9 @@ def train(folder, eval_folder, task, model, training, output, repeats):
     from ahnet_tf.devices import mirrored_strategy, precision
     from ahnet_tf.history import read_history
     from ahnet_tf.nets import build_network
+    from ahnet_tf.optimizer import make_optimizer
     from ahnet_tf.record_files import find_records
-    from ahnet_tf.steps import make_optimizer, make_train_step
+    from ahnet_tf.steps import make_train_step
     from ahnet_tf.training import train_network
     from preprocessing.tasks import task_from_dict
 

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from preprocessing.errors import AHNetError
+from preprocessing.errors import AHNetError, Stopped
 
 
 def make_parser(module: str, purpose: str, examples: Sequence[str]) -> argparse.ArgumentParser:
@@ -45,7 +45,8 @@ def run_command(
 ) -> int:
     """Runs a command and returns its exit code; a user's error becomes one line on stderr.
 
-    The code is what `run` returns (None counts as 0), 1 after an error, 130 after Ctrl-C.
+    The code is what `run` returns (None counts as 0), 1 after an error, 130 after Ctrl-C, and 128 more
+    than the signal where one stopped work that can be gone on with.
     With `--debug` errors keep their traceback.
     """
     quiet_frameworks(arguments.debug)
@@ -54,6 +55,9 @@ def run_command(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signal
     except (AHNetError, OSError) as error:
         if arguments.debug:
             raise

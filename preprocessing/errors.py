@@ -44,3 +44,20 @@ class ServingError(AHNetError):
 
 class PipelineError(AHNetError):
     """A pipeline can't be launched, or one of its components stopped it."""
+
+
+class Stopped(Exception):  # noqa: N818
+    """A signal ended the work before its end; what was done is saved, and can be gone on with.
+
+    Args:
+      signal: its number; the command exits with 128 more.
+      message: what stopped where, and how to go on.
+    """
+
+    def __init__(self, signal: int, message: str):
+        super().__init__(signal, message)
+        self.signal = signal
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message

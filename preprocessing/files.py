@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+# Errors of a disk without room; the last is what a limit on the size of files gives.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+# As `replacing` names its folders: the target's name and what mkdtemp appends.
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")
 
 
 @contextlib.contextmanager
@@ -32,6 +40,13 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_unfinished(folder: str | os.PathLike) -> None:
+    """Removes what `replacing` left in a folder where its process was killed; no other may write there."""
+    for path in Path(folder).glob(".*"):
+        if path.is_dir() and _TEMPORARY.fullmatch(path.name):
+            shutil.rmtree(path)
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.nets.ahnet import ahnet_logits
-from ahnet_tf.nets.inputs import CropInPlane, IntensityWindow, PadInPlane
+from ahnet_tf.nets.inputs import CropInPlane, ForegroundPrior, IntensityWindow, PadInPlane
 from ahnet_tf.nets.mcgcn import mcgcn_logits
 from ahnet_tf.nets.unet import unet2d_logits, unet3d_logits
 
@@ -43,6 +43,8 @@ def build_network(config: ModelConfig, *, seed: int = 0, name: str | None = None
     padded = PadInPlane(32, name="pad")(windowed)
     logits = ARCHITECTURES[config.architecture](padded, config)
     logits = CropInPlane(name="crop")(logits, image)
+    if config.foreground_prior:
+        logits = ForegroundPrior(config.foreground_prior, name="prior")(logits)
     model = tf.keras.Model(image, logits, name=name or config.architecture)
     for path, variable in named_weights(model).items():
         if "kernel" in path.rsplit("/", 1)[-1]:

@@ -30,7 +30,7 @@ def save_network(folder: str | Path, model: tf.keras.Model, config: ModelConfig)
     arrays = {name: variable.numpy() for name, variable in named_weights(model).items()}
     save_config(Path(folder) / SETTINGS, config)
     with replacing(Path(folder) / WEIGHTS) as temporary:
-        safetensors.numpy.save_file(arrays, temporary)
+        temporary.write_bytes(safetensors.numpy.save(arrays))
 
 
 def load_network(

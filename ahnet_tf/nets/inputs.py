@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import tensorflow as tf
 
 from ahnet_tf.nets.norms import SettingsLayer, register
@@ -68,6 +70,24 @@ class CropInPlane(SettingsLayer):
     def call(self, inputs, like):
         shape = tf.shape(like)
         return inputs[:, :, : shape[2], : shape[3]]
+
+
+@register
+class ForegroundPrior(SettingsLayer):
+    """Adds log(p / (1 - p)) to the logits of all classes but the background; float32.
+
+    So lesions, which are rare, don't have to be unlearned first everywhere (Lin et al. 2017, section 4.1).
+    """
+
+    settings = ("probability",)
+
+    def __init__(self, probability: float, **kwargs):
+        super().__init__(**{"dtype": "float32"} | kwargs)
+        self.probability = probability
+
+    def call(self, inputs):
+        offset = math.log(self.probability / (1 - self.probability))
+        return inputs + tf.constant([0.0] + [offset] * (inputs.shape[-1] - 1))
 
 
 @register

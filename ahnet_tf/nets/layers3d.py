@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from ahnet_tf.nets.dropout import SeededDropout
 from ahnet_tf.nets.layers2d import ConvNorm
 from ahnet_tf.nets.norms import (
     SettingsLayer,
@@ -322,7 +323,7 @@ class Final(SettingsLayer):
         self.upsampling = upsampling
         self.norm = norm
         self.normalise = make_norm(norm, "norm", pieces)
-        self.drop = tf.keras.layers.Dropout(dropout)
+        self.drop = SeededDropout(dropout, name="drop")
         self.up = make_upsampling(upsampling, classes)
 
     def build(self, input_shape):
@@ -335,5 +336,5 @@ class Final(SettingsLayer):
     def call(self, inputs, image, training=None):
         maps = as_pieces(inputs)
         pieces = self.normalise([fold(piece) for piece in maps], training=training)
-        pieces = [self.drop(tf.nn.relu(piece), training=training) for piece in pieces]
+        pieces = self.drop([tf.nn.relu(piece) for piece in pieces], training=training)
         return self.up(unfold(conv_to_few(pieces, self.kernel, self.pieces), maps[0]), image)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
+from ahnet_tf.nets.dropout import SeededDropout
 from ahnet_tf.nets.encoder import channels, residual_stages
 from ahnet_tf.nets.inputs import NeighbouringSlices
 from ahnet_tf.nets.layers2d import ConvNorm, GlobalConv, MaxPool, Refine, ResizeInPlane, Stem
@@ -34,6 +35,6 @@ def mcgcn_logits(x: tf.Tensor, config: ModelConfig) -> tf.Tensor:
                 tf.keras.layers.Add(name=f"sum{i}")([x, lateral])
             )
         x = lateral
-    x = tf.keras.layers.Dropout(config.dropout, name="dropout")(x)
+    x = SeededDropout(config.dropout, name="dropout")(x)
     x = ResizeInPlane(name="up6")(x, image)
     return Refine(norm, name="refine10")(x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
+from ahnet_tf.nets.dropout import SeededDropout
 from ahnet_tf.nets.encoder import channels
 from ahnet_tf.nets.inputs import NeighbouringSlices
 from ahnet_tf.nets.layers2d import ConvNorm, MaxPool
@@ -54,5 +55,5 @@ def _unet(x, config, levels, volumetric):
         x = tf.keras.layers.Concatenate(name=f"up{i}_concat")([skips[i - 1], x])
         x = convolve(x, width, f"up{i}_conv1")
         x = convolve(x, width, f"up{i}_conv2")
-    x = tf.keras.layers.Dropout(config.dropout, name="dropout")(x)
+    x = SeededDropout(config.dropout, name="dropout")(x)
     return tf.keras.layers.Dense(config.classes, name="logits")(x)

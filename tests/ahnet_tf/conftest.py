@@ -11,6 +11,8 @@ from ahnet_tf.config import ModelConfig
 from ahnet_tf.predictors import ExportSettings
 from preprocessing.files import write_json
 from preprocessing.tasks import PRESETS, Task
+from tests.ahnet_tf.forks import Forks
+from tests.ahnet_tf.toy import write_records
 
 LIVER_HU, TUMOUR_HU = 50, 150
 
@@ -69,3 +71,17 @@ def heat_map_model(tmp_path_factory) -> Path:
     settings = ExportSettings(PRESETS["dbt_lesion"], ModelConfig(classes=2), (8, 16, 16))
     write_json(folder / "assets.extra" / "ahnet.json", settings.to_dict())
     return folder
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Processes that begin with the training imported (see `Forks`)."""
+    found = Forks()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def toy_records(tmp_path_factory) -> Path:
+    """A folder of toy records as preprocessing.convert writes it (see `toy`)."""
+    return write_records(tmp_path_factory.mktemp("toy") / "records")

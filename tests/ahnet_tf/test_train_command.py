@@ -64,6 +64,11 @@ def test_help_comes_without_tensorflow():
         (["--learning-rate", "0"], "learning_rate: expected a rate above 0"),
         (["--config", "missing.json"], "missing.json: No such file"),
         (["--init", "missing", "--set", "class_weights=[1,2]"], "missing: expected a network"),
+        (["--init", "imagnet", "--set", "class_weights=[1,2]"], "Did you mean 'imagenet'?"),
+        (
+            ["--init", "imagenet", "--set", "class_weights=[1,2]", "--set", "width=0.5"],
+            "--init imagenet: expected a network of ResNet-50's width (1)",
+        ),
         (["--task", "ct_livre"], "Did you mean 'ct_liver'"),
         (["--precision", "float8"], "precision: expected one of float32"),
         (["--set", "2d.replicas=2", "--set", "class_weights=[1,2]"], "the same number in both"),
@@ -76,6 +81,14 @@ def test_refuses_before_any_work(records, tmp_path, capsys, options, message):
     assert code == 1
     assert error.count("\n") == 1
     assert message in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_refuses_a_damaged_cluster_before_any_work(records, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"index": 5}}')
+    options = ["--input", str(records), "--output", str(tmp_path / "run")]
+    assert main([*options, "--set", "class_weights=[1,2]"]) == 1
+    assert "TF_CONFIG: expected a task of its cluster" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -1,5 +1,6 @@
 """The parts of a training, each against numbers worked out by hand."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -11,9 +12,12 @@ from hypothesis import strategies as st
 from ahnet_tf.case_dice import CaseDice, class_labels, mean_over_classes, tile_counts
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.history import COLUMNS, History, read_history
+from ahnet_tf.nets.build import build_network
+from ahnet_tf.nets.dropout import SeededDropout, dropout_seed
 from ahnet_tf.nets.inputs import class_probabilities
 from ahnet_tf.schedules import WarmUpThenDecay
 from ahnet_tf.steps import batch_loss, predicted_classes
+from preprocessing.errors import SettingsError
 from preprocessing.tasks import PRESETS, Task
 
 LIVER = PRESETS["ct_liver"]
@@ -179,3 +183,39 @@ def test_history_goes_on_after_the_last_checkpoint(tmp_path):
     assert math.isnan(rows[0]["dice_liver"])
     assert rows[0]["undefined_liver"] == 2
     assert rows[0]["loss"] == 0.5
+
+
+@pytest.mark.parametrize("architecture", ["unet2d", "mcgcn", "ahnet"])
+def test_a_prior_shifts_the_logits_of_the_foreground_alone(architecture):
+    small = {"classes": 3, "width": 0.125, "blocks": (1, 1, 1, 1), "growth": 4, "dense_layers": 1}
+    plain = ModelConfig(architecture, activation="sigmoid", **small)
+    prior = dataclasses.replace(plain, foreground_prior=0.01)
+    image = tf.random.stateless_normal((1, 2, 32, 32, 1), (1, 2), stddev=100)
+    one, other = (build_network(config, seed=3) for config in (plain, prior))
+    shift = other(image) - one(image)
+    # log(0.01 / 0.99)
+    expected = np.broadcast_to([0, -4.59512, -4.59512], shift.shape)
+    np.testing.assert_allclose(shift, expected, atol=1e-4)
+    assert [w.shape for w in one.weights] == [w.shape for w in other.weights]
+    with pytest.raises(SettingsError, match="foreground_prior: expected 0 with a softmax"):
+        dataclasses.replace(prior, activation="softmax")
+
+
+def test_dropout_follows_the_seed_of_the_step():
+    layer, x = SeededDropout(0.25, name="drop"), tf.ones((64, 64))
+
+    def dropped(seed, inputs=x):
+        with dropout_seed(tf.constant(seed)):
+            return layer(inputs, training=True)
+
+    first = dropped([1, 2]).numpy()
+    np.testing.assert_array_equal(first, dropped([1, 2]))
+    assert set(np.unique(first)) == {0, np.float32(4 / 3)}
+    # 4096 values: five standard deviations are 0.034.
+    assert abs((first == 0).mean() - 0.25) < 0.034
+    assert (first != dropped([1, 3]).numpy()).any()
+    one, two = dropped([1, 2], [x, x])
+    np.testing.assert_array_equal(one, first)
+    assert (one.numpy() != two.numpy()).any()
+    np.testing.assert_array_equal(layer(x, training=False), x)
+    assert (layer(x, training=True).numpy() != layer(x, training=True).numpy()).any()

@@ -96,6 +96,13 @@ def test_dumped_settings_are_taken_back(tmp_path):
         (["class_weights=[1,-1,1]"], "class_weights"),
         (["class_weights=3"], "class_weights"),
         (["jit_compile=1"], "jit_compile"),
+        (["deterministic=yes"], "deterministic: expected true or false"),
+        (["weight_decay=-0.1"], "weight_decay: expected at least 0"),
+        (["weight_decay=2000"], "weight_decay: expected less than 1 / learning_rate"),
+        (["ema_momentum=1"], "ema_momentum: expected a fraction from 0 to below 1"),
+        (["ema_momentun=0.9"], "Did you mean 'ema_momentum'"),
+        (["precision=mixed_float61"], "Did you mean 'mixed_float16'"),
+        (["foreground_prior=0.01"], "foreground_prior: expected 0 with a softmax"),
         (["width=wide"], "settings of stage 2d"),
     ],
 )
