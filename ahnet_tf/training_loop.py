@@ -124,7 +124,6 @@ def train_steps(
         step += 1
         state.step.assign(step)
         bar.update()
-    bar.close()
 
 
 def _row(

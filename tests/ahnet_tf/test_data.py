@@ -122,6 +122,40 @@ def test_evaluation_keeps_order_and_fills_the_last_batch_with_weightless_copies(
     assert batches[-1]["spacing_mm"].tolist() == [[1, 1, 5]] * 3
 
 
+def shares(dataset_of, batch_size, steps):
+    """What two workers of two replicas each read, put together again: the numbers of each step."""
+    taken = []
+    for worker in range(2):
+        context = tf.distribute.InputContext(
+            num_input_pipelines=2, input_pipeline_id=worker, num_replicas_in_sync=4
+        )
+        elements = numbers(dataset_of(batch_size=batch_size, context=context), 2 * steps)
+        assert {len(element) for element in elements} == {batch_size // 4}
+        taken.append(elements)
+    return [
+        list(
+            itertools.chain(*(worker[2 * step + replica] for worker in taken for replica in (0, 1)))
+        )
+        for step in range(steps)
+    ]
+
+
+def test_workers_share_each_batch_of_the_training(files):
+    def dataset_of(**options):
+        return training_dataset(files, TASK, seed=3, start_step=2, **options)
+
+    assert shares(dataset_of, 8, steps=5) == numbers(dataset_of(batch_size=8), 5)
+    cardinality = dataset_of(batch_size=8).cardinality()
+    assert cardinality == tf.data.INFINITE_CARDINALITY
+
+
+def test_workers_share_each_batch_of_the_evaluation(files):
+    def dataset_of(**options):
+        return evaluation_dataset(files, TASK, **options)
+
+    assert shares(dataset_of, 4, steps=2) == [[0, 1, 2, 3], [4, 5, 6, 6]]
+
+
 def test_scan_counts_records_and_voxels(files):
     summary = scan_records(files, TASK)
     assert summary.records == 7
