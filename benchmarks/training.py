@@ -30,8 +30,7 @@ BATCHES = (1, 2, 4)
 LOOP_STEPS = 24
 OPTIMIZERS = {
     "Adam": (),
-    "AdamW": ("weight_decay=0.01",),
-    "Adam, averaged weights": ("ema_momentum=0.999",),
+    "AdamW, averaged weights": ("weight_decay=0.01", "ema_momentum=0.999"),
 }
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}
 
