@@ -172,7 +172,8 @@ def check_settings(model_config: ModelConfig, config: TrainingConfig, task: Task
     """Checks that a network and its recipe fit the task.
 
     Raises:
-      SettingsError: another number of classes or intensity window, or a softmax for a heat map.
+      SettingsError: another number of classes or intensity window, or a softmax for a heat map or its
+        loss.
     """
     count = len(task.class_names)
     classes = f"{count} ({', '.join(task.class_names)})"
@@ -183,6 +184,9 @@ def check_settings(model_config: ModelConfig, config: TrainingConfig, task: Task
     if task.target == "heat_map" and model_config.activation != "sigmoid":
         expected = f"sigmoid, for task {task.name} has a heat map as its target"
         raise SettingsError("activation", expected, model_config.activation)
+    if config.loss == "heat_map_l2" and model_config.activation != "sigmoid":
+        expected = "focal, cross_entropy or dice_focal with a softmax (activation)"
+        raise SettingsError("loss", expected, config.loss)
     if tuple(model_config.intensity_window) != tuple(task.intensity_window):
         raise SettingsError(
             "intensity_window",

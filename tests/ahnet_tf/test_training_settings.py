@@ -102,6 +102,7 @@ def test_dumped_settings_are_taken_back(tmp_path):
         (["ema_momentum=1"], "ema_momentum: expected a fraction from 0 to below 1"),
         (["ema_momentun=0.9"], "Did you mean 'ema_momentum'"),
         (["precision=mixed_float61"], "Did you mean 'mixed_float16'"),
+        (["loss=heat_map_l2"], "loss: expected focal, cross_entropy or dice_focal with a softmax"),
         (["foreground_prior=0.01"], "foreground_prior: expected 0 with a softmax"),
         (["width=wide"], "settings of stage 2d"),
     ],
