@@ -135,10 +135,10 @@ def train_network(
             workers,
             progress,
         )
-        result = _train(run, records, cases, initial)
-        # The next stage of every worker begins with what the chief has written.
+        _train(run, records, cases, initial)
+        # Every worker goes on with what the chief has written.
         sum_over_workers(strategy, 1)
-        return result
+        return read_result(output / RESULT)
 
 
 def _train(
@@ -146,7 +146,7 @@ def _train(
     records: int,
     case_ids: Collection[str],
     initial: tf.keras.Model | str | Path | None,
-) -> TrainingResult:
+) -> None:
     """Makes the steps that are left and writes what a complete run leaves."""
     config = run.training
     if config.deterministic:
@@ -200,7 +200,12 @@ def _train(
             )
             message = f"{message}, which is saved; the same command goes on from there"
             raise Stopped(stopped.signal, message) from None
-        return _finish(run, learner)
+        with learner.kept_weights():
+            save_network(run.own / "last", learner.model, run.model)
+            if not config.evaluate_every:
+                save_network(run.own, learner.model, run.model)
+        if run.workers.chief:
+            _finish(run, learner)
 
 
 def _batches(run: _Run, records: int, start_step: int) -> tf.distribute.DistributedDataset:
@@ -268,20 +273,16 @@ def _agreed(requested: Callable[[], int], run: _Run) -> Callable[[], int]:
     return agreed
 
 
-def _finish(run: _Run, learner: Learner) -> TrainingResult:
-    """Writes what a complete run leaves; returns its summary."""
+def _finish(run: _Run, learner: Learner) -> None:
+    """Writes what a complete run leaves besides its networks; the chief's work."""
     step = int(learner.state.step)
     best = {"step": step, "dice": {}, "undefined": {}}
-    with learner.kept_weights():
-        save_network(run.own / "last", learner.model, run.model)
-        if not run.training.evaluate_every:
-            save_network(run.own, learner.model, run.model)
     if run.training.evaluate_every:
-        best = json.loads((run.own / EVALUATION).read_text(encoding="utf-8"))
-    write_json(run.own / "last" / "task.json", run.task.to_dict())
-    rows = read_history(run.own / HISTORY)
+        best = json.loads((run.output / EVALUATION).read_text(encoding="utf-8"))
+    write_json(run.output / "last" / "task.json", run.task.to_dict())
+    rows = read_history(run.output / HISTORY)
     title = f"{run.model.architecture}, {run.training.steps} steps"
-    curves_png(run.own / "curves.png", rows, title)
+    curves_png(run.output / "curves.png", rows, title)
     result = TrainingResult(
         output=str(run.output),
         architecture=run.model.architecture,
@@ -296,8 +297,7 @@ def _finish(run: _Run, learner: Learner) -> TrainingResult:
         voxels_per_second=statistics.median(row["voxels_per_second"] for row in rows),
         waiting_share=statistics.mean(row["waiting_share"] for row in rows),
     )
-    write_result(run.own / RESULT, result)
-    return read_result(run.own / RESULT)
+    write_result(run.output / RESULT, result)
 
 
 def _draw(path: Path, tile: ShownTile, task: Task, title: str) -> None:

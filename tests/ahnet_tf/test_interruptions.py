@@ -17,7 +17,7 @@ from ahnet_tf.workers import Workers, workers_of
 from preprocessing.errors import SettingsError
 
 SMALL = ["architecture=unet2d", "width=0.125", "norm=group", "warmup_steps=2", "batch_size=2"]
-OFTEN = ["checkpoint_every=5", "evaluate_every=16", "log_every=3", "weight_decay=0.01"]
+OFTEN = ["checkpoint_every=5", "evaluate_every=20", "log_every=3", "weight_decay=0.01"]
 
 
 def options(records, output, *settings, steps):
@@ -62,10 +62,10 @@ def test_ten_kills_and_two_requests_to_stop_change_nothing(forks, toy_records, t
     """Killed at random points of steps, checkpoints and evaluations, and twice before the first step."""
     settings = [*OFTEN, "ema_momentum=0.9", "dropout=0.2"]
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    given = [*options(toy_records, undisturbed, *settings, steps=80), "--deterministic"]
+    given = [*options(toy_records, undisturbed, *settings, steps=60), "--deterministic"]
     log = tmp_path / "log"
     assert forks.wait(forks.train(given, log)) == 0, log.read_text()[-2000:]
-    seconds_a_step = rows_of(undisturbed)[-1]["seconds"] / 80
+    seconds_a_step = rows_of(undisturbed)[-1]["seconds"] / 60
 
     given[3] = str(disturbed)
     chance = random.Random(7)
@@ -75,7 +75,7 @@ def test_ten_kills_and_two_requests_to_stop_change_nothing(forks, toy_records, t
             time.sleep(chance.uniform(0.2, 1.5))
         else:
             wait_for_rows(forks, process, disturbed, more=1)
-            time.sleep(chance.uniform(0, 4 * seconds_a_step))
+            time.sleep(chance.uniform(0, 2 * seconds_a_step))
         os.kill(process, signal.SIGKILL)
         assert forks.wait(process) == -signal.SIGKILL
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -85,13 +85,13 @@ def test_ten_kills_and_two_requests_to_stop_change_nothing(forks, toy_records, t
         assert forks.wait(process) == 128 + number
         line = (tmp_path / "stopped").read_text().splitlines()[-1]
         step = int(line.split("after step ")[1].split()[0])
-        assert f"stopped by {number.name} after step {step} of 80, which is saved" in line
+        assert f"stopped by {number.name} after step {step} of 60, which is saved" in line
         checkpoints = (disturbed / "mcgcn" / "checkpoints" / "checkpoint").read_text()
         assert f'model_checkpoint_path: "ckpt-{step}"' in checkpoints
     assert not (disturbed / "mcgcn" / "result.json").exists()
     assert forks.wait(forks.train(given, log)) == 0, log.read_text()[-2000:]
 
-    assert json.loads((disturbed / "mcgcn" / "result.json").read_text())["steps"] == 80
+    assert json.loads((disturbed / "mcgcn" / "result.json").read_text())["steps"] == 60
     assert seen(disturbed) == seen(undisturbed)
     assert files_of(disturbed) == files_of(undisturbed)
     left = {path.name for path in (disturbed / "mcgcn").rglob("*") if path.name.startswith(".")}
