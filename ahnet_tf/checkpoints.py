@@ -17,9 +17,15 @@ from preprocessing.files import DISK_FULL
 KEPT = 2
 
 
+def finished_checkpoints(folder: str | Path) -> list[str]:
+    """Returns the checkpoints in a folder that were finished, the oldest first."""
+    state = tf.train.get_checkpoint_state(str(folder))
+    return list(state.all_model_checkpoint_paths) if state else []
+
+
 def remove_unfinished(manager: tf.train.CheckpointManager) -> None:
     """Removes files of checkpoints that were never finished."""
-    known = {Path(path).name for path in manager.checkpoints}
+    known = {Path(path).name for path in finished_checkpoints(manager.directory)}
     for path in Path(manager.directory).glob("ckpt-*"):
         if path.name.endswith("_temp"):
             shutil.rmtree(path)
@@ -27,20 +33,21 @@ def remove_unfinished(manager: tf.train.CheckpointManager) -> None:
             path.unlink()
 
 
-def restore(manager: tf.train.CheckpointManager, say: Callable[[str], None]) -> None:
-    """Restores the newest checkpoint that can be read.
+def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Callable[[str], None]) -> None:
+    """Restores the newest checkpoint in a folder that can be read.
 
     Args:
-      manager: of the checkpoints, of which there is one.
+      checkpoint: what is restored.
+      folder: with at least one checkpoint.
       say: is told of a damaged checkpoint.
 
     Raises:
       ModelError: it is of another network or training, or none can be read.
     """
     remedy = "Choose another output folder to train from the start."
-    for path in reversed(manager.checkpoints):
+    for path in reversed(finished_checkpoints(folder)):
         try:
-            manager.checkpoint.restore(path).assert_existing_objects_matched()
+            checkpoint.restore(path).assert_existing_objects_matched()
         except (AssertionError, ValueError) as error:
             found = str(error).split("\n")[0]
             raise ModelError(path, "a checkpoint of this network", found, remedy) from None
@@ -49,7 +56,7 @@ def restore(manager: tf.train.CheckpointManager, say: Callable[[str], None]) -> 
             say(f"{path} can't be read ({damage}); trying the one before it")
         else:
             return
-    raise ModelError(manager.directory, "a readable checkpoint", damage, remedy)
+    raise ModelError(folder, "a readable checkpoint", damage, remedy)
 
 
 @contextlib.contextmanager

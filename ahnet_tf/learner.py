@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from ahnet_tf.averaging import WeightAverage
-from ahnet_tf.checkpoints import KEPT, remove_unfinished, restore
+from ahnet_tf.checkpoints import KEPT, finished_checkpoints, remove_unfinished, restore
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.devices import precision
 from ahnet_tf.nets import build_network
@@ -78,7 +78,7 @@ def make_learner(
     """
     with strategy.scope(), precision(config.precision):
         model = build_network(model_config, seed=config.seed)
-    begun = tf.train.latest_checkpoint(str(output / CHECKPOINTS)) is not None
+    begun = bool(finished_checkpoints(output / CHECKPOINTS))
     if initial is not None and not begun:
         report = start_from(initial, model)
         with replacing(own / "transfer.txt") as temporary:
@@ -90,7 +90,7 @@ def make_learner(
         average = parts["average"] = WeightAverage(strategy, model, config.ema_momentum)
     checkpoint = tf.train.Checkpoint(**parts)
     if begun:
-        restore(tf.train.CheckpointManager(checkpoint, str(output / CHECKPOINTS), KEPT), say)
+        restore(checkpoint, output / CHECKPOINTS, say)
         say(f"{output}: going on after step {int(parts['state'].step)}")
     manager = tf.train.CheckpointManager(checkpoint, str(own / CHECKPOINTS), KEPT)
     remove_unfinished(manager)
