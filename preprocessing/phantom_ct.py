@@ -17,6 +17,10 @@ from preprocessing.volume import Volume
 
 AIR_HU = -1000.0
 ORIENTATIONS = ("RAS", "LPS", "LAS")
+# How much darker than the liver a tumour is.
+TUMOUR_CONTRAST_HU = (35.0, 60.0)
+# A texture has structures of about this size (standard deviation of a Gaussian).
+TEXTURE_MM = 2.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,11 @@ class PhantomSettings:
       most_tumours: a case has from none to this many.
       noise_hu: standard deviation of the noise; each case has between half and all of it.
       blur_mm: in-plane standard deviation of the scanner's blur.
+      fewest_tumours: a case has at least this many.
+      tumour_radius_mm: smallest and largest mean radius of a tumour, and of what looks like one.
+      texture_hu: standard deviation of the in-plane texture within tumours.
+      cysts: a case has from half to all of this many: like tumours, but without texture.
+      flat_lookalikes: a case has from half to all of this many: one slice of a tumour, without the others.
     """
 
     shape_xyz: tuple[int, int, int] = (128, 128, 32)
@@ -36,12 +45,20 @@ class PhantomSettings:
     most_tumours: int = 3
     noise_hu: float = 24.0
     blur_mm: float = 2.0
+    fewest_tumours: int = 0
+    tumour_radius_mm: tuple[float, float] = (7.0, 24.0)
+    texture_hu: float = 0.0
+    cysts: int = 0
+    flat_lookalikes: int = 0
 
     def __post_init__(self):
         if len(self.shape_xyz) != 3 or min(self.shape_xyz) < 4:
             raise SettingsError("phantom", "a shape of at least 4 voxels an axis", self.shape_xyz)
         if len(self.spacing_mm) != 3 or not min(self.spacing_mm) > 0:
             raise SettingsError("phantom", "a positive spacing in mm", self.spacing_mm)
+        if not 0 <= self.fewest_tumours <= self.most_tumours:
+            counts = (self.fewest_tumours, self.most_tumours)
+            raise SettingsError("phantom", "0 <= fewest_tumours <= most_tumours", counts)
 
 
 def make_case(
@@ -77,11 +94,18 @@ def make_case(
     _paint_distractors(hu, random, liver_hu, x, y, z)
     liver = _liver(random, x, y, z) & body
     hu[liver] = liver_hu
+    axes_mm = (x * scale, y * scale, z * height)
+    # Of numbers of their own: the rest of a case is the same with them and without.
+    own_random = np.random.default_rng([seed, number, 1])
+    textured = _paint_lookalikes(hu, own_random, liver, liver_hu, axes_mm, settings)
     label = liver.astype(np.uint8)
-    for _ in range(int(random.integers(settings.most_tumours + 1))):
-        tumour = _tumour(random, liver, x * scale, y * scale, z * height)
-        hu[tumour] = liver_hu - random.uniform(35, 60)
+    for _ in range(int(random.integers(settings.fewest_tumours, settings.most_tumours + 1))):
+        tumour = _tumour(random, liver, *axes_mm, settings.tumour_radius_mm)
+        hu[tumour] = liver_hu - random.uniform(*TUMOUR_CONTRAST_HU)
         label[tumour] = 2
+    if settings.texture_hu:
+        textured |= label == 2
+        hu[textured] += settings.texture_hu * _texture(own_random, settings, shape)[textured]
     _paint_bones(hu, random, x, y, z)
     label[hu > 300] = 0
     image = _scanned(hu, random, settings)
@@ -179,16 +203,48 @@ def _liver(random, x, y, z) -> np.ndarray:
     return union + 0.06 * waves < 1
 
 
-def _tumour(random, liver, x, y, z) -> np.ndarray:
+def _tumour(random, liver, x, y, z, radius_mm) -> np.ndarray:
     """Returns an ellipsoid around a voxel of the liver, cut off at the liver's surface."""
     inside = np.flatnonzero(liver)
     if not inside.size:
         return np.zeros_like(liver)
     i, j, k = np.unravel_index(int(random.choice(inside)), liver.shape)
-    radius = random.uniform(7, 24)
+    radius = random.uniform(*radius_mm)
     radii = radius * random.uniform(0.8, 1.2, 3)
     centre = (x[i, 0, 0], y[0, j, 0], z[0, 0, k])
     return liver & (_ellipsoid(x, y, z, centre, radii, random.uniform(0, 90)) < 1)
+
+
+def _paint_lookalikes(hu, random, liver, liver_hu, axes_mm, settings) -> np.ndarray:
+    """Paints what is no tumour but looks like one: cysts, and single slices of tumours.
+
+    Returns the voxels of the latter, which have the texture of tumours.
+    """
+    for _ in range(_half_or_more(random, settings.cysts)):
+        cyst = _tumour(random, liver, *axes_mm, settings.tumour_radius_mm)
+        hu[cyst] = liver_hu - random.uniform(*TUMOUR_CONTRAST_HU)
+    flat = np.zeros_like(liver)
+    for _ in range(_half_or_more(random, settings.flat_lookalikes)):
+        tumour = _tumour(random, liver, *axes_mm, settings.tumour_radius_mm)
+        filled = np.flatnonzero(tumour.any(axis=(0, 1)))
+        if filled.size:
+            one = int(random.choice(filled))
+            hu[..., one][tumour[..., one]] = liver_hu - random.uniform(*TUMOUR_CONTRAST_HU)
+            flat[..., one] |= tumour[..., one]
+    return flat
+
+
+def _half_or_more(random, most: int) -> int:
+    return int(random.integers((most + 1) // 2, most + 1))
+
+
+def _texture(random, settings: PhantomSettings, shape) -> np.ndarray:
+    """Returns noise of deviation 1 without coarse and without very fine structures, a slice by itself."""
+    noise = random.standard_normal(shape, np.float32)
+    fine = [TEXTURE_MM / spacing for spacing in settings.spacing_mm[:2]]
+    texture = ndimage.gaussian_filter(noise, (*fine, 0))
+    texture -= ndimage.gaussian_filter(noise, (2 * fine[0], 2 * fine[1], 0))
+    return texture / texture.std()
 
 
 def _paint_bones(hu, random, x, y, z) -> None:

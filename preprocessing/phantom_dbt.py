@@ -34,6 +34,8 @@ class DBTSettings:
       noise: standard deviation of the quantum noise, as a share of white.
       angle_degrees: half of the angle that the tube sweeps.
       depth_resolution_mm: how far along z coarse structures smear (Gaussian standard deviation).
+      fewest_masses: a case has at least this many, where there is room.
+      flat_masses: a case has from half to all of this many: one slice of a mass, without the others.
     """
 
     shape_xyz: tuple[int, int, int] = (160, 288, 40)
@@ -43,12 +45,17 @@ class DBTSettings:
     noise: float = 0.02
     angle_degrees: float = 12.5
     depth_resolution_mm: float = 1.5
+    fewest_masses: int = 0
+    flat_masses: int = 0
 
     def __post_init__(self):
         if len(self.shape_xyz) != 3 or min(self.shape_xyz) < 8:
             raise SettingsError("phantom", "a shape of at least 8 voxels an axis", self.shape_xyz)
         if len(self.spacing_mm) != 3 or not min(self.spacing_mm) > 0:
             raise SettingsError("phantom", "a positive spacing in mm", self.spacing_mm)
+        if not 0 <= self.fewest_masses <= self.most_masses:
+            counts = (self.fewest_masses, self.most_masses)
+            raise SettingsError("phantom", "0 <= fewest_masses <= most_masses", counts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,12 +103,15 @@ def make_case(seed: int, number: int = 0, settings: DBTSettings | None = None) -
     tissue[(depth_mm > 0) & (depth_mm < 1.4)] = GLAND + 0.12
     label = np.zeros(shape, np.uint8)
     regions = []
-    for _ in range(int(random.integers(settings.most_masses + 1))):
+    for _ in range(int(random.integers(settings.fewest_masses, settings.most_masses + 1))):
         mass = _paint_mass(tissue, random, depth_mm, label, (x, y, z), extent_mm[2])
         if mass is not None:
             regions.append(mass)
     tissue[~breast] = AIR
     _paint_clutter(tissue, random, depth_mm, label, (x, y), settings)
+    # Of numbers of their own: the rest of a case is the same with them and without.
+    own_random = np.random.default_rng([seed, number, 1])
+    _paint_flat_masses(tissue, own_random, depth_mm, label, (x, y, z), extent_mm[2], settings)
     image = _reconstructed(tissue, random, settings)
 
     if view.startswith("r"):
@@ -244,6 +254,21 @@ def _paint_clutter(tissue, random, depth_mm, label, axes, settings) -> None:
         tissue[:, :, z_index] += (
             gain * random.uniform(0.12, 0.2) * np.clip(2.5 * (1 - squared), 0, 1)
         )
+
+
+def _paint_flat_masses(tissue, random, depth_mm, label, axes, thickness_mm, settings) -> None:
+    """Adds slices of masses that are not there: in its own slice each looks as the mass would."""
+    gain = 1 / _kernel_weights(settings)[0]
+    most = settings.flat_masses
+    for _ in range(int(random.integers((most + 1) // 2, most + 1))):
+        whole = tissue.copy()
+        mass = _paint_mass(whole, random, depth_mm, label.copy(), axes, thickness_mm)
+        if mass is None:
+            continue
+        areas = mass[0].sum(axis=(0, 1))
+        z_index = int(random.choice(np.flatnonzero(areas > 0.5 * areas.max())))
+        added = np.where(depth_mm > 0, whole - tissue, 0)[:, :, z_index]
+        tissue[:, :, z_index] += gain * added
 
 
 def _kernel_weights(settings: DBTSettings) -> np.ndarray:

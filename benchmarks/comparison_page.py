@@ -1,0 +1,221 @@
+"""The page of the paper's comparison: tables, a plot and sentences, all of them made from the results."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ahnet_tf.curves import MAIN, SECOND
+from benchmarks.comparison_plan import (
+    PHANTOMS,
+    PRETRAINING,
+    REFERENCE,
+    SLICES_2D,
+    TASKS,
+    VARIANTS,
+    Plan,
+    voxels_a_step,
+)
+from preprocessing.files import replacing
+
+# By task: its title, and its measures with their names, the first being the one that is drawn.
+TITLES = {"ct": "CT: liver and tumours", "dbt": "Tomosynthesis: masses"}
+MEASURES = {
+    "ct": {"tumour_dice": "tumour Dice", "liver_dice": "liver Dice"},
+    "dbt": {
+        "mean_sensitivity": "sensitivity, mean at 1 to 4 FP",
+        "sensitivity_at_0.5": "sensitivity at 0.5 FP",
+    },
+}
+WIDTH_INCHES, DPI = 11.0, 110
+MEAN = "mean of the seeds"
+
+
+def summarise(results: Sequence[Mapping[str, Any]], plan: Plan) -> dict[str, Any]:
+    """Returns what the page shows: {task: {variant: {measure: numbers}}}.
+
+    Numbers are `seeds` (a score each), their `mean` and `spread` (standard deviation), and the same
+    of `differences`: the transferred AH-Net's score minus this one's, seed by seed.
+    """
+    scores = {(r["task"], r["variant"], r["seed"]): r["scores"] for r in results}
+    summary: dict[str, Any] = {}
+    for task in plan.tasks:
+        summary[task] = {}
+        for name in plan.variants:
+            summary[task][name] = {}
+            for measure in MEASURES[task]:
+                own = [scores[task, name, seed][measure] for seed in plan.seeds]
+                numbers = {"seeds": own, **_mean_and_spread(own)}
+                if REFERENCE in plan.variants and name != REFERENCE:
+                    best = [scores[task, REFERENCE, seed][measure] for seed in plan.seeds]
+                    differences = [b - o for b, o in zip(best, own, strict=True)]
+                    numbers["differences"] = {"seeds": differences, **_mean_and_spread(differences)}
+                summary[task][name][measure] = numbers
+    return summary
+
+
+def _mean_and_spread(values: Sequence[float]) -> dict[str, float | None]:
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.mean(values), "spread": spread}
+
+
+def plot_png(path: Path, summary: Mapping[str, Any]) -> None:
+    """Draws each variant's first measure as a PNG: a dot a seed, a bar at their mean."""
+    rows = max(len(variants) for variants in summary.values())
+    size = (WIDTH_INCHES, 1.2 + 0.42 * rows)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    panels = figure.subplots(1, len(summary), squeeze=False, sharey=True)[0]
+    for axes, (task, variants) in zip(panels, summary.items(), strict=True):
+        measure, name = next(iter(MEASURES[task].items()))
+        for row, variant in enumerate(variants):
+            numbers = variants[variant][measure]
+            colour = SECOND if variant == REFERENCE else MAIN
+            seeds = numbers["seeds"]
+            axes.plot(seeds, [row] * len(seeds), "o", color=colour, alpha=0.6, clip_on=False)
+            axes.plot([numbers["mean"]] * 2, [row - 0.3, row + 0.3], color=colour, linewidth=2.5)
+        axes.set(title=TITLES[task], xlabel=name, xlim=(0, 1))
+        axes.set_yticks(range(len(variants)), [VARIANTS[name].title for name in variants])
+        axes.grid(axis="x", alpha=0.3)
+    panels[0].invert_yaxis()
+    with replacing(path) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))
+
+
+def page(
+    results: Sequence[Mapping[str, Any]],
+    plan: Plan,
+    machine: Mapping[str, Any],
+    picture: str,
+    command: str,
+) -> str:
+    """Returns the page as Markdown.
+
+    Args:
+      results: of all runs, the 2D stages among them.
+      plan: that they followed.
+      machine: see `benchmarks.report.machine`.
+      picture: the plot's address as seen from the page.
+      command: what makes the page.
+    """
+    summary = summarise(results, plan)
+    parameters = {r["variant"]: r["parameters"] for r in results}
+    parts = [_introduction(plan, command), f"![Scores of each network]({picture})"]
+    for task in plan.tasks:
+        parts += [f"## {TITLES[task]}", _table(summary[task], task, parameters, len(plan.seeds))]
+        parts.append("\n".join(_sentences(summary[task], task)))
+    parts += [_cost(results, machine), _limits(plan)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _introduction(plan: Plan, command: str) -> str:
+    step, share = voxels_a_step(plan), plan.steps - plan.steps_2d
+    million = 1e6
+    ct, dbt = PHANTOMS["ct"], PHANTOMS["dbt"]
+    return f"""# The paper's comparison, on phantoms
+
+    {command}
+
+trains the networks that the paper of AH-Net ([arXiv 1711.08580](https://arxiv.org/abs/1711.08580)) compares, small ones, on synthetic cases, and writes this page. Every number
+and every sentence about a score below is made from the runs' results. Synthetic cases, narrow networks and minutes of training say how the
+methods compare here; they are no evidence about patients.
+
+**CT** has slices of {ct.spacing_mm[2]:g} mm and pixels of {ct.spacing_mm[0]:g} mm. Tumours have a texture in the plane and reach over several slices. Each liver
+also holds up to {ct.cysts} cysts, which reach over several slices without the texture, and up to {ct.flat_lookalikes} slices of tumours that aren't there: texture, but in one slice only. Both count as liver.
+**Tomosynthesis** has up to {dbt.most_masses} masses a case, and up to {dbt.flat_masses} slices of masses that aren't there: in its own slice each looks as the mass would, and
+the reconstruction smears it into the slices next to it.
+
+**Data.** {plan.volumes} cases are annotated as a whole; of {plan.further} further ones only slabs are, {plan.slabs} slabs of {SLICES_2D} slices x {_yx()} a case. The 2D networks (2D U-Net, MC-GCN, and the
+2D stage before a transfer) learn from slabs of all {plan.volumes + plan.further} cases, the 3D networks from patches of the {plan.volumes} volumes. That 2D annotations are plenty and volumes few is the paper's
+premise, not a finding of this page. {plan.unseen} cases that no network has seen are predicted as whole volumes, with the same windows for all. The 2D networks see each slice with its two neighbours.
+
+**Budget.** Every network sees {plan.steps * step / million:.1f} million voxels: {plan.steps} steps of {step:,} voxels. A transferred network has spent {plan.steps_2d * step / million:.1f} million of them in its 2D stage (an
+MC-GCN, trained once a seed and shared by the transferred networks) and {share * step / million:.1f} million on volumes. The one from scratch spends the whole budget on volumes; that with the 3D
+share only, {share * step / million:.1f} million, makes as many steps on volumes as a transferred one. All have the same augmentation, schedule and class weights. U-Nets and MC-GCN learn with a rate
+of 0.002, AH-Nets with 0.004, as the project's small presets do.
+
+Numbers are means over {len(plan.seeds)} seeds (start weights, order of patches, augmentation) ± their standard deviation; cases are the same for all seeds.
+Differences are taken seed by seed: the transferred AH-Net's score minus the other's."""
+
+
+def _yx() -> str:
+    return " x ".join(map(str, TASKS["ct"].patch_shape_zyx[1:]))
+
+
+def _table(variants, task: str, parameters, seeds: int) -> str:
+    names = MEASURES[task]
+    header = ["network", "weights", *names.values()]
+    header += [f"difference, {name}" for name in names.values()]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for variant, measures in variants.items():
+        cells = [VARIANTS[variant].title, f"{parameters[variant]:,}"]
+        cells += [_text(measures[name]) for name in names]
+        for name in names:
+            difference = measures[name].get("differences")
+            cells.append(_text(difference, sign="+") if difference else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _text(numbers, sign: str = "") -> str:
+    spread = "" if numbers["spread"] is None else f" ± {numbers['spread']:.3f}"
+    return f"{numbers['mean']:{sign}.3f}{spread}"
+
+
+def _sentences(variants, task: str) -> list[str]:
+    """Says what the numbers show, whichever it is: ranks, and signs of the differences."""
+    measure, name = next(iter(MEASURES[task].items()))
+    ranked = sorted(variants, key=lambda each: -variants[each][measure]["mean"])
+    first, last = ranked[0], ranked[-1]
+    lines = [
+        f"- By {name} the highest mean is that of {VARIANTS[first].title} "
+        f"({variants[first][measure]['mean']:.3f}), the lowest that of {VARIANTS[last].title} "
+        f"({variants[last][measure]['mean']:.3f})."
+    ]
+    for variant, measures in variants.items():
+        if "differences" in measures[measure]:
+            lines.append(f"- {_verdict(VARIANTS[variant].title, measures[measure]['differences'])}")
+    return lines
+
+
+def _verdict(title: str, differences) -> str:
+    seeds = differences["seeds"]
+    higher, lower = sum(d > 0 for d in seeds), sum(d < 0 for d in seeds)
+    shown = _text(differences, sign="+")
+    against = f"Against {title}, the transferred AH-Net scored"
+    if higher == len(seeds):
+        return f"{against} higher with every seed ({shown})."
+    if lower == len(seeds):
+        return f"{against} lower with every seed ({shown})."
+    return f"{against} higher with {higher} of {len(seeds)} seeds and lower with {lower} ({shown}): no consistent difference."
+
+
+def _cost(results, machine) -> str:
+    wall, cpu = (sum(r[f"{kind}_seconds"] for r in results) / 60 for kind in ("wall", "cpu"))
+    cores = machine["cores"]
+    rows = ["| runs | number | CPU seconds a run | wall seconds a run |", "|---|---|---|---|"]
+    for name in dict.fromkeys(r["variant"] for r in results):
+        own = [r for r in results if r["variant"] == name]
+        title = "the 2D stage" if name == PRETRAINING else VARIANTS[name].title
+        seconds = [
+            f"{statistics.mean(r[f'{kind}_seconds'] for r in own):.0f}" for kind in ("cpu", "wall")
+        ]
+        rows.append(f"| {title} | {len(own)} | {' | '.join(seconds)} |")
+    return (
+        f"## What it took\n\n"
+        f"{len(results)} runs took {wall:.0f} minutes by the clock, on a machine ({machine['cpu']}, {cores} cores) that did other work "
+        f"beside them, and {cpu:.0f} minutes of CPU time. CPU time divided by the {cores} cores, {cpu / cores:.0f} minutes, is an estimate of the time on a quiet machine; it is a "
+        f"low one, since not all work keeps all cores busy.\n\n" + "\n".join(rows)
+    )
+
+
+def _limits(plan: Plan) -> str:
+    return f"""## How far this goes
+
+With {len(plan.seeds)} seeds, "with every seed" is an observation and no test of significance; the spread over seeds says nothing about other cases. Learning rates
+were not searched for each network. Networks are as wide as minutes on two cores allow, and stop long before they
+have learned all they could: rankings may change with more training, more volumes or wider networks. The 2D stage starts from random weights, not from ImageNet as in the paper."""

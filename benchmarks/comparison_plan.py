@@ -1,0 +1,206 @@
+"""What the paper's comparison compares: tasks, phantoms, networks, recipes and the budget of voxels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ahnet_tf.config import ModelConfig, TrainingConfig, to_dict
+from preprocessing.phantom_ct import PhantomSettings
+from preprocessing.phantom_dbt import DBTSettings
+from preprocessing.tasks import Task
+
+# In the slice plane all patches are alike; they differ in slices, and batches make up for it.
+PATCH_YX = (64, 64)
+SLICES_3D, SLICES_2D = 16, 8
+
+# Tumours are textured and reach over several slices. Cysts reach over several slices and have no texture,
+# flat lookalikes have the texture and lie in one slice.
+CT_PHANTOM = PhantomSettings(
+    shape_xyz=(64, 64, 24),
+    spacing_mm=(2.5, 2.5, 5.0),
+    fewest_tumours=1,
+    most_tumours=3,
+    tumour_radius_mm=(8.0, 14.0),
+    noise_hu=12.0,
+    blur_mm=1.0,
+    texture_hu=30.0,
+    cysts=2,
+    flat_lookalikes=4,
+)
+# Flat masses are slices of masses without the slices around them.
+DBT_PHANTOM = DBTSettings(
+    shape_xyz=(64, 96, 24),
+    spacing_mm=(1.0, 1.0, 1.0),
+    fewest_masses=1,
+    most_masses=2,
+    clutter=2,
+    flat_masses=8,
+)
+PHANTOMS = {"ct": CT_PHANTOM, "dbt": DBT_PHANTOM}
+
+TASKS = {
+    "ct": Task(
+        name="phantom_ct",
+        class_names=("background", "liver", "tumour"),
+        intensity_window=(-120.0, 200.0),
+        patch_shape_zyx=(SLICES_3D, *PATCH_YX),
+    ),
+    "dbt": Task(
+        name="phantom_dbt",
+        class_names=("background", "lesion"),
+        intensity_window=(0.0, 1023.0),
+        image_dtype="uint16",
+        outside_value=0,
+        patch_shape_zyx=(SLICES_3D, *PATCH_YX),
+        target="heat_map",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the comparison.
+
+    Attributes:
+      title: for people.
+      network: settings of `ModelConfig` besides those of the task.
+      learning_rate: Adam's.
+      flat: learns from slabs, slice by slice; else from patches of volumes.
+      transferred: starts from the encoder of the seed's 2D network and spends the rest of the budget.
+      reduced: spends only the voxels that a transferred network spends in 3D.
+      cross_entropy: is trained with gamma 0 instead of the focal loss.
+    """
+
+    title: str
+    network: dict[str, Any]
+    learning_rate: float
+    flat: bool = False
+    transferred: bool = False
+    reduced: bool = False
+    cross_entropy: bool = False
+
+
+_MCGCN = {"architecture": "mcgcn", "width": 0.25, "blocks": (1, 1, 1, 1)}
+_AHNET = {"architecture": "ahnet", "width": 0.25, "blocks": (1, 1, 1, 1), "growth": 8}
+REFERENCE = "ahnet_transferred"
+VARIANTS = {
+    "unet2d": Variant("2D U-Net", {"architecture": "unet2d", "width": 0.125}, 2e-3, flat=True),
+    "unet3d": Variant("3D U-Net", {"architecture": "unet3d", "width": 0.125}, 2e-3),
+    "mcgcn": Variant("MC-GCN", _MCGCN, 2e-3, flat=True),
+    "ahnet_scratch": Variant("AH-Net, from scratch", _AHNET, 4e-3),
+    "ahnet_scratch_reduced": Variant(
+        "AH-Net, from scratch, the 3D share of the budget only", _AHNET, 4e-3, reduced=True
+    ),
+    REFERENCE: Variant("AH-Net, transferred", _AHNET, 4e-3, transferred=True),
+    "ahnet_transferred_no_pvp": Variant(
+        "AH-Net, transferred, without PVP", _AHNET | {"pvp_levels": 0}, 4e-3, transferred=True
+    ),
+    "ahnet_transferred_cross_entropy": Variant(
+        "AH-Net, transferred, cross-entropy", _AHNET, 4e-3, transferred=True, cross_entropy=True
+    ),
+}
+# The 2D stage of the transferred networks, trained once a seed.
+PRETRAINING = "pretraining"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How large the comparison is.
+
+    Attributes:
+      tasks: of `TASKS`.
+      variants: of `VARIANTS`.
+      seeds: of start weights, order of patches and augmentation; the cases are the same for all.
+      volumes: cases that are annotated as a whole.
+      further: cases of which only slabs are annotated.
+      unseen: cases that all networks are scored on.
+      volume_patches: training patches drawn from each volume.
+      slabs: training slabs drawn from each volume and each further case.
+      steps: optimizer steps of the whole budget.
+      steps_2d: of these, the steps of the 2D stage before a transfer.
+      batch_3d: patches a step; slabs a step are twice as many.
+    """
+
+    tasks: tuple[str, ...] = ("ct", "dbt")
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    volumes: int = 4
+    further: int = 40
+    unseen: int = 10
+    volume_patches: int = 24
+    slabs: int = 6
+    steps: int = 400
+    steps_2d: int = 150
+    batch_3d: int = 2
+
+
+QUICK = Plan(seeds=(0,), volumes=2, further=8, unseen=2, steps=45, steps_2d=15)
+
+
+def steps_of(name: str, plan: Plan) -> int:
+    """Returns the optimizer steps of a variant's own training."""
+    if name == PRETRAINING:
+        return plan.steps_2d
+    variant = VARIANTS[name]
+    shortened = variant.transferred or variant.reduced
+    return plan.steps - plan.steps_2d if shortened else plan.steps
+
+
+def voxels_a_step(plan: Plan) -> int:
+    """Returns the voxels of a batch, the same for all networks."""
+    return plan.batch_3d * SLICES_3D * math.prod(PATCH_YX)
+
+
+def model_config(name: str, task: Task) -> ModelConfig:
+    """Returns the network of a variant, or of the 2D stage, for a task."""
+    network = _MCGCN if name == PRETRAINING else VARIANTS[name].network
+    return ModelConfig(
+        classes=len(task.class_names),
+        intensity_window=task.intensity_window,
+        activation="sigmoid" if task.target == "heat_map" else "softmax",
+        **network,
+    )
+
+
+def training_config(name: str, task: Task, plan: Plan, seed: int) -> TrainingConfig:
+    """Returns the recipe of a variant: all differ in steps, learning rate, batch and loss alone."""
+    variant = VARIANTS["mcgcn" if name == PRETRAINING else name]
+    heat_map = task.target == "heat_map"
+    steps = steps_of(name, plan)
+    return TrainingConfig(
+        steps=steps,
+        batch_size=plan.batch_3d * (SLICES_3D // SLICES_2D if variant.flat else 1),
+        learning_rate=variant.learning_rate,
+        warmup_steps=min(20, steps // 4),
+        loss="cross_entropy" if variant.cross_entropy else "focal",
+        class_weights=(1.0, 5.0) if heat_map else (0.75, 1.0, 4.0),
+        # Left and right tell a liver from a spleen, but not a breast from the other.
+        flip_probability=0.5 if heat_map else 0.0,
+        warp_probability=0.0,
+        intensity_gamma=0.0,
+        seed=seed,
+        evaluate_every=steps,
+        checkpoint_every=steps,
+        log_every=max(1, steps // 20),
+    )
+
+
+def everything(plan: Plan) -> dict[str, Any]:
+    """Returns all that decides a comparison's results, as plain JSON types."""
+    names = (PRETRAINING, *plan.variants)
+    return to_dict(plan) | {
+        "phantoms": {task: to_dict(PHANTOMS[task]) for task in plan.tasks},
+        "definitions": {task: TASKS[task].to_dict() for task in plan.tasks},
+        "networks": {
+            task: {
+                name: {
+                    "model": to_dict(model_config(name, TASKS[task])),
+                    "training": to_dict(training_config(name, TASKS[task], plan, 0)),
+                }
+                for name in names
+            }
+            for task in plan.tasks
+        },
+    }
