@@ -28,12 +28,11 @@ TITLES = {"ct": "CT: liver and tumours", "dbt": "Tomosynthesis: masses"}
 MEASURES = {
     "ct": {"tumour_dice": "tumour Dice", "liver_dice": "liver Dice"},
     "dbt": {
-        "mean_sensitivity": "sensitivity, mean at 1 to 4 FP",
-        "sensitivity_at_0.5": "sensitivity at 0.5 FP",
+        "low_rate_sensitivity": "sensitivity, mean at 1/4, 1/2, 1 and 2 FP",
+        "challenge_sensitivity": "the same at 1, 2, 3 and 4 FP",
     },
 }
 WIDTH_INCHES, DPI = 11.0, 110
-MEAN = "mean of the seeds"
 
 
 def summarise(results: Sequence[Mapping[str, Any]], plan: Plan) -> dict[str, Any]:

@@ -13,25 +13,25 @@ from preprocessing.tasks import Task
 
 # In the slice plane all patches are alike; they differ in slices, and batches make up for it.
 PATCH_YX = (64, 64)
-SLICES_3D, SLICES_2D = 16, 8
+SLICES_3D, SLICES_2D = 12, 6
 
 # Tumours are textured and reach over several slices. Cysts reach over several slices and have no texture,
 # flat lookalikes have the texture and lie in one slice.
 CT_PHANTOM = PhantomSettings(
-    shape_xyz=(64, 64, 24),
+    shape_xyz=(64, 64, 20),
     spacing_mm=(2.5, 2.5, 5.0),
-    fewest_tumours=1,
-    most_tumours=3,
-    tumour_radius_mm=(8.0, 14.0),
+    fewest_tumours=2,
+    most_tumours=4,
+    tumour_radius_mm=(9.0, 16.0),
     noise_hu=12.0,
     blur_mm=1.0,
     texture_hu=30.0,
-    cysts=2,
-    flat_lookalikes=4,
+    cysts=1,
+    flat_lookalikes=3,
 )
 # Flat masses are slices of masses without the slices around them.
 DBT_PHANTOM = DBTSettings(
-    shape_xyz=(64, 96, 24),
+    shape_xyz=(64, 96, 20),
     spacing_mm=(1.0, 1.0, 1.0),
     fewest_masses=1,
     most_masses=2,
@@ -128,7 +128,7 @@ class Plan:
     seeds: tuple[int, ...] = (0, 1, 2)
     volumes: int = 4
     further: int = 40
-    unseen: int = 10
+    unseen: int = 20
     volume_patches: int = 24
     slabs: int = 6
     steps: int = 400
@@ -175,7 +175,7 @@ def training_config(name: str, task: Task, plan: Plan, seed: int) -> TrainingCon
         learning_rate=variant.learning_rate,
         warmup_steps=min(20, steps // 4),
         loss="cross_entropy" if variant.cross_entropy else "focal",
-        class_weights=(1.0, 5.0) if heat_map else (0.75, 1.0, 4.0),
+        class_weights=(1.0, 5.0) if heat_map else (0.75, 1.0, 10.0),
         # Left and right tell a liver from a spleen, but not a breast from the other.
         flip_probability=0.5 if heat_map else 0.0,
         warp_probability=0.0,
@@ -188,19 +188,9 @@ def training_config(name: str, task: Task, plan: Plan, seed: int) -> TrainingCon
 
 
 def everything(plan: Plan) -> dict[str, Any]:
-    """Returns all that decides a comparison's results, as plain JSON types."""
-    names = (PRETRAINING, *plan.variants)
+    """Returns what decides a comparison's results besides the code, as plain JSON types."""
     return to_dict(plan) | {
         "phantoms": {task: to_dict(PHANTOMS[task]) for task in plan.tasks},
         "definitions": {task: TASKS[task].to_dict() for task in plan.tasks},
-        "networks": {
-            task: {
-                name: {
-                    "model": to_dict(model_config(name, TASKS[task])),
-                    "training": to_dict(training_config(name, TASKS[task], plan, 0)),
-                }
-                for name in names
-            }
-            for task in plan.tasks
-        },
+        "networks": {name: to_dict(VARIANTS[name]) for name in plan.variants},
     }

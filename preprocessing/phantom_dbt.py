@@ -35,7 +35,8 @@ class DBTSettings:
       angle_degrees: half of the angle that the tube sweeps.
       depth_resolution_mm: how far along z coarse structures smear (Gaussian standard deviation).
       fewest_masses: a case has at least this many, where there is room.
-      flat_masses: a case has from half to all of this many: one slice of a mass, without the others.
+      flat_masses: a case has from half to all of this many: what a mass shows in one slice, smeared
+        into the slices around it, without the mass.
     """
 
     shape_xyz: tuple[int, int, int] = (160, 288, 40)
@@ -109,10 +110,13 @@ def make_case(seed: int, number: int = 0, settings: DBTSettings | None = None) -
             regions.append(mass)
     tissue[~breast] = AIR
     _paint_clutter(tissue, random, depth_mm, label, (x, y), settings)
+    noise = random.standard_normal(tissue.shape, np.float32)
+    image = _smeared(tissue + settings.noise * noise, settings)
     # Of numbers of their own: the rest of a case is the same with them and without.
     own_random = np.random.default_rng([seed, number, 1])
-    _paint_flat_masses(tissue, own_random, depth_mm, label, (x, y, z), extent_mm[2], settings)
-    image = _reconstructed(tissue, random, settings)
+    place = (depth_mm, label, (x, y, z), extent_mm[2])
+    _add_flat_masses(image, tissue, own_random, *place, settings)
+    image = np.rint(np.clip(image, 0, 1) * WHITE).astype(np.uint16)
 
     if view.startswith("r"):
         image, label = image[::-1], label[::-1]
@@ -256,9 +260,13 @@ def _paint_clutter(tissue, random, depth_mm, label, axes, settings) -> None:
         )
 
 
-def _paint_flat_masses(tissue, random, depth_mm, label, axes, thickness_mm, settings) -> None:
-    """Adds slices of masses that are not there: in its own slice each looks as the mass would."""
-    gain = 1 / _kernel_weights(settings)[0]
+def _add_flat_masses(image, tissue, random, depth_mm, label, axes, thickness_mm, settings) -> None:
+    """Adds slices of masses that are not there to a reconstructed image.
+
+    In its own slice each is what the mass would be; it fades along z as the depth resolution says.
+    """
+    slices = np.arange(image.shape[2])
+    sigma = max(settings.depth_resolution_mm / settings.spacing_mm[2], 1e-3)
     most = settings.flat_masses
     for _ in range(int(random.integers((most + 1) // 2, most + 1))):
         whole = tissue.copy()
@@ -267,8 +275,9 @@ def _paint_flat_masses(tissue, random, depth_mm, label, axes, thickness_mm, sett
             continue
         areas = mass[0].sum(axis=(0, 1))
         z_index = int(random.choice(np.flatnonzero(areas > 0.5 * areas.max())))
-        added = np.where(depth_mm > 0, whole - tissue, 0)[:, :, z_index]
-        tissue[:, :, z_index] += gain * added
+        added = np.where(depth_mm > 0, whole - tissue, np.float32(0))
+        seen = _smeared(added, settings)[:, :, z_index, np.newaxis]
+        image += seen * np.exp(-0.5 * np.square((slices - z_index) / sigma)).astype(np.float32)
 
 
 def _kernel_weights(settings: DBTSettings) -> np.ndarray:
@@ -279,17 +288,16 @@ def _kernel_weights(settings: DBTSettings) -> np.ndarray:
     return weights / (2 * weights.sum() - weights[0])
 
 
-def _reconstructed(tissue, random, settings: DBTSettings) -> np.ndarray:
-    """Returns the volume as reconstructed from a limited angle, uint16.
+def _smeared(tissue, settings: DBTSettings) -> np.ndarray:
+    """Returns a volume as reconstructed from a limited angle; linear in it.
 
     The tube moves along y. Shifting and adding projections from -a to a degrees shows a structure
     of frequency f along y, n mm away from its slice, weakened by sin(u) / u with u = 2 pi f n tan(a);
     a depth resolution of its own weakens it further. Each frequency is scaled so that what is the same in
     all slices stays as it is: the ramp filter of a reconstruction.
     """
-    noisy = tissue + settings.noise * random.standard_normal(tissue.shape, np.float32)
     rows = tissue.shape[1]
-    spectrum = fft.rfft(noisy, fft.next_fast_len(rows + 32, real=True), axis=1)
+    spectrum = fft.rfft(tissue, fft.next_fast_len(rows + 32, real=True), axis=1)
     frequencies = np.arange(spectrum.shape[1]) / (
         fft.next_fast_len(rows + 32, real=True) * settings.spacing_mm[1]
     )
@@ -303,8 +311,7 @@ def _reconstructed(tissue, random, settings: DBTSettings) -> np.ndarray:
         smeared[:, :, step:] += gains[step] * spectrum[:, :, :-step]
         smeared[:, :, :-step] += gains[step] * spectrum[:, :, step:]
     image = fft.irfft(smeared, fft.next_fast_len(rows + 32, real=True), axis=1)[:, :rows]
-    image = ndimage.gaussian_filter(image, (0.5, 0.5, 0))
-    return np.rint(np.clip(image, 0, 1) * WHITE).astype(np.uint16)
+    return ndimage.gaussian_filter(image, (0.5, 0.5, 0))
 
 
 def _box(mass: np.ndarray, lesion_class: str) -> LesionBox:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from preprocessing.errors import SettingsError
 from preprocessing.phantom import PhantomSettings, main, make_case, write_cases
 from preprocessing.volume import axis_codes, spacing_mm
 
@@ -78,6 +79,58 @@ def test_brightness_alone_does_not_find_the_liver(cases):
     assert best < 0.85
 
 
+def added_by(**lookalikes):
+    """What lookalikes add to the same cases without tumours, in HU, and the cases' label maps."""
+    grid = {"shape_xyz": (64, 64, 24), "spacing_mm": (2.5, 2.5, 5.0), "blur_mm": 1.0}
+    grid |= {"most_tumours": 0, "tumour_radius_mm": (8.0, 14.0)}
+    for number in range(6):
+        image, label = make_case(3, number, PhantomSettings(**grid))
+        other, other_label = make_case(3, number, PhantomSettings(**grid, **lookalikes))
+        np.testing.assert_array_equal(label.voxels, other_label.voxels)
+        yield other.voxels.astype(float) - image.voxels, label.voxels
+
+
+def slices_touched(added):
+    """The slices in which something of at least half the largest contrast was added."""
+    return np.flatnonzero((added < added.min() / 2).any(axis=(0, 1)))
+
+
+def test_flat_lookalikes_lie_in_the_liver_and_in_one_slice():
+    for added, label in added_by(flat_lookalikes=1):
+        assert added.min() < -25
+        assert len(slices_touched(added)) == 1
+        far = ~ndimage.binary_dilation(label > 0, iterations=3)
+        assert np.abs(added[far]).max() <= 2
+
+
+def test_cysts_reach_over_slices_and_have_no_texture():
+    deep = []
+    for added, label in added_by(cysts=1):
+        deep.append(len(slices_touched(added)))
+        # The voxel of the liver with the most of the cyst around it; there the cyst is even.
+        solid = ndimage.uniform_filter(added, (3, 3, 1))
+        middle = np.unravel_index(np.argmin(np.where(label == 1, solid, 0)), added.shape)
+        x, y, z = middle
+        inside = added[x - 1 : x + 2, y - 1 : y + 2, z]
+        assert inside.mean() < -25
+        assert inside.std() < 6
+    assert np.median(deep) >= 3
+
+
+def test_tumours_have_their_texture_and_livers_none():
+    settings = {"shape_xyz": (64, 64, 24), "spacing_mm": (2.5, 2.5, 5.0), "blur_mm": 1.0}
+    settings |= {"fewest_tumours": 1, "tumour_radius_mm": (10.0, 14.0)}
+    for number in range(4):
+        plain, label = make_case(4, number, PhantomSettings(**settings))
+        textured, _ = make_case(4, number, PhantomSettings(**settings, texture_hu=40.0))
+        texture = textured.voxels.astype(float) - plain.voxels
+        assert (label.voxels == 2).any()
+        # The scanner's blur takes more than half of structures that are a pixel or two wide.
+        assert 8 < texture[label.voxels == 2].std() < 40
+        far = ~ndimage.binary_dilation(label.voxels == 2, iterations=3)
+        assert np.abs(texture[far]).max() <= 2
+
+
 def test_command_writes_lits_names_and_its_settings(tmp_path, capsys):
     out = tmp_path / "phantom"
     arguments = ["--output", str(out), "--cases", "2", "--first", "3", "--shape", "32", "32", "8"]
@@ -99,6 +152,11 @@ def test_command_writes_lits_names_and_its_settings(tmp_path, capsys):
     assert main(arguments) == 1
     assert capsys.readouterr().err.strip().endswith("Give --overwrite to replace.")
     assert main([*arguments, "--overwrite"]) == 0
+
+
+def test_more_tumours_at_least_than_at_most_are_refused():
+    with pytest.raises(SettingsError, match="fewest_tumours <= most_tumours"):
+        PhantomSettings(fewest_tumours=4)
 
 
 @pytest.mark.parametrize("bad", [["--cases", "0"], ["--shape", "0", "4", "4"], ["--seed", "-1"]])

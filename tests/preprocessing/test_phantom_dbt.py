@@ -70,25 +70,46 @@ def test_boxes_are_those_of_the_masks(cases):
         assert not label.any()
 
 
-@pytest.mark.parametrize(("masses", "clutter"), [(2, 0), (0, 4)])
-def test_masses_last_over_slices_and_clutter_does_not(masses, clutter):
-    """What either adds to the same breast, in the slice where it is brightest and around it."""
+@pytest.mark.parametrize(
+    "settings",
+    [{"most_masses": 2}, {"clutter": 4}, {"flat_masses": 2}],
+    ids=["masses", "clutter", "flat masses"],
+)
+def test_masses_last_over_slices_and_what_looks_like_them_does_not(settings):
+    """What each adds to the same breast, in the slice where it is brightest and around it."""
+    none = {"most_masses": 0, "clutter": 0}
     grid = {"shape_xyz": (96, 144, 40), "spacing_mm": (0.7, 0.8, 1.0), "noise": 0.0}
-    ratios = []
+    ratios, peaks = [], []
     for number in range(5):
-        without = make_case(2, number, DBTSettings(**grid, most_masses=0, clutter=0))
-        case = make_case(2, number, DBTSettings(**grid, most_masses=masses, clutter=clutter))
+        without = make_case(2, number, DBTSettings(**grid, **none))
+        case = make_case(2, number, DBTSettings(**grid, **none | settings))
         added = case.image.voxels.astype(float) - without.image.voxels
         x, y, z = np.unravel_index(np.argmax(added), added.shape)
         if added.max() > 60 and 4 < z < added.shape[2] - 4:
             profile = added[x - 2 : x + 3, y - 2 : y + 3].mean(axis=(0, 1))
+            peaks.append(added.max())
             ratios.append((profile[z - 3] + profile[z + 3]) / 2 / profile[z])
     assert len(ratios) >= 2
-    if masses:
+    # In one slice all of them are as bright.
+    assert 150 < np.median(peaks) < 400
+    if "most_masses" in settings:
         assert np.median(ratios) > 0.6
     else:
         # A Gaussian of 1.5 mm has 0.14 left three slices on.
         assert max(ratios) < 0.3
+
+
+def test_flat_masses_leave_everything_else_as_it_is():
+    grid = {"shape_xyz": (64, 96, 24), "spacing_mm": (1.0, 1.0, 1.0), "fewest_masses": 1}
+    for number in range(3):
+        plain = make_case(4, number, DBTSettings(**grid))
+        case = make_case(4, number, DBTSettings(**grid, flat_masses=4))
+        assert case.boxes == plain.boxes
+        assert case.boxes
+        np.testing.assert_array_equal(case.label.voxels, plain.label.voxels)
+        added = case.image.voxels.astype(float) - plain.image.voxels
+        assert added.max() > 60
+        assert np.median(np.abs(added)) == 0
 
 
 def test_brightness_alone_does_not_find_the_masses(cases):
