@@ -24,7 +24,7 @@ from preprocessing.tasks import Task, load_task
 from preprocessing.volume import spacing_mm
 
 CT = PhantomSettings(shape_xyz=(64, 64, 20), spacing_mm=(5.0, 5.0, 8.0), most_tumours=0)
-DBT = DBTSettings(shape_xyz=(64, 96, 20), spacing_mm=(1.0, 1.0, 1.0), fewest_masses=1)
+DBT = DBTSettings(shape_xyz=(64, 96, 20), spacing_mm=(1.0, 1.0, 1.0), fewest_masses=1, clutter=3)
 # A hit is as near as BCS-DBT's scorer wants it: 100 of its pixels.
 REACH_MM = 8.5
 
@@ -89,26 +89,34 @@ def test_ahnet_learns_to_find_masses(tmp_path):
         growth=8,
     )
     training = recipe(
-        150, learning_rate=4e-3, class_weights=(1.0, 5.0), elastic_mm=0.5, elastic_grid_mm=6.0
+        220, learning_rate=4e-3, class_weights=(1.0, 5.0), elastic_mm=0.5, elastic_grid_mm=6.0
     )
     predictor = trained(tmp_path, DBT, task, model, training)
-    found = masses = wrong = 0
-    for number in range(100, 108):
+    answers, masses, volumes = [], 0, range(100, 108)
+    for number in volumes:
         case = make_dbt(5, number, DBT)
-        lesions = segment_volume(case.image, predictor).lesions
-        # As many answers a case as it has masses: the surest ones.
+        masses += len(case.boxes)
         step_mm = np.array(spacing_mm(case.image.affine))
-        answers = [middle(one, one.z + one.depth / 2) for one in lesions[: len(case.boxes)]]
         truths = [middle(box, box.slice_index) for box in case.boxes]
-        hits = [
-            any(np.linalg.norm((answer - truth) * step_mm) <= REACH_MM for answer in answers)
-            for truth in truths
-        ]
-        masses, found = masses + len(truths), found + sum(hits)
-        wrong += len(answers) - sum(hits)
-    print("found", found, "of", masses, "wrong", wrong)
-    assert found / masses > 0.6
-    assert wrong / 8 < 1
+        for lesion in segment_volume(case.image, predictor).lesions:
+            place = middle(lesion, lesion.z + lesion.depth / 2)
+            away_mm = [np.linalg.norm((place - truth) * step_mm) for truth in truths]
+            near = min(away_mm, default=np.inf) <= REACH_MM
+            answers.append((lesion.score, (number, np.argmin(away_mm)) if near else None))
+    recall = recall_at(answers, masses, wrong=len(volumes))
+    print("recall at one false positive a volume", recall, masses)
+    assert recall > 0.6
+
+
+def recall_at(answers, masses: int, wrong: int) -> float:
+    """The share of masses that the surest answers find before more than `wrong` of them are wrong."""
+    found = set()
+    for _, mass in sorted(answers, key=lambda answer: -answer[0]):
+        wrong -= mass is None
+        if wrong < 0:
+            break
+        found.add(mass)
+    return len(found - {None}) / masses
 
 
 def middle(box, z: float) -> np.ndarray:
