@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from ahnet_tf.curves import MAIN, SECOND
 from benchmarks.comparison_plan import (
+    DBT_PIXEL_MM,
     PHANTOMS,
     PRETRAINING,
     REFERENCE,
@@ -28,8 +29,8 @@ TITLES = {"ct": "CT: liver and tumours", "dbt": "Tomosynthesis: masses"}
 MEASURES = {
     "ct": {"tumour_dice": "tumour Dice", "liver_dice": "liver Dice"},
     "dbt": {
-        "low_rate_sensitivity": "sensitivity, mean at 1/4, 1/2, 1 and 2 FP",
-        "challenge_sensitivity": "the same at 1, 2, 3 and 4 FP",
+        "low_rate_sensitivity": "sensitivity at 1/4 to 2 FP",
+        "challenge_sensitivity": "sensitivity at 1 to 4 FP",
     },
 }
 WIDTH_INCHES, DPI = 11.0, 110
@@ -124,9 +125,9 @@ and every sentence about a score below is made from the runs' results. Synthetic
 methods compare here; they are no evidence about patients.
 
 **CT** has slices of {ct.spacing_mm[2]:g} mm and pixels of {ct.spacing_mm[0]:g} mm. Tumours have a texture in the plane and reach over several slices. Each liver
-also holds up to {ct.cysts} cysts, which reach over several slices without the texture, and up to {ct.flat_lookalikes} slices of tumours that aren't there: texture, but in one slice only. Both count as liver.
+also holds lookalikes: cysts (up to {ct.cysts}), which reach over several slices without the texture, and slices of tumours that aren't there (up to {ct.flat_lookalikes}): texture, but in one slice only. Both count as liver.
 **Tomosynthesis** has up to {dbt.most_masses} masses a case, and up to {dbt.flat_masses} slices of masses that aren't there: in its own slice each looks as the mass would, and
-the reconstruction smears it into the slices next to it.
+it is smeared into the slices next to it as far as the depth resolution says ({dbt.depth_resolution_mm:g} mm, slices of {dbt.spacing_mm[2]:g} mm).
 
 **Data.** {plan.volumes} cases are annotated as a whole; of {plan.further} further ones only slabs are, {plan.slabs} slabs of {SLICES_2D} slices x {_yx()} a case. The 2D networks (2D U-Net, MC-GCN, and the
 2D stage before a transfer) learn from slabs of all {plan.volumes + plan.further} cases, the 3D networks from patches of the {plan.volumes} volumes. That 2D annotations are plenty and volumes few is the paper's
@@ -135,10 +136,11 @@ premise, not a finding of this page. {plan.unseen} cases that no network has see
 **Budget.** Every network sees {plan.steps * step / million:.1f} million voxels: {plan.steps} steps of {step:,} voxels. A transferred network has spent {plan.steps_2d * step / million:.1f} million of them in its 2D stage (an
 MC-GCN, trained once a seed and shared by the transferred networks) and {share * step / million:.1f} million on volumes. The one from scratch spends the whole budget on volumes; that with the 3D
 share only, {share * step / million:.1f} million, makes as many steps on volumes as a transferred one. All have the same augmentation, schedule and class weights. U-Nets and MC-GCN learn with a rate
-of 0.002, AH-Nets with 0.004, as the project's small presets do.
+of {VARIANTS["mcgcn"].learning_rate:g}, AH-Nets with {VARIANTS[REFERENCE].learning_rate:g}, as in the project's small presets.
 
-Numbers are means over {len(plan.seeds)} seeds (start weights, order of patches, augmentation) ± their standard deviation; cases are the same for all seeds.
-Differences are taken seed by seed: the transferred AH-Net's score minus the other's."""
+Numbers are means over {len(plan.seeds)} seeds (start weights, order of patches, augmentation) ± their standard deviation; cases are the same for all seeds. Tumour and liver Dice are means
+over cases. Sensitivity is the share of masses found, at so many false positives a volume (FP), by the rules of the BCS-DBT challenge's scorer with boxes in its pixels of {DBT_PIXEL_MM} mm: the mean at 1/4, 1/2, 1 and 2 FP over all volumes, and
+the challenge's own mean at 1, 2, 3 and 4 FP over those with masses. Differences are taken seed by seed: the transferred AH-Net's score minus the other's."""
 
 
 def _yx() -> str:

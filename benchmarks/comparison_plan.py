@@ -38,6 +38,8 @@ DBT_PHANTOM = DBTSettings(
     clutter=2,
     flat_masses=8,
 )
+# BCS-DBT's pixels. Its scorer counts distances in them: boxes are brought to this size before they are matched.
+DBT_PIXEL_MM = 0.085
 PHANTOMS = {"ct": CT_PHANTOM, "dbt": DBT_PHANTOM}
 
 TASKS = {
@@ -89,16 +91,14 @@ VARIANTS = {
     "unet2d": Variant("2D U-Net", {"architecture": "unet2d", "width": 0.125}, 2e-3, flat=True),
     "unet3d": Variant("3D U-Net", {"architecture": "unet3d", "width": 0.125}, 2e-3),
     "mcgcn": Variant("MC-GCN", _MCGCN, 2e-3, flat=True),
-    "ahnet_scratch": Variant("AH-Net, from scratch", _AHNET, 4e-3),
-    "ahnet_scratch_reduced": Variant(
-        "AH-Net, from scratch, the 3D share of the budget only", _AHNET, 4e-3, reduced=True
-    ),
-    REFERENCE: Variant("AH-Net, transferred", _AHNET, 4e-3, transferred=True),
+    "ahnet_scratch": Variant("AH-Net (scratch)", _AHNET, 4e-3),
+    "ahnet_scratch_reduced": Variant("AH-Net (scratch, 3D share only)", _AHNET, 4e-3, reduced=True),
+    REFERENCE: Variant("AH-Net (transferred)", _AHNET, 4e-3, transferred=True),
     "ahnet_transferred_no_pvp": Variant(
-        "AH-Net, transferred, without PVP", _AHNET | {"pvp_levels": 0}, 4e-3, transferred=True
+        "AH-Net (transferred, no PVP)", _AHNET | {"pvp_levels": 0}, 4e-3, transferred=True
     ),
     "ahnet_transferred_cross_entropy": Variant(
-        "AH-Net, transferred, cross-entropy", _AHNET, 4e-3, transferred=True, cross_entropy=True
+        "AH-Net (transferred, cross-entropy)", _AHNET, 4e-3, transferred=True, cross_entropy=True
     ),
 }
 # The 2D stage of the transferred networks, trained once a seed.
@@ -192,5 +192,9 @@ def everything(plan: Plan) -> dict[str, Any]:
     return to_dict(plan) | {
         "phantoms": {task: to_dict(PHANTOMS[task]) for task in plan.tasks},
         "definitions": {task: TASKS[task].to_dict() for task in plan.tasks},
-        "networks": {name: to_dict(VARIANTS[name]) for name in plan.variants},
+        "networks": {name: _recipe(VARIANTS[name]) for name in plan.variants},
     }
+
+
+def _recipe(variant: Variant) -> dict[str, Any]:
+    return {name: value for name, value in to_dict(variant).items() if name != "title"}

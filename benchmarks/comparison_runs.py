@@ -15,6 +15,7 @@ from ahnet_tf.record_files import find_records
 from ahnet_tf.scoring.froc import count, curve, froc_scores, match_volume, score_names
 from ahnet_tf.scoring.lits import LIVER, TUMOUR, dice
 from benchmarks.comparison_plan import (
+    DBT_PIXEL_MM,
     PHANTOMS,
     PRETRAINING,
     SLICES_2D,
@@ -36,8 +37,6 @@ from preprocessing.volume import spacing_mm
 DATA_SEED = 11
 # Numbers of the first case: no case is in two groups.
 FIRST = {"volumes": 0, "evaluation": 500, "further": 1000, "unseen": 5000}
-# BCS-DBT's pixels. Its scorer counts distances in them: boxes are brought to this size before they are matched.
-DBT_PIXEL_MM = 0.085
 LOW_RATES = (0.25, 0.5, 1.0, 2.0)
 
 
