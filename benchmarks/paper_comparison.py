@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks.comparison_plan import QUICK, Plan, everything
 from benchmarks.report import goal, machine, versions, write_report
+from pipeline.demo import only_run_in
 from preprocessing.command import make_parser, run_command
 from preprocessing.errors import SettingsError
 from preprocessing.files import replacing, write_json
@@ -34,21 +35,24 @@ def compare(output: Path, plan: Plan) -> list[dict[str, Any]]:
     """Makes the runs of a plan that are not finished in `output`; returns all results.
 
     Raises:
+      PipelineError: another comparison is being made in `output`.
       SettingsError: `output` holds a comparison by another plan.
     """
     from tqdm import tqdm
 
     from benchmarks.comparison_runs import make_records, make_run, result_path, run_names
 
-    claim(output, plan)
-    for task in plan.tasks:
-        make_records(plan, task, output / "records" / task)
+    output.mkdir(parents=True, exist_ok=True)
     runs = run_names(plan)
-    with tqdm(runs, "comparison", unit="run") as bar:
-        for run in bar:
-            bar.set_postfix_str(" ".join(map(str, run)))
-            if not result_path(output, *run).is_file():
-                make_run(output, plan, *run)
+    with only_run_in(output):
+        claim(output, plan)
+        for task in plan.tasks:
+            make_records(plan, task, output / "records" / task)
+        with tqdm(runs, "comparison", unit="run") as bar:
+            for run in bar:
+                bar.set_postfix_str(" ".join(map(str, run)))
+                if not result_path(output, *run).is_file():
+                    make_run(output, plan, *run)
     return [json.loads(result_path(output, *run).read_text(encoding="utf-8")) for run in runs]
 
 
