@@ -1,0 +1,129 @@
+"""What the example for few real CT scans reaches: each scan segmented by a network of the others.
+
+python -m benchmarks.real_ct [--input DIR ...] [--work DIR]
+
+The commands of docs/real_ct.md, once for each scan that is left out, and a last time with all scans,
+which is the network of the page: its time counts, and it has no scan left to be scored on. Every
+network sees each of its scans equally often: without one of two scans it makes half of the steps.
+Without --input the scans are those that the page names, below AHNET_DATA.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import goal, print_table, versions, write_report
+from preprocessing.case import Case
+from preprocessing.cases import find_cases
+from preprocessing.command import make_parser, run_command
+from preprocessing.errors import InputError
+from preprocessing.files import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLE = ROOT / "examples" / "real_ct"
+SCANS = ("ircadb01_case17", "totalsegmentator_example")
+PREDICTION = ("--largest-component", "--overlap", "0.5")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    purpose = __doc__.splitlines()[0]
+    parser = make_parser("benchmarks.real_ct", purpose, ["python -m benchmarks.real_ct"])
+    parser.add_argument("--input", nargs="+", metavar="DIR", help="folders of labelled scans")
+    parser.add_argument("--work", metavar="DIR", help="keep records, networks and predictions here")
+    return run_command(_run, parser.parse_args(argv))
+
+
+def _run(arguments) -> None:
+    data = Path(os.environ.get("AHNET_DATA", ROOT.parent / "shared" / "data"))
+    inputs = arguments.input or [str(data / name) for name in SCANS]
+    cases = [case for case in find_cases(inputs, need_labels=True) if not case.problem]
+    if len(cases) < 2:
+        raise InputError(", ".join(inputs), "two or more labelled scans", len(cases))
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(arguments.work or temporary)
+        figures = [_measure(cases, inputs, left_out, work) for left_out in (*cases, None)]
+    columns = ("scored", "dice", "surface_dice", "hd95_mm", "minutes", "cpu_minutes")
+    print_table(columns, [[figure.get(column, "") for column in columns] for figure in figures])
+    goals = [
+        goal(f"liver Dice of {figure['scored']}, not seen", ">=", 0.85, figure["dice"])
+        for figure in figures[:-1]
+    ]
+    # Work of two cores: with other programs beside it, a run takes longer than that.
+    minutes = figures[-1]["cpu_minutes"] / 2
+    goals.append(goal("minutes of two cores' work, all scans", "<=", 60, minutes))
+    settings = {"prediction": " ".join(PREDICTION)}
+    write_report("real_ct", figures, goals, versions("tensorflow"), settings)
+
+
+def _measure(
+    cases: Sequence[Case], inputs: Sequence[str], left_out: Case | None, work: Path
+) -> dict[str, Any]:
+    """Trains without one scan and scores it; without any left out, only the time counts."""
+    folder = work / ("all" if left_out is None else f"without-{left_out.case_id}")
+    splits = {
+        "train": [case.case_id for case in cases if case is not left_out],
+        "eval": [] if left_out is None else [left_out.case_id],
+    }
+    write_json(folder / "splits.json", splits)
+    before, began = _cpu_seconds(), time.perf_counter()
+    _call(
+        *("preprocessing.convert", "--task", EXAMPLE / "task.json", "--input", *inputs),
+        *("--splits", folder / "splits.json", "--output", folder / "records", "--overwrite"),
+    )
+    _call(
+        *("ahnet_tf.train", "--config", EXAMPLE / "training.json"),
+        *("--input", folder / "records", "--output", folder / "run"),
+        *(word for each in _fewer_steps(splits["train"], cases) for word in ("--set", each)),
+    )
+    figure = {
+        "trained": splits["train"],
+        "scored": "" if left_out is None else left_out.case_id,
+        "minutes": round((time.perf_counter() - began) / 60, 1),
+        "cpu_minutes": round((_cpu_seconds() - before) / 60, 1),
+    }
+    if left_out is None:
+        return figure
+    _call(
+        *("ahnet_tf.predict", left_out.image_path, folder / "predictions"),
+        *("--model", folder / "run" / "ahnet", *PREDICTION),
+    )
+    (prediction,) = (folder / "predictions").glob("*.nii.gz")
+    _call(
+        *("ahnet_tf.evaluate", "--input", prediction, "--reference", left_out.label_path),
+        *("--output", folder / "scores"),
+    )
+    scores = json.loads((folder / "scores" / "scores.json").read_text(encoding="utf-8"))
+    (score,) = scores["cases"].values()
+    liver = {name: score["liver"][name] for name in ("dice", "surface_dice", "hd95_mm")}
+    return figure | liver
+
+
+def _fewer_steps(trained: Sequence[str], cases: Sequence[Case]) -> list[str]:
+    """Returns the settings of the steps of both stages, in proportion to the scans trained on."""
+    settings = json.loads((EXAMPLE / "training.json").read_text(encoding="utf-8"))
+    steps = {stage: settings[stage]["training"]["steps"] for stage in ("2d", "3d")}
+    return [f"{stage}.steps={n * len(trained) // len(cases)}" for stage, n in steps.items()]
+
+
+def _cpu_seconds() -> float:
+    """Returns the processor time of all finished child processes and theirs."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _call(module: str, *words: object) -> None:
+    subprocess.run([sys.executable, "-m", module, *map(str, words)], check=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
