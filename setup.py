@@ -15,7 +15,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.11",
     packages=find_packages(include=["preprocessing*", "ahnet_tf*", "serving*", "pipeline*"]),
-    package_data={"pipeline": ["*.pbtxt"]},
+    package_data={"pipeline": ["*.pbtxt"], "preprocessing.page": ["static/*"]},
     install_requires=[
         "tensorflow==2.15.1",
         "keras==2.15.0",
@@ -41,7 +41,14 @@ setup(
         "pip",
     ],
     extras_require={
-        "test": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff"],
+        "test": [
+            "pytest",
+            "pytest-timeout",
+            "pytest-xdist",
+            "hypothesis",
+            "ruff",
+            "websocket-client",
+        ],
     },
     entry_points={
         # ahnet_tf.predict reaches a server without importing the floor above it.

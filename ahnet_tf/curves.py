@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ahnet_tf.report import CLASS_COLOURS
 from preprocessing.files import replacing
+from preprocessing.page.colours import CLASS_COLOURS
 
 SIZE_INCHES, DPI = (11.0, 7.0), 110
 MAIN, SECOND = "#0072B2", "#D55E00"

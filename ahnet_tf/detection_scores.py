@@ -19,8 +19,9 @@ from ahnet_tf.scoring.froc import (
 )
 from ahnet_tf.scoring.intervals import bootstrap_intervals
 from preprocessing.bcs_dbt import Key, Tables, dbt_case_id, read_tables
-from preprocessing.detections import read_detections
+from preprocessing.detections import Detection, read_detections
 from preprocessing.errors import InputError, SettingsError
+from preprocessing.lesions import LesionBox
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,16 @@ class MatchedTables:
 
     Attributes:
       volumes: by row of the tables.
+      detections: of each volume, in the order of its `hits`.
+      boxes: of each volume.
+      tables: the reference tables themselves.
       problems: a line for every row that can't be scored; names no patient.
     """
 
     volumes: dict[Key, ScoredVolume]
+    detections: dict[Key, list[Detection]]
+    boxes: dict[Key, list[LesionBox]]
+    tables: Tables
     problems: list[str]
 
 
@@ -60,14 +67,14 @@ def match_tables(inputs: Sequence[Path], references: Sequence[Path]) -> MatchedT
         # A table of paths may name volumes of which nothing is known.
     else:
         keys += [key for key in detections if key not in tables.rows]
-    problems, volumes = [], {}
+    problems, volumes, boxes = [], {}, {}
     for key in keys:
         row = tables.rows.get(key)
         if row is not None and row.problem:
             problems.append(row.problem)
         else:
-            boxes = row.boxes if row is not None else []
-            volumes[key] = match_volume(detections.get(key, []), boxes)
+            boxes[key] = row.boxes if row is not None else []
+            volumes[key] = match_volume(detections.get(key, []), boxes[key])
     known = set(keys)
     problems += [
         f"{where}: expected a volume of the reference tables, found none with this row's names"
@@ -76,7 +83,8 @@ def match_tables(inputs: Sequence[Path], references: Sequence[Path]) -> MatchedT
     ]
     if not volumes and not problems:
         raise InputError(tables.folder, "volumes in the reference tables", "none")
-    return MatchedTables(volumes, problems)
+    own = {key: detections.get(key, []) for key in volumes}
+    return MatchedTables(volumes, own, boxes, tables, problems)
 
 
 def volume_rows(volumes: dict[Key, ScoredVolume]) -> dict[str, dict[str, int]]:

@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -20,94 +19,19 @@ from ahnet_tf.detection_scores import (
     summarise_detections,
     volume_rows,
 )
-from ahnet_tf.predict import prediction_name
-from ahnet_tf.score_files import print_summary, write_scores
+from ahnet_tf.pairs import Pair, pair_up, with_images
+from ahnet_tf.score_files import print_summary, print_table, write_scores
 from ahnet_tf.scoring.lits import TOLERANCE_MM, CaseScores, score_case
 from ahnet_tf.scoring.lits_summary import summarise
-from preprocessing.cases import find_cases
 from preprocessing.command import make_parser, run_command
 from preprocessing.errors import AHNetError, InputError, SettingsError
-from preprocessing.nifti import SUFFIXES, check_pair, has_nifti_suffix, read_label
+from preprocessing.nifti import check_pair, read_label
+from preprocessing.page.options import add_page_options, check_page_options
 from preprocessing.tasks import PRESETS
 from preprocessing.volume import spacing_mm
 
-CLASS_NAMES = PRESETS["ct_liver"].class_names
-
-# Columns of the printed table: heading, column of `case_row`, format.
-TABLE = (
-    ("liver Dice", "liver_dice", ".4f"),
-    ("surface Dice", "liver_surface_dice", ".4f"),
-    ("HD95 mm", "liver_hd95_mm", ".2f"),
-    ("ASSD mm", "liver_assd_mm", ".2f"),
-    ("tumour Dice", "lesion_dice_per_case", ".4f"),
-    ("lesions", "reference_lesions", "d"),
-    ("predicted", "predicted_lesions", "d"),
-    ("IoU>0.5", "detected_iou_over_0.5", "d"),
-    ("IoU>0", "detected_iou_over_0", "d"),
-    ("burden error", "tumour_burden_error", "+.4f"),
-)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A prediction and the reference it is scored against."""
-
-    case_id: str
-    prediction: Path
-    reference: Path
-
-
-def pair_up(
-    inputs: Sequence[str | Path], references: Sequence[str | Path]
-) -> tuple[list[Pair], list[str]]:
-    """Pairs predictions with references by case.
-
-    Single files are paired in the order given. In folders the prediction of a case is what
-    `python -m ahnet_tf.predict` calls it, or a file named like the case, its label map or its image.
-
-    Args:
-      inputs: label map files, or folders that hold them (not their subfolders).
-      references: label map files, or data-set folders as `preprocessing.cases.find_cases` knows.
-
-    Returns:
-      The pairs, and a line for every missing or extra case.
-
-    Raises:
-      InputError: a path doesn't exist or holds no label maps.
-      SettingsError: files whose numbers differ.
-    """
-    inputs, references = [Path(path) for path in inputs], [Path(path) for path in references]
-    if all(path.is_file() for path in inputs + references):
-        if len(inputs) != len(references):
-            raise SettingsError(
-                "--input and --reference", f"as many files, {len(references)}", len(inputs)
-            )
-        stems = [_stem(path) for path in inputs]
-        names = stems if len(set(stems)) == len(stems) else map(str, inputs)
-        return [Pair(*files) for files in zip(names, inputs, references, strict=True)], []
-    predictions = _prediction_files(inputs)
-    cases = find_cases(references, need_labels=True)
-    if any(case.label_path for case in cases):
-        # Images without label maps are no references; label maps without images are.
-        cases = [case for case in cases if case.label_path]
-    pairs, problems = [], []
-    for case in cases:
-        reference = case.label_path or case.image_path
-        names = [_stem(Path(prediction_name(case.case_id))), case.case_id, _stem(reference)]
-        if case.image_path is not None:
-            names.append(_stem(case.image_path))
-        name = next((name for name in names if name in predictions), None)
-        if name is None:
-            problems.append(
-                f"case {case.case_id}: expected a prediction named {names[0]}.nii.gz, found none"
-            )
-        else:
-            pairs.append(Pair(case.case_id, predictions.pop(name), reference))
-    problems += [
-        f"{path}: expected a reference for this prediction, found none"
-        for path in predictions.values()
-    ]
-    return pairs, problems
+TASK = PRESETS["ct_liver"]
+LESION_TASK = PRESETS["dbt_lesion"]
 
 
 def score_pair(pair: Pair, tolerance_mm: float = TOLERANCE_MM) -> CaseScores:
@@ -116,8 +40,8 @@ def score_pair(pair: Pair, tolerance_mm: float = TOLERANCE_MM) -> CaseScores:
     Raises:
       InputError: a file can't be read, a value is no label, or shapes or affines differ.
     """
-    reference = read_label(pair.reference, CLASS_NAMES)
-    prediction = read_label(pair.prediction, CLASS_NAMES)
+    reference = read_label(pair.reference, TASK.class_names)
+    prediction = read_label(pair.prediction, TASK.class_names)
     check_pair(reference, prediction, pair.prediction)
     spacing = spacing_mm(reference.affine)
     return score_case(prediction.voxels, reference.voxels, spacing, tolerance_mm)
@@ -146,12 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "liver (label >= 1), tumour (label 2), lesion detection, tumour burden; with surface Dice and "
         "HD95. A table of detected lesions (CSV in BCS-DBT's prediction columns) is scored by that "
         "challenge's FROC against BCS-DBT's tables. Prints a table; with --output writes scores.json "
-        "and scores.csv. Missing, extra or unreadable cases are named and make it fail; the others are "
+        "and scores.csv; with --report one HTML page with the volumes, their overlays and the scores. Missing, extra or unreadable cases are named and make it fail; the others are "
         "scored.",
         [
             "python -m ahnet_tf.evaluate --input predictions/ --reference cases/",
             "python -m ahnet_tf.evaluate --input predictions/ --reference cases/ --output scores/",
             "python -m ahnet_tf.evaluate mine.nii.gz truth.nii.gz",
+            "python -m ahnet_tf.evaluate predictions/ cases/ --report page.html",
             "python -m ahnet_tf.evaluate --input predictions.csv --reference bcs_dbt/",
         ],
     )
@@ -181,6 +106,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seed", type=int, default=0, help="of the bootstrap's drawings (default: 0)"
     )
+    add_page_options(parser, "cases, the worst ones,")
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        metavar="IMG",
+        help="for the page: the volumes, as files in the same order or as a folder (default: those "
+        "beside the references)",
+    )
     arguments = parser.parse_args(argv)
     return run_command(_run, arguments)
 
@@ -191,6 +124,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise SettingsError("--tolerance-mm", "a distance of at least 0", arguments.tolerance_mm)
     if arguments.seed < 0:
         raise SettingsError("--seed", "a number of at least 0", arguments.seed)
+    check_page_options(arguments)
     is_table = any(path.suffix.lower() == ".csv" for path in inputs)
     score = _score_detections if is_table else _score_label_maps
     record, rows, problems = score(inputs, references, arguments)
@@ -236,11 +170,29 @@ def _score_label_maps(
     rows = {case_id: case_row(case) for case_id, case in scores.items()}
     summary = summarise(scores.values(), arguments.seed)
     if rows:
-        _print_table(rows)
+        print_table(rows)
         print_summary(
             "summary with 95 % intervals (rvd = (reference - prediction) / prediction; lesion means "
             f"over IoU > 0.5; surface Dice at {arguments.tolerance_mm:g} mm)",
             summary,
+        )
+    if arguments.report:
+        from ahnet_tf.score_page import write_label_page
+
+        if arguments.images:
+            pairs = with_images(pairs, arguments.images)
+        write_label_page(
+            arguments.report,
+            pairs,
+            scores,
+            rows,
+            summary,
+            TASK,
+            volumes=arguments.report_cases,
+            problems=problems,
+            notes=[
+                f"Surface Dice at {arguments.tolerance_mm:g} mm; rvd = (reference - prediction) / prediction."
+            ],
         )
     record = {
         "cases": {case_id: dataclasses.asdict(case) for case_id, case in scores.items()},
@@ -267,40 +219,23 @@ def _score_detections(
         print_summary(
             "summary with 95 % intervals (FROC; sensitivity = boxes hit / boxes)", summary
         )
+    if arguments.report:
+        from ahnet_tf.detection_page import write_detection_page
+
+        if arguments.images and len(arguments.images) != 1:
+            raise SettingsError("--images", "one folder of volumes", len(arguments.images))
+        write_detection_page(
+            arguments.report,
+            matched,
+            rows,
+            summary,
+            LESION_TASK,
+            images=Path(arguments.images[0]) if arguments.images else None,
+            volumes=arguments.report_cases,
+            problems=matched.problems,
+        )
     record = {"cases": rows, "summary": summary, "curves": froc_curves(matched.volumes)}
     return record, rows, matched.problems
-
-
-def _prediction_files(inputs: Sequence[Path]) -> dict[str, Path]:
-    """Returns the label maps by the stem of their names."""
-    files: dict[str, Path] = {}
-    for path in inputs:
-        if not path.exists():
-            raise InputError(path, "predicted label maps or a folder of them", "nothing there")
-        own = sorted(path.iterdir()) if path.is_dir() else [path]
-        own = [file for file in own if file.is_file() and has_nifti_suffix(file)]
-        if not own:
-            raise InputError(path, "predicted label maps (.nii, .nii.gz)", "none")
-        for file in own:
-            twin = files.setdefault(_stem(file), file)
-            if twin != file:
-                raise InputError(file, "one prediction a case", f"{twin} too")
-    return files
-
-
-def _stem(path: Path) -> str:
-    suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), "")
-    return path.name[: len(path.name) - len(suffix)]
-
-
-def _print_table(rows: dict[str, dict[str, float | int]]) -> None:
-    width = max(len("case"), *(len(case_id) for case_id in rows))
-    print("  ".join(["case".ljust(width)] + [heading for heading, _, _ in TABLE]))
-    for case_id, row in rows.items():
-        cells = [
-            format(row[column], layout).rjust(len(heading)) for heading, column, layout in TABLE
-        ]
-        print("  ".join([case_id.ljust(width), *cells]))
 
 
 if __name__ == "__main__":

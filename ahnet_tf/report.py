@@ -19,11 +19,10 @@ from matplotlib.patches import Patch
 from ahnet_tf.cuts import UPWARD, Cut, cut_plane, focus_voxel, foreground_box, slices_to_show
 from preprocessing.errors import InputError
 from preprocessing.files import replacing
+from preprocessing.page.colours import class_colour
 from preprocessing.tasks import Task
 from preprocessing.volume import Volume, axis_codes, to_task_space
 
-# Okabe and Ito (2008): told apart with every kind of colour vision, and bright enough on black.
-CLASS_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
 BACKGROUND, TEXT = "#000000", "#F2F2F2"
 SLICES = 4
 WIDTH_INCHES, MAX_HEIGHT_INCHES, DPI = 15.0, 5.2, 110
@@ -155,7 +154,7 @@ def _draw(axes: Axes, cut: Cut, intensity_window: tuple[float, float], classes: 
     )  # fmt: skip
     outlined = cut.prediction if cut.reference is None else cut.reference
     for value in range(1, classes):
-        colour = _colour(value)
+        colour = class_colour(value)
         area = np.zeros((*cut.prediction.shape, 4))
         area[cut.prediction == value] = _rgba(value)
         axes.imshow(area, origin="lower", extent=extent, interpolation="nearest")
@@ -233,7 +232,7 @@ def _describe(
                 continue
             volume_ml = np.count_nonzero(array == value) * voxel_ml
             text = f"{name}, {kind}: {volume_ml:,.1f} ml"
-            colour = _colour(value)
+            colour = class_colour(value)
             if kind == "prediction":
                 edge = colour if labels[1] is None else "none"
                 handles.append(Patch(facecolor=_on_tissue(value), edgecolor=edge, label=text))
@@ -246,14 +245,10 @@ def _describe(
 
 
 def _rgba(value: int) -> tuple[float, float, float, float]:
-    return to_rgba(_colour(value), FILL_OPACITY)
+    return to_rgba(class_colour(value), FILL_OPACITY)
 
 
 def _on_tissue(value: int) -> tuple[float, ...]:
     """Returns the colour that a class' area has over mid-grey, so that the legend looks like it."""
     *rgb, opacity = _rgba(value)
     return tuple(opacity * channel + (1 - opacity) * 0.55 for channel in rgb)
-
-
-def _colour(value: int) -> str:
-    return CLASS_COLOURS[(value - 1) % len(CLASS_COLOURS)]

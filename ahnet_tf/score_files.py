@@ -10,6 +10,31 @@ from typing import Any
 
 from preprocessing.files import replacing, without_nan, write_json
 
+# Columns of the printed table: heading, column of `scores.csv`, format.
+TABLE = (
+    ("liver Dice", "liver_dice", ".4f"),
+    ("surface Dice", "liver_surface_dice", ".4f"),
+    ("HD95 mm", "liver_hd95_mm", ".2f"),
+    ("ASSD mm", "liver_assd_mm", ".2f"),
+    ("tumour Dice", "lesion_dice_per_case", ".4f"),
+    ("lesions", "reference_lesions", "d"),
+    ("predicted", "predicted_lesions", "d"),
+    ("IoU>0.5", "detected_iou_over_0.5", "d"),
+    ("IoU>0", "detected_iou_over_0", "d"),
+    ("burden error", "tumour_burden_error", "+.4f"),
+)
+
+
+def print_table(rows: Mapping[str, Mapping[str, float | int]]) -> None:
+    """Prints a line a case; `rows` are the lines of `scores.csv` by case."""
+    width = max(len("case"), *(len(case_id) for case_id in rows))
+    print("  ".join(["case".ljust(width)] + [heading for heading, _, _ in TABLE]))
+    for case_id, row in rows.items():
+        cells = [
+            format(row[column], layout).rjust(len(heading)) for heading, column, layout in TABLE
+        ]
+        print("  ".join([case_id.ljust(width), *cells]))
+
 
 def print_summary(heading: str, summary: Mapping[str, Mapping[str, float | int]]) -> None:
     """Prints each measure with its interval and how many values were undefined."""

@@ -71,7 +71,7 @@ def _cases_below(path: Path, need_labels: bool) -> list[Case]:
         folders = list(folders_below(path))
         tables = read_tables(path)
         if tables is not None:
-            return _cases_of_tables(tables, nifti_files(folders), need_labels)
+            return cases_of_tables(tables, nifti_files(folders), need_labels=need_labels)
         files, dicom, source = nifti_files(folders), dicom_images(folders, path), folder_name(path)
         found_sets = [read_decathlon(folder) for folder, names in folders if FILE in names]
         sets = [each for each in found_sets if each is not None]
@@ -115,8 +115,17 @@ def _ircadb_masks(path: Path) -> Path | None:
     return masks if path.name == IRCADB_IMAGE and masks.is_dir() else None
 
 
-def _cases_of_tables(tables: Tables, files: list[Path], need_labels: bool) -> list[Case]:
-    """Returns the DBT volumes that tables of boxes name; masks beside them are kept as label maps."""
+def cases_of_tables(tables: Tables, files: list[Path], *, need_labels: bool) -> list[Case]:
+    """Returns the DBT volumes that tables of boxes name; masks beside them are kept as label maps.
+
+    Args:
+      tables: of the data set; paths in them count from `tables.folder`.
+      files: the NIfTI files below that folder.
+      need_labels: as in `find_cases`; False leaves out rows without a volume.
+
+    Raises:
+      InputError: there are no such cases.
+    """
     source = identifier(folder_name(tables.folder))
     masks = {case.image_path: case.label_path for case in paired(files, [], source, False)}
     cases = [

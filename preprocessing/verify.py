@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from preprocessing.allowances import ALLOWANCES, parse_allowances
 from preprocessing.command import make_parser, run_command
 from preprocessing.errors import AHNetError, SettingsError
+from preprocessing.page.options import add_page_options, check_page_options
 from preprocessing.tasks import Task, load_task
 
 if TYPE_CHECKING:
@@ -181,6 +182,7 @@ def _parser() -> argparse.ArgumentParser:
             "python -m preprocessing.verify lits",
             "python -m preprocessing.verify lits own_cases --task ct_liver --workers 2",
             "python -m preprocessing.verify lits --output verify.json",
+            "python -m preprocessing.verify lits --report page.html",
         ],
     )
     add = parser.add_argument
@@ -193,6 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"as in preprocessing.convert: {', '.join(ALLOWANCES)}",
     )
     add("--output", metavar="FILE.json", help="write all that was found (default: only a table)")
+    add_page_options(parser, "cases, those with findings first,")
     add("--workers", type=int, default=1, metavar="N", help="processes (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace an earlier output")
     return parser
@@ -207,10 +210,12 @@ def _run(arguments: argparse.Namespace) -> int:
     from preprocessing.files import write_json
     from preprocessing.verify_table import lines
 
-    output = Path(arguments.output) if arguments.output else None
-    if output and output.exists() and not (arguments.overwrite and output.is_file()):
-        remedy = "Give --overwrite to replace a file."
-        raise SettingsError("--output", "a new file", f"{output} is there already", remedy)
+    check_page_options(arguments)
+    output, page = (Path(p) if p else None for p in (arguments.output, arguments.report))
+    for option, path in (("--output", output), ("--report", page)):
+        if path and path.exists() and not (arguments.overwrite and path.is_file()):
+            remedy = "Give --overwrite to replace a file."
+            raise SettingsError(option, "a new file", f"{path} is there already", remedy)
     task = load_task(arguments.task)
     allow = parse_allowances(arguments.allow)
     report = verify(arguments.input, task, allow=allow, workers=arguments.workers)
@@ -218,6 +223,12 @@ def _run(arguments: argparse.Namespace) -> int:
         print(line)
     if output:
         write_json(output, report)
+    if page:
+        from preprocessing.verify_page import write_verify_page
+
+        write_verify_page(
+            page, arguments.input, report, task, allow=allow, volumes=arguments.report_cases
+        )
     return 1 if report["errors"] else 0
 
 

@@ -56,6 +56,7 @@ class CaseScores:
       predicted_lesions: number of 6-connected components in the prediction.
       reference_lesions: number of 6-connected components in the reference.
       detected_lesions: number of pairs above each IoU of `DETECTION_IOUS`.
+      lesion_ious: IoU of each matched pair.
       voxels: sizes and intersections of the liver and lesion masks.
       tumour_burden: lesion voxels / liver voxels of prediction and reference, and their error
         (reference - prediction, the scorer's sign).
@@ -68,6 +69,7 @@ class CaseScores:
     predicted_lesions: int
     reference_lesions: int
     detected_lesions: dict[float, int]
+    lesion_ious: tuple[float, ...]
     voxels: dict[str, int]
     tumour_burden: dict[str, float]
 
@@ -121,6 +123,7 @@ def score_case(
         predicted_lesions=predicted_count,
         reference_lesions=true_count,
         detected_lesions={iou: sum(pair.iou > iou for pair in pairs) for iou in DETECTION_IOUS},
+        lesion_ious=tuple(pair.iou for pair in pairs),
         voxels=voxels,
         tumour_burden=burden | {"error": burden["reference"] - burden["predicted"]},
     )

@@ -7,7 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from ahnet_tf.evaluate import main, pair_up
+from ahnet_tf.evaluate import main
+from ahnet_tf.pairs import pair_up
 from preprocessing.errors import InputError, SettingsError
 
 

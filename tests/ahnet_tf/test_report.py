@@ -11,6 +11,7 @@ from ahnet_tf import report
 from ahnet_tf.cuts import cut_plane, focus_voxel, slices_to_show
 from ahnet_tf.report import overlay_case, overlay_png
 from preprocessing.errors import InputError
+from preprocessing.page.colours import CLASS_COLOURS
 from preprocessing.tasks import PRESETS
 from preprocessing.volume import Volume, axis_codes, to_task_space
 
@@ -104,7 +105,7 @@ def test_every_orientation_is_looked_at_alike(codes):
 
 def test_picture_shows_reference_and_prediction_apart(case, tmp_path):
     voxels, reference = case
-    blue, orange = report.CLASS_COLOURS[:2]
+    blue, orange = CLASS_COLOURS[:2]
     perfect = draw(tmp_path / "a.png", voxels, reference, reference)
     missed = draw(tmp_path / "b.png", voxels, np.zeros_like(reference), reference)
     alone = draw(tmp_path / "c.png", voxels, reference, None)
