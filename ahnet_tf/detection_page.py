@@ -88,7 +88,7 @@ def write_detection_page(
         f"{len(keys)} volumes by the FROC of BCS-DBT.",
         cases,
         order,
-        tables=[by_case, summary_table(summary), *problem_table(problems)],
+        tables=[by_case, summary_table(summary), *problem_table(problems, [matched.tables.folder])],
         charts=detection_charts(list(matched.volumes.values())),
         notes=[
             "A reference box belongs to one slice. It is drawn through as many slices as make it "

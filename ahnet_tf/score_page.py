@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ahnet_tf.score_files import TABLE
 from ahnet_tf.scoring.lits import CaseScores
 from preprocessing.errors import InputError
 from preprocessing.nifti import check_pair, read_label
-from preprocessing.page.contents import column, page_content, table
+from preprocessing.page.contents import column, page_content, table, without_folders
 from preprocessing.page.volumes import PageVolume, page_volume
 from preprocessing.page.writer import budget_bytes, write_page
 from preprocessing.reading import read_image_of
@@ -70,12 +70,13 @@ def write_label_page(
         first=True,
         note="Worst first: by the lower of liver Dice and tumour Dice. A click on a header sorts.",
     )
+    folders = {file.parent for pair in pairs for file in (pair.prediction, pair.reference)}
     content = page_content(
         task,
         f"{len(shown)} cases by the measures of LiTS; classes {', '.join(task.class_names[1:])}.",
         cases,
         order,
-        tables=[by_case, summary_table(summary), *problem_table(problems)],
+        tables=[by_case, summary_table(summary), *problem_table(problems, folders)],
         charts=label_charts(own, [scores[pair.case_id] for pair in shown], task),
         notes=[*notes, *left_out(len(shown), volumes)],
     )
@@ -110,19 +111,10 @@ def summary_table(summary: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     return table("Data set", columns, rows)
 
 
-def problem_table(problems: Sequence[str]) -> list[dict[str, Any]]:
+def problem_table(problems: Sequence[str], folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     """Returns what could not be scored as a table, if there is anything; folders are left out."""
-    rows = [(None, [without_folders(problem)]) for problem in problems]
+    rows = [(None, [without_folders(problem, folders)]) for problem in problems]
     return [table("Not scored", [column("problem", wide=True)], rows)] if rows else []
-
-
-def without_folders(text: str) -> str:
-    """Returns a message with files named without their folders: a page may travel."""
-    words = (
-        word.rsplit("/", 1)[-1] if word.startswith(("/", "./", "../", "~")) else word
-        for word in text.split(" ")
-    )
-    return " ".join(words)
 
 
 def left_out(cases: int, volumes: int) -> list[str]:

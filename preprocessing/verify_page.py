@@ -15,7 +15,14 @@ from preprocessing.errors import AHNetError
 from preprocessing.nifti import check_pair
 from preprocessing.page.boxes import reference_boxes
 from preprocessing.page.colours import CLASS_COLOURS, class_colour
-from preprocessing.page.contents import axis, box_plot, column, page_content, table
+from preprocessing.page.contents import (
+    axis,
+    box_plot,
+    column,
+    page_content,
+    table,
+    without_folders,
+)
 from preprocessing.page.volumes import PageVolume, page_volume
 from preprocessing.page.writer import budget_bytes, write_page
 from preprocessing.reading import read_image_of, read_label_of
@@ -49,7 +56,8 @@ def write_verify_page(
     entries = report["cases"]
     cases = find_cases(inputs, need_labels=True)
     order = sorted(range(len(entries)), key=lambda index: _badness(entries[index]))
-    seen = [index for index in order if cases[index].image_path is not None][:volumes]
+    # What could be read once.
+    seen = [index for index in order if "shape" in entries[index]][:volumes]
     counts = f"{len(entries)} cases, {report['errors']} errors, {report['warnings']} warnings"
     notes = ["Label maps are drawn as outlines, boxes of lesions as boxes."]
     if len(seen) < len(entries):
@@ -60,7 +68,7 @@ def write_verify_page(
         f"{counts}; checked for the task {task.name}.",
         [{"id": entry["case_id"], "facts": _facts(entry)} for entry in entries],
         order,
-        tables=[*_findings(report, order), _measurements(entries, order, task)],
+        tables=[*_findings(report, order, inputs), _measurements(entries, order, task)],
         charts=_charts(entries, task),
         notes=notes,
     )
@@ -80,7 +88,7 @@ def _volume(
     try:
         image = read_image_of(case, allow=allow)
     except (AHNetError, OSError) as error:
-        return None, public(case, str(error))
+        return None, without_folders(public(case, str(error)))
     label: Volume | None = None
     try:
         if case.label_path is not None:
@@ -88,7 +96,8 @@ def _volume(
             label = read_label_of(case, task.class_names, shape=shape, allow=allow)
             check_pair(image, label, case.label_path)
     except (AHNetError, OSError) as error:
-        label, reason = None, f"Without its label map: {public(case, str(error))}"
+        label = None
+        reason = f"Without its label map: {without_folders(public(case, str(error)))}"
     boxes = reference_boxes(case.boxes or (), spacing_mm(image.affine))
     return page_volume(image, label, None, task, budget_bytes=budget, boxes=boxes), reason
 
@@ -115,7 +124,9 @@ def _facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     return facts + [(f"{name}s", str(n)) for name, n in found.items() if n]
 
 
-def _findings(report: Mapping[str, Any], order: Sequence[int]) -> list[dict[str, Any]]:
+def _findings(
+    report: Mapping[str, Any], order: Sequence[int], inputs: Sequence[str]
+) -> list[dict[str, Any]]:
     """Returns the table of findings, errors first; none if there are none."""
     entries = report["cases"]
     found = [(index, finding) for index in order for finding in entries[index]["findings"]]
@@ -126,7 +137,9 @@ def _findings(report: Mapping[str, Any], order: Sequence[int]) -> list[dict[str,
             index,
             [
                 "all cases" if index is None else entries[index]["case_id"],
-                *(finding[key] for key in ("severity", "code", "text")),
+                finding["severity"],
+                finding["code"],
+                without_folders(finding["text"], inputs),
             ],
         )
         for index, finding in found

@@ -1,4 +1,4 @@
-"""What all tests share: quiet frameworks, where real volumes may lie, and DICOM files made by pydicom."""
+"""What all tests share: quiet frameworks, real volumes, a browser, and DICOM files made by pydicom."""
 
 from __future__ import annotations
 
@@ -154,3 +154,18 @@ def dicom():
         study_uid=STUDY_UID,
         series_uid=SERIES_UID,
     )
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A headless Chromium; skips where there is none."""
+    from tests.browser import NAMES, Browser, find_browser
+
+    program = find_browser()
+    if program is None:
+        pytest.skip(
+            f"no browser: none of {', '.join(NAMES)} on the PATH; AHNET_BROWSER may name one"
+        )
+    browser = Browser(program, tmp_path_factory.mktemp("browser"))
+    yield browser
+    browser.close()

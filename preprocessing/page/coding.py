@@ -17,7 +17,9 @@ _DEAD_ZONE = 0.65
 # Steps as shares of the range between the knees: the finest one, below which no eye sees more, and
 # the coarsest one, after which a picture would no longer be one.
 _FINEST, _COARSEST = 1 / 250, 1.0
-_TRIES = 5
+_TRIES = 7
+# A payload of this share of the budget is good enough; tries aim between it and the whole.
+_GOOD, _AIM = 0.9, 0.95
 _LONGEST = 255
 
 
@@ -71,19 +73,31 @@ def bend(image: np.ndarray, knees: tuple[float, float]) -> np.ndarray:
 
 
 def _within(coefficients: np.ndarray, width: float, budget_bytes: int) -> tuple[float, bytes]:
-    """Returns a step and its payload: by tries, knowing that bytes fall about as steps grow."""
+    """Returns a step and its payload: the finest of a few that keep to the budget.
+
+    Bytes fall about as steps grow. With one try on either side of the budget the next one lies between
+    them, as their bytes say.
+    """
     finest, coarsest = _FINEST * width, _COARSEST * width
     step, best = finest * 4, None
+    above: tuple[float, float] | None = None
     for _ in range(_TRIES):
         payload = _packed(_quantised(coefficients, step))
         ratio = len(payload) / budget_bytes
-        if ratio <= 1 and (best is None or step < best[0]):
-            best = step, payload
-        if 0.93 <= ratio <= 1 or (ratio < 1 and step <= finest):
-            break
-        # A little less than the budget, so that tries end inside it.
-        step = min(coarsest, max(finest, step * (ratio / 0.97) ** 1.1))
-    return best or (coarsest, _packed(_quantised(coefficients, coarsest)))
+        if ratio <= 1:
+            best = step, payload, ratio
+            if ratio >= _GOOD or step <= finest:
+                break
+        else:
+            above = step, ratio
+        if best is not None and above is not None:
+            share = math.log(above[1] / _AIM) / math.log(above[1] / best[2])
+            step = above[0] * (best[0] / above[0]) ** min(0.9, max(0.1, share))
+        else:
+            step = min(coarsest, max(finest, step * ratio / _AIM))
+    if best is None:
+        return coarsest, _packed(_quantised(coefficients, coarsest))
+    return best[:2]
 
 
 def _quantised(coefficients: np.ndarray, step: float) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from preprocessing.page.colours import class_colour
@@ -173,3 +175,15 @@ def scatter(
         "digits": digits,
         "note": note,
     }
+
+
+def without_folders(text: str, folders: Iterable[str | Path] = ()) -> str:
+    """Returns a message in which files are named without their folders: a page may travel.
+
+    Args:
+      text: the message.
+      folders: those that are known; needed where their names hold spaces.
+    """
+    for folder in sorted(map(str, folders), key=len, reverse=True):
+        text = text.replace(f"{folder}/", "")
+    return re.sub(r"(?<![^\s'\"(])(?:~|\.{1,2})?/(?:[^\s'\"]*/)?(?=[^\s/])", "", text)

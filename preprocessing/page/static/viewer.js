@@ -5,7 +5,7 @@ const BOX_STYLES = {
   reference: { colour: "#56B4E9", dash: [] },
   hit: { colour: "#F0E442", dash: [9, 5] },
   "further hit": { colour: "#F0E442", dash: [2, 5] },
-  "false positive": { colour: "#D55E00", dash: [2, 5] },
+  "false positive": { colour: "#FF7A1A", dash: [2, 5] },
 };
 const NARROWEST = 1;
 
@@ -19,7 +19,9 @@ function makeViewer(content, onOpen) {
   if (!shown.length) return { open: () => {}, canOpen: () => false };
   byId("viewer").hidden = false;
 
-  const threshold = () => Number(byId("score-threshold").value) / 1000;
+  const scores = shown
+    .flatMap((index) => content.cases[index].volume.boxes.map((box) => box.score))
+    .filter((score) => score !== null);
   const opacity = (name) => Number(byId(`${name}-opacity`).value) / 100;
   const limits = () => {
     const { width, centre } = state.window;
@@ -235,8 +237,9 @@ function makeViewer(content, onOpen) {
   function drawBoxes(context, panel) {
     const { geometry, frame, axis } = panel;
     const ratio = frame.ratio;
+    const floor = scoreFloor();
     for (const box of state.volume.boxes) {
-      if (box.score !== null && box.score < scoreFloor()) continue;
+      if (box.score !== null && box.score < floor) continue;
       const index = state.position[axis];
       if (!panel.isProjection && !cuts(box, axis, index)) continue;
       const edges = boxOnPlane(geometry, box);
@@ -369,11 +372,11 @@ function makeViewer(content, onOpen) {
     }
   }
 
+  /** Returns the score from which detections are drawn; the slider spans all cases. */
   function scoreFloor() {
-    const scores = state.volume.boxes.map((box) => box.score).filter((score) => score !== null);
     if (!scores.length) return -Infinity;
     const [low, high] = [Math.min(...scores), Math.max(...scores)];
-    const value = low + threshold() * (high - low);
+    const value = low + (Number(byId("score-threshold").value) / 1000) * (high - low);
     byId("score-threshold-value").textContent = formatNumber(value, 3);
     // The slider's end still shows the surest detection.
     return value - 1e-9 * Math.max(1, Math.abs(value));
