@@ -41,7 +41,7 @@ def page_content(
       notes: sentences at the end.
     """
     is_ct = task.image_dtype == "int16"
-    windows = {"Task": task.intensity_window} | (CT_WINDOWS if is_ct else {})
+    windows = {"Task's own": task.intensity_window} | (CT_WINDOWS if is_ct else {})
     return {
         "subtitle": subtitle,
         "task": {

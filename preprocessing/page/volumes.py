@@ -164,7 +164,7 @@ def kept_regions(nearest_zyx: np.ndarray, label_zyx: np.ndarray) -> np.ndarray:
       label_zyx: label values on the finer grid, which covers the same space.
     """
     result = nearest_zyx.copy()
-    for value in np.unique(label_zyx[label_zyx > 0]):
+    for value in range(1, int(label_zyx.max(initial=0)) + 1):
         touched = label_zyx == value
         for axis, size in enumerate(nearest_zyx.shape):
             if touched.shape[axis] > size:

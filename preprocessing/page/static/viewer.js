@@ -71,7 +71,7 @@ function makeViewer(content, onOpen) {
     if (!state.volume) return;
     const clamped = Math.max(0, Math.min(state.volume.shape[axis] - 1, Math.round(index)));
     state.position[axis] = clamped;
-    draw();
+    draw({ isMove: true });
   }
 
   function goToClick(panel, event) {
@@ -84,7 +84,7 @@ function makeViewer(content, onOpen) {
     if (column < 0 || row < 0 || column >= geometry.width || row >= geometry.height) return;
     const voxel = voxelAt(geometry, Math.floor(column), Math.floor(row));
     for (const [axis, index] of Object.entries(voxel)) state.position[axis] = index;
-    draw();
+    draw({ isMove: true });
   }
 
   /** Builds the panels for a case's directions; the slice plane is the large one. */
@@ -154,9 +154,10 @@ function makeViewer(content, onOpen) {
     draw();
   }
 
-  function draw() {
+  /** Draws all panels; after a move projections stay as they are. */
+  function draw({ isMove = false } = {}) {
     if (!state.ready) return;
-    for (const panel of panels) drawPanel(panel);
+    for (const panel of panels) if (!(isMove && panel.isProjection)) drawPanel(panel);
   }
 
   function drawPanel(panel) {
@@ -407,12 +408,23 @@ function makeViewer(content, onOpen) {
     }
   }
 
+  /** Goes to the slice that holds most of a label, and in it to the fullest row and column. */
   function goToLabel(value) {
     const { volume } = state;
     const labels = volume.reference || volume.prediction;
+    const [, height, width] = volume.shape;
+    let isInside = () => true;
     state.position = [0, 1, 2].map((axis) => {
-      const counts = profile(volume, axis, (i) => labels[i] === value);
-      return counts.indexOf(Math.max(...counts));
+      const counts = profile(volume, axis, (i) => labels[i] === value && isInside(i));
+      const index = counts.indexOf(Math.max(...counts));
+      const before = isInside;
+      const indexOf = [
+        (i) => Math.floor(i / (height * width)),
+        (i) => Math.floor(i / width) % height,
+        (i) => i % width,
+      ][axis];
+      isInside = (i) => before(i) && indexOf(i) === index;
+      return index;
     });
     draw();
   }
