@@ -15,8 +15,8 @@ from preprocessing.page.volumes import PageVolume
 
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = (
-    *("elements.js", "decoding.js", "planes.js", "painting.js", "viewer.js"),
-    *("tables.js", "charts.js", "main.js"),
+    *("elements.js", "decoding.js", "planes.js", "painting.js", "panels.js", "drawing.js"),
+    *("moving.js", "controls.js", "viewer.js", "tables.js", "charts.js", "main.js"),
 )
 # What all volumes of a page may take together, as bytes of the file.
 PAGE_BYTES = 18_500_000

@@ -8,7 +8,7 @@ const LONGEST = 255;
 
 /** Returns the bytes of one block of the page; null where there is no such block. */
 async function blockBytes(id) {
-  const element = document.getElementById(id);
+  const element = byId(id);
   if (!element) return null;
   const text = atob(element.textContent);
   const packed = new Uint8Array(text.length);

@@ -1,5 +1,9 @@
 // Small pieces of the page: elements, buttons and numbers. Texts are always set as texts, never as HTML.
 
+function byId(id) {
+  return document.getElementById(id);
+}
+
 function addElement(parent, tag, attributes = {}, text = "") {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);

@@ -1,8 +1,7 @@
 // Puts the page together from its content.
 
 function main() {
-  const content = JSON.parse(document.getElementById("page-content").textContent);
-  const byId = (id) => document.getElementById(id);
+  const content = JSON.parse(byId("page-content").textContent);
   byId("subtitle").textContent = content.subtitle;
   const marked = [];
   const viewer = makeViewer(content, (index) => marked.forEach((each) => each.mark(index)));

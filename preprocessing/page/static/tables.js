@@ -56,7 +56,7 @@ function makeRow(row, columns, viewer) {
     if (number === 0 && row.case !== null && viewer.canOpen(row.case)) {
       addButton(cell, text, () => {
         viewer.open(row.case);
-        document.getElementById("viewer").scrollIntoView();
+        byId("viewer").scrollIntoView();
       });
     } else {
       cell.textContent = text;
