@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -70,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "liver (label >= 1), tumour (label 2), lesion detection, tumour burden; with surface Dice and "
         "HD95. A table of detected lesions (CSV in BCS-DBT's prediction columns) is scored by that "
         "challenge's FROC against BCS-DBT's tables. Prints a table; with --output writes scores.json "
-        "and scores.csv; with --report one HTML page with the volumes, their overlays and the scores. Missing, extra or unreadable cases are named and make it fail; the others are "
-        "scored.",
+        "and scores.csv; with --report one HTML page with volumes, overlays, scores and curves. "
+        "Missing, extra or unreadable cases are named and make it fail; the others are scored.",
         [
             "python -m ahnet_tf.evaluate --input predictions/ --reference cases/",
             "python -m ahnet_tf.evaluate --input predictions/ --reference cases/ --output scores/",
@@ -127,7 +127,7 @@ def _run(arguments: argparse.Namespace) -> int:
     check_page_options(arguments)
     is_table = any(path.suffix.lower() == ".csv" for path in inputs)
     score = _score_detections if is_table else _score_label_maps
-    record, rows, problems = score(inputs, references, arguments)
+    record, rows, problems, write_page = score(inputs, references, arguments)
     if arguments.output is not None:
         record |= {
             "input": list(map(str, inputs)),
@@ -136,6 +136,9 @@ def _run(arguments: argparse.Namespace) -> int:
             "problems": problems,
         }
         write_scores(Path(arguments.output), record, rows)
+    if arguments.report is not None:
+        # After the scores, which are safe by now; images that can't be used become problems too.
+        write_page()
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return 1 if problems else 0
@@ -155,8 +158,12 @@ def _paths(arguments: argparse.Namespace) -> tuple[list[Path], list[Path]]:
 
 def _score_label_maps(
     inputs: Sequence[Path], references: Sequence[Path], arguments: argparse.Namespace
-) -> tuple[dict, dict, list[str]]:
-    """Scores and prints label maps; returns the record, the rows by case, and the problems."""
+) -> tuple[dict, dict, list[str], Callable[[], None]]:
+    """Scores and prints label maps.
+
+    Returns:
+      The record, the rows by case, the problems, and what writes the page.
+    """
     pairs, problems = pair_up(inputs, references)
     scores: dict[str, CaseScores] = {}
     for pair in tqdm(pairs, desc="scoring", unit="case", leave=False):
@@ -176,35 +183,34 @@ def _score_label_maps(
             f"over IoU > 0.5; surface Dice at {arguments.tolerance_mm:g} mm)",
             summary,
         )
-    if arguments.report:
+    record = {
+        "cases": {case_id: dataclasses.asdict(case) for case_id, case in scores.items()},
+        "summary": summary,
+        "tolerance_mm": arguments.tolerance_mm,
+    }
+
+    def write_page() -> None:
         from ahnet_tf.score_page import write_label_page
 
-        if arguments.images:
-            pairs = with_images(pairs, arguments.images)
+        tolerance = f"Surface Dice at {arguments.tolerance_mm:g} mm"
         write_label_page(
             arguments.report,
-            pairs,
+            with_images(pairs, arguments.images) if arguments.images else pairs,
             scores,
             rows,
             summary,
             TASK,
             volumes=arguments.report_cases,
             problems=problems,
-            notes=[
-                f"Surface Dice at {arguments.tolerance_mm:g} mm; rvd = (reference - prediction) / prediction."
-            ],
+            notes=[f"{tolerance}; rvd = (reference - prediction) / prediction."],
         )
-    record = {
-        "cases": {case_id: dataclasses.asdict(case) for case_id, case in scores.items()},
-        "summary": summary,
-        "tolerance_mm": arguments.tolerance_mm,
-    }
-    return record, rows, problems
+
+    return record, rows, problems, write_page
 
 
 def _score_detections(
     inputs: Sequence[Path], references: Sequence[Path], arguments: argparse.Namespace
-) -> tuple[dict, dict, list[str]]:
+) -> tuple[dict, dict, list[str], Callable[[], None]]:
     """Scores and prints a table of detections; returns what `_score_label_maps` returns."""
     matched = match_tables(inputs, references)
     rows = volume_rows(matched.volumes)
@@ -219,23 +225,26 @@ def _score_detections(
         print_summary(
             "summary with 95 % intervals (FROC; sensitivity = boxes hit / boxes)", summary
         )
-    if arguments.report:
+    record = {"cases": rows, "summary": summary, "curves": froc_curves(matched.volumes)}
+
+    def write_page() -> None:
         from ahnet_tf.detection_page import write_detection_page
 
-        if arguments.images and len(arguments.images) != 1:
-            raise SettingsError("--images", "one folder of volumes", len(arguments.images))
+        images = arguments.images or [None]
+        if len(images) != 1:
+            raise SettingsError("--images", "one folder of volumes", len(images))
         write_detection_page(
             arguments.report,
             matched,
             rows,
             summary,
             LESION_TASK,
-            images=Path(arguments.images[0]) if arguments.images else None,
+            images=images[0] and Path(images[0]),
             volumes=arguments.report_cases,
             problems=matched.problems,
         )
-    record = {"cases": rows, "summary": summary, "curves": froc_curves(matched.volumes)}
-    return record, rows, matched.problems
+
+    return record, rows, matched.problems, write_page
 
 
 if __name__ == "__main__":

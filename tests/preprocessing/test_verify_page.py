@@ -9,7 +9,8 @@ import pytest
 from preprocessing.page.contents import page_content, without_folders
 from preprocessing.page.volumes import page_volume
 from preprocessing.page.writer import budget_bytes, write_page
-from preprocessing.phantom import PhantomSettings, make_case
+from preprocessing.phantom import PhantomSettings, make_case, write_cases
+from preprocessing.phantom_dbt import DBTSettings
 from preprocessing.tasks import PRESETS
 from preprocessing.verify import main
 from preprocessing.volume import Volume
@@ -79,6 +80,23 @@ def test_label_maps_are_outlines(browser, page):
     assert browser.run("document.getElementById('prediction-control').hidden")
     assert browser.run("document.getElementById('box-controls').hidden")
     assert browser.run("document.querySelectorAll('.chart').length") == 4
+
+
+def test_boxes_of_tomosynthesis(tmp_path, browser):
+    settings = DBTSettings(shape_xyz=(64, 80, 14), spacing_mm=(1.0, 1.0, 2.0))
+    write_cases(tmp_path / "breasts", 2, 0, settings=settings)
+    page = tmp_path / "page.html"
+    main([str(tmp_path / "breasts"), "--task", "dbt_lesion", "--report", str(page)])
+    content = content_of(page)
+    boxes = [box for case in content["cases"] for box in case["volume"]["boxes"]]
+    assert [box["kind"] for box in boxes] == ["reference"] * len(boxes)
+    assert len(boxes) == len((tmp_path / "breasts" / "boxes.csv").read_text().splitlines()) - 1 > 0
+    browser.open(page)
+    assert browser.complaints == []
+    assert browser.run("document.getElementById('score-control').hidden")
+    caption = browser.run("document.querySelector('.plane:nth-child(2) figcaption').textContent")
+    assert caption == "Axial projectionmaximum of all slices"
+    assert "PHANTOM" not in page.read_text(encoding="utf-8")
 
 
 def test_an_earlier_page_stays_unless_told(data, page, capsys):
