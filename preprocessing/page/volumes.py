@@ -87,8 +87,10 @@ def page_volume(
       boxes: drawn over the slices.
     """
     parts = {"reference": reference, "prediction": prediction}
-    labels = {name: volume for name, volume in parts.items() if volume is not None}
-    grid = image or next(iter(labels.values()))
+    given = {name: volume for name, volume in parts.items() if volume is not None}
+    grid = image or next(iter(given.values()))
+    # Affines of one case may differ by a share of a voxel.
+    labels = {name: Volume(volume.voxels, grid.affine) for name, volume in given.items()}
     keep = dataclasses.replace(task, resampling="keep", spacing_mm=None)
     whole_shape = grid.voxels.shape
     region = [slice(0, size) for size in whole_shape]

@@ -137,6 +137,7 @@ function makeJumps(view) {
   const boxJumps = byId("box-jumps");
   boxJumps.replaceChildren();
   for (const box of volume.boxes) {
-    addButton(boxJumps, `${box.kind === "reference" ? "Reference" : "Detection"}: ${box.text}`, () => goToBox(view, box));
+    const kind = box.kind === "reference" ? "Reference" : "Detection";
+    addButton(boxJumps, `${kind}: ${box.text}`, () => goToBox(view, box));
   }
 }
