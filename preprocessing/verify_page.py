@@ -92,8 +92,7 @@ def _volume(
     label: Volume | None = None
     try:
         if case.label_path is not None:
-            shape = image.voxels.shape
-            label = read_label_of(case, task.class_names, shape=shape, allow=allow)
+            label = read_label_of(case, task, shape=image.voxels.shape, allow=allow)
             check_pair(image, label, case.label_path)
     except (AHNetError, OSError) as error:
         label = None
