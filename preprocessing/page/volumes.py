@@ -25,6 +25,8 @@ MOST_VOXELS = 16_000_000
 _KNEE_SHARE = 0.1
 # Labels are stored exactly; the image gets the rest of the budget, at least this share.
 _IMAGE_SHARE = 0.4
+# Below this no grid is made coarser for the sake of labels.
+_FEWEST_VOXELS = 1000
 
 
 @dataclass(frozen=True)
@@ -101,14 +103,19 @@ def page_volume(
     grid = _cropped(grid, region)
     native = task_space(grid.voxels.shape, grid.affine, keep)
     most = min(MOST_VOXELS, budget_bytes * 0.8 / BYTES_PER_VOXEL)
-    page_task = dataclasses.replace(task, resampling="full", spacing_mm=coarsened(native, most))
+    while True:
+        page_task = dataclasses.replace(task, resampling="full", spacing_mm=coarsened(native, most))
+        blocks = {
+            name: code_labels(_page_labels(_cropped(volume, region), page_task, native))
+            for name, volume in labels.items()
+        }
+        taken = sum(map(len, blocks.values()))
+        if taken <= (1 - _IMAGE_SHARE) * budget_bytes or most < _FEWEST_VOXELS:
+            break
+        # Labels as ragged as noise.
+        most /= 2
     space = task_space(grid.voxels.shape, grid.affine, page_task)
 
-    label_zyx = {
-        name: _page_labels(_cropped(volume, region), page_task, native)
-        for name, volume in labels.items()
-    }
-    blocks = {name: code_labels(array) for name, array in label_zyx.items()}
     low, high = task.intensity_window
     margin = _KNEE_SHARE * (high - low)
     facts = {
@@ -123,10 +130,8 @@ def page_volume(
     }
     note = _grid_note(native, space, cropped=native.input_shape != whole_shape)
     if image is not None:
-        left = budget_bytes - sum(map(len, blocks.values()))
         image_zyx, _ = to_task_space(_cropped(image, region), page_task)
-        room = int(max(left, _IMAGE_SHARE * budget_bytes))
-        coded = code_image(image_zyx, tuple(facts["knees"]), room)
+        coded = code_image(image_zyx, tuple(facts["knees"]), max(1, budget_bytes - taken))
         facts["step"] = coded.step
         blocks["image"] = coded.payload
         if not math.isnan(coded.rms_error):
