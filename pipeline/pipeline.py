@@ -14,6 +14,7 @@ from tfx.types import Channel, standard_artifacts
 from pipeline.baseline import EarlierBlessedModel
 from pipeline.code_version import code_version
 from pipeline.evaluation import make_eval_config
+from pipeline.last_pushed import EvaluatorAgainstPushed, last_pushed_model
 from pipeline.schema import make_validations, schema_text, task_schema
 from pipeline.settings import RECORD_PATTERN, PipelineSettings
 from pipeline.validation import stop_on_anomalies
@@ -31,6 +32,7 @@ def create_pipeline(
     settings: PipelineSettings,
     *,
     metadata: ConnectionConfig | None = None,
+    has_metadata: bool = True,
     beam_arguments: Sequence[str] = BEAM_ARGUMENTS,
 ) -> Pipeline:
     """Returns the pipeline of one task; nothing runs and nothing is written yet.
@@ -38,6 +40,8 @@ def create_pipeline(
     Args:
       settings: records and output may lie on another machine or in an object store.
       metadata: where the lineage is kept; None where the engine brings its own store.
+      has_metadata: components can ask a store. Where they can't, a new model is compared with the one
+        pushed last instead of the one blessed last, and nothing is cached.
       beam_arguments: Beam's command line for every component that runs on Beam.
     """
     output = settings.output.rstrip("/")
@@ -63,26 +67,30 @@ def create_pipeline(
     trainer_2d = _trainer(settings, "2d", examples)
     trainer_2d.add_upstream_node(gate)
     trainer_3d = _trainer(settings, "3d", examples, base_model=trainer_2d.outputs["model"])
-    baseline = Resolver(
-        strategy_class=EarlierBlessedModel,
-        current=trainer_3d.outputs["model"],
-        model=Channel(type=standard_artifacts.Model),
-        model_blessing=Channel(type=standard_artifacts.ModelBlessing),
-    ).with_id("LatestBlessedModel")
-    evaluator = components.Evaluator(
+    serving_models = f"{output}/serving_model"
+    if has_metadata:
+        evaluator_class = components.Evaluator
+        baseline = Resolver(
+            strategy_class=EarlierBlessedModel,
+            current=trainer_3d.outputs["model"],
+            model=Channel(type=standard_artifacts.Model),
+            model_blessing=Channel(type=standard_artifacts.ModelBlessing),
+        ).with_id("LatestBlessedModel")
+    else:
+        evaluator_class = EvaluatorAgainstPushed
+        baseline = last_pushed_model(pushed=serving_models).with_id("LastPushedModel")
+    evaluator = evaluator_class(
         examples=examples.outputs["examples"],
         model=trainer_3d.outputs["model"],
         baseline_model=baseline.outputs["model"],
         eval_config=make_eval_config(settings.task, settings.thresholds, settings.largest_loss),
         example_splits=["eval"],
-    )
+    ).with_id("Evaluator")
     pusher = components.Pusher(
         model=trainer_3d.outputs["model"],
         model_blessing=evaluator.outputs["blessing"],
         push_destination=pusher_pb2.PushDestination(
-            filesystem=pusher_pb2.PushDestination.Filesystem(
-                base_directory=f"{output}/serving_model"
-            )
+            filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=serving_models)
         ),
     )
     return Pipeline(
@@ -100,7 +108,7 @@ def create_pipeline(
             evaluator,
             pusher,
         ],
-        enable_cache=True,
+        enable_cache=has_metadata,
         metadata_connection_config=metadata,
         beam_pipeline_args=list(beam_arguments),
     )

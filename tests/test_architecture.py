@@ -24,6 +24,8 @@ COMMANDS = (
     "serving.server",
     "serving.status",
     "pipeline.local_runner",
+    "pipeline.kubeflow_runner",
+    "pipeline.run_compiled",
     "pipeline.demo",
 )
 

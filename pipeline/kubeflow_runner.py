@@ -1,0 +1,193 @@
+"""`python -m pipeline.kubeflow_runner`: the pipeline compiled for Kubeflow and Vertex AI.
+
+The same file is what `tfx pipeline compile --engine=kubeflow --pipeline_path=...` takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:
+    # Started by its path, as the tfx command line does: Python then looks for modules in this
+    # folder first, where `pipeline` would be pipeline.py instead of the package.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from ahnet_tf.train import add_settings, settings_from
+from pipeline.kubeflow_settings import KubeflowSettings, read_settings
+from pipeline.local_runner import OPTIONS_VARIABLE
+from pipeline.settings import PipelineSettings
+from preprocessing.command import make_parser, run_command
+from preprocessing.errors import InputError, SettingsError
+from preprocessing.files import write_json
+from preprocessing.tasks import Task, load_task
+
+ENGINES = ("kubeflow", "vertex")
+# What both engines take as a pipeline's name.
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+PURPOSE = """\
+Compiles the TFX pipeline for a cluster. Nothing is run and no cluster is asked.
+--engine kubeflow writes OUTPUT/NAME.yaml, an Argo workflow for the first API of Kubeflow Pipelines:
+components keep their lineage in the cluster's metadata store, and what hasn't changed is not
+executed again. --engine vertex writes pipeline specs of version 2: OUTPUT/NAME.json for Vertex AI
+and OUTPUT/NAME-kfp2.yaml for Kubeflow Pipelines 2.
+
+Image, storage, volumes, secrets, resources and Beam's options come from the file --cluster
+(docs/kubeflow.md explains each); what is computed, from the other options, as for
+python -m pipeline.local_runner. --input is an address as the pods see it.
+Beside the specs stand OUTPUT/pipeline.json and OUTPUT/kubeflow.json: all settings."""
+
+EXAMPLES = (
+    "python -m pipeline.kubeflow_runner --cluster kubeflow.json --input /mnt/ahnet/records \\",
+    "    --task ct_liver --output compiled",
+    "python -m pipeline.kubeflow_runner --cluster kubeflow.json --engine vertex \\",
+    "    --input gs://bucket/records --task ct_liver --output compiled",
+    "",
+    "the same by the tfx command line, which takes the options from the environment:",
+    f"  export {OPTIONS_VARIABLE}='--cluster kubeflow.json --input ... --output compiled'",
+    "  tfx pipeline compile --engine=kubeflow --pipeline_path=pipeline/kubeflow_runner.py",
+    "",
+    "every command of a compiled pipeline, run on this machine:",
+    "  python -m pipeline.run_compiled compiled/ahnet.yaml --output rehearsal",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = make_parser("pipeline.kubeflow_runner", PURPOSE, EXAMPLES)
+    parser.add_argument(
+        "--cluster", required=True, metavar="FILE", help="what is to be known about the cluster"
+    )
+    parser.add_argument(
+        "--engine",
+        metavar="|".join(ENGINES),
+        help="(default: that of the tfx command line, else kubeflow)",
+    )
+    parser.add_argument(
+        "--input", required=True, metavar="RECORDS", help="records' folder or address in the pods"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the specs")
+    parser.add_argument(
+        "--task",
+        help="preset or JSON file (default: task.json of records that lie on this machine)",
+    )
+    parser.add_argument(
+        "--threshold-liver",
+        type=float,
+        default=0.8,
+        metavar="DICE",
+        help="mean Dice per case that blesses a model, of the liver or, where the task has none, "
+        "of its first class (default: 0.8)",
+    )
+    parser.add_argument(
+        "--pipeline-name", default="ahnet", help="its name in the cluster (default: ahnet)"
+    )
+    add_settings(parser)
+    if argv is None and len(sys.argv) == 1 and OPTIONS_VARIABLE in os.environ:
+        argv = shlex.split(os.environ[OPTIONS_VARIABLE])
+    return run_command(_run, parser.parse_args(argv))
+
+
+def compile_pipeline(
+    pipeline: PipelineSettings, cluster: KubeflowSettings, engine: str, output: Path
+) -> list[Path]:
+    """Writes the specs of a pipeline for one of `ENGINES` into a folder; returns their paths.
+
+    Raises:
+      SettingsError: an unknown engine, a name that the engines do not take, or settings for a
+        component that the pipeline has not.
+    """
+    check_engine(engine)
+    if not _NAME.fullmatch(pipeline.name):
+        expected = "lower-case letters, digits and hyphens"
+        raise SettingsError("--pipeline-name", expected, repr(pipeline.name))
+    from pipeline.pipeline import BEAM_ARGUMENTS, create_pipeline
+
+    dag = create_pipeline(
+        pipeline,
+        has_metadata=engine == "kubeflow",
+        beam_arguments=cluster.beam_options or BEAM_ARGUMENTS,
+    )
+    cluster.check_components([node.id for node in dag.components])
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "pipeline.json", pipeline.to_dict())
+    write_json(output / "kubeflow.json", cluster.to_dict())
+    if engine == "kubeflow":
+        from pipeline.kubeflow_argo import argo_runner
+
+        argo_runner(cluster, output, f"{pipeline.name}.yaml").run(dag)
+        return [output / f"{pipeline.name}.yaml"]
+
+    from pipeline.kubeflow_v2 import set_resources, v2_runner, write_yaml
+
+    set_resources(dag, cluster)
+    job = v2_runner(cluster, output, f"{pipeline.name}.json").run(dag)
+    write_yaml(job, cluster, output / f"{pipeline.name}-kfp2.yaml")
+    return [output / f"{pipeline.name}.json", output / f"{pipeline.name}-kfp2.yaml"]
+
+
+def check_engine(engine: str) -> None:
+    """Refuses what is none of `ENGINES`.
+
+    Raises:
+      SettingsError: names the nearest one.
+    """
+    if engine not in ENGINES:
+        near = difflib.get_close_matches(engine, [*ENGINES, "local"], n=1)
+        remedy = f"Did you mean {near[0]!r}?" if near else ""
+        if near == ["local"]:
+            remedy = "On this machine it runs by python -m pipeline.local_runner."
+        raise SettingsError("--engine", f"one of {', '.join(ENGINES)}", repr(engine), remedy)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    engine = arguments.engine or _tfx_engine() or ENGINES[0]
+    check_engine(engine)
+    cluster = read_settings(arguments.cluster)
+    task = _task(arguments)
+    decisive = "liver" if "liver" in task.class_names else task.class_names[1]
+    pipeline = PipelineSettings(
+        input=arguments.input,
+        output=cluster.storage_root,
+        task=task,
+        config=settings_from(arguments, task),
+        thresholds={decisive: arguments.threshold_liver},
+        name=arguments.pipeline_name,
+    )
+    for path in compile_pipeline(pipeline, cluster, engine, Path(arguments.output).resolve()):
+        print(path)
+
+
+def _tfx_engine() -> str | None:
+    """Returns the --engine of the tfx command line, if it runs this file."""
+    if "tfx.tools.cli.cli_context" not in sys.modules:
+        return None
+    import click
+    from tfx.tools.cli import cli_context, labels
+
+    context = click.get_current_context(silent=True)
+    command = context and context.find_object(cli_context.Context)
+    return command.flags_dict.get(labels.ENGINE_FLAG) if command else None
+
+
+def _task(arguments: argparse.Namespace) -> Task:
+    task_file = Path(arguments.input) / "task.json"
+    if arguments.task is None and not task_file.is_file():
+        raise InputError(
+            arguments.input,
+            "records with task.json on this machine, or --task",
+            "neither",
+            "Name the task that the records were converted for, for instance --task ct_liver.",
+        )
+    return load_task(arguments.task or str(task_file))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
