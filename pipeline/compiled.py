@@ -86,7 +86,8 @@ def read_compiled(path: str | Path) -> CompiledPipeline:
             return _from_argo(content)
         specification = content.get("pipelineSpec", content)
         if "deploymentSpec" in specification:
-            root = content.get("runtimeConfig", {}).get("gcsOutputDirectory", "")
+            job = content.get("runtimeConfig", {})
+            root = job.get("gcsOutputDirectory") or specification["defaultPipelineRoot"]
             return _from_v2(specification, root)
     except (KeyError, TypeError, ValueError, StopIteration, CycleError) as error:
         raise InputError(path, expected, f"{type(error).__name__}: {error}") from None

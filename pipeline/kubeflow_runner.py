@@ -20,7 +20,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from ahnet_tf.train import add_settings, settings_from
-from pipeline.kubeflow_settings import KubeflowSettings, read_settings
+from pipeline.kubeflow_settings import OBJECT_STORE, KubeflowSettings, read_settings
 from pipeline.local_runner import OPTIONS_VARIABLE
 from pipeline.settings import PipelineSettings
 from preprocessing.command import make_parser, run_command
@@ -101,13 +101,19 @@ def compile_pipeline(
     """Writes the specs of a pipeline for one of `ENGINES` into a folder; returns their paths.
 
     Raises:
-      SettingsError: an unknown engine, a name that the engines do not take, or settings for a
-        component that the pipeline has not.
+      SettingsError: an unknown engine, a name or an address that it does not take, or settings for
+        a component that the pipeline has not.
     """
     check_engine(engine)
     if not _NAME.fullmatch(pipeline.name):
         expected = "lower-case letters, digits and hyphens"
         raise SettingsError("--pipeline-name", expected, repr(pipeline.name))
+    if engine == "vertex":
+        # Engines of version 2 hand artifacts on by address alone.
+        for name, address in (("storage_root", pipeline.output), ("--input", pipeline.input)):
+            if not address.startswith(OBJECT_STORE):
+                expected = f"an address {OBJECT_STORE}... for --engine vertex"
+                raise SettingsError(name, expected, address)
     from pipeline.pipeline import BEAM_ARGUMENTS, create_pipeline
 
     dag = create_pipeline(

@@ -20,6 +20,8 @@ DEFAULT_POD = "default"
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://[^/]+.*")
+# The object store that TensorFlow reads and writes by itself.
+OBJECT_STORE = "gs://"
 # Kubernetes' quantities: how much one of each unit is.
 _UNITS = {"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _UNITS |= {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}

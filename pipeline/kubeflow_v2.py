@@ -35,7 +35,8 @@ def set_resources(pipeline: Pipeline, settings: KubeflowSettings) -> None:
 
 def write_yaml(job: dict[str, Any], settings: KubeflowSettings, path: Path) -> None:
     """Writes what Kubeflow Pipelines 2 takes: the spec, and what is Kubernetes' own beside it."""
-    documents = [job["pipelineSpec"]]
+    root = job["runtimeConfig"]["gcsOutputDirectory"]
+    documents = [job["pipelineSpec"] | {"defaultPipelineRoot": root}]
     platform = platform_spec(job, settings)
     if platform:
         documents.append(platform)

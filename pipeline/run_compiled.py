@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="PATH=FOLDER",
-        help="a folder of this machine for what the pods see at PATH; repeatable",
+        help="a folder of this machine for what the pods see at PATH, which may be an address like "
+        "gs://bucket; repeatable",
     )
     parser.add_argument(
         "--metadata", metavar="HOST:PORT", help="a cluster's metadata store (Argo workflows)"
@@ -137,7 +138,7 @@ def _again(arguments: argparse.Namespace, run: str, node: str) -> str:
 
 def _mount(text: str) -> tuple[str, str]:
     path, _, folder = text.partition("=")
-    if not path.startswith("/") or not folder or set(folder) & set("\"'\\"):
+    if (not path.startswith("/") and "://" not in path) or not folder or set(folder) & set("\"'\\"):
         raise SettingsError("--mount", "PATH=FOLDER, without quotes in them", repr(text))
     return path, str(Path(folder).resolve())
 
