@@ -78,30 +78,31 @@ def run_node(
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
     if pipeline.format == ARGO:
-        commands = [_argo_command(pipeline, node, surroundings)]
-    else:
-        executor_input = _executor_input(pipeline, node, surroundings)
-        commands = [node.first, node.command] if node.first else [node.command]
-    for command in commands:
-        if pipeline.format != ARGO:
-            content = json.dumps(executor_input)
-            command = [content if word == _EXECUTOR_INPUT else word for word in command]
-        environment = os.environ | _environment(node, surroundings)
-        code = start([surroundings.here(word) for word in command], environment, log)
-        if code:
-            raise PipelineError(
-                f"component {node.name}", "exit code 0", f"{code}: {last_line(log)}", f"See {log}."
-            )
-        if pipeline.format != ARGO:
-            _take_over(executor_input)
-    if pipeline.format != ARGO:
-        write_json(surroundings.made(node.name), executor_input["outputs"]["artifacts"])
+        _execute(_argo_command(pipeline, node, surroundings), node, surroundings, start)
+        return
+    executor_input = _executor_input(pipeline, node, surroundings)
+    for command in filter(None, (node.first, node.command)):
+        content = json.dumps(executor_input)
+        words = [content if word == _EXECUTOR_INPUT else word for word in command]
+        _execute(words, node, surroundings, start)
+        _take_over(executor_input)
+    write_json(surroundings.made(node.name), executor_input["outputs"]["artifacts"])
 
 
 def last_line(log: Path) -> str:
     """Returns the last line of a log that says something."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     return next((line.strip() for line in reversed(lines) if line.strip()), "nothing printed")
+
+
+def _execute(command: list[str], node: Node, surroundings: Surroundings, start: Start) -> None:
+    log = surroundings.log(node.name)
+    environment = os.environ | _environment(node, surroundings)
+    code = start([surroundings.here(word) for word in command], environment, log)
+    if code:
+        raise PipelineError(
+            f"component {node.name}", "exit code 0", f"{code}: {last_line(log)}", f"See {log}."
+        )
 
 
 def _environment(node: Node, surroundings: Surroundings) -> dict[str, str]:

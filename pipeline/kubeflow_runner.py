@@ -108,12 +108,10 @@ def compile_pipeline(
     if not _NAME.fullmatch(pipeline.name):
         expected = "lower-case letters, digits and hyphens"
         raise SettingsError("--pipeline-name", expected, repr(pipeline.name))
-    if engine == "vertex":
-        # Engines of version 2 hand artifacts on by address alone.
-        for name, address in (("storage_root", pipeline.output), ("--input", pipeline.input)):
-            if not address.startswith(OBJECT_STORE):
-                expected = f"an address {OBJECT_STORE}... for --engine vertex"
-                raise SettingsError(name, expected, address)
+    # Artifacts are folders of a volume in workflows, and addresses of buckets in version 2.
+    if pipeline.output.startswith(OBJECT_STORE) != (engine == "vertex"):
+        expected = f"an address {OBJECT_STORE}..." if engine == "vertex" else "a folder on a volume"
+        raise SettingsError("storage_root", f"{expected} for --engine {engine}", pipeline.output)
     from pipeline.pipeline import BEAM_ARGUMENTS, create_pipeline
 
     dag = create_pipeline(

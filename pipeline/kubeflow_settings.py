@@ -19,8 +19,7 @@ DEFAULT_POD = "default"
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://[^/]+.*")
-# The object store that TensorFlow reads and writes by itself.
+# The object store that TensorFlow and Beam read and write by themselves.
 OBJECT_STORE = "gs://"
 # Kubernetes' quantities: how much one of each unit is.
 _UNITS = {"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -113,8 +112,7 @@ class KubeflowSettings:
 
     Attributes:
       image: the project's image (see Dockerfile), which every component runs in.
-      storage_root: folder of the pipeline's outputs as pods see it: on one of `volumes`, or an address
-        in an object store that TensorFlow can write to (gs://...).
+      storage_root: folder of the pipeline's outputs as pods see it: on one of `volumes`, or gs://...
       image_pull_policy: "Always", "IfNotPresent" or "Never".
       image_pull_secrets: names of the secrets that the image's registry asks for.
       volumes: persistent volumes.
@@ -165,14 +163,14 @@ class KubeflowSettings:
 
     def _check_storage(self) -> None:
         root = self.storage_root
-        if isinstance(root, str) and _ADDRESS.fullmatch(root):
+        if isinstance(root, str) and root.startswith(OBJECT_STORE) and root != OBJECT_STORE:
             return
         _check_path("storage_root", root)
         mounts = [volume.mount_path for volume in self.volumes]
         if not any(PurePosixPath(root).is_relative_to(mount) for mount in mounts):
             raise SettingsError(
                 "storage_root",
-                "an address in an object store, or a folder on one of the volumes",
+                f"an address {OBJECT_STORE}... or a folder on one of the volumes",
                 f"{root}, with {', '.join(mounts) if mounts else 'no volume'}",
                 "Pods share no other folder.",
             )

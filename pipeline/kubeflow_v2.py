@@ -21,7 +21,11 @@ ResourceSpec = pipeline_spec_pb2.PipelineDeploymentConfig.PipelineContainerSpec.
 
 def v2_runner(settings: KubeflowSettings, output: Path, file_name: str) -> KubeflowV2DagRunner:
     """Returns the runner whose `run(pipeline)` writes the spec as JSON into the folder `output`."""
-    config = KubeflowV2DagRunnerConfig(default_image=settings.image, use_pipeline_spec_2_1=True)
+    config = KubeflowV2DagRunnerConfig(
+        default_image=settings.image,
+        default_commands=["python", "-m", "pipeline.v2_entrypoint"],
+        use_pipeline_spec_2_1=True,
+    )
     return KubeflowV2DagRunner(config=config, output_dir=str(output), output_filename=file_name)
 
 

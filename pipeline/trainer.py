@@ -10,12 +10,10 @@ from ahnet_tf.devices import set_up_devices
 from ahnet_tf.nets.checkpoint import save_network
 from ahnet_tf.predictors import ExportSettings, load_checkpoint
 from ahnet_tf.training import train_network
-from pipeline.object_stores import on_local_disk
 from preprocessing.tasks import task_from_dict
 from serving.export import export_model
 
 
-@on_local_disk
 def run_fn_2d(fn_args: FnArgs) -> None:
     """Trains the 2D network, called by Trainer2D; its model artifact is a checkpoint folder.
 
@@ -25,7 +23,6 @@ def run_fn_2d(fn_args: FnArgs) -> None:
     save_network(fn_args.serving_model_dir, network, settings.model)
 
 
-@on_local_disk
 def run_fn_3d(fn_args: FnArgs) -> None:
     """Trains the 3D network from the encoder of the base model and exports it, called by Trainer3D."""
     network, settings = _train(fn_args, initial=fn_args.base_model)

@@ -16,6 +16,7 @@ import traceback
 
 FRAMEWORKS = (
     "tfx.orchestration.kubeflow.container_entrypoint",
+    "pipeline.v2_entrypoint",
     "tfx.orchestration.kubeflow.v2.container.kubeflow_v2_run_executor",
     "tfx.orchestration.kubeflow.v2.file_based_example_gen.driver",
     "pipeline.pipeline",
