@@ -60,14 +60,14 @@ class _Runner(KubeflowDagRunner):
 
 
 def _shorten(op: dsl.ContainerOp) -> dsl.ContainerOp:
-    """Takes the white space out of the pipeline's description, which TFX hands on as an argument.
+    """Shortens the pipeline's description, which TFX hands on as an argument, and puts it in order.
 
     Raises:
       PipelineError: no pod could be started with it nevertheless.
     """
     arguments = list(op.arguments)
     place = arguments.index("--tfx_ir") + 1
-    description = json.dumps(json.loads(arguments[place]), separators=(",", ":"))
+    description = json.dumps(json.loads(arguments[place]), separators=(",", ":"), sort_keys=True)
     if len(description.encode()) >= LONGEST_ARGUMENT:
         raise PipelineError(
             f"component {op.human_name}",

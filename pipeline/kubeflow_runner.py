@@ -114,11 +114,11 @@ def compile_pipeline(
         raise SettingsError("storage_root", f"{expected} for --engine {engine}", pipeline.output)
     from pipeline.pipeline import BEAM_ARGUMENTS, create_pipeline
 
-    dag = create_pipeline(
-        pipeline,
-        has_metadata=engine == "kubeflow",
-        beam_arguments=cluster.beam_options or BEAM_ARGUMENTS,
-    )
+    beam = [*cluster.beam_options]
+    if not any(option.split("=")[0] == "--runner" for option in beam):
+        # Beam's own default may fetch a program from the internet.
+        beam = [*BEAM_ARGUMENTS[:1], *(beam or BEAM_ARGUMENTS[1:])]
+    dag = create_pipeline(pipeline, has_metadata=engine == "kubeflow", beam_arguments=beam)
     cluster.check_components([node.id for node in dag.components])
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "pipeline.json", pipeline.to_dict())
