@@ -34,7 +34,9 @@ ENTRY_POINT_GROUP = "ahnet_tf.predictors"
 # What a checkpoint may compute in; other models do what they were exported for.
 PRECISIONS = ("float32", "bfloat16")
 
-_ADDRESS = re.compile(r"^(\[[0-9a-fA-F:]+\]|[^\s:/\\]+):\d{1,5}(/[\w.-]+)?$")
+_ADDRESS = re.compile(
+    r"^(\[[0-9a-fA-F:]+\]|[^\s:/\\]+):\d{1,5}(/[\w.-]+(/versions/\d+|/labels/[\w.-]+)?)?$"
+)
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,14 @@ class ExportSettings:
       model: the network's configuration.
       window_shape_zyx: window size in voxels to predict with (it changes the answer).
       versions: versions of the software that exported it, by package name.
+      precision: what it computes in, one of `PRECISIONS`; probabilities are float32 all the same.
     """
 
     task: Task
     model: ModelConfig
     window_shape_zyx: tuple[int, int, int]
     versions: dict[str, str] = field(default_factory=dict)
+    precision: str = "float32"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as plain JSON types."""
@@ -60,6 +64,7 @@ class ExportSettings:
             "model": to_dict(self.model),
             "window_shape_zyx": list(self.window_shape_zyx),
             "versions": dict(self.versions),
+            "precision": self.precision,
         }
 
 
@@ -83,6 +88,7 @@ def settings_from_json(text: str | bytes, where: object) -> ExportSettings:
         model=from_dict(ModelConfig, content["model"], where),
         window_shape_zyx=tuple(content["window_shape_zyx"]),
         versions=content["versions"],
+        precision=content["precision"],
     )
 
 
@@ -94,10 +100,13 @@ class Predictor:
       settings: what it was trained for.
       predict: maps raw intensities [batch, z, y, x, channel] of any numeric dtype to float32
         probabilities [batch, z, y, x, class].
+      in_flight: calls of `predict` worth making at the same time: more than one hides the way to a
+        server and back.
     """
 
     settings: ExportSettings
     predict: Callable[[np.ndarray], np.ndarray]
+    in_flight: int = 1
 
 
 def open_predictor(location: str | Path, precision: str = "float32") -> Predictor:
@@ -135,7 +144,7 @@ def open_predictor(location: str | Path, precision: str = "float32") -> Predicto
 
 
 def is_address(location: str) -> bool:
-    """Says whether `location` reads as HOST:PORT or HOST:PORT/MODEL."""
+    """Says whether `location` reads as HOST:PORT or HOST:PORT/MODEL, perhaps with a version or label."""
     return _ADDRESS.match(location) is not None
 
 

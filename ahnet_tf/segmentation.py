@@ -106,6 +106,7 @@ def segment_volume(
         blend=settings.blend,
         batch_size=settings.batch_size,
         outside_value=task.outside_value,
+        in_flight=predictor.in_flight,
         progress=None if progress is None else lambda done: progress(done, windows),
     )
     for z, probabilities in slabs:

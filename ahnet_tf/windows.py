@@ -9,6 +9,7 @@ and needs no volume of weights.
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -84,13 +85,14 @@ def predict_slabs(
     blend: str = "gaussian",
     batch_size: int = 1,
     outside_value: float = -1024,
+    in_flight: int = 1,
     progress: Callable[[int], object] | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Predicts a volume by overlapping windows and yields it slab by slab along z.
 
     Memory is one slab of windows (window z, volume y, volume x, class) and two batches, whatever the
     number of slices: while one is computed, in a thread, the next one is cut out and the one before is
-    blended.
+    blended. Each call more in flight adds a batch.
 
     Args:
       array_zyx: raw intensities [z, y, x] or [z, y, x, channel], any dtype and size.
@@ -102,6 +104,8 @@ def predict_slabs(
       blend: "gaussian" weighs a window's centre more than its border, "constant" does not.
       batch_size: windows a call of `predict`; the last call may have fewer.
       outside_value: intensity of voxels beyond the volume's edge.
+      in_flight: calls of `predict` at the same time, each in a thread and with a batch of its own; for
+        predictors that bear it, such as servers. The answer does not depend on it.
       progress: called after each batch with the number of windows it held.
 
     Yields:
@@ -129,7 +133,7 @@ def predict_slabs(
     slab = np.zeros((depth, *plan.shape_zyx[1:], classes), np.float32)
     z_start = 0
     predicted = _predicted_windows(
-        array, predict, plan, classes, batch_size, outside_value, progress
+        array, predict, plan, classes, batch_size, outside_value, in_flight, progress
     )
     for (k, j, i), probabilities in predicted:
         z, y, x = (s[n] for s, n in zip(plan.starts_zyx, (k, j, i), strict=True))
@@ -206,6 +210,7 @@ def _predicted_windows(
     classes: int,
     batch_size: int,
     outside_value: float,
+    in_flight: int,
     progress: Callable[[int], object] | None,
 ) -> Iterator[tuple[tuple[int, int, int], np.ndarray]]:
     """Yields the grid position (k, j, i) and the probabilities of each window, z slowest."""
@@ -219,26 +224,32 @@ def _predicted_windows(
         positions, windows = batch
         return positions, _checked(predict(windows), (*windows.shape[:-1], classes))
 
-    for positions, probabilities in _one_ahead(answer, batches):
+    for positions, probabilities in _ahead(answer, batches, in_flight):
         yield from zip(positions, probabilities, strict=True)
         if progress is not None:
             progress(len(positions))
 
 
-def _one_ahead(compute: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+def _ahead(
+    compute: Callable[[_Item], _Result], items: Iterable[_Item], in_flight: int
+) -> Iterator[_Result]:
     """Yields `compute(item)` of each item, in order.
 
     The next item is fetched while one is computed, and the result before is used meanwhile.
     """
     items = iter(items)
-    # One thread, and nothing waits behind a failure: predictors need not be safe for several.
-    with ThreadPoolExecutor(1, "windows") as thread:
-        running = thread.submit(compute, next(items))
+    # No more than run wait: nothing is computed behind a failure, and by default in one thread,
+    # because predictors need not be safe for several.
+    with ThreadPoolExecutor(in_flight, "windows") as threads:
+        running = deque(
+            threads.submit(compute, item) for item in itertools.islice(items, in_flight)
+        )
         for item in items:
-            result = running.result()
-            running = thread.submit(compute, item)
+            result = running.popleft().result()
+            running.append(threads.submit(compute, item))
             yield result
-        yield running.result()
+        while running:
+            yield running.popleft().result()
 
 
 def _cut_out(

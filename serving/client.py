@@ -1,4 +1,4 @@
-"""A client of TF Serving's gRPC protocol: windows in, probabilities out."""
+"""A client of TF Serving's gRPC protocol: windows in, probabilities out; or whole volumes."""
 
 from __future__ import annotations
 
@@ -12,94 +12,45 @@ from google.protobuf.message import Message
 from tensorflow_serving.apis import (
     get_model_status_pb2,
     model_service_pb2_grpc,
-    predict_pb2,
     prediction_service_pb2_grpc,
 )
 
-from ahnet_tf.predictors import (
-    IMAGE_INPUT,
-    PROBABILITIES_OUTPUT,
-    ExportSettings,
-    Predictor,
-    check_channels,
-    settings_from_json,
-)
-from preprocessing.errors import ServingError
+from ahnet_tf.predictors import ExportSettings, Predictor
+from ahnet_tf.segmentation import PredictionSettings, Segmentation, segment_volume
+from preprocessing.volume import Volume
 from serving import protocol
+from serving.access import access_from_environment
+from serving.errors import NotServedError
+from serving.exchange import ClientSettings, Exchange
 
 Response = TypeVar("Response", bound=Message)
 
-FIRST_PAUSE_S = 0.2
-
-# What a person can do about each status of a failed call.
-_REMEDIES = {
-    grpc.StatusCode.UNAVAILABLE: (
-        "a model server",
-        "Check host and port, or start one: python -m serving.server --model-base-path DIR.",
-    ),
-    grpc.StatusCode.DEADLINE_EXCEEDED: (
-        "an answer in time",
-        "Raise timeout_s, send fewer or smaller windows, or wait until the server is less busy.",
-    ),
-    grpc.StatusCode.RESOURCE_EXHAUSTED: (
-        "room for the request",
-        "Send fewer or smaller windows, or try again when the server is less busy.",
-    ),
-    grpc.StatusCode.NOT_FOUND: (
-        "a model and version that the server has",
-        "Name the model as HOST:PORT/MODEL; start again if a new version was published meanwhile.",
-    ),
-    grpc.StatusCode.INVALID_ARGUMENT: (
-        "a request that fits the model",
-        "Check that the model was exported by this version: python -m serving.export.",
-    ),
-    grpc.StatusCode.UNIMPLEMENTED: (
-        "TF Serving's gRPC services",
-        "Another program answers at this port; TF Serving's gRPC port is 8500 unless told otherwise.",
-    ),
-}
+# How often a volume is begun again because its version was replaced meanwhile.
+RESTARTS = 3
 
 
 class AHNetClient:
     """Calls one model on a TF Serving or `serving.server`; safe to use from several threads.
 
     Args:
-      target: HOST:PORT or HOST:PORT/MODEL.
+      target: HOST:PORT or HOST:PORT/MODEL, with /versions/N or /labels/LABEL if need be.
       model: name of the model, unless `target` has it.
-      version: version to ask for; None takes whichever is being served.
-      timeout_s: time for a call, with all its attempts.
-      attempts: how often a call is made while the server is UNAVAILABLE, with doubling pauses.
-        No other failure is tried again.
-      max_message_bytes: largest request and largest answer.
+      **settings: the fields of `exchange.ClientSettings`: version, label, timeout_s, attempts,
+        in_flight, max_message_bytes, tls, tls_roots, token.
 
     Raises:
       ServingError: `target` is no address.
+      SettingsError: settings that are not possible.
     """
 
-    def __init__(
-        self,
-        target: str,
-        model: str = protocol.DEFAULT_MODEL_NAME,
-        *,
-        version: int | None = None,
-        timeout_s: float = 300.0,
-        attempts: int = 5,
-        max_message_bytes: int = protocol.MAX_MESSAGE_BYTES,
-    ):
-        self.address, self.model = split_target(target, model)
-        self.version = version
-        self._timeout_s = timeout_s
-        self._attempts = attempts
-        self._max_message_bytes = max_message_bytes
+    def __init__(self, target: str, model: str = protocol.DEFAULT_MODEL_NAME, **settings):
+        self._exchange = Exchange(target, model, ClientSettings(**settings))
         self._settings: ExportSettings | None = None
-        options = [
-            *protocol.message_options(max_message_bytes),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 2000),
-        ]
-        if self.address.rpartition(":")[0] in ("localhost", "127.0.0.1", "[::1]"):
-            options.append(("grpc.enable_http_proxy", 0))
-        self._channel = grpc.insecure_channel(self.address, options)
+        options, credentials = self._exchange.channel_options(), self._exchange.credentials()
+        if credentials is None:
+            self._channel = grpc.insecure_channel(self._exchange.address, options)
+        else:
+            self._channel = grpc.secure_channel(self._exchange.address, credentials, options)
         self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
 
@@ -112,7 +63,7 @@ class AHNetClient:
     @property
     def target(self) -> str:
         """HOST:PORT/MODEL."""
-        return f"{self.address}/{self.model}"
+        return self._exchange.target
 
     def close(self) -> None:
         """Ends the connection."""
@@ -126,17 +77,6 @@ class AHNetClient:
         """
         return self._describe()[0]
 
-    def pin(self) -> ExportSettings:
-        """Stays with the version that is served now: a volume must not mix two models.
-
-        Once another version replaces it, calls fail with a `ServingError`.
-
-        Returns:
-          What the version was trained for.
-        """
-        settings, self.version = self._describe()
-        return settings
-
     def predict_windows(self, windows: np.ndarray) -> np.ndarray:
         """Returns float32 probabilities [batch, z, y, x, class].
 
@@ -148,25 +88,52 @@ class AHNetClient:
           ModelError: another number of axes or channels than the model's.
           ServingError: the server doesn't answer, refuses, or answers with something else.
         """
-        settings = self._settings or self.describe()
-        check_channels(windows, settings, self.target)
-        stored = settings.task.image_dtype
-        if windows.dtype == np.dtype(stored):
-            name = protocol.stored_signature(protocol.PREDICT_WINDOWS, stored)
-        else:
-            name = protocol.PREDICT_WINDOWS
-            windows = windows.astype(np.float32, copy=False)
-        shape = (*windows.shape[:-1], settings.model.classes)
-        self._check_size(windows.nbytes, 4 * int(np.prod(shape, dtype=np.int64)))
-        response = self._predict(name, {IMAGE_INPUT: windows})
-        probabilities = self._output(response, PROBABILITIES_OUTPUT)
-        if probabilities.shape != shape or probabilities.dtype != np.float32:
-            raise ServingError(
-                self.target,
-                f"float32 probabilities of shape {shape}",
-                f"{probabilities.dtype} of shape {probabilities.shape}",
-            )
-        return probabilities
+        return self._predict(windows, self._settings or self.describe(), None)
+
+    def predictor(self) -> Predictor:
+        """Returns the model as a `Predictor` that stays with the version that is served now.
+
+        Once another version replaces it, its calls fail with a `NotServedError`.
+        """
+        settings, version = self._describe()
+        return Predictor(
+            settings,
+            lambda windows: self._predict(windows, settings, version),
+            in_flight=self._exchange.settings.in_flight,
+        )
+
+    def segment(
+        self,
+        volume: Volume,
+        settings: PredictionSettings | None = None,
+        *,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Segmentation:
+        """Segments a whole volume by overlapping windows, several of them on their way at a time.
+
+        All windows are answered by one version of the model: when a new one replaces it, the volume
+        is begun again with the new one.
+
+        Args:
+          volume: raw intensities [x, y, z] as on disk, and affine.
+          settings: overlap, blending and so on, as for `segment_volume`.
+          progress: called after each batch with (windows just done, windows in all).
+
+        Returns:
+          What `segment_volume` returns for the same model on this machine.
+
+        Raises:
+          ServingError: the server doesn't answer, refuses, or answers with something else.
+          SettingsError: a setting that is not possible with the task.
+        """
+        restarts = 0
+        while True:
+            try:
+                return segment_volume(volume, self.predictor(), settings, progress=progress)
+            except NotServedError:
+                restarts += 1
+                if restarts > RESTARTS or self._exchange.version is not None:
+                    raise
 
     def status(self) -> list[get_model_status_pb2.ModelVersionStatus]:
         """Returns number, state and error of each version that the server has met.
@@ -174,89 +141,44 @@ class AHNetClient:
         Raises:
           ServingError: the server doesn't answer, or has no such model.
         """
-        request = get_model_status_pb2.GetModelStatusRequest()
-        request.model_spec.name = self.model
-        response = self._call(self._models.GetModelStatus, request)
+        response = self._call(self._models.GetModelStatus, self._exchange.status_request())
         return list(response.model_version_status)
 
     def _describe(self) -> tuple[ExportSettings, int]:
-        response = self._predict(protocol.DESCRIBE, {})
-        text = self._output(response, "settings").item()
-        self._settings = settings_from_json(text, self.target)
-        return self._settings, response.model_spec.version.value
+        response = self._call(self._prediction.Predict, self._exchange.describe_request())
+        self._settings, version = self._exchange.read_description(response)
+        return self._settings, version
 
     def _predict(
-        self, signature_name: str, inputs: dict[str, np.ndarray]
-    ) -> predict_pb2.PredictResponse:
-        request = predict_pb2.PredictRequest()
-        request.model_spec.name = self.model
-        request.model_spec.signature_name = signature_name
-        if self.version is not None:
-            request.model_spec.version.value = self.version
-        for name, array in inputs.items():
-            request.inputs[name].CopyFrom(protocol.encode_tensor(array))
-        return self._call(self._prediction.Predict, request)
+        self, windows: np.ndarray, settings: ExportSettings, version: int | None
+    ) -> np.ndarray:
+        call = self._exchange.windows_call(windows, settings, version)
+        response = self._call(self._prediction.Predict, call.request)
+        return self._exchange.read_probabilities(response, call)
 
     def _call(self, method: Callable[..., Response], request: Message) -> Response:
-        deadline = time.monotonic() + self._timeout_s
-        pause_s = FIRST_PAUSE_S
-        for attempt in range(1, self._attempts + 1):
+        attempts, options = self._exchange.attempts(), self._exchange.call_options()
+        while True:
             try:
-                return method(request, timeout=max(0.0, deadline - time.monotonic()))
+                response = method(request, timeout=attempts.time_left_s(), **options)
             except grpc.RpcError as error:
-                unavailable = error.code() == grpc.StatusCode.UNAVAILABLE
-                time_left = deadline - time.monotonic() > pause_s
-                if not unavailable or attempt == self._attempts or not time_left:
-                    raise self._error(error) from None
-            time.sleep(pause_s)
-            pause_s *= 2
-        raise ServingError(self.target, "attempts of at least 1", self._attempts)
-
-    def _error(self, error: grpc.RpcError) -> ServingError:
-        code = error.code()
-        expected, remedy = _REMEDIES.get(code, ("an answer", ""))
-        return ServingError(self.target, expected, f"{code.name}: {error.details()}", remedy)
-
-    def _check_size(self, request_bytes: int, answer_bytes: int) -> None:
-        largest = max(request_bytes, answer_bytes)
-        if largest > self._max_message_bytes:
-            raise ServingError(
-                self.target,
-                f"messages of at most {self._max_message_bytes} bytes",
-                f"{request_bytes} bytes to send and {answer_bytes} to receive",
-                "Send fewer windows at once, or raise max_message_bytes on both sides.",
-            )
-
-    def _output(self, response: predict_pb2.PredictResponse, name: str) -> np.ndarray:
-        if name not in response.outputs:
-            raise ServingError(
-                self.target,
-                f"an output {name!r}",
-                ", ".join(sorted(response.outputs)) or "none",
-                "Export the model again with python -m serving.export.",
-            )
-        return protocol.as_array(response.outputs[name])
+                pause_s = attempts.pause_s(error.code())
+                if pause_s is None:
+                    raise self._exchange.error(error) from None
+                time.sleep(pause_s)
+            else:
+                self._exchange.answered = True
+                return response
 
 
 def open_predictor(target: str) -> Predictor:
     """Returns the served model as a `Predictor` that stays with one version.
 
     Args:
-      target: HOST:PORT or HOST:PORT/MODEL.
+      target: HOST:PORT or HOST:PORT/MODEL, with /versions/N or /labels/LABEL if need be. Token and
+        certificates come from the environment, see `access.access_from_environment`.
 
     Raises:
       ServingError: no server there, or no such model.
     """
-    client = AHNetClient(target)
-    return Predictor(client.pin(), client.predict_windows)
-
-
-def split_target(target: str, model: str) -> tuple[str, str]:
-    """Returns the address and the model's name of HOST:PORT or HOST:PORT/MODEL."""
-    address, _, name = target.partition("/")
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536 or "/" in name:
-        raise ServingError(
-            target, "HOST:PORT or HOST:PORT/MODEL", "another form", "For example localhost:8500."
-        )
-    return address, name or model
+    return AHNetClient(target, **access_from_environment()).predictor()

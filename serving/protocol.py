@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import grpc
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2
+
+from preprocessing.errors import ServingError
 
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
@@ -18,16 +21,20 @@ PREDICT_WINDOWS = "predict_windows"
 SEGMENT = "segment"
 SERIALIZED_EXAMPLES = "serialized_examples"
 DESCRIBE = "describe"
+UNUSED_INPUT = "unused"
+SETTINGS_OUTPUT = "settings"
 
-# gRPC's own limit of 4 MiB is less than one window. 256 MiB holds the probabilities of three
-# classes on 512 x 512 x 64 voxels.
-MAX_MESSAGE_BYTES = 256 * 2**20
+# gRPC's own limit of 4 MiB is less than one window. Requests hold 512 x 512 x 64 voxels as float32,
+# answers the probabilities of three classes on as many.
 MAX_REQUEST_VOXELS = 512 * 512 * 64
+MAX_REQUEST_BYTES = 72 * 2**20
+MAX_ANSWER_BYTES = 256 * 2**20
 
 # Where a TensorProto keeps values one by one, for the dtypes that signatures take.
 _VALUE_FIELDS = {
     tf.float32: "float_val",
     tf.int16: "int_val",
+    tf.int32: "int_val",
     tf.uint16: "int_val",
     tf.string: "string_val",
 }
@@ -52,12 +59,49 @@ def stored_signature(name: str, image_dtype: str) -> str:
     return f"{name}_{image_dtype}"
 
 
-def message_options(max_message_bytes: int) -> list[tuple[str, int]]:
-    """Returns the gRPC options that set the message sizes, for channels and servers alike."""
-    return [
-        ("grpc.max_send_message_length", max_message_bytes),
-        ("grpc.max_receive_message_length", max_message_bytes),
-    ]
+@dataclass(frozen=True)
+class Target:
+    """Where a model is served.
+
+    Attributes:
+      host_port: HOST:PORT.
+      model: name of the model.
+      version: number of a version, if the target names one.
+      label: label of a version, if the target names one.
+    """
+
+    host_port: str
+    model: str
+    version: int | None = None
+    label: str | None = None
+
+
+def parse_target(target: str, model: str) -> Target:
+    """Returns the parts of HOST:PORT[/MODEL[/versions/N|/labels/LABEL]].
+
+    Args:
+      target: as people type it; the path is that of TF Serving's REST addresses.
+      model: name of the model where the target has none.
+
+    Raises:
+      ServingError: another form.
+    """
+    address, _, path = target.partition("/")
+    host, _, port = address.rpartition(":")
+    parts = path.split("/") if path else [model]
+    fits = bool(host) and port.isdecimal() and 0 < int(port) < 65536 and all(parts)
+    if fits and len(parts) == 1:
+        return Target(address, parts[0])
+    if fits and len(parts) == 3 and parts[1] == "versions" and parts[2].isdecimal():
+        return Target(address, parts[0], version=int(parts[2]))
+    if fits and len(parts) == 3 and parts[1] == "labels":
+        return Target(address, parts[0], label=parts[2])
+    raise ServingError(
+        target,
+        "HOST:PORT or HOST:PORT/MODEL, then /versions/N or /labels/LABEL if need be",
+        "another form",
+        "For example localhost:8500.",
+    )
 
 
 def encode_tensor(array: np.ndarray) -> tensor_pb2.TensorProto:
@@ -108,6 +152,14 @@ def decode_tensor(
     if content.tensor_shape.unknown_rank:
         raise malformed(f"{where}: expected a tensor shape, found an unknown rank")
     shape = tuple(dim.size for dim in content.tensor_shape.dim)
+    check_shape(shape, spec, max_elements, where)
+    array = _values(content, spec.dtype, shape, where)
+    check_finite(array, where)
+    return array
+
+
+def check_shape(shape: tuple[int, ...], spec: tf.TensorSpec, max_elements: int, where: str) -> None:
+    """Refuses a shape that the signature doesn't take, no elements, or too many."""
     fits = min(shape, default=1) >= 0 and spec.shape.is_compatible_with(shape)
     if not fits:
         raise malformed(f"{where}: expected shape {_shape_name(spec.shape)}, found {list(shape)}")
@@ -116,10 +168,12 @@ def decode_tensor(
         raise malformed(
             f"{where}: expected 1 to {max_elements} elements, found {elements} in {list(shape)}"
         )
-    array = _values(content, spec.dtype, shape, where)
-    if spec.dtype.is_floating and not np.isfinite(array).all():
+
+
+def check_finite(array: np.ndarray, where: str) -> None:
+    """Refuses NaN and infinity."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise malformed(f"{where}: expected finite numbers, found NaN or infinity")
-    return array
 
 
 def _values(

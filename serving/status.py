@@ -23,9 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from serving.access import access_from_environment
     from serving.client import AHNetClient
 
-    with AHNetClient(arguments.target, timeout_s=30) as client:
+    with AHNetClient(arguments.target, timeout_s=30, **access_from_environment()) as client:
         for status in client.status():
             state = status.State.Name(status.state)
             print(f"version {status.version}: {state} {status.status.error_message}".rstrip())

@@ -56,7 +56,8 @@ class PadInPlane(SettingsLayer):
         self.multiple = multiple
 
     def call(self, inputs):
-        excess = -tf.shape(inputs)[2:4] % self.multiple
+        # The remainder of -shape is the same, but converters to other formats get its sign wrong.
+        excess = (self.multiple - tf.shape(inputs)[2:4] % self.multiple) % self.multiple
         return tf.pad(inputs, [[0, 0], [0, 0], [0, excess[0]], [0, excess[1]], [0, 0]])
 
 

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from tensorflow_serving.apis import predict_pb2
 
+from ahnet_tf.predictors import is_address
 from preprocessing.errors import ModelError, ServingError
 from serving import protocol
-from serving.client import AHNetClient, open_predictor, split_target
-from serving.server import start_server
+from serving.client import AHNetClient, open_predictor
+from serving.core import Limits
+from serving.running import start_server
 
 
 @pytest.fixture
@@ -57,14 +59,21 @@ def free_port():
         ("localhost:8500/liver", ("localhost:8500", "liver")),
         ("10.0.0.7:1/a-b.c", ("10.0.0.7:1", "a-b.c")),
         ("[::1]:8500/liver", ("[::1]:8500", "liver")),
+        ("localhost:8500/liver/versions/12", ("localhost:8500", "liver", 12)),
+        ("localhost:8500/liver/labels/stable", ("localhost:8500", "liver", None, "stable")),
     ],
 )
 def test_targets(target, expected):
-    assert split_target(target, "ahnet") == expected
+    assert protocol.parse_target(target, "ahnet") == protocol.Target(*expected)
+    assert is_address(target)
 
 
 @pytest.mark.parametrize(
-    "target", ["", "localhost", ":8500", "host:", "host:0", "host:65536", "h:1/a/b"]
+    "target",
+    [
+        *("", "localhost", ":8500", "host:", "host:0", "host:65536", "h:1/a/b"),
+        *("h:1/a/versions/x", "h:1/a/labels/", "h:1/a/versions/1/2"),
+    ],
 )
 def test_targets_that_are_none(target):
     with pytest.raises(ServingError, match="expected HOST:PORT or HOST:PORT/MODEL"):
@@ -110,7 +119,7 @@ def test_messages_above_the_limit_are_not_sent(server):
 
 
 def test_message_above_the_servers_limit(models):
-    with start_server(models, max_message_bytes=10_000) as small:
+    with start_server(models, limits=Limits(10_000, 10_000)) as small:
         client = AHNetClient(small.target)
         with pytest.raises(ServingError, match="RESOURCE_EXHAUSTED: the answer of 12000 bytes"):
             client.predict_windows(np.zeros((1, 1, 25, 40, 1), np.int16))
