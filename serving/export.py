@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,18 +19,28 @@ if TYPE_CHECKING:
     from ahnet_tf.predictors import ExportSettings
 
 
-def export_model(model: tf.keras.Model, settings: ExportSettings, output: str | Path) -> Path:
+def export_model(
+    model: tf.keras.Model,
+    settings: ExportSettings,
+    output: str | Path,
+    *,
+    precision: str = "float32",
+    onnx: str | Path | None = None,
+) -> Path:
     """Writes a network as a SavedModel in TF Serving's layout; it appears whole or not at all.
 
-    The signatures are those of `signatures.build_signatures`. The export computes in float32,
-    whatever precision the network was trained in. Beside the graph lie `assets.extra/ahnet.json`
-    (the settings) and `assets.extra/tf_serving_warmup_requests` (PredictionLog records).
+    The signatures are those of `signatures.build_signatures`. Beside the graph lie
+    `assets.extra/ahnet.json` (the settings) and `assets.extra/tf_serving_warmup_requests`
+    (PredictionLog records).
 
     Args:
       model: float32 raw intensities [batch, z, y, x, channel] -> logits [batch, z, y, x, class].
       settings: what the network was trained for.
       output: the SavedModel folder, for a server DIR/VERSION with a whole number. An earlier
         export there is replaced.
+      precision: what the export computes in, "float32" or "bfloat16" (weights too), whatever the
+        network was trained in.
+      onnx: also write `predict_windows` as this ONNX file.
 
     Returns:
       `output` as a Path.
@@ -44,7 +55,9 @@ def export_model(model: tf.keras.Model, settings: ExportSettings, output: str | 
     from serving.warm_up import write_warm_up
 
     _check(model, settings, output)
-    module, signatures = build_signatures(_in_float32(model, settings), settings)
+    settings = dataclasses.replace(settings, precision=precision)
+    network = _in_precision(model, settings)
+    module, signatures = build_signatures(network, settings)
     with replacing(output) as folder:
         tf.saved_model.save(module, str(folder), signatures=signatures)
         write_json(folder / SETTINGS_FILE, settings.to_dict())
@@ -54,6 +67,10 @@ def export_model(model: tf.keras.Model, settings: ExportSettings, output: str | 
             channels=settings.model.channels,
             image_dtype=settings.task.image_dtype,
         )
+        if onnx is not None:
+            from serving.onnx_export import export_onnx
+
+            export_onnx(network, settings, onnx)
     return Path(output)
 
 
@@ -72,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         [
             "python -m serving.export --model run/ahnet --output models/ahnet",
             "python -m serving.export --model run/ahnet --output models/ahnet --version 7",
+            "python -m serving.export --model run/ahnet --output models/fast --precision bfloat16",
+            "python -m serving.export --model run/ahnet --output models/ahnet --onnx ahnet.onnx",
         ],
     )
     parser.add_argument(
@@ -82,6 +101,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--version", type=int, metavar="N", help="version number (default: one above the newest)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="what the export computes in: bfloat16 takes less time and memory, and rounds more "
+        "coarsely (default %(default)s)",
+    )
+    parser.add_argument(
+        "--onnx", metavar="FILE", help="also write the network for ONNX runtimes; in float32 only"
     )
     arguments = parser.parse_args(argv)
     return run_command(_run, arguments)
@@ -103,8 +132,15 @@ def _run(arguments: argparse.Namespace) -> None:
             f"version {version}",
             f"Servers notice new numbers only: use --version {next_version(arguments.output)}.",
         )
+    if arguments.onnx is not None and arguments.precision != "float32":
+        raise SettingsError("--onnx", "--precision float32 with it", arguments.precision)
     model, settings = load_checkpoint(arguments.model)
-    print(export_model(model, settings, output))
+    exported = export_model(
+        model, settings, output, precision=arguments.precision, onnx=arguments.onnx
+    )
+    print(exported)
+    if arguments.onnx is not None:
+        print(arguments.onnx)
 
 
 def _check(model: tf.keras.Model, settings: ExportSettings, output: str | Path) -> None:
@@ -124,21 +160,19 @@ def _check(model: tf.keras.Model, settings: ExportSettings, output: str | Path) 
         )
 
 
-def _in_float32(model: tf.keras.Model, settings: ExportSettings) -> tf.keras.Model:
-    """Returns the network itself, or built again in float32 if it computes in another precision."""
+def _in_precision(model: tf.keras.Model, settings: ExportSettings) -> tf.keras.Model:
+    """Returns the network itself, or built again if it computes in another precision than asked for."""
     import tensorflow as tf
 
     layers = [layer for layer in model.submodules if isinstance(layer, tf.keras.layers.Layer)]
-    if {layer.compute_dtype for layer in layers} <= {"float32"}:
+    computed_in = {layer.compute_dtype for layer in layers}
+    if settings.precision == "float32" and computed_in <= {"float32"}:
         return model
+    from ahnet_tf.devices import precision
     from ahnet_tf.nets import build_network
 
-    policy = tf.keras.mixed_precision.global_policy()
-    tf.keras.mixed_precision.set_global_policy("float32")
-    try:
+    with precision(settings.precision):
         network = build_network(settings.model)
-    finally:
-        tf.keras.mixed_precision.set_global_policy(policy)
     network.set_weights(model.get_weights())
     return network
 

@@ -30,12 +30,16 @@ def build_signatures(
       of a case: `counts` int64 [batch, class, 3] (intersection, predicted, reference) and
       `confusion` int64 [batch, reference class, predicted class], which also answers for unions
       of classes, such as LiTS' liver (label >= 1).
-    - `describe`: no input -> `settings`, the JSON of `assets.extra/ahnet.json`.
+    - `describe`: `unused` int32 [batch] -> `settings` string [batch], the JSON of
+      `assets.extra/ahnet.json` as often as there are inputs. (TF Serving with batching refuses
+      signatures without an input.)
     """
     classes = settings.model.classes
+    # The network is traced once, for all sizes, and called by every signature. Nothing here needs
+    # Autograph, which takes as long again as the tracing.
     windows = [None, None, None, None, settings.model.channels]
 
-    @tf.function(input_signature=[tf.TensorSpec(windows, tf.float32)])
+    @tf.function(input_signature=[tf.TensorSpec(windows, tf.float32)], autograph=False)
     def probabilities(image: tf.Tensor) -> tf.Tensor:
         return class_probabilities(network(image, training=False), settings.model.activation)
 
@@ -48,7 +52,9 @@ def build_signatures(
     def segment(image: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"label": labels(tf.cast(image, tf.float32))}
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
+    @tf.function(
+        input_signature=[tf.TensorSpec([None], tf.string, name="examples")], autograph=False
+    )
     def serialized_examples(examples: tf.Tensor) -> dict[str, tf.Tensor]:
         z, y, x = settings.task.patch_shape_zyx
         image, reference, weight = tf.map_fn(
@@ -63,9 +69,13 @@ def build_signatures(
         confusion = confusion_counts(reference, labels(image), weight, classes)
         return {"counts": dice_counts(confusion), "confusion": confusion}
 
-    @tf.function(input_signature=[])
-    def describe() -> dict[str, tf.Tensor]:
-        return {"settings": tf.constant(json.dumps(settings.to_dict(), sort_keys=True))}
+    @tf.function(
+        input_signature=[tf.TensorSpec([None], tf.int32, name=protocol.UNUSED_INPUT)],
+        autograph=False,
+    )
+    def describe(unused: tf.Tensor) -> dict[str, tf.Tensor]:
+        text = json.dumps(settings.to_dict(), sort_keys=True)
+        return {protocol.SETTINGS_OUTPUT: tf.fill(tf.shape(unused), text)}
 
     stored = settings.task.image_dtype
     signatures = {
@@ -78,7 +88,8 @@ def build_signatures(
     ):
         for key, dtype in ((name, "float32"), (protocol.stored_signature(name, stored), stored)):
             spec = tf.TensorSpec(windows, tf.as_dtype(dtype), name="image")
-            signatures[key] = tf.function(function, input_signature=[spec]).get_concrete_function()
+            traced = tf.function(function, input_signature=[spec], autograph=False)
+            signatures[key] = traced.get_concrete_function()
     signatures[protocol.SERVING_DEFAULT] = signatures[protocol.PREDICT_WINDOWS]
 
     # The variables alone: a tracked Keras model would add a copy of every layer's graph.

@@ -25,6 +25,7 @@ def write_warm_up(
     """Writes one small request for each signature that takes windows, and one for `describe`."""
     sizes = [min(pair) for pair in zip(window_shape_zyx, WARM_UP_SHAPE_ZYX, strict=True)]
     requests = [_request(protocol.DESCRIBE)]
+    requests[0].inputs[protocol.UNUSED_INPUT].CopyFrom(tf.make_tensor_proto([0], tf.int32))
     for name in (protocol.PREDICT_WINDOWS, protocol.SEGMENT):
         for key, dtype in (
             (name, "float32"),

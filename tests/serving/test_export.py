@@ -88,7 +88,10 @@ def test_only_operations_of_the_core_registry(ahnet):
     nodes = list(graph.node) + [node for f in graph.library.function for node in f.node_def]
     operations = {node.op for node in nodes}
     assert {"Conv2D", "Conv3D"} & operations
-    core = set(dir(tf.raw_ops))
+    # Python's own functions are in the registry too, but exist in the process that made them alone.
+    python = {name for name in dir(tf.raw_ops) if "PyFunc" in name}
+    assert python
+    core = set(dir(tf.raw_ops)) - python
     assert operations <= core, operations - core
 
 
@@ -96,8 +99,8 @@ def test_settings_lie_beside_the_graph_and_inside_it(ahnet):
     _, exported, folder, model = ahnet
     text = (folder / "assets.extra" / "ahnet.json").read_text(encoding="utf-8")
     assert settings_from_json(text, folder) == exported
-    inside = outputs_of(model, "describe")["settings"]
-    assert json.loads(inside) == json.loads(text)
+    inside = outputs_of(model, "describe", unused=np.zeros(2, np.int32))["settings"]
+    assert [json.loads(each) for each in inside] == 2 * [json.loads(text)]
 
 
 def test_warm_up_requests_are_small_and_answered(ahnet):
@@ -110,7 +113,7 @@ def test_warm_up_requests_are_small_and_answered(ahnet):
     for request in requests:
         answer = run_call(model, check_request(model, request, 10**6))
         for value in answer.values():
-            assert value.shape[:4] in ((), (1, *exported.window_shape_zyx))
+            assert value.shape[:4] in ((1,), (1, *exported.window_shape_zyx))
 
 
 def test_serialized_examples_give_exact_sums_over_valid_voxels(linear, task):
