@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,14 @@ class Call:
       signature_name: the signature to run.
       inputs: its inputs by name.
       outputs: names of the outputs to return.
+      windows: length of the first axis of all inputs and outputs, along which calls can be merged;
+        None where there is no such axis.
     """
 
     signature_name: str
     inputs: dict[str, np.ndarray]
     outputs: list[str]
+    windows: int | None
 
 
 def load_model(folder: Path, version: int) -> ServedModel:
@@ -117,23 +121,11 @@ def check_request(model: ServedModel, request: predict_pb2.PredictRequest, max_v
       RefusedError: (INVALID_ARGUMENT) unknown signature, input or output, or a tensor that doesn't
         fit.
     """
-    signatures = model.saved_model.signatures
-    name = request.model_spec.signature_name or protocol.SERVING_DEFAULT
-    if name not in signatures:
-        raise malformed(
-            f"signature {_shown(name)}: expected one of {', '.join(sorted(signatures))}"
-        )
-    specs = signatures[name].structured_input_signature[1]
+    name, signature = find_signature(model, request.model_spec.signature_name)
+    specs = signature.structured_input_signature[1]
     if set(request.inputs) != set(specs):
         found = ", ".join(_shown(key) for key in sorted(request.inputs)[:5]) or "none"
         raise malformed(f"inputs of {name}: expected {', '.join(specs) or 'none'}, found {found}")
-    known = signatures[name].structured_outputs
-    for output in request.output_filter:
-        if output not in known:
-            raise malformed(
-                f"output_filter: expected outputs of {name} ({', '.join(known)}), "
-                f"found {_shown(output)}"
-            )
     inputs = {
         key: protocol.decode_tensor(
             request.inputs[key],
@@ -143,7 +135,56 @@ def check_request(model: ServedModel, request: predict_pb2.PredictRequest, max_v
         )
         for key, spec in specs.items()
     }
-    return Call(name, inputs, list(dict.fromkeys(request.output_filter)) or list(known))
+    return call_of(model, name, inputs, request.output_filter, max_voxels)
+
+
+def find_signature(model: ServedModel, name: str) -> tuple[str, Any]:
+    """Returns a signature's name, the default one for "", and the signature.
+
+    Raises:
+      RefusedError: (INVALID_ARGUMENT) no such signature.
+    """
+    signatures = model.saved_model.signatures
+    name = name or protocol.SERVING_DEFAULT
+    if name not in signatures:
+        raise malformed(
+            f"signature {_shown(name)}: expected one of {', '.join(sorted(signatures))}"
+        )
+    return name, signatures[name]
+
+
+def call_of(
+    model: ServedModel,
+    name: str,
+    inputs: dict[str, np.ndarray],
+    output_filter: Sequence[str],
+    max_voxels: int,
+) -> Call:
+    """Returns a call of a signature with all its inputs, after checking shapes and outputs.
+
+    Raises:
+      RefusedError: (INVALID_ARGUMENT) a shape that doesn't fit, or an unknown output.
+    """
+    _, signature = find_signature(model, name)
+    specs, known = signature.structured_input_signature[1], signature.structured_outputs
+    for key, spec in specs.items():
+        limit = _max_elements(model.settings, spec, max_voxels)
+        protocol.check_shape(inputs[key].shape, spec, limit, f"input {key} of {name}")
+    for output in output_filter:
+        if output not in known:
+            raise malformed(
+                f"output_filter: expected outputs of {name} ({', '.join(known)}), "
+                f"found {_shown(output)}"
+            )
+    shapes = [spec.shape for spec in (*specs.values(), *known.values())]
+    batched = specs and all(shape.rank and shape[0] is None for shape in shapes)
+    lengths = {array.shape[0] for array in inputs.values()} if batched else set()
+    return Call(
+        name,
+        inputs,
+        list(dict.fromkeys(output_filter)) or list(known),
+        lengths.pop() if len(lengths) == 1 else None,
+    )
 
 
 def run_call(model: ServedModel, call: Call) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""An embedded model server with TF Serving's own gRPC protocol, for laptops, tests and CI.
+"""An embedded model server with TF Serving's own protocols, for laptops, tests and CI.
 
 Production is TF Serving: it loads the same folder and answers the same requests.
 """
@@ -6,165 +6,108 @@ Production is TF Serving: it loads the same folder and answers the same requests
 from __future__ import annotations
 
 import argparse
-import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preprocessing.command import make_parser, run_command
-from preprocessing.errors import ServingError, SettingsError
+from preprocessing.errors import SettingsError
 
 if TYPE_CHECKING:
-    from serving.service import Calls
-    from serving.versions import ModelVersions
-
-# Calls that need no prediction (status, metadata) must not wait for those that do, nor be refused
-# while a burst of predictions is being turned away, each of which holds a thread for a moment.
-_SPARE_THREADS = 16
-
-
-@dataclass(frozen=True)
-class ModelServer:
-    """A server that answers.
-
-    Attributes:
-      address: HOST:PORT.
-      target: HOST:PORT/MODEL, which `ahnet_tf.predictors.open_predictor` takes.
-      versions: the model's versions.
-      calls: the calls in progress.
-    """
-
-    address: str
-    target: str
-    versions: ModelVersions
-    calls: Calls
-
-
-@contextlib.contextmanager
-def start_server(
-    model_base_path: str | Path,
-    *,
-    model_name: str = "ahnet",
-    host: str = "127.0.0.1",
-    port: int = 0,
-    running: int = 1,
-    waiting: int = 8,
-    poll_s: float = 1.0,
-    grace_s: float = 30.0,
-    max_message_bytes: int | None = None,
-    max_request_voxels: int | None = None,
-    report: Callable[[str], object] = lambda line: print(line, file=sys.stderr, flush=True),
-) -> Iterator[ModelServer]:
-    """Serves a folder of numbered SavedModels in this process until the context ends.
-
-    Args:
-      model_base_path: folder of numbered SavedModel folders; watched for new ones.
-      model_name: name that requests must give.
-      host: address to bind to; the default can't be reached from other machines. There is no
-        encryption and no login.
-      port: 0 takes any free one.
-      running: predictions at the same time; each uses all cores.
-      waiting: predictions that wait; more are refused with RESOURCE_EXHAUSTED.
-      poll_s: seconds between two looks for new versions.
-      grace_s: seconds that requests in progress may take when the server stops.
-      max_message_bytes: largest request and largest answer (default 256 MiB).
-      max_request_voxels: most voxels in a request (default 512 * 512 * 64).
-      report: called with one line when a version is replaced or can't be loaded.
-
-    Raises:
-      ModelError: no version in the folder, or none that can be loaded.
-      ServingError: the port can't be bound.
-    """
-    from concurrent.futures import ThreadPoolExecutor
-
-    import grpc
-
-    from serving import protocol
-    from serving.service import Calls, Queue, make_handlers
-    from serving.versions import ModelVersions
-
-    max_message_bytes = max_message_bytes or protocol.MAX_MESSAGE_BYTES
-    threads = running + waiting + _SPARE_THREADS
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="rpc")
-    server = grpc.server(
-        pool,
-        # A call that finds no thread is refused rather than kept.
-        maximum_concurrent_rpcs=threads,
-        # Without the last one, two servers could share a port.
-        options=[*protocol.message_options(max_message_bytes), ("grpc.so_reuseport", 0)],
-    )
-    shown_host = f"[{host}]" if ":" in host else host
-    try:
-        bound = server.add_insecure_port(f"{shown_host}:{port}")
-    except RuntimeError:
-        raise ServingError(
-            f"{shown_host}:{port}",
-            "a free port of this machine",
-            "an address that can't be bound",
-            "Another server may use it: choose another --port, or 0 for any free one.",
-        ) from None
-    versions = ModelVersions(model_base_path, model_name, poll_s=poll_s, report=report)
-    try:
-        calls = Calls()
-        handlers = make_handlers(
-            versions,
-            Queue(running, waiting),
-            calls,
-            max_message_bytes=max_message_bytes,
-            max_request_voxels=max_request_voxels or protocol.MAX_REQUEST_VOXELS,
-        )
-        server.add_generic_rpc_handlers(handlers)
-        server.start()
-        address = f"{shown_host}:{bound}"
-        try:
-            yield ModelServer(address, f"{address}/{model_name}", versions, calls)
-        finally:
-            calls.close(grace_s)
-            server.stop(None).wait()
-    finally:
-        versions.stop()
-        pool.shutdown(wait=False, cancel_futures=True)
+    from serving.policy import ModelConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `python -m serving.server`."""
     parser = make_parser(
         "serving.server",
-        "Serves exported models by TF Serving's gRPC protocol, for laptops, tests and CI; production "
-        "is TF Serving on the same folder. New versions in the folder are noticed and replace the "
-        "present one without a gap. Ctrl-C ends it after the requests in progress.",
+        "Serves exported models by TF Serving's gRPC and REST protocols, for laptops, tests and CI; "
+        "production is TF Serving on the same folder. New versions in the folder are noticed and "
+        "replace the present one without a gap. Ctrl-C ends it after the requests in progress.",
         [
             "python -m serving.server --model-base-path models/ahnet",
             "python -m serving.server --model-base-path models/ahnet --model-name liver --port 9000",
+            "python -m serving.server --model-config-file models.config --rest-port 8501",
+            "python -m serving.server --model-base-path models/ahnet --host 0.0.0.0 "
+            "--tls-certificate server.pem --tls-key server.key --token-file token",
         ],
     )
-    parser.add_argument(
+    _add_model_options(parser)
+    _add_access_options(parser)
+    _add_load_options(parser)
+    return run_command(_run, parser.parse_args(argv))
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
         "--model-base-path",
-        required=True,
         metavar="DIR",
         help="folder of numbered SavedModel folders (python -m serving.export makes them)",
     )
+    source.add_argument(
+        "--model-config-file",
+        metavar="FILE",
+        help="several models, version policies and labels in TF Serving's own format",
+    )
     parser.add_argument("--model-name", default="ahnet", help="name in requests (%(default)s)")
     parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="address to bind to (%(default)s: this machine only); there is no encryption or login",
+        "--reload-root",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="folders below which HandleReloadConfigRequest may name models, besides those given",
+    )
+
+
+def _add_access_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to bind to (%(default)s: this machine only)"
     )
     parser.add_argument(
-        "--port", type=int, default=8500, help="port, 0 for any free one (%(default)s)"
+        "--port", type=int, default=8500, help="gRPC's port, 0 for any free one (%(default)s)"
     )
+    parser.add_argument(
+        "--rest-port",
+        type=int,
+        metavar="PORT",
+        help="port of REST and /monitoring/prometheus/metrics, 0 for any free one (default: none)",
+    )
+    parser.add_argument("--tls-certificate", metavar="PEM", help="speak TLS with this certificate")
+    parser.add_argument("--tls-key", metavar="PEM", help="the certificate's private key")
+    parser.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="ask every call for the token in this file, as 'authorization: Bearer TOKEN'",
+    )
+
+
+def _add_load_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--running", type=int, default=1, help="predictions at the same time (%(default)s)"
     )
     parser.add_argument(
         "--waiting",
         type=int,
-        default=8,
+        default=16,
         help="predictions that may wait, more are refused (%(default)s)",
+    )
+    parser.add_argument(
+        "--batch-windows",
+        type=int,
+        default=4,
+        metavar="N",
+        help="windows that waiting requests are merged to; 1 merges none (%(default)s)",
+    )
+    parser.add_argument(
+        "--batch-wait-ms",
+        type=float,
+        default=0.0,
+        metavar="MS",
+        help="time that a request waits for others to join it (%(default)s)",
     )
     parser.add_argument(
         "--grace-s",
@@ -173,34 +116,70 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="SECONDS",
         help="time that requests in progress have when the server stops (%(default)s)",
     )
-    return run_command(_run, parser.parse_args(argv))
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    for name, value, least in (
-        ("--running", arguments.running, 1),
-        ("--waiting", arguments.waiting, 0),
-        ("--grace-s", arguments.grace_s, 0),
-    ):
-        if value < least:
-            raise SettingsError(name, f"at least {least}", value)
-    if not 0 <= arguments.port <= 65535:
-        raise SettingsError("--port", "a number from 0 to 65535", arguments.port)
+    _check(arguments)
+    # TensorFlow is imported from here on: --help and wrong options answer at once.
+    from serving.access import ServerAccess, read_token
+    from serving.batching import BatchSettings
+    from serving.running import start_models
+
+    token = None if arguments.token_file is None else read_token(arguments.token_file)
+    certificate, key = arguments.tls_certificate, arguments.tls_key
+    access = ServerAccess(
+        token,
+        None if certificate is None else Path(certificate),
+        None if key is None else Path(key),
+    )
+    batches = BatchSettings(
+        running=arguments.running,
+        waiting=arguments.waiting,
+        most_windows=arguments.batch_windows,
+        wait_s=arguments.batch_wait_ms / 1000,
+    )
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with start_server(
-        arguments.model_base_path,
-        model_name=arguments.model_name,
+    with start_models(
+        _configs(arguments),
+        reload_roots=[Path(root) for root in arguments.reload_root],
         host=arguments.host,
         port=arguments.port,
-        running=arguments.running,
-        waiting=arguments.waiting,
+        rest_port=arguments.rest_port,
+        access=access,
+        batches=batches,
         grace_s=arguments.grace_s,
     ) as server:
-        version = server.versions.current_version
-        print(f"{arguments.model_name} version {version} is served on {server.address}", flush=True)
+        for name in server.models.names:
+            version = server.versions_of(name).current_version
+            print(f"{name} version {version} is served on {server.address}", flush=True)
+        if server.rest_address is not None:
+            print(f"REST and metrics on {server.rest_address}", flush=True)
         stop.wait()
+
+
+def _configs(arguments: argparse.Namespace) -> list[ModelConfig]:
+    from serving.policy import ModelConfig, read_config_file
+
+    if arguments.model_config_file is not None:
+        return read_config_file(arguments.model_config_file)
+    return [ModelConfig(arguments.model_name, Path(arguments.model_base_path))]
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name, value, least in (
+        ("--running", arguments.running, 1),
+        ("--waiting", arguments.waiting, 0),
+        ("--batch-windows", arguments.batch_windows, 1),
+        ("--batch-wait-ms", arguments.batch_wait_ms, 0),
+        ("--grace-s", arguments.grace_s, 0),
+    ):
+        if not least <= value < float("inf"):
+            raise SettingsError(name, f"at least {least}", value)
+    for name, port in (("--port", arguments.port), ("--rest-port", arguments.rest_port)):
+        if port is not None and not 0 <= port <= 65535:
+            raise SettingsError(name, "a number from 0 to 65535", port)
 
 
 if __name__ == "__main__":

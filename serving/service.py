@@ -1,183 +1,123 @@
-"""TF Serving's gRPC services over one model: Predict, GetModelMetadata, GetModelStatus."""
+"""TF Serving's gRPC services: Predict, GetModelMetadata, GetModelStatus, HandleReloadConfigRequest."""
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import grpc
-import numpy as np
 from google.protobuf.message import DecodeError, Message
-from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, predict_pb2
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_management_pb2,
+    predict_pb2,
+)
 
 from serving import protocol
-from serving.model import ServedModel, check_request, run_call
+from serving.access import header_of
+from serving.core import SIGNATURE_DEF, Core, shown_reason
+from serving.model import check_request
+from serving.policy import configs_of
 from serving.protocol import RefusedError, malformed
-from serving.versions import ModelVersions
 
 Request = TypeVar("Request", bound=Message)
+Method = Callable[[Callable[[], bytes], grpc.ServicerContext], bytes]
 
-SIGNATURE_DEF = "signature_def"
-
-# gRPC sends a status message as a header, which has to be small.
-_LONGEST_REASON = 500
-
-# Time for a client to read the end of an answer out of the connection's buffers.
-_READING_S = 0.5
+# Said once more, it fills logs: what it means is seen below by the length.
+warnings.filterwarnings("ignore", message="Unexpected end-group tag")
 
 
-class Queue:
-    """Lets few predictions run at once, some more wait, and refuses the rest at the door.
+class Reader:
+    """Receives the messages of calls: few at a time, each within its time.
 
-    Args:
-      running: predictions that run at the same time.
-      waiting: predictions that wait for their turn.
+    Handlers are of gRPC's streaming kind, which is the same on the wire: so token and queue are asked
+    before anything is received. Plain ones would receive everybody's message first.
     """
 
-    def __init__(self, running: int, waiting: int):
-        self._limit = running + waiting
-        self._places = threading.BoundedSemaphore(running + waiting)
-        self._turns = threading.BoundedSemaphore(running)
+    def __init__(self, at_a_time: int, seconds: float):
+        self._turns = threading.BoundedSemaphore(at_a_time)
+        self._seconds = seconds
 
-    @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        """Holds one of the places, before any memory is taken for the request.
+    def read(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        """Returns a call's message.
 
         Raises:
-          RefusedError: (RESOURCE_EXHAUSTED) all places are taken.
+          RefusedError: (INVALID_ARGUMENT) there is none; (CANCELLED) it didn't come in time, the client is
+            gone, or gRPC refuses its size.
         """
-        if not self._places.acquire(blocking=False):
-            raise RefusedError(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"{self._limit} predictions are running or waiting already; try again later",
-            )
-        try:
-            yield
-        finally:
-            self._places.release()
-
-    @contextlib.contextmanager
-    def turn(self, context: grpc.ServicerContext) -> Iterator[None]:
-        """Waits for a turn as long as the client does.
-
-        Raises:
-          RefusedError: (DEADLINE_EXCEEDED) the client's deadline passed meanwhile; (CANCELLED) the
-            client is gone.
-        """
-        if not self._turns.acquire(timeout=context.time_remaining()):
-            raise RefusedError(
-                grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed while waiting for a turn"
-            )
-        try:
-            if not context.is_active():
-                raise RefusedError(grpc.StatusCode.CANCELLED, "the client is gone")
-            yield
-        finally:
-            self._turns.release()
+        with self._turns:
+            timer = threading.Timer(self._seconds, context.cancel)
+            timer.daemon = True
+            timer.start()
+            try:
+                return next(messages)
+            except StopIteration:
+                raise malformed("expected a message, found none") from None
+            except grpc.RpcError:
+                raise RefusedError(grpc.StatusCode.CANCELLED, "the message did not come") from None
+            finally:
+                timer.cancel()
 
 
-class Calls:
-    """Counts calls until their answers have left, so that a server can stop without losing one.
-
-    gRPC's own stop closes the connections as soon as the last answer is written; on a busy machine
-    that has cut off answers of some megabytes (connection reset) that the client was still reading.
-    """
-
-    def __init__(self):
-        self._changed = threading.Condition()
-        self._in_progress = 0
-        self._last_end = -_READING_S
-        self._closed = False
-
-    @property
-    def in_progress(self) -> int:
-        """Number of calls that are not yet answered completely."""
-        with self._changed:
-            return self._in_progress
-
-    def begin(self, context: grpc.ServicerContext) -> None:
-        """Counts a call until gRPC has written its answer.
-
-        Raises:
-          RefusedError: (UNAVAILABLE) the server is stopping; another one may take over.
-        """
-        with self._changed:
-            if self._closed:
-                raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
-            self._in_progress += 1
-        if not context.add_callback(self._end):
-            self._end()
-
-    def close(self, grace_s: float) -> None:
-        """Refuses new calls and waits until those in progress have their answers, or `grace_s`."""
-        with self._changed:
-            self._closed = True
-            self._changed.wait_for(lambda: self._in_progress == 0, timeout=grace_s)
-            reading_s = self._last_end + _READING_S - time.monotonic()
-        time.sleep(max(0.0, reading_s))
-
-    def _end(self) -> None:
-        with self._changed:
-            self._in_progress -= 1
-            self._last_end = time.monotonic()
-            self._changed.notify_all()
-
-
-def make_handlers(
-    versions: ModelVersions,
-    queue: Queue,
-    calls: Calls,
-    *,
-    max_message_bytes: int,
-    max_request_voxels: int,
-) -> list[grpc.GenericRpcHandler]:
+def make_handlers(core: Core) -> list[grpc.GenericRpcHandler]:
     """Returns the gRPC handlers of PredictionService and ModelService.
 
     Requests come as bytes and are parsed here, so that bytes which are no request get
     INVALID_ARGUMENT; gRPC's own parsing would answer INTERNAL.
     """
 
-    def predict(content: bytes, context: grpc.ServicerContext) -> bytes:
-        with queue.place():
-            request = _parse(predict_pb2.PredictRequest, content)
-            with versions.in_use(request.model_spec) as model:
-                call = check_request(model, request, max_request_voxels)
-                with queue.turn(context):
-                    outputs = run_call(model, call)
-                return _predict_response(
-                    versions.name, model, call.signature_name, outputs, max_message_bytes
-                )
-
-    def get_model_metadata(content: bytes, context: grpc.ServicerContext) -> bytes:
-        request = _parse(get_model_metadata_pb2.GetModelMetadataRequest, content)
-        if list(request.metadata_field) != [SIGNATURE_DEF]:
-            raise malformed(f"metadata_field: expected [{SIGNATURE_DEF!r}]")
-        with versions.in_use(request.model_spec) as model:
-            response = get_model_metadata_pb2.GetModelMetadataResponse()
-            response.model_spec.name = versions.name
+    def predict(read: Callable[[], bytes], context: grpc.ServicerContext) -> bytes:
+        with core.batcher.place():
+            request = _parse(predict_pb2.PredictRequest, read())
+            model, call, outputs = core.predict(
+                request.model_spec,
+                lambda model: check_request(model, request, core.limits.request_voxels),
+                timeout_s=context.time_remaining(),
+                is_wanted=context.is_active,
+            )
+            response = predict_pb2.PredictResponse()
+            response.model_spec.name = request.model_spec.name
             response.model_spec.version.value = model.version
-            response.metadata[SIGNATURE_DEF].Pack(model.signature_defs)
+            response.model_spec.signature_name = call.signature_name
+            for key, output in outputs.items():
+                response.outputs[key].CopyFrom(protocol.encode_tensor(output))
             return response.SerializeToString()
 
-    def get_model_status(content: bytes, context: grpc.ServicerContext) -> bytes:
-        request = _parse(get_model_status_pb2.GetModelStatusRequest, content)
-        return _status_response(versions, request).SerializeToString()
+    def get_model_metadata(read: Callable[[], bytes], context: grpc.ServicerContext) -> bytes:
+        request = _parse(get_model_metadata_pb2.GetModelMetadataRequest, read())
+        if list(request.metadata_field) != [SIGNATURE_DEF]:
+            raise malformed(f"metadata_field: expected [{SIGNATURE_DEF!r}]")
+        return core.metadata(request.model_spec).SerializeToString()
 
-    services = {
+    def get_model_status(read: Callable[[], bytes], context: grpc.ServicerContext) -> bytes:
+        request = _parse(get_model_status_pb2.GetModelStatusRequest, read())
+        return core.status(request.model_spec).SerializeToString()
+
+    def handle_reload_config(read: Callable[[], bytes], context: grpc.ServicerContext) -> bytes:
+        request = _parse(model_management_pb2.ReloadConfigRequest, read())
+        core.models.reload(configs_of(request.config))
+        return model_management_pb2.ReloadConfigResponse().SerializeToString()
+
+    reader = Reader(core.limits.reads, core.limits.read_s)
+    services: dict[str, dict[str, Method]] = {
         protocol.PREDICTION_SERVICE: {
             "Predict": predict,
             "GetModelMetadata": get_model_metadata,
         },
-        protocol.MODEL_SERVICE: {"GetModelStatus": get_model_status},
+        protocol.MODEL_SERVICE: {
+            "GetModelStatus": get_model_status,
+            "HandleReloadConfigRequest": handle_reload_config,
+        },
     }
     return [
         grpc.method_handlers_generic_handler(
             service,
             {
-                name: grpc.unary_unary_rpc_method_handler(_answering(method, calls))
+                name: grpc.stream_unary_rpc_method_handler(_answering(core, reader, name, method))
                 for name, method in methods.items()
             },
         )
@@ -186,18 +126,27 @@ def make_handlers(
 
 
 def _answering(
-    method: Callable[[bytes, grpc.ServicerContext], bytes], calls: Calls
-) -> Callable[[bytes, grpc.ServicerContext], bytes]:
-    """Turns a `RefusedError` of a method into the call's status."""
+    core: Core, reader: Reader, name: str, method: Method
+) -> Callable[[Iterator[bytes], grpc.ServicerContext], bytes]:
+    """Turns a `RefusedError` of a method into the call's status, and counts the call."""
 
-    def answer(content: bytes, context: grpc.ServicerContext) -> bytes:
+    def answer(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        begin, status = time.monotonic(), grpc.StatusCode.INTERNAL
         try:
-            calls.begin(context)
-            return method(content, context)
+            core.admit(header_of(context.invocation_metadata()))
+            end = core.calls.begin()
+            if not context.add_callback(end):
+                end()
+            response = method(lambda: reader.read(messages, context), context)
+            status = grpc.StatusCode.OK
+            return response
         except RefusedError as error:
+            status = error.code
             context.set_code(error.code)
-            context.set_details(" ".join(error.reason.split())[:_LONGEST_REASON])
+            context.set_details(shown_reason(error))
             return b""
+        finally:
+            core.metrics.count(name, "grpc", status.name, begin)
 
     return answer
 
@@ -212,48 +161,3 @@ def _parse(kind: type[Request], content: bytes) -> Request:
     if not whole:
         raise malformed(f"expected a serialized {kind.DESCRIPTOR.full_name}")
     return request
-
-
-def _predict_response(
-    name: str,
-    model: ServedModel,
-    signature_name: str,
-    outputs: dict[str, np.ndarray],
-    max_message_bytes: int,
-) -> bytes:
-    size = sum(output.nbytes for output in outputs.values())
-    if size > max_message_bytes:
-        raise RefusedError(
-            grpc.StatusCode.RESOURCE_EXHAUSTED,
-            f"the answer of {size} bytes is above the limit of {max_message_bytes} bytes a message; "
-            "send fewer or smaller windows",
-        )
-    response = predict_pb2.PredictResponse()
-    response.model_spec.name = name
-    response.model_spec.version.value = model.version
-    response.model_spec.signature_name = signature_name
-    for key, output in outputs.items():
-        response.outputs[key].CopyFrom(protocol.encode_tensor(output))
-    return response.SerializeToString()
-
-
-def _status_response(
-    versions: ModelVersions, request: get_model_status_pb2.GetModelStatusRequest
-) -> get_model_status_pb2.GetModelStatusResponse:
-    spec = request.model_spec
-    versions.check_name(spec)
-    statuses = versions.statuses()
-    if spec.version_label or (spec.HasField("version") and spec.version.value not in statuses):
-        asked = spec.version_label[:60] or spec.version.value
-        raise RefusedError(
-            grpc.StatusCode.NOT_FOUND, f"model {versions.name!r} has no version {asked!r}"
-        )
-    response = get_model_status_pb2.GetModelStatusResponse()
-    for version, status in statuses.items():
-        if spec.HasField("version") and spec.version.value != version:
-            continue
-        entry = response.model_version_status.add(version=version, state=status.state)
-        if status.error:
-            entry.status.error_code = grpc.StatusCode.INVALID_ARGUMENT.value[0]
-            entry.status.error_message = status.error
-    return response

@@ -77,9 +77,9 @@ def models(tmp_path_factory, export_linear) -> Path:
 
 @pytest.fixture(scope="session")
 def server(models):
-    from serving.server import start_server
+    from serving.running import start_server
 
-    with start_server(models) as running:
+    with start_server(models, rest_port=0) as running:
         yield running
 
 

@@ -6,7 +6,6 @@ import concurrent.futures
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,10 +26,10 @@ from tensorflow_serving.apis import (
 
 from ahnet_tf.predictors import open_predictor
 from preprocessing.errors import ServingError
-from serving import protocol, server, status
+from serving import protocol, status
+from serving.batching import Batcher, BatchSettings
 from serving.client import AHNetClient
-from serving.server import start_server
-from serving.service import Queue
+from serving.running import start_server
 
 ROOT = Path(__file__).resolve().parents[2]
 State = get_model_status_pb2.ModelVersionStatus.State
@@ -42,7 +41,9 @@ def stub(running):
 
 
 def states(running):
-    return {version: item.state for version, item in running.versions.statuses().items()}
+    return {
+        version: item.state for version, item in running.versions_of("ahnet").statuses().items()
+    }
 
 
 def wait_until(condition, seconds=30.0):
@@ -155,7 +156,7 @@ def test_versions_are_swapped_under_requests_without_an_error(
             wait_until(lambda: states(running)[3] == State.AVAILABLE)
             # Without the newest version the next older one takes over.
             shutil.rmtree(base / "3")
-            wait_until(lambda: running.versions.current_version == 2)
+            wait_until(lambda: running.versions_of("ahnet").current_version == 2)
             for versions, future in zip(seen, asking, strict=True):
                 wait_until(lambda v=versions, f=future: v[-1] == 2 or f.done())
         finally:
@@ -177,13 +178,14 @@ def test_versions_are_swapped_under_requests_without_an_error(
 
 
 def test_queue_is_bounded():
-    queue = Queue(running=1, waiting=1)
-    with queue.place(), queue.place():
-        with pytest.raises(protocol.RefusedError) as caught, queue.place():
+    batcher = Batcher(BatchSettings(running=1, waiting=1))
+    with batcher.place(), batcher.place():
+        with pytest.raises(protocol.RefusedError) as caught, batcher.place():
             pass
         assert caught.value.code == grpc.StatusCode.RESOURCE_EXHAUSTED
-    with queue.place():
+    with batcher.place():
         pass
+    batcher.close()
 
 
 def test_more_requests_than_places_are_refused_the_others_answered(models):
@@ -199,7 +201,7 @@ def test_more_requests_than_places_are_refused_the_others_answered(models):
             return str(error)
 
     with (
-        start_server(models, running=1, waiting=1) as running,
+        start_server(models, batches=BatchSettings(1, 1)) as running,
         concurrent.futures.ThreadPoolExecutor(8) as pool,
     ):
         clients = [AHNetClient(running.target) for _ in range(8)]
@@ -225,9 +227,9 @@ def test_stopping_lets_requests_in_progress_finish(models):
         with start_server(models) as running:
             client = AHNetClient(running.target, attempts=1)
             client.describe()
-            wait_until(lambda: running.calls.in_progress == 0)
+            wait_until(lambda: running.core.calls.in_progress == 0)
             asking = pool.submit(client.predict_windows, large)
-            wait_until(lambda: running.calls.in_progress or asking.done())
+            wait_until(lambda: running.core.calls.in_progress or asking.done())
         assert asking.result().shape == (1, 32, 256, 256, 3)
     with pytest.raises(ServingError, match="UNAVAILABLE"):
         client.predict_windows(large[:, :1])
@@ -266,58 +268,6 @@ def test_status_command(server, capsys):
     assert "model 'liver' is not served here; 'ahnet' is" in capsys.readouterr().err
 
 
-def bad_folder(kind, tmp_path, models):
-    """Makes a folder that can't be served; returns it and what the error says."""
-    base = tmp_path / "models"
-    if kind == "absent":
-        return base, "expected a folder of numbered SavedModel folders, found nothing there"
-    if kind == "version":
-        return models / "1", "Give the folder above it"
-    shutil.copytree(models, base)
-    if kind == "unnumbered":
-        (base / "1").rename(base / "liver")
-        return base, "expected numbered folders (1, 2, ...) with a saved_model.pb in each"
-    if kind == "foreign":
-        (base / "1" / "assets.extra" / "ahnet.json").unlink()
-        return base, "expected a SavedModel with assets.extra/ahnet.json, found none"
-    if kind == "truncated graph":
-        path = base / "1" / "saved_model.pb"
-        path.write_bytes(path.read_bytes()[:-100])
-        return base, "expected a readable SavedModel"
-    if kind == "truncated weights":
-        path = base / "1" / "variables" / "variables.data-00000-of-00001"
-        path.write_bytes(path.read_bytes()[:-10])
-        return base, "expected a readable SavedModel"
-    if kind == "damaged warm-up":
-        path = base / "1" / "assets.extra" / "tf_serving_warmup_requests"
-        path.write_bytes(path.read_bytes()[:-3])
-        return base, "expected a TFRecord of PredictionLog messages"
-    path = base / "1" / "assets.extra" / "ahnet.json"
-    path.write_text(path.read_text(encoding="utf-8").replace("softmax", "softplus"))
-    return base, "activation: expected one of softmax, sigmoid, found 'softplus'"
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "absent",
-        "version",
-        "unnumbered",
-        "foreign",
-        "truncated graph",
-        "truncated weights",
-        "damaged warm-up",
-        "changed settings",
-    ],
-)
-def test_folder_that_can_not_be_served(kind, tmp_path, models, capsys):
-    base, words = bad_folder(kind, tmp_path, models)
-    with pytest.raises(Exception, match="expected") as caught, start_server(base):
-        pass
-    assert words in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
 def test_older_version_is_served_where_the_newest_is_broken(tmp_path, models):
     base = tmp_path / "models"
     shutil.copytree(models, base)
@@ -326,31 +276,9 @@ def test_older_version_is_served_where_the_newest_is_broken(tmp_path, models):
     lines = []
     with start_server(base, poll_s=0.02, report=lines.append) as running:
         time.sleep(0.3)
-        assert running.versions.current_version == 1
+        assert running.versions_of("ahnet").current_version == 1
         assert states(running) == {2: State.END, 1: State.AVAILABLE}
         (two, one) = AHNetClient(running.target).status()
     assert len(lines) == 1
     assert lines[0].startswith("ahnet: version 2 was not loaded")
     assert (one.status.error_message, two.status.error_message) == ("", lines[0].split(": ", 2)[2])
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--port", "70000"], "--port: expected a number from 0 to 65535, found 70000"),
-        (["--running", "0"], "--running: expected at least 1, found 0"),
-        (["--waiting", "-1"], "--waiting: expected at least 0, found -1"),
-        (["--grace-s", "-1"], "--grace-s: expected at least 0, found -1.0"),
-    ],
-)
-def test_command_refuses_impossible_options(models, capsys, options, words):
-    assert server.main(["--model-base-path", str(models), *options]) == 1
-    assert words in capsys.readouterr().err
-
-
-def test_port_in_use(models):
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        refused = pytest.raises(ServingError, match=f"127.0.0.1:{port}: expected a free port")
-        with refused, start_server(models, port=port):
-            pass
