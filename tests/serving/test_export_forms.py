@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import onnxruntime
+import pytest
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
@@ -49,11 +50,13 @@ def test_bfloat16_export_is_half_the_size_and_near(task, tmp_path):
     assert found.dtype == np.float32
     np.testing.assert_allclose(found.sum(axis=-1), 1, atol=1e-5)
     difference = np.abs(found - expected)
-    assert 1e-5 < difference.max() < 0.1
-    assert difference.mean() < 0.01
+    # Eight bits of mantissa, through a random network whose logits are in the tens.
+    assert 1e-5 < difference.max() < 0.3
+    assert difference.mean() < 0.02
     assert tf.keras.mixed_precision.global_policy().name == "float32"
 
 
+@pytest.mark.slow
 def test_onnx_answers_as_tensorflow_does_at_any_size(tmp_path, task):
     config = ModelConfig(**SMALLEST)
     network = build_network(config, seed=1)
