@@ -79,9 +79,8 @@ def _run(arguments) -> None:
         "soak": lambda: soak(models, arguments.soak_seconds),
         "compression": compression,
     }
-    figures = dict(read_report("serving")["figures"])
-    for part in arguments.parts:
-        figures[part] = measures[part]()
+    measured = {part: measures[part]() for part in arguments.parts}
+    figures = dict(read_report("serving")["figures"]) | measured
     write_report(
         "serving",
         figures,
