@@ -131,11 +131,10 @@ def test_compressed_requests_are_not_unpacked(process):
     request = sized(1, 1, 1, 1, 1, content=bytes(60 * 2**20)).SerializeToString()
     with grpc.insecure_channel(process.address) as channel:
         predict = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
-        for _ in range(3):
-            with pytest.raises(grpc.RpcError) as caught:
-                predict(request, timeout=30, compression=grpc.Compression.Gzip)
-            assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
-    packed = gzip.compress(bytes(2**30), 1)
+        with pytest.raises(grpc.RpcError) as caught:
+            predict(request, timeout=30, compression=grpc.Compression.Gzip)
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    packed = gzip.compress(bytes(2**28), 1)
     address = f"{process.rest_address}/v1/models/ahnet:predict"
     unpacking = urllib.request.Request(address, packed, {"Content-Encoding": "gzip"})
     with pytest.raises(urllib.error.HTTPError, match="400"):
