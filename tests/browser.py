@@ -14,7 +14,7 @@ from typing import Any
 import websocket
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
-TIMEOUT_S = 30
+TIMEOUT_S = 120
 
 
 def find_browser() -> str | None:
