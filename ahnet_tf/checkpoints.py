@@ -51,8 +51,9 @@ def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Callable[[str], 
         except (AssertionError, ValueError) as error:
             found = str(error).split("\n")[0]
             raise ModelError(path, "a checkpoint of this network", found, remedy) from None
-        except tf.errors.OpError as error:
-            damage = str(error.message).split("\n")[0]
+        except (tf.errors.OpError, LookupError) as error:
+            # TensorFlow's reader raises IndexError where a file ends early.
+            damage = str(error).split("\n")[0]
             say(f"{path} can't be read ({damage}); trying the one before it")
         else:
             return
