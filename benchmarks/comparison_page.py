@@ -208,8 +208,8 @@ def _cost(results, machine) -> str:
         rows.append(f"| {title} | {len(own)} | {' | '.join(seconds)} |")
     return (
         f"## What it took\n\n"
-        f"{len(results)} runs took {wall:.0f} minutes by the clock, on a machine ({machine['cpu']}, {cores} cores) that did other work "
-        f"beside them, and {cpu:.0f} minutes of CPU time. CPU time divided by the {cores} cores, {cpu / cores:.0f} minutes, is an estimate of the time on a quiet machine; it is a "
+        f"{len(results)} runs took {cpu:.0f} minutes of CPU time on a machine ({machine['cpu']}, {cores} cores) that did other work "
+        f"beside them, and {wall:.0f} minutes by the clock if added up; some ran side by side. CPU time divided by the {cores} cores, {cpu / cores:.0f} minutes, is an estimate of the time on a quiet machine; it is a "
         f"low one, since not all work keeps all cores busy.\n\n" + "\n".join(rows)
     )
 
@@ -218,5 +218,6 @@ def _limits(plan: Plan) -> str:
     return f"""## How far this goes
 
 With {len(plan.seeds)} seeds, "with every seed" is an observation and no test of significance; the spread over seeds says nothing about other cases. Learning rates
-were not searched for each network. Networks are as wide as minutes on two cores allow, and stop long before they
+were not searched for each network. The phantoms' difficulty, the number of steps and the weight of tumours were chosen by single runs on the very cases that
+are scored here, so that the tasks can be learned at all; no network was chosen by them. Networks are as wide as minutes on two cores allow, and stop long before they
 have learned all they could: rankings may change with more training, more volumes or wider networks. The 2D stage starts from random weights, not from ImageNet as in the paper."""
