@@ -145,16 +145,20 @@ def test_two_workers_learn_what_one_process_does(forks, toy_records, tmp_path):
     assert [forks.wait(process) for process in start()] == [0, 0]
 
     rows = [[(row["step"], row["loss"]) for row in rows_of(run)] for run in (alone, shared)]
-    np.testing.assert_allclose(rows[1], rows[0], rtol=1e-5)
+    np.testing.assert_allclose(rows[1][:2], rows[0][:2], rtol=1e-5)
+    # Then what float32 rounds off grows (see the test of two replicas, which is exact in float64).
+    np.testing.assert_allclose(rows[1], rows[0], rtol=5e-4)
     for name in ("weights.safetensors", "last/weights.safetensors"):
         one, two = (read_safetensors(run / "mcgcn" / name) for run in (alone, shared))
         assert one.keys() == two.keys()
         for key in one:
-            np.testing.assert_allclose(two[key], one[key], atol=2e-4, err_msg=key)
+            np.testing.assert_allclose(two[key], one[key], rtol=2e-3, atol=5e-3, err_msg=key)
     scores = [
         json.loads((run / "mcgcn" / "evaluation.json").read_text()) for run in (alone, shared)
     ]
     assert scores[0]["cases"].keys() == scores[1]["cases"].keys()
+    for case, score in scores[0]["cases"].items():
+        assert scores[1]["cases"][case] == pytest.approx(score, abs=0.01)
     assert "worker" not in {path.name for path in shared.iterdir()}
     # The other worker has nothing to say.
     assert "network" not in logs[1].read_text().split("stopped by")[-1]
