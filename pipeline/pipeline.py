@@ -14,6 +14,7 @@ from tfx.types import Channel, standard_artifacts
 from pipeline.baseline import EarlierBlessedModel
 from pipeline.code_version import code_version
 from pipeline.evaluation import make_eval_config
+from pipeline.example_validator import ExampleValidator
 from pipeline.last_pushed import EvaluatorAgainstPushed, last_pushed_model
 from pipeline.schema import make_validations, schema_text, task_schema
 from pipeline.settings import RECORD_PATTERN, PipelineSettings
@@ -58,7 +59,7 @@ def create_pipeline(
     statistics = components.StatisticsGen(
         examples=examples.outputs["examples"], schema=schema.outputs["schema"]
     )
-    validator = components.ExampleValidator(
+    validator = ExampleValidator(
         statistics=statistics.outputs["statistics"],
         schema=schema.outputs["schema"],
         custom_validation_config=make_validations(settings.task),
