@@ -7,20 +7,19 @@ together is here.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.one_run import only_run_in
 from pipeline.stages import Stages
 from preprocessing.case import Case
 from preprocessing.cases import find_cases
 from preprocessing.command import make_parser, run_command
-from preprocessing.errors import InputError, PipelineError
+from preprocessing.errors import InputError
 from preprocessing.files import write_json
 from preprocessing.nifti import check_pair
 from preprocessing.reading import read_image_of, read_label_of
@@ -220,26 +219,6 @@ def clear(output: Path) -> None:
     (output / "overlay.png").unlink(missing_ok=True)
     for name in STAGE_FOLDERS:
         shutil.rmtree(output / name, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def only_run_in(output: Path) -> Iterator[None]:
-    """Refuses a second run in the same folder while the first one goes on.
-
-    Raises:
-      PipelineError: another run holds the folder.
-    """
-    with (output / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PipelineError(
-                output,
-                "no other run in this folder",
-                "one that goes on",
-                "Choose another --output.",
-            ) from None
-        yield
 
 
 if __name__ == "__main__":

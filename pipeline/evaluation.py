@@ -15,6 +15,8 @@ import apache_beam as beam
 import numpy as np
 import tensorflow_model_analysis as tfma
 
+from pipeline.lesion_scores import LesionsPerCase
+from pipeline.settings import score_name
 from preprocessing.records import CASE_ID, SOURCE, SPACING_CLASS
 from preprocessing.tasks import Task
 
@@ -100,8 +102,9 @@ def make_eval_config(
 
     Args:
       task: its classes are the regions.
-      thresholds: for each region that decides, the least mean Dice per case.
-      largest_loss: by how much that Dice may fall short of the last blessed model's.
+      thresholds: for each region that decides, the least mean Dice per case; for each score of lesions
+        (`pipeline.lesion_scores`) its least value.
+      largest_loss: by how much those may fall short of the last blessed model's.
     """
     metrics = tfma.MetricsSpec(
         metrics=[
@@ -112,9 +115,11 @@ def make_eval_config(
             )
         ],
     )
+    if task.target == "heat_map":
+        metrics.metrics.add(class_name=LesionsPerCase.__name__, module=LesionsPerCase.__module__)
     for name, least in thresholds.items():
         # For all cases together, not for every slice by itself.
-        threshold = metrics.per_slice_thresholds[f"dice_{name}"].thresholds.add()
+        threshold = metrics.per_slice_thresholds[score_name(name, task)].thresholds.add()
         threshold.slicing_specs.add()
         threshold.threshold.value_threshold.lower_bound.value = least
         change = threshold.threshold.change_threshold

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -131,11 +132,21 @@ def _own_error(name: str) -> Iterator[None]:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise PipelineError(
-            f"component {name}",
-            "success",
-            f"{type(cause).__name__}: {cause}".rstrip("."),
-            "--debug shows the traceback.",
+            f"component {name}", "success", _own_words(cause), "--debug shows the traceback."
         ) from error
+
+
+def _own_words(error: BaseException) -> str:
+    """Returns what went wrong without the framework's lines.
+
+    Beam hands an error of a worker on as the text of a traceback, which ends with the error itself.
+    """
+    lines = [line.strip() for line in str(error).splitlines()]
+    raised = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b", line)]
+    if "Traceback (most recent call last):" not in lines or not raised:
+        return f"{type(error).__name__}: {error}".rstrip(".")
+    own = re.sub(r"^(RuntimeError: )*|\s*\[while running '.*?'\]", "", raised[-1])
+    return re.sub(r"^([A-Za-z_]\w*\.)+", "", own).rstrip(".")
 
 
 def _read_execution(

@@ -20,6 +20,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from ahnet_tf.train import add_settings, settings_from
+from pipeline.beam import beam_arguments
 from pipeline.kubeflow_settings import OBJECT_STORE, KubeflowSettings, read_settings
 from pipeline.local_runner import OPTIONS_VARIABLE
 from pipeline.settings import PipelineSettings
@@ -112,13 +113,13 @@ def compile_pipeline(
     if pipeline.output.startswith(OBJECT_STORE) != (engine == "vertex"):
         expected = f"an address {OBJECT_STORE}..." if engine == "vertex" else "a folder on a volume"
         raise SettingsError("storage_root", f"{expected} for --engine {engine}", pipeline.output)
-    from pipeline.pipeline import BEAM_ARGUMENTS, create_pipeline
+    from pipeline.pipeline import create_pipeline
 
-    beam = [*cluster.beam_options]
-    if not any(option.split("=")[0] == "--runner" for option in beam):
-        # Beam's own default may fetch a program from the internet.
-        beam = [*BEAM_ARGUMENTS[:1], *(beam or BEAM_ARGUMENTS[1:])]
-    dag = create_pipeline(pipeline, has_metadata=engine == "kubeflow", beam_arguments=beam)
+    dag = create_pipeline(
+        pipeline,
+        has_metadata=engine == "kubeflow",
+        beam_arguments=beam_arguments(cluster.beam_options),
+    )
     cluster.check_components([node.id for node in dag.components])
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "pipeline.json", pipeline.to_dict())

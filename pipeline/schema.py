@@ -8,6 +8,8 @@ TFDV sees the scalars of each record and of the voxels only their number of byte
 import math
 
 import numpy as np
+import tensorflow as tf
+import tensorflow_data_validation as tfdv
 from google.protobuf import text_format
 from tensorflow_data_validation.anomalies.proto import custom_validation_config_pb2
 from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2
@@ -16,6 +18,9 @@ from tfx.dsl.component.experimental.decorators import component
 from tfx.dsl.io import fileio
 from tfx.types import standard_artifacts
 
+from pipeline.distributions import MOST_CASES
+from pipeline.settings import PipelineSettings
+from preprocessing.errors import InputError
 from preprocessing.records import (
     CASE_ID,
     INTENSITY_QUANTILES,
@@ -23,6 +28,7 @@ from preprocessing.records import (
     SOURCE,
     SPACING_CLASS,
     SPACING_CLASSES_MM,
+    scalar_features,
     voxel_features,
 )
 from preprocessing.tasks import Task
@@ -90,16 +96,22 @@ def make_schema(task: Task) -> schema_pb2.Schema:
     return schema
 
 
-def make_validations(task: Task) -> custom_validation_config_pb2.CustomValidationConfig:
+def make_validations(
+    task: Task, *, with_voxels: bool = True
+) -> custom_validation_config_pb2.CustomValidationConfig:
     """Returns the checks that a schema cannot express.
 
     The length of the voxel bytes must be that of the task's patches (an error), and every label
     must occur somewhere (a warning, for it is the training split alone that can't do without).
+
+    Args:
+      task: what the records should hold.
+      with_voxels: the statistics know the voxel bytes, see `statistics_options`.
     """
     config = custom_validation_config_pb2.CustomValidationConfig()
     voxels = math.prod(task.patch_shape_zyx)
     shape = " x ".join(str(size) for size in task.patch_shape_zyx)
-    for name, voxel_bytes in voxel_features(task).items():
+    for name, voxel_bytes in (voxel_features(task) if with_voxels else {}).items():
         count = voxels * voxel_bytes
         check = _add_check(config, name)
         check.sql_expression = (
@@ -114,6 +126,56 @@ def make_validations(task: Task) -> custom_validation_config_pb2.CustomValidatio
         check.severity = anomalies_pb2.AnomalyInfo.Severity.WARNING
         check.description = f"label {value} ({class_name}) is present in no case"
     return config
+
+
+def statistics_options(task: Task, *, inferred: bool = False) -> tfdv.StatsOptions:
+    """Returns what StatisticsGen looks at.
+
+    All names of cases are kept, so that splits can be compared. Without a schema, which would call
+    the voxel bytes images, scalars alone are looked at.
+    """
+    return tfdv.StatsOptions(
+        num_rank_histogram_buckets=MOST_CASES,
+        feature_allowlist=scalar_features(task) if inferred else None,
+    )
+
+
+def data_schema(settings: PipelineSettings) -> str:
+    """Returns the text of the schema that records are held against: the task's, or a file's."""
+    if settings.schema == "curated":
+        return schema_text(settings.task)
+    return read_schema(settings.schema, settings.task)
+
+
+def read_schema(path: str, task: Task) -> str:
+    """Reads a schema file and checks that it is one for a task's records.
+
+    Raises:
+      InputError: no such file, no schema, or one for records of another task.
+    """
+    try:
+        with fileio.open(path, "r") as file:
+            text = file.read()
+        schema = text_format.Parse(text, schema_pb2.Schema())
+    except (OSError, tf.errors.OpError) as error:
+        raise InputError(path, "a readable schema", str(error).split("\n")[0]) from None
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise InputError(path, "a schema as text (schema.pbtxt)", error) from None
+    named = {feature.name for feature in schema.feature}
+    wanted = {*scalar_features(task), *voxel_features(task)}
+    odd = sorted(named - wanted) or sorted(set(scalar_features(task)) - named)
+    if odd:
+        found = f"{'one for' if odd[0] in named else 'none for'} {odd[0]}"
+        raise InputError(path, f"entries for the features of task {task.name}", found)
+    for axis, size in zip("zyx", task.patch_shape_zyx, strict=True):
+        (domain,) = [f.int_domain for f in schema.feature if f.name == f"shape_{axis}"]
+        if not domain.min <= size <= (domain.max or size):
+            raise InputError(
+                path,
+                f"patches of {size} voxels along {axis}, as task {task.name} has",
+                f"{domain.min} to {domain.max}",
+            )
+    return text
 
 
 def schema_text(task: Task) -> str:

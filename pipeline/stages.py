@@ -10,12 +10,17 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from preprocessing.errors import PipelineError
 from preprocessing.files import write_json
+
+# A server that is not ready by then won't be.
+START_S = 300.0
 
 
 class Stages:
@@ -71,28 +76,65 @@ class Stages:
 
     @contextlib.contextmanager
     def server(self, models: Path, model_name: str) -> Iterator[str]:
-        """Serves the folder `models` in a process of its own and yields host:port.
-
-        Raises:
-          PipelineError: the server ends before it is ready.
-        """
-        words = ["serving.server", "--model-base-path", str(models), "--model-name", model_name]
-        words += ["--port", "0", *self._debug]
-        print(f"\n$ python -m {shlex.join(words)} &", flush=True)
+        """Serves the folder `models` in a process of its own and yields host:port (see `served`)."""
         start = time.monotonic()
-        process = subprocess.Popen(
-            [sys.executable, "-m", *words], stdout=subprocess.PIPE, text=True
-        )
-        try:
-            yield _address(process)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            self._cost("server", start, _wait(process)[1])
+        with served(models, model_name, self._debug, announce=True) as (address, memory_mib):
+            yield address
+        self._cost("server", start, memory_mib())
 
     def _cost(self, name: str, start: float, peak_memory_mib: float) -> None:
         seconds = round(time.monotonic() - start, 1)
         self.costs[name] = {"seconds": seconds, "peak_memory_mib": round(peak_memory_mib)}
         print(f"[{name}] {seconds:.0f} s, {peak_memory_mib:.0f} MiB", flush=True)
+
+
+@contextlib.contextmanager
+def served(
+    models: Path, model_name: str, options: Sequence[str] = (), *, announce: bool = False
+) -> Iterator[tuple[str, Callable[[], float]]]:
+    """Serves the folder `models` by `python -m serving.server` until the context ends.
+
+    Args:
+      models: numbered SavedModel folders.
+      model_name: name that requests must give.
+      options: further options of the command.
+      announce: print the command and what it prints.
+
+    Yields:
+      HOST:PORT, and a function that gives the server's peak memory in MiB once the context has ended.
+
+    Raises:
+      PipelineError: the server ends before it is ready, or is not ready in `START_S`.
+    """
+    words = ["serving.server", "--model-base-path", str(models), "--model-name", model_name]
+    words += ["--port", "0", *options]
+    if announce:
+        print(f"\n$ python -m {shlex.join(words)} &", flush=True)
+    with tempfile.TemporaryFile("w+") as messages:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *words],
+            stdout=subprocess.PIPE,
+            stderr=None if announce else messages,
+            text=True,
+        )
+        peaks = [0.0]
+        deadline = threading.Timer(START_S, process.kill)
+        deadline.start()
+        try:
+            address = _address(process, announce)
+            deadline.cancel()
+            if address is None:
+                messages.seek(0)
+                last = messages.read().strip().splitlines()[-1:] or ["no message"]
+                raise PipelineError(
+                    f"model server of {models}", "a line that says it is ready", last[0]
+                )
+            yield address, lambda: peaks[0]
+        finally:
+            deadline.cancel()
+            process.send_signal(signal.SIGTERM)
+            peaks[0] = _wait(process)[1]
+            process.stdout.close()
 
 
 def _wait(process: subprocess.Popen) -> tuple[int, float]:
@@ -107,11 +149,12 @@ def _wait(process: subprocess.Popen) -> tuple[int, float]:
     return process.returncode, usage.ru_maxrss / 1024
 
 
-def _address(process: subprocess.Popen) -> str:
-    """Reads the server's ready line and returns the host:port in it."""
+def _address(process: subprocess.Popen, announce: bool) -> str | None:
+    """Reads the server's ready line and returns the host:port in it; None if it ends before."""
     for line in process.stdout:
-        print(line, end="", flush=True)
+        if announce:
+            print(line, end="", flush=True)
         found = re.search(r"[\w.\[\]:-]+:\d+", line)
         if found:
             return found.group()
-    raise PipelineError("model server", "a line that says it is ready", "its end", "See above.")
+    return None

@@ -68,7 +68,7 @@ def beam_runner(
         remedy = f"Did you mean {near[0]}?" if near else ""
         # A job server may know options that Beam's Python does not.
         if near or short not in _PORTABLE:
-            raise SettingsError("convert", "options of --help or of Beam", unknown[0], remedy)
+            raise SettingsError("command line", "options of --help or of Beam", unknown[0], remedy)
     if short == "DirectRunner":
         _choose_workers(options, beam_options)
         _check_processes(options)

@@ -29,7 +29,8 @@ def build_signatures(
       task's patch shape -> exact sums over the voxels of weight above 0, for Dice over the patches
       of a case: `counts` int64 [batch, class, 3] (intersection, predicted, reference) and
       `confusion` int64 [batch, reference class, predicted class], which also answers for unions
-      of classes, such as LiTS' liver (label >= 1).
+      of classes, such as LiTS' liver (label >= 1). Where the task's target is a heat map also
+      `lesion_probability` float32 [batch, z, y, x], for lesions and FROC.
     - `describe`: `unused` int32 [batch] -> `settings` string [batch], the JSON of
       `assets.extra/ahnet.json` as often as there are inputs. (TF Serving with batching refuses
       signatures without an input.)
@@ -66,8 +67,13 @@ def build_signatures(
                 tf.TensorSpec([z, y, x], tf.float32),
             ),
         )
-        confusion = confusion_counts(reference, labels(image), weight, classes)
-        return {"counts": dice_counts(confusion), "confusion": confusion}
+        found = probabilities(image)
+        predicted = tf.cast(tf.argmax(found, axis=-1), tf.uint8)
+        confusion = confusion_counts(reference, predicted, weight, classes)
+        answer = {"counts": dice_counts(confusion), "confusion": confusion}
+        if settings.task.target == "heat_map":
+            answer["lesion_probability"] = found[..., 1]
+        return answer
 
     @tf.function(
         input_signature=[tf.TensorSpec([None], tf.int32, name=protocol.UNUSED_INPUT)],

@@ -26,6 +26,7 @@ COMMANDS = (
     "pipeline.local_runner",
     "pipeline.kubeflow_runner",
     "pipeline.run_compiled",
+    "pipeline.lineage",
     "pipeline.demo",
 )
 

@@ -12,7 +12,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from pipeline.demo import clear, hold_one_out, main, only_run_in
+from pipeline.demo import clear, hold_one_out, main
+from pipeline.one_run import only_run_in
 from pipeline.stages import Stages
 from preprocessing.errors import InputError, PipelineError
 from preprocessing.phantom import write_cases

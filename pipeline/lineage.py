@@ -1,0 +1,254 @@
+"""`python -m pipeline.lineage MODEL`: data, settings, scores and code of a pushed model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_metadata import MetadataStore
+from ml_metadata.proto import metadata_store_pb2
+
+from preprocessing.command import make_parser, run_command
+from preprocessing.errors import InputError
+
+METADATA_FILE = "metadata.sqlite"
+
+PURPOSE = """\
+Shows where a pushed model comes from, out of the pipeline's metadata: the data it learned from, what
+validation found, the settings of every training, the scores that blessed it, and the code that made it."""
+EXAMPLES = (
+    "python -m pipeline.lineage run/serving_model/1732600000",
+    "python -m pipeline.lineage run/serving_model      (the newest version)",
+    "python -m pipeline.lineage run/serving_model/1732600000 --json",
+)
+_INPUT, _OUTPUT = metadata_store_pb2.Event.INPUT, metadata_store_pb2.Event.OUTPUT
+_COMPLETE = metadata_store_pb2.Execution.COMPLETE
+# Parameters of a component that are shown; those of TFX's own are long and say the same again.
+_SHOWN = ("span", "fingerprint", "input_fingerprint", "volumes", "input_base", "run_fn", "requests")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One execution on the way to a model.
+
+    Attributes:
+      name: the component's id.
+      execution: its number in the metadata.
+      state: COMPLETE or CACHED, among others.
+      parameters: what it was given, beside its inputs.
+      inputs: numbers and addresses of the artifacts it took, by name.
+      outputs: of those it made.
+    """
+
+    name: str
+    execution: int
+    state: str
+    parameters: dict[str, Any]
+    inputs: dict[str, list[tuple[int, str]]]
+    outputs: dict[str, list[tuple[int, str]]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `python -m pipeline.lineage`."""
+    parser = make_parser("pipeline.lineage", PURPOSE, EXAMPLES)
+    parser.add_argument(
+        "model", metavar="MODEL", help="a pushed version, or the folder of versions"
+    )
+    parser.add_argument(
+        "--metadata",
+        metavar="FILE",
+        help=f"the pipeline's metadata (default: {METADATA_FILE} beside the folder of versions)",
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    return run_command(_run, parser.parse_args(argv))
+
+
+def open_store(metadata: Path) -> MetadataStore:
+    """Opens a pipeline's metadata.
+
+    Raises:
+      InputError: no such file.
+    """
+    if not metadata.is_file():
+        raise InputError(
+            metadata,
+            "a pipeline's metadata",
+            "no such file",
+            "Name it with --metadata; it lies in the folder of the run.",
+        )
+    connection = metadata_store_pb2.ConnectionConfig()
+    connection.sqlite.filename_uri = str(metadata)
+    # Nothing is written: a run that goes on meanwhile is not disturbed.
+    connection.sqlite.connection_mode = metadata_store_pb2.SqliteMetadataSourceConfig.READONLY
+    return MetadataStore(connection)
+
+
+def lineage_of(store: MetadataStore, model: Path) -> list[Step]:
+    """Returns every execution that led to a pushed model, and those that judged it; oldest first.
+
+    Args:
+      store: the pipeline's metadata.
+      model: the pushed version's folder.
+
+    Raises:
+      InputError: the metadata knows no such model.
+    """
+    pushed = [
+        artifact.id
+        for artifact in store.get_artifacts_by_type("PushedModel")
+        if artifact.custom_properties["pushed_destination"].string_value == str(model)
+    ]
+    if not pushed:
+        raise InputError(model, "a model that this pipeline pushed", "none such in its metadata")
+    makers, artifacts = _makers(store, set(pushed))
+    judges = _takers(store, artifacts, "stop_on_anomalies") | _takers(store, pushed, "write_report")
+    validated = {artifact for artifact, _ in _sides(store, judges, _INPUT)}
+    return _steps(store, sorted(makers | judges | _makers(store, validated)[0]))
+
+
+def _makers(store: MetadataStore, artifacts: set[int]) -> tuple[set[int], set[int]]:
+    """Returns all executions that led to some artifacts, and all artifacts on the way.
+
+    The model that a new one was compared with has a lineage of its own, which is left out.
+    """
+    executions: set[int] = set()
+    waiting, seen = set(artifacts), set(artifacts)
+    while waiting:
+        events = store.get_events_by_artifact_ids(list(waiting))
+        makers = {event.execution_id for event in events if event.type == _OUTPUT} - executions
+        executions |= makers
+        inputs = _sides(store, makers, _INPUT)
+        waiting = {artifact for artifact, name in inputs if name != "baseline_model"} - seen
+        seen |= waiting
+    return executions, seen
+
+
+def _takers(store: MetadataStore, artifacts: Iterable[int], function: str) -> set[int]:
+    """Returns the finished executions of one of our components that took any of some artifacts.
+
+    Data validation and the report lead to nothing further, so that no way back finds them.
+    """
+    takers = {
+        event.execution_id
+        for event in store.get_events_by_artifact_ids(list(artifacts))
+        if event.type == _INPUT
+    }
+    types = {kind.id: kind.name for kind in store.get_execution_types()}
+    return {
+        execution.id
+        for execution in store.get_executions_by_id(list(takers))
+        if types[execution.type_id].rpartition(".")[2] == function
+        and execution.last_known_state == _COMPLETE
+    }
+
+
+def _sides(store: MetadataStore, executions: set[int], kind: int) -> Iterator[tuple[int, str]]:
+    """Yields number and name of every artifact that some executions took, or made."""
+    for event in store.get_events_by_execution_ids(list(executions)):
+        if event.type == kind:
+            yield event.artifact_id, event.path.steps[0].key
+
+
+def _steps(store: MetadataStore, executions: Sequence[int]) -> list[Step]:
+    events = store.get_events_by_execution_ids(list(executions))
+    addresses = {
+        artifact.id: artifact.uri
+        for artifact in store.get_artifacts_by_id(list({event.artifact_id for event in events}))
+    }
+    steps = []
+    for execution in store.get_executions_by_id(list(executions)):
+        sides: dict[int, dict[str, list[tuple[int, str]]]] = {}
+        for event in events:
+            if event.execution_id == execution.id:
+                side = sides.setdefault(event.type, {})
+                found = (event.artifact_id, addresses[event.artifact_id])
+                side.setdefault(event.path.steps[0].key, []).append(found)
+        steps.append(
+            Step(
+                _component(store, execution),
+                execution.id,
+                metadata_store_pb2.Execution.State.Name(execution.last_known_state),
+                dict(_parameters(execution)),
+                sides.get(metadata_store_pb2.Event.INPUT, {}),
+                sides.get(metadata_store_pb2.Event.OUTPUT, {}),
+            )
+        )
+    return sorted(steps, key=lambda step: step.execution)
+
+
+def _component(store: MetadataStore, execution: metadata_store_pb2.Execution) -> str:
+    """Returns the id of the component that an execution belongs to: its node context, less the pipeline."""
+    names = {
+        context.type: context.name for context in store.get_contexts_by_execution(execution.id)
+    }
+    return names.get("node", "").removeprefix(names.get("pipeline", "") + ".")
+
+
+def _parameters(execution: metadata_store_pb2.Execution) -> Iterator[tuple[str, Any]]:
+    for name, value in execution.custom_properties.items():
+        kind = value.WhichOneof("value")
+        if kind and not name.startswith("__"):
+            content = getattr(value, kind)
+            try:
+                yield name, json.loads(content)
+            except (TypeError, ValueError):
+                yield name, content
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    model = _version(Path(arguments.model).resolve())
+    metadata = Path(arguments.metadata or model.parent.parent / METADATA_FILE)
+    steps = lineage_of(open_store(metadata), model)
+    if arguments.json:
+        print(json.dumps([vars(step) for step in steps], indent=2))
+    else:
+        print("\n".join(_lines(model, steps)))
+
+
+def _version(model: Path) -> Path:
+    if not model.is_dir():
+        raise InputError(model, "a pushed model", "no such folder")
+    if model.name.isdigit():
+        return model
+    versions = [int(child.name) for child in model.iterdir() if child.name.isdigit()]
+    if not versions:
+        raise InputError(model, "a folder of pushed versions", "none")
+    return model / str(max(versions))
+
+
+def _lines(model: Path, steps: Sequence[Step]) -> Iterator[str]:
+    """Yields the report for people; what was found out in the run comes from its report."""
+    from pipeline.model_card import model_card
+
+    reports = [address for step in steps for _, address in step.outputs.get("report", [])]
+    facts = Path(reports[-1]) / "facts.json" if reports else None
+    if facts is not None and facts.is_file():
+        yield model_card(json.loads(facts.read_text(encoding="utf-8")))
+    yield f"## Where {model} comes from"
+    for step in steps:
+        yield f"\n{step.name} (execution {step.execution}, {step.state.lower()})"
+        for name, value in step.parameters.items():
+            yield from _parameter_lines(name, value)
+        for arrow, side in (("<-", step.inputs), ("->", step.outputs)):
+            for name, artifacts in sorted(side.items()):
+                for number, address in artifacts:
+                    yield f"  {arrow} {name}: artifact {number}, {address}"
+
+
+def _parameter_lines(name: str, value: Any) -> Iterator[str]:
+    if name == "custom_config" and value and "training" in value:
+        yield f"  code version {value['code_version']}"
+        for section in ("model", "training"):
+            settings = ", ".join(f"{key}={each}" for key, each in value[section].items())
+            yield f"  {section}: {settings}"
+    elif name in _SHOWN:
+        yield f"  {name}: {value}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""The DAG as it is put together from settings, without a run; and what is said when a part fails."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+from tfx.dsl.components.base.base_beam_component import BaseBeamComponent
+
+from ahnet_tf.presets import run_config
+from pipeline.beam import BEAM_ARGUMENTS, beam_arguments, own_beam_options
+from pipeline.evaluation import make_eval_config
+from pipeline.execution import _own_error
+from pipeline.pipeline import create_pipeline
+from pipeline.settings import PipelineSettings
+from preprocessing.errors import InputError, PipelineError, SettingsError
+from preprocessing.tasks import PRESETS
+
+
+@pytest.fixture
+def settings(task, tmp_path):
+    return PipelineSettings(
+        input=str(tmp_path / "records"),
+        output=str(tmp_path / "run"),
+        task=task,
+        config=run_config(task),
+        thresholds={"liver": 0.8},
+    )
+
+
+def names(settings):
+    return [node.id for node in create_pipeline(settings).components]
+
+
+def node(settings, name):
+    (found,) = [each for each in create_pipeline(settings).components if each.id == name]
+    return found
+
+
+def test_settings_choose_the_components(settings):
+    assert "ConvertVolumes" in names(replace(settings, from_volumes=True))
+    assert "SchemaGen" in names(replace(settings, schema="inferred"))
+    assert {"NewestSpans", "SpanBefore"} <= set(names(replace(settings, spans=2)))
+    warm = names(replace(settings, warm_start=True, tuner_trials=3))
+    assert {"EarlierModel", "Tuner", "Trainer3D"} <= set(warm)
+    assert "Trainer2D" not in warm
+    image = replace(settings, serving_image="registry:5000/tensorflow/serving:2.15.1")
+    assert "ServingCheck" not in names(image)
+    spec = json.loads(node(image, "InfraValidator").exec_properties["serving_spec"])
+    assert spec["tensorflow_serving"] == {
+        "image_name": "registry:5000/tensorflow/serving",
+        "tags": ["2.15.1"],
+    }
+
+
+def test_no_training_before_data_validation(settings):
+    for changes in ({}, {"warm_start": True}, {"spans": 3}, {"tuner_trials": 1}):
+        pipeline = create_pipeline(replace(settings, **changes))
+        passed = {"AnomalyGate"}
+        for each in pipeline.components:
+            if passed & {upstream.id for upstream in each.upstream_nodes}:
+                passed.add(each.id)
+        learning = {"Trainer2D", "Trainer3D", "Tuner"} & {each.id for each in pipeline.components}
+        assert learning <= passed
+
+
+def test_beam_options_reach_every_component_on_beam(settings):
+    options = ["--runner=FlinkRunner", "--flink_master=host:8081", "--parallelism=32"]
+    pipeline = create_pipeline(
+        replace(settings, from_volumes=True), beam_arguments=beam_arguments(options)
+    )
+    on_beam = [each for each in pipeline.components if isinstance(each, BaseBeamComponent)]
+    assert {each.id for each in on_beam} == {"ConvertVolumes", "StatisticsGen", "Evaluator"}
+    assert pipeline.beam_pipeline_args == options
+    assert beam_arguments([]) == list(BEAM_ARGUMENTS)
+    threads = ["--direct_running_mode=multi_threading", "--direct_num_workers=4"]
+    assert own_beam_options(beam_arguments(threads)) == threads
+    assert "--direct_num_workers=1" not in beam_arguments(threads)
+
+
+def test_lesions_are_scored_where_they_are_the_target(settings):
+    config = make_eval_config(PRESETS["dbt_lesion"], {"lesion_recall": 0.7, "lesion": 0.2}, 0.01)
+    (metrics,) = config.metrics_specs
+    assert [metric.class_name for metric in metrics.metrics] == ["DicePerCase", "LesionsPerCase"]
+    assert set(metrics.per_slice_thresholds) == {"lesion_recall", "dice_lesion"}
+    with pytest.raises(SettingsError, match="names among liver, tumour, found 'lesion_recall'"):
+        replace(settings, thresholds={"lesion_recall": 0.7})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"spans": -1}, "spans: expected at least 0"),
+        ({"tuner_steps": 0}, "tuner_steps: expected at least 1"),
+        ({"eval_fraction": 1.0}, "between 0 and 1"),
+        ({"thresholds": {}}, "one or more of liver, tumour"),
+        ({"thresholds": {"liver": 2}}, "a Dice from 0 to 1, found 2"),
+    ],
+)
+def test_settings_that_are_not_possible(settings, change, words):
+    with pytest.raises(SettingsError, match=words):
+        replace(settings, **change)
+
+
+def _fail(_):
+    raise InputError("case 7", "a volume", "a hole")
+
+
+def test_an_error_in_a_beam_worker_is_shown_as_it_was_raised():
+    with (
+        pytest.raises(PipelineError) as caught,
+        _own_error("Evaluator"),
+        beam.Pipeline(argv=list(BEAM_ARGUMENTS)) as pipeline,
+    ):
+        _ = pipeline | beam.Create([1]) | beam.Map(_fail)
+    assert caught.value.found.endswith("InputError: case 7: expected a volume, found a hole")
+    assert "Traceback" not in str(caught.value)
+    assert str(Path(__file__)) not in str(caught.value)
