@@ -22,6 +22,7 @@ from preprocessing.errors import AHNetError, PipelineError
 
 State = metadata_store_pb2.Execution.State
 Announce = Callable[[str], None]
+_IN_BEAM = re.compile(r"\s*\[while running '.*?'\]")
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,12 @@ def _own_error(name: str) -> Iterator[None]:
     """Turns whatever a component raises into one typed error that says what it said."""
     try:
         yield
-    except AHNetError:
-        raise
     except Exception as error:
+        # Beam writes where it was into the middle of an error of our own, which it raises again.
+        if isinstance(error, AHNetError) and not _IN_BEAM.search(str(error)):
+            raise
         cause: BaseException = error
-        while cause.__cause__ is not None:
+        while cause.__cause__ is not None and not isinstance(cause, AHNetError):
             cause = cause.__cause__
         raise PipelineError(
             f"component {name}", "success", _own_words(cause), "--debug shows the traceback."
@@ -144,8 +146,8 @@ def _own_words(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     raised = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b", line)]
     if "Traceback (most recent call last):" not in lines or not raised:
-        return f"{type(error).__name__}: {error}".rstrip(".")
-    own = re.sub(r"^(RuntimeError: )*|\s*\[while running '.*?'\]", "", raised[-1])
+        return f"{type(error).__name__}: {_IN_BEAM.sub('', str(error))}".rstrip(".")
+    own = re.sub(r"^(RuntimeError: )*", "", _IN_BEAM.sub("", raised[-1]))
     return re.sub(r"^([A-Za-z_]\w*\.)+", "", own).rstrip(".")
 
 
