@@ -19,15 +19,14 @@ if not __package__:
     # folder first, where `pipeline` would be pipeline.py instead of the package.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from ahnet_tf.train import add_settings, settings_from
 from pipeline.beam import beam_arguments
 from pipeline.kubeflow_settings import OBJECT_STORE, KubeflowSettings, read_settings
 from pipeline.local_runner import OPTIONS_VARIABLE
+from pipeline.options import add_pipeline_options, pipeline_settings
 from pipeline.settings import PipelineSettings
 from preprocessing.command import make_parser, run_command
-from preprocessing.errors import InputError, SettingsError
+from preprocessing.errors import SettingsError
 from preprocessing.files import write_json
-from preprocessing.tasks import Task, load_task
 
 ENGINES = ("kubeflow", "vertex")
 # What both engines take as a pipeline's name.
@@ -42,7 +41,7 @@ and OUTPUT/NAME-kfp2.yaml for Kubeflow Pipelines 2.
 
 Image, storage, volumes, secrets, resources and Beam's options come from the file --cluster
 (docs/kubeflow.md explains each); what is computed, from the other options, as for
-python -m pipeline.local_runner. --input is an address as the pods see it.
+python -m pipeline.local_runner. --input and --volumes are addresses as the pods see them.
 Beside the specs stand OUTPUT/pipeline.json and OUTPUT/kubeflow.json: all settings."""
 
 EXAMPLES = (
@@ -71,26 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="|".join(ENGINES),
         help="(default: that of the tfx command line, else kubeflow)",
     )
-    parser.add_argument(
-        "--input", required=True, metavar="RECORDS", help="records' folder or address in the pods"
-    )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the specs")
-    parser.add_argument(
-        "--task",
-        help="preset or JSON file (default: task.json of records that lie on this machine)",
-    )
-    parser.add_argument(
-        "--threshold-liver",
-        type=float,
-        default=0.8,
-        metavar="DICE",
-        help="mean Dice per case that blesses a model, of the liver or, where the task has none, "
-        "of its first class (default: 0.8)",
-    )
-    parser.add_argument(
-        "--pipeline-name", default="ahnet", help="its name in the cluster (default: ahnet)"
-    )
-    add_settings(parser)
+    add_pipeline_options(parser, on_cluster=True)
     if argv is None and len(sys.argv) == 1 and OPTIONS_VARIABLE in os.environ:
         argv = shlex.split(os.environ[OPTIONS_VARIABLE])
     return run_command(_run, parser.parse_args(argv))
@@ -156,16 +137,7 @@ def _run(arguments: argparse.Namespace) -> None:
     engine = arguments.engine or _tfx_engine() or ENGINES[0]
     check_engine(engine)
     cluster = read_settings(arguments.cluster)
-    task = _task(arguments)
-    decisive = "liver" if "liver" in task.class_names else task.class_names[1]
-    pipeline = PipelineSettings(
-        input=arguments.input,
-        output=cluster.storage_root,
-        task=task,
-        config=settings_from(arguments, task),
-        thresholds={decisive: arguments.threshold_liver},
-        name=arguments.pipeline_name,
-    )
+    pipeline = pipeline_settings(arguments, cluster.storage_root)
     for path in compile_pipeline(pipeline, cluster, engine, Path(arguments.output).resolve()):
         print(path)
 
@@ -180,18 +152,6 @@ def _tfx_engine() -> str | None:
     context = click.get_current_context(silent=True)
     command = context and context.find_object(cli_context.Context)
     return command.flags_dict.get(labels.ENGINE_FLAG) if command else None
-
-
-def _task(arguments: argparse.Namespace) -> Task:
-    task_file = Path(arguments.input) / "task.json"
-    if arguments.task is None and not task_file.is_file():
-        raise InputError(
-            arguments.input,
-            "records with task.json on this machine, or --task",
-            "neither",
-            "Name the task that the records were converted for, for instance --task ct_liver.",
-        )
-    return load_task(arguments.task or str(task_file))
 
 
 if __name__ == "__main__":

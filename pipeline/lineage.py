@@ -121,6 +121,7 @@ def _makers(store: MetadataStore, artifacts: set[int]) -> tuple[set[int], set[in
     while waiting:
         events = store.get_events_by_artifact_ids(list(waiting))
         makers = {event.execution_id for event in events if event.type == _OUTPUT} - executions
+        makers = set(_finished(store, makers))
         executions |= makers
         inputs = _sides(store, makers, _INPUT)
         waiting = {artifact for artifact, name in inputs if name != "baseline_model"} - seen
@@ -140,10 +141,21 @@ def _takers(store: MetadataStore, artifacts: Iterable[int], function: str) -> se
     }
     types = {kind.id: kind.name for kind in store.get_execution_types()}
     return {
-        execution.id
-        for execution in store.get_executions_by_id(list(takers))
-        if types[execution.type_id].rpartition(".")[2] == function
-        and execution.last_known_state == _COMPLETE
+        number
+        for number, kind in _finished(store, takers).items()
+        if types[kind].rpartition(".")[2] == function
+    }
+
+
+def _finished(store: MetadataStore, executions: Iterable[int]) -> dict[int, int]:
+    """Returns the numbers and types of those of some executions that really ran, and to their end.
+
+    Later runs that took an artifact over have it among their outputs too.
+    """
+    return {
+        execution.id: execution.type_id
+        for execution in store.get_executions_by_id(list(executions))
+        if execution.last_known_state == _COMPLETE
     }
 
 

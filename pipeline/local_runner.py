@@ -102,6 +102,7 @@ class PipelineResult:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = make_parser("pipeline.local_runner", PURPOSE, EXAMPLES)
+    parser.add_argument("--output", required=True, metavar="RUN", help="folder of the run")
     add_pipeline_options(parser)
     if argv is None and len(sys.argv) == 1 and OPTIONS_VARIABLE in os.environ:
         argv = shlex.split(os.environ[OPTIONS_VARIABLE])

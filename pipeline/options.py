@@ -14,21 +14,30 @@ from preprocessing.splits import EVAL_FRACTION
 from preprocessing.tasks import Task, load_task
 
 
-def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
-    """Adds every option that decides what a pipeline computes (see `pipeline_settings`)."""
+def add_pipeline_options(parser: argparse.ArgumentParser, *, on_cluster: bool = False) -> None:
+    """Adds every option that decides what a pipeline computes (see `pipeline_settings`).
+
+    Args:
+      parser: of a runner's command, which adds the place of its output itself.
+      on_cluster: data lies where the pods see it, not on this machine, and no container can be run
+        for InfraValidator.
+    """
     # Beam's options are told apart by their full names.
     parser.allow_abbrev = False
+    place = ", as the pods see it" if on_cluster else ""
     data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--input", metavar="RECORDS", help="folder with train/, eval/ and task.json")
+    data.add_argument(
+        "--input", metavar="RECORDS", help=f"folder with train/, eval/ and task.json{place}"
+    )
     data.add_argument(
         "--volumes",
         metavar="DIR",
         help="folder of volumes with label maps instead, which the pipeline converts by Beam",
     )
-    parser.add_argument("--output", required=True, metavar="RUN", help="folder of the run")
+    known = " that lie on this machine too" if on_cluster else ""
     parser.add_argument(
         "--task",
-        help="preset or JSON file (default: task.json of the records; ct_liver for volumes)",
+        help=f"preset or JSON file (default: task.json of records{known}; ct_liver for volumes)",
     )
     parser.add_argument(
         "--eval-fraction",
@@ -89,33 +98,43 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tune-steps", type=int, default=100, help="optimizer steps of a trial (default: 100)"
     )
-    parser.add_argument(
-        "--serving-image",
-        default="",
-        metavar="IMAGE",
-        help="tensorflow/serving:TAG for TFX's InfraValidator, where Docker runs (default: a server "
-        "in a process of its own has to answer real requests)",
-    )
+    parser.set_defaults(serving_image="")
+    if not on_cluster:
+        parser.add_argument(
+            "--serving-image",
+            metavar="IMAGE",
+            help="tensorflow/serving:TAG for TFX's InfraValidator, where Docker runs (default: a "
+            "server in a process of its own has to answer real requests)",
+        )
     parser.add_argument(
         "--pipeline-name", default="ahnet", help="name in the metadata (default: ahnet)"
     )
     add_settings(parser)
 
 
-def pipeline_settings(arguments: argparse.Namespace) -> PipelineSettings:
+def pipeline_settings(
+    arguments: argparse.Namespace, storage_root: str | None = None
+) -> PipelineSettings:
     """Returns the settings that the options of `add_pipeline_options` ask for.
 
+    Args:
+      arguments: as parsed.
+      storage_root: the run's folder or address on a cluster; None for a run on this machine, whose
+        folder is `arguments.output`.
+
     Raises:
-      InputError: no such folder, or records without their task.
+      InputError: no such folder on this machine, or records without their task.
       SettingsError: a setting that is not possible.
     """
-    data = Path(arguments.input or arguments.volumes).resolve()
-    if not data.is_dir():
-        raise InputError(data, "a folder of data", "no such folder")
-    task = _task(arguments, newest_span(data) if arguments.spans else data)
+    data = arguments.input or arguments.volumes
+    if storage_root is None:
+        if not Path(data).is_dir():
+            raise InputError(Path(data).resolve(), "a folder of data", "no such folder")
+        data = str(Path(data).resolve())
+    task = _task(arguments, data, on_cluster=storage_root is not None)
     return PipelineSettings(
-        input=str(data),
-        output=str(Path(arguments.output).resolve()),
+        input=data,
+        output=storage_root or str(Path(arguments.output).resolve()),
         task=task,
         config=settings_from(arguments, task),
         thresholds=_thresholds(arguments, task),
@@ -138,20 +157,21 @@ def own_options(parser: argparse.ArgumentParser) -> list[str]:
     return [option for action in parser._actions for option in action.option_strings]
 
 
-def _task(arguments: argparse.Namespace, data: Path) -> Task:
+def _task(arguments: argparse.Namespace, data: str, *, on_cluster: bool) -> Task:
     if arguments.task is not None:
         return load_task(arguments.task)
     if arguments.volumes:
         return load_task("ct_liver")
-    task_file = data / "task.json"
-    if not task_file.is_file():
+    here = Path(data).is_dir()
+    folder = newest_span(data) if arguments.spans and here else Path(data)
+    if not (folder / "task.json").is_file():
+        remedy = "Write records with python -m preprocessing.convert, or name the task with --task."
+        if on_cluster:
+            remedy = "Name the task that they were converted for, for instance --task ct_liver."
         raise InputError(
-            data,
-            "a folder of records with task.json",
-            "no such file",
-            "Write records with python -m preprocessing.convert, or name the task with --task.",
+            folder if here else data, "records with task.json on this machine", "none", remedy
         )
-    return load_task(str(task_file))
+    return load_task(str(folder / "task.json"))
 
 
 def _thresholds(arguments: argparse.Namespace, task: Task) -> dict[str, float]:

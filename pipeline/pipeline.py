@@ -56,11 +56,15 @@ def create_pipeline(
       beam_arguments: Beam's command line for every component that runs on Beam.
 
     Raises:
-      SettingsError: spans or a warm start without a store that could tell the earlier ones.
+      SettingsError: spans, a warm start or volumes without a store of metadata, which tells the earlier
+        ones and what has been converted.
     """
-    if not has_metadata and (settings.spans or settings.warm_start):
+    if not has_metadata and (settings.spans or settings.warm_start or settings.from_volumes):
         raise SettingsError(
-            "spans, warm_start", "an engine with a store of metadata", "an engine without one"
+            "--spans, --warm-start, --volumes",
+            "an engine with a store of metadata",
+            "one without",
+            "With --engine kubeflow they work.",
         )
     source = _examples(settings)
     examples = source.outputs["examples"]

@@ -53,15 +53,19 @@ def read_warm_up(export: Path) -> Iterator[predict_pb2.PredictRequest]:
     path = export / WARM_UP_FILE
     if not path.is_file():
         return
+    wanted, remedy = "a TFRecord of PredictionLog messages", "Export the model again."
+    found = 0
     try:
         for record in tf.data.TFRecordDataset(str(path)).take(MOST_RECORDS).as_numpy_iterator():
             log = prediction_log_pb2.PredictionLog.FromString(record)
+            found += 1
             if log.HasField("predict_log"):
                 yield log.predict_log.request
-    except (tf.errors.DataLossError, DecodeError) as error:
-        raise ModelError(
-            path, "a TFRecord of PredictionLog messages", error, "Export the model again."
-        ) from None
+    except (tf.errors.DataLossError, DecodeError):
+        raise ModelError(path, wanted, "a damaged file", remedy) from None
+    # To TensorFlow, a file that is cut off within its first record's header is an empty one.
+    if not found:
+        raise ModelError(path, wanted, "none", remedy)
 
 
 def _request(signature_name: str) -> predict_pb2.PredictRequest:

@@ -130,5 +130,6 @@ def test_page_says_what_the_numbers_say():
         in written
     )
     # 15 runs of 60 s, and of 40 CPU seconds, on two cores.
-    assert "15 runs took 15 minutes by the clock" in written
+    assert "15 runs took 10 minutes of CPU time" in written
+    assert "15 minutes by the clock if added up" in written
     assert "divided by the 2 cores, 5 minutes" in written

@@ -27,6 +27,7 @@ from pipeline.kubeflow_runner import main
 from pipeline.local_runner import OPTIONS_VARIABLE
 from pipeline.metadata_server import serve_metadata
 from pipeline.run_compiled import run_compiled
+from preprocessing.phantom import PhantomSettings, write_cases
 
 ROOT = Path(__file__).resolve().parents[2]
 BUCKET = "gs://ahnet-bucket"
@@ -266,7 +267,40 @@ def test_every_container_of_the_argo_workflow_runs_to_a_pushed_model(
     # One node again, as an interpreter of its own whatever the others were: it has the longest
     # arguments, and finds that nothing has changed.
     run("ExampleValidator", start_process)
-    assert store.get_executions()[-1].last_known_state == states.CACHED
+    newest = max(store.get_executions(), key=lambda each: each.id)
+    assert newest.last_known_state == states.CACHED
+
+
+def test_volumes_spans_and_a_warm_start_are_compiled_for_a_store_of_metadata(
+    start, tmp_path, phantom_records, tiny_options, capsys
+):
+    kubeflow = command(tmp_path, "kubeflow", phantom_records, tiny_options)
+    kubeflow[kubeflow.index("--input")] = "--volumes"
+    chosen = ["--spans", "2", "--warm-start", "--threshold", "tumour=0.25"]
+    assert main([*kubeflow, *chosen]) == 0
+    pipeline = read_compiled(tmp_path / "specs" / "ahnet.yaml")
+    names = {node.name for node in pipeline.nodes}
+    assert names >= {"ConvertVolumes", "SpanBefore", "NewestSpans", "EarlierModel"}
+    assert not names & {"ImportExampleGen", "Trainer2D"}
+    settings = json.loads((tmp_path / "specs" / "pipeline.json").read_text())
+    assert settings["input"] == "/mnt/ahnet/records"
+    assert settings["thresholds"] == {"tumour": 0.25, "liver": 0.0}
+
+    # The volumes lie where the pod sees them, and nowhere on this machine under that name.
+    phantom = PhantomSettings(shape_xyz=(32, 32, 16), spacing_mm=(10.0, 10.0, 10.0))
+    write_cases(tmp_path / "volume" / "records" / "span-7", 2, seed=5, settings=phantom)
+    with serve_metadata(tmp_path / "metadata.sqlite") as port:
+        mounts = {"/mnt/ahnet": str(tmp_path / "volume")}
+        surroundings = Surroundings(tmp_path / "logs", "one", ("localhost", port), mounts)
+        run_compiled(pipeline, surroundings, only="ConvertVolumes", start=start)
+    (manifest,) = (tmp_path / "volume").glob("runs/artifacts/ConvertVolumes/manifest/*/manifest.json")
+    assert json.loads(manifest.read_text())["found"] == 2
+
+    capsys.readouterr()
+    vertex = command(tmp_path, "vertex", phantom_records, tiny_options)
+    for option in (["--spans", "2"], ["--warm-start"]):
+        assert main([*vertex, "--engine", "vertex", *option]) == 1
+        assert "expected an engine with a store of metadata" in capsys.readouterr().err
 
 
 def test_every_container_of_the_spec_of_version_2_runs_to_a_pushed_model(
@@ -282,9 +316,9 @@ def test_every_container_of_the_spec_of_version_2_runs_to_a_pushed_model(
         return made["metadata"]
 
     assert blessing()["blessed"] == 1
-    assert "baseline_model_uri" not in blessing()
+    assert "baseline_model" not in blessing()
     # From now on there is a model to compare with: the pushed one, and here the same one.
     for name in ("LastPushedModel", "Evaluator"):
         run_compiled(pipeline, surroundings, only=name, start=start)
     assert blessing()["blessed"] == 1
-    assert blessing()["baseline_model_uri"].endswith("/one/LastPushedModel/model")
+    assert blessing()["baseline_model"].endswith("/one/LastPushedModel/model")

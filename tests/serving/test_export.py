@@ -116,6 +116,15 @@ def test_warm_up_requests_are_small_and_answered(ahnet):
             assert value.shape[:4] in ((1,), (1, *exported.window_shape_zyx))
 
 
+@pytest.mark.parametrize("content", [b"", b"cut off", b"longer than a record's header"])
+def test_damaged_warm_up_requests_are_refused(tmp_path, content):
+    file = tmp_path / WARM_UP_FILE
+    file.parent.mkdir()
+    file.write_bytes(content)
+    with pytest.raises(ModelError, match="expected a TFRecord of PredictionLog messages"):
+        list(read_warm_up(tmp_path))
+
+
 def test_serialized_examples_give_exact_sums_over_valid_voxels(linear, task):
     """Logits (0, HU / 100, 0.5): 0 HU is tumour, 100 HU is liver, background never wins."""
     image = np.zeros((3, 4, 5), np.int16)
