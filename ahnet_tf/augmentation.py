@@ -10,13 +10,17 @@ import math
 import tensorflow as tf
 
 from ahnet_tf.config import AugmentationConfig
-from ahnet_tf.warp import elastic_displacement, source_positions, warped
+from ahnet_tf.warp import elastic_displacement, source_positions, warped, warped_along_z
 from preprocessing.tasks import Task
 
 Arrays = dict[str, tf.Tensor]
 
 # Straight pieces of the random curve of intensities: 75 HU each in the window of ct_liver.
 CURVE_SEGMENTS = 6
+
+# Settings of what a warp does: with all of them 0 there is none.
+WARPS_IN_PLANE = ("rotation_degrees", "zoom", "elastic_mm", "translation_mm")
+WARPS_ALONG_Z = ("zoom_z", "translation_slices")
 
 
 def augmented(
@@ -50,7 +54,9 @@ def augmented(
     )
     if config.flip_probability or config.flip_z_probability:
         arrays = _flipped(arrays, flips)
-    if config.warp_probability and (config.rotation_degrees or config.zoom or config.elastic_mm):
+    if config.warp_probability and any(
+        getattr(config, name) for name in WARPS_IN_PLANE + WARPS_ALONG_Z
+    ):
         arrays = tf.cond(
             warp < config.warp_probability,
             lambda: _warped(arrays, spacing_mm_yx, _other(seed, 3), config, task),
@@ -86,21 +92,42 @@ def _warped(
     config: AugmentationConfig,
     task: Task,
 ) -> Arrays:
-    shape_yx = tuple(arrays["label"].shape[1:])
+    if any(getattr(config, name) for name in WARPS_IN_PLANE):
+        source = _source_in_plane(tuple(arrays["label"].shape[1:]), spacing_mm_yx, seed, config)
+        arrays = warped(arrays, source, float(task.outside_value))
+    if any(getattr(config, name) for name in WARPS_ALONG_Z):
+        slices = arrays["label"].shape[0]
+        growth, shift = tf.unstack(tf.random.stateless_uniform((2,), _other(seed, 3), -1, 1))
+        centre = (slices - 1) / 2
+        offset = tf.range(slices, dtype=tf.float32) - centre - config.translation_slices * shift
+        source_z = offset / tf.exp(math.log1p(config.zoom_z) * growth) + centre
+        arrays = warped_along_z(arrays, source_z, float(task.outside_value))
+    return arrays
+
+
+def _source_in_plane(
+    shape_yx: tuple[int, int],
+    spacing_mm_yx: tf.Tensor,
+    seed: tf.Tensor,
+    config: AugmentationConfig,
+) -> tf.Tensor:
     angle, growth = tf.unstack(tf.random.stateless_uniform((2,), seed, -1, 1))
     displacement_mm = None
     if config.elastic_mm:
         displacement_mm = elastic_displacement(
             shape_yx, spacing_mm_yx, config.elastic_mm, config.elastic_grid_mm, _other(seed, 1)
         )
-    source = source_positions(
+    if config.translation_mm:
+        largest = config.translation_mm
+        shift_mm = tf.random.stateless_uniform((1, 1, 2), _other(seed, 2), -largest, largest)
+        displacement_mm = shift_mm if displacement_mm is None else displacement_mm + shift_mm
+    return source_positions(
         shape_yx,
         spacing_mm_yx,
         math.radians(config.rotation_degrees) * angle,
         tf.exp(math.log1p(config.zoom) * growth),
         displacement_mm,
     )
-    return warped(arrays, source, float(task.outside_value))
 
 
 def _other_intensities(

@@ -92,11 +92,14 @@ class AugmentationConfig:
     Attributes:
       flip_probability: chance that a patch is mirrored, for each in-plane axis (y, x) by itself.
       flip_z_probability: chance that the order of a patch's slices is reversed.
-      warp_probability: chance that a patch is rotated, zoomed and warped, all its slices alike.
+      warp_probability: chance that a patch is rotated, zoomed, shifted and warped, all its slices alike.
       rotation_degrees: largest rotation in the plane, either way.
       zoom: largest in-plane magnification, as a fraction; 0.25 means factors 1 / 1.25 to 1.25.
       elastic_mm: largest displacement of a control point of the elastic warp, along y and x.
       elastic_grid_mm: distance between control points; above 4 `elastic_mm`, or planes could fold.
+      translation_mm: largest shift of a warped patch along y and along x.
+      zoom_z: largest magnification of a warped patch along z, as a fraction, as `zoom` is.
+      translation_slices: largest shift of a warped patch along z, in slices.
       intensity_shift: largest offset, as a fraction of the task's intensity window.
       intensity_scale: largest change of contrast about the window's centre, as a fraction.
       intensity_gamma: largest change of the gamma within the window; 0.25 means 1 / 1.25 to 1.25.
@@ -113,6 +116,9 @@ class AugmentationConfig:
     zoom: float = 0.15
     elastic_mm: float = 4.0
     elastic_grid_mm: float = 32.0
+    translation_mm: float = 0.0
+    zoom_z: float = 0.0
+    translation_slices: float = 0.0
     intensity_shift: float = 0.05
     intensity_scale: float = 0.1
     intensity_gamma: float = 0.1

@@ -1,4 +1,4 @@
-"""In-plane warps of patches: one field of positions in mm, applied alike to all slices."""
+"""Warps of patches: in the plane by a field of positions in mm, alike in all slices; along z by slices."""
 
 from __future__ import annotations
 
@@ -96,12 +96,43 @@ def warped(
     nearest = tf.cast(tf.clip_by_value(tf.round(source), 0, last), tf.int32)
     rows = tf.reshape(tf.transpose(arrays["label"], (1, 2, 0)), (height * width, slices))
     label = tf.gather(rows, nearest[..., 0] * width + nearest[..., 1])
-    kept = (result["weight"] >= 1 - TOLERANCE_VOXELS) & inside
-    result["image"] = tf.where(kept, result["image"], outside_value)
+    result["label"] = tf.transpose(label, (2, 0, 1))
+    return _with_padding(result, inside, outside_value)
+
+
+def warped_along_z(
+    arrays: dict[str, tf.Tensor], source_z: tf.Tensor, outside_value: float
+) -> dict[str, tf.Tensor]:
+    """Returns a patch's arrays with other slices, mixed and filled up as in `warped`.
+
+    Args:
+      arrays: as in `warped`.
+      source_z: [z] float32, where each slice comes from, in slices.
+      outside_value: raw intensity beyond the volume.
+    """
+    last = arrays["label"].shape[0] - 1
+    inside = (source_z >= -TOLERANCE_VOXELS) & (source_z <= last + TOLERANCE_VOXELS)
+    position = tf.clip_by_value(source_z, 0.0, float(last))
+    below = tf.cast(position, tf.int32)
+    above = tf.minimum(below + 1, last)
+    share = (position - tf.floor(position))[:, None, None]
+    result = {
+        name: (1 - share) * tf.gather(values, below) + share * tf.gather(values, above)
+        for name, values in arrays.items()
+        if name != "label"
+    }
+    result["label"] = tf.gather(arrays["label"], tf.cast(tf.round(position), tf.int32))
+    return _with_padding(result, inside[:, None, None], outside_value)
+
+
+def _with_padding(
+    arrays: dict[str, tf.Tensor], inside: tf.Tensor, outside_value: float
+) -> dict[str, tf.Tensor]:
+    """Returns interpolated arrays with padding where they are mixed of any, or not inside."""
+    kept = (arrays["weight"] >= 1 - TOLERANCE_VOXELS) & inside
+    result = {name: values * tf.cast(kept, values.dtype) for name, values in arrays.items()}
+    result["image"] = tf.where(kept, arrays["image"], outside_value)
     result["weight"] = tf.cast(kept, tf.float32)
-    result["label"] = tf.transpose(label, (2, 0, 1)) * tf.cast(kept, label.dtype)
-    if "heat_map" in result:
-        result["heat_map"] *= result["weight"]
     return result
 
 

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import center_of_mass
 
 from ahnet_tf.augmentation import augmented
 from ahnet_tf.config import AugmentationConfig
@@ -17,7 +18,14 @@ TASK = Task("toy", ("background", "liver", "tumour"), (-200.0, 250.0), patch_sha
 ZEROS = {field.name: 0.0 for field in dataclasses.fields(AugmentationConfig)}
 NOTHING = AugmentationConfig(**ZEROS | {"elastic_grid_mm": 32.0})
 EVERYTHING = AugmentationConfig(
-    flip_z_probability=0.5, warp_probability=1.0, rotation_degrees=30, zoom=0.3, elastic_mm=6
+    flip_z_probability=0.5,
+    warp_probability=1.0,
+    rotation_degrees=30,
+    zoom=0.3,
+    elastic_mm=6,
+    translation_mm=5,
+    zoom_z=0.3,
+    translation_slices=1,
 )
 
 # All that moves voxels, and nothing that changes intensities.
@@ -64,7 +72,12 @@ def disc(shape=(3, 48, 40), radius=11.0):
 
 @pytest.mark.parametrize(
     "config",
-    [NOTHING, only(warp_probability=1.0), only(rotation_degrees=90, zoom=1, elastic_mm=5)],
+    [
+        NOTHING,
+        only(warp_probability=1.0),
+        only(rotation_degrees=90, zoom=1, elastic_mm=5, translation_mm=9),
+        only(zoom_z=1, translation_slices=1),
+    ],
 )
 def test_magnitude_zero_or_chance_zero_changes_no_byte(config):
     arrays = patch()
@@ -128,11 +141,56 @@ def test_kinds_shapes_and_label_values_are_kept_and_outside_has_no_weight(seed):
 
 
 def test_all_slices_of_a_patch_move_alike():
-    config = dataclasses.replace(SHARP, padding_probability=0.0)
+    config = dataclasses.replace(SHARP, padding_probability=0.0, zoom_z=0.0, translation_slices=0.0)
     for seed in range(4):
         for values in augment(disc(), (seed, 0), config).values():
             assert np.array_equal(values[0], values[1])
             assert np.array_equal(values[0], values[2])
+
+
+def test_translations_move_the_content_by_at_most_their_millimetres():
+    """A shift moves the centre of a heat map as it stands; linear interpolation leaves it exact."""
+    config, moves = only(warp_probability=1.0, translation_mm=6), []
+    for seed in range(30):
+        found = augment(disc(), (seed, 0), config, spacing=(2.0, 1.0))
+        y, x = center_of_mass(found["heat_map"])[1:]
+        moves.append((2 * (y - 22), x - 17))
+        np.testing.assert_allclose(found["heat_map"].sum(), disc()["heat_map"].sum(), rtol=1e-4)
+    y_mm, x_mm = np.transpose(moves)
+    for moved_mm in (y_mm, x_mm):
+        assert np.abs(moved_mm).max() <= 6 + 1e-3
+        # Even: 30 draws all within two thirds have a chance of 5e-6 for either sign.
+        assert moved_mm.min() < -2
+        assert moved_mm.max() > 2
+    assert abs(np.corrcoef(y_mm, x_mm)[0, 1]) < 0.9
+
+
+def test_slices_move_and_stretch_within_their_bounds():
+    """Two lit slices: their mean says the shift, their distance the magnification."""
+    lit = np.zeros((21, 2, 3), np.float32)
+    lit[[7, 13]] = 1.0
+    arrays = {
+        "image": lit[..., None],
+        "label": lit.astype(np.uint8),
+        "weight": np.ones(lit.shape, np.float32),
+        "heat_map": lit,
+    }
+    config = only(warp_probability=1.0, zoom_z=0.5, translation_slices=3)
+    shifts, factors = [], []
+    for seed in range(30):
+        found = augment(arrays, (seed, 0), config)["heat_map"]
+        np.testing.assert_array_equal(found, np.broadcast_to(found[:, :1, :1], found.shape))
+        centre = center_of_mass(found[:, 0, 0])[0]
+        below = np.where(np.arange(21) < centre, found[:, 0, 0], 0)
+        above = found[:, 0, 0] - below
+        shifts.append(centre - 10)
+        factors.append((center_of_mass(above)[0] - center_of_mass(below)[0]) / 6)
+    # A slice's place is known to half a slice: of a lit one that shrinks, one sample may be left.
+    assert max(np.abs(shifts)) <= 3 + 0.5
+    assert min(shifts) < -1
+    assert max(shifts) > 1
+    assert 1 / 1.5 - 1 / 6 <= min(factors) < 0.9
+    assert 1.1 < max(factors) <= 1.5 + 1 / 6
 
 
 def test_a_seed_repeats_itself_and_others_differ():
@@ -251,6 +309,9 @@ def test_padding_ends_patches_early_as_tiles_of_the_evaluation_do():
         ("rotation_degrees", float("nan")),
         ("zoom", True),
         ("elastic_mm", 8.0),
+        ("translation_mm", -1.0),
+        ("zoom_z", float("inf")),
+        ("translation_slices", "some"),
         ("elastic_grid_mm", 16.0),
         ("intensity_gamma", "much"),
         ("intensity_curve", -0.1),

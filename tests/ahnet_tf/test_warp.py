@@ -1,4 +1,4 @@
-"""In-plane warps: quarter turns against NumPy, anisotropic ones by hand, planes that never fold."""
+"""Warps: quarter turns against NumPy, anisotropic ones and slices by hand, planes that never fold."""
 
 import math
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.interpolate import BSpline
 from scipy.ndimage import map_coordinates
 
-from ahnet_tf.warp import elastic_displacement, source_positions, warped
+from ahnet_tf.warp import elastic_displacement, source_positions, warped, warped_along_z
 
 OUTSIDE = -1024.0
 
@@ -96,6 +96,31 @@ def test_zoom_grows_the_content_about_the_centre():
     small = turned(arrays, 0, zoom=0.5)
     assert small["label"][0, 8].sum() == 3
     assert small["weight"][0, 8].tolist() == [0] * 4 + [1] * 9 + [0] * 4
+
+
+def test_slices_are_mixed_of_their_neighbours_and_padded_beyond_the_patch():
+    column = np.ones((5, 1, 1), np.float32)
+    arrays = {
+        "image": tf.constant(np.reshape([0, 10, 30, 70, 150], (5, 1, 1)), tf.float32),
+        "label": tf.constant(np.reshape([1, 2, 3, 4, 5], (5, 1, 1)), tf.uint8),
+        "weight": tf.constant(column),
+        "heat_map": tf.constant(np.reshape([0, 1, 0, 1, 0], (5, 1, 1)), tf.float32),
+    }
+    source_z = tf.constant([-0.1, 0.25, 2.0, 3.75, 4.1])
+    found = {
+        name: v.numpy()[:, 0, 0] for name, v in warped_along_z(arrays, source_z, OUTSIDE).items()
+    }
+    np.testing.assert_allclose(found["image"], [OUTSIDE, 2.5, 30, 130, OUTSIDE])
+    assert found["label"].tolist() == [0, 1, 3, 5, 0]
+    assert found["weight"].tolist() == [0, 1, 1, 1, 0]
+    np.testing.assert_allclose(found["heat_map"], [0, 0.25, 0, 0.25, 0])
+    assert {name: v.dtype for name, v in found.items()} == {
+        name: v.numpy().dtype for name, v in arrays.items()
+    }
+    # The second slice is padding: what is mixed with it is, too, and its neighbours are not.
+    arrays["weight"] = tf.constant(np.reshape([1, 0, 1, 1, 1], (5, 1, 1)), tf.float32)
+    found = warped_along_z(arrays, tf.constant([0.0, 0.25, 1.75, 2.0, 2.5]), OUTSIDE)
+    assert found["weight"].numpy()[:, 0, 0].tolist() == [1, 0, 0, 1, 1]
 
 
 @settings(max_examples=20, deadline=None)
