@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -16,6 +17,7 @@ from pipeline.demo import clear, hold_one_out, main
 from pipeline.one_run import only_run_in
 from pipeline.stages import Stages
 from preprocessing.errors import InputError, PipelineError
+from preprocessing.files import write_json
 from preprocessing.phantom import write_cases
 from preprocessing.tasks import load_task
 
@@ -40,8 +42,11 @@ def own_cases(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def demo_run(own_cases, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     output = tmp_path_factory.mktemp("a demo")
+    coarse = replace(load_task("ct_liver_small"), spacing_mm=(12.0, 12.0, 12.0))
+    task = output.parent / "coarse.json"
+    write_json(task, replace(coarse, patch_shape_zyx=(8, 32, 32), patches_per_case=4).to_dict())
     command = [sys.executable, "-m", "pipeline.demo", "--output", str(output)]
-    command += ["--input", str(own_cases)]
+    command += ["--input", str(own_cases), "--task", str(task)]
     for setting in TINY:
         command += ["--set", setting]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)

@@ -38,6 +38,7 @@ def test_a_new_span_goes_on_from_the_model_of_the_one_before(
     shutil.move(volumes / "span-2", later)
     options = ["--volumes", str(volumes), "--task", str(tmp_path / "task.json")]
     options += ["--output", str(run), *tiny_options, "--steps", "2", "--set", "warmup_steps=1"]
+    options += ["--set", "evaluate_every=0"]
     options += ["--spans", "2", "--threshold-liver", "0", "--allow", "skew,drift"]
     assert main([*options, "--tune", "1", "--tune-steps", "2", "--schema", "inferred"]) == 0
     first = read_result(run)

@@ -65,7 +65,8 @@ def command(folder: Path, engine: str, records: Path, options: tuple[str, ...]) 
     task = str(records / "task.json")
     own = ["--cluster", str(file), "--input", f"{data}/records", "--output", str(folder / "specs")]
     # What is learned is not at issue here: two steps, and every model is good enough.
-    short = ["--steps", "2", "--set", "warmup_steps=0", "--threshold-liver", "0"]
+    short = ["--steps", "2", "--set", "warmup_steps=0", "--set", "evaluate_every=0"]
+    short += ["--threshold-liver", "0"]
     return [*own, "--task", task, *options, *short]
 
 
@@ -293,7 +294,9 @@ def test_volumes_spans_and_a_warm_start_are_compiled_for_a_store_of_metadata(
         mounts = {"/mnt/ahnet": str(tmp_path / "volume")}
         surroundings = Surroundings(tmp_path / "logs", "one", ("localhost", port), mounts)
         run_compiled(pipeline, surroundings, only="ConvertVolumes", start=start)
-    (manifest,) = (tmp_path / "volume").glob("runs/artifacts/ConvertVolumes/manifest/*/manifest.json")
+    (manifest,) = (tmp_path / "volume").glob(
+        "runs/artifacts/ConvertVolumes/manifest/*/manifest.json"
+    )
     assert json.loads(manifest.read_text())["found"] == 2
 
     capsys.readouterr()

@@ -240,29 +240,27 @@ def test_the_lineage_of_a_pushed_model_is_found(first_run, capsys):
     assert "found none" in capsys.readouterr().err
 
 
-def test_the_tfx_command_line_creates_and_runs_the_same_pipeline(first_run, run_options, tmp_path):
+def test_the_tfx_command_line_creates_and_runs_the_same_pipeline(
+    first_run, run_options, tmp_path, monkeypatch
+):
     """Nothing has changed since the first run, so that the run ends soon."""
+    from click.testing import CliRunner
+    from tfx.tools.cli.cli_main import cli_group
+
     options = [*run_options, "--threshold-liver", str(THRESHOLD)]
-    environment = os.environ | {
-        "LOCAL_HOME": str(tmp_path / "home"),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        OPTIONS_VARIABLE: subprocess.list2cmdline(options),
-    }
+    monkeypatch.setenv("LOCAL_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv(OPTIONS_VARIABLE, subprocess.list2cmdline(options))
+    monkeypatch.chdir(ROOT)
+    create = ["pipeline", "create", "--pipeline_path=pipeline/local_runner.py", "--engine=local"]
+    created = CliRunner().invoke(cli_group, create)
+    assert created.exit_code == 0, created.output
+    assert 'Pipeline "ahnet" created successfully.' in created.output
 
-    def tfx(*words: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [Path(sys.executable).parent / "tfx", *words, "--engine=local"],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    created = tfx("pipeline", "create", "--pipeline_path=pipeline/local_runner.py")
-    assert created.returncode == 0, created.stderr
-    assert 'Pipeline "ahnet" created successfully.' in created.stdout
-    ran = tfx("run", "create", "--pipeline_name=ahnet")
+    # The whole command as a process: it is what people type.
+    run = ["run", "create", "--pipeline_name=ahnet", "--engine=local"]
+    tfx = Path(sys.executable).parent / "tfx"
+    ran = subprocess.run([tfx, *run], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert (
         f"[{len(COMPONENTS)}/{len(COMPONENTS)}] {COMPONENTS[-1]}: unchanged, not executed"
