@@ -243,10 +243,10 @@ def test_every_container_of_the_argo_workflow_runs_to_a_pushed_model(
     pipeline = read_compiled(compiled / "ahnet.yaml")
     file = tmp_path / "metadata.sqlite"
 
-    def run(only: str | None = None, how: Callable = start) -> None:
+    def run(only: str | None = None, name: str = "ahnet-abcde", how: Callable = start) -> None:
         with serve_metadata(file) as port:
             surroundings = Surroundings(
-                tmp_path / "logs", "ahnet-abcde", ("localhost", port), {"/mnt/ahnet": str(volume)}
+                tmp_path / "logs", name, ("localhost", port), {"/mnt/ahnet": str(volume)}
             )
             run_compiled(pipeline, surroundings, only=only, start=how)
 
@@ -266,8 +266,11 @@ def test_every_container_of_the_argo_workflow_runs_to_a_pushed_model(
     }
 
     # One node again, as an interpreter of its own whatever the others were: it has the longest
-    # arguments, and finds that nothing has changed.
-    run("ExampleValidator", start_process)
+    # arguments, and finds that it is done in this run.
+    run("ExampleValidator", how=start_process)
+    assert len(store.get_executions()) == len(pipeline.nodes)
+    # The next run finds that nothing has changed.
+    run("TaskSchema", name="ahnet-fghij")
     newest = max(store.get_executions(), key=lambda each: each.id)
     assert newest.last_known_state == states.CACHED
 
