@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -44,7 +46,7 @@ class Browser:
             options.append("--no-sandbox")
         quiet = subprocess.DEVNULL
         self._process = subprocess.Popen(
-            [program, *options, "about:blank"], stdout=quiet, stderr=quiet
+            [program, *options, "about:blank"], stdout=quiet, stderr=quiet, start_new_session=True
         )
         port = folder / "DevToolsActivePort"
         end = time.monotonic() + TIMEOUT_S
@@ -65,10 +67,11 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def close(self) -> None:
-        """Ends the browser."""
+        """Ends the browser and all of its processes, of which the program may be a mere starter."""
         if hasattr(self, "_socket"):
             self._socket.close()
-        self._process.terminate()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(10)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
