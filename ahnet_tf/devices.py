@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from ahnet_tf.workers import workers_of
+from ahnet_tf.workers import check_replicas, workers_of
 from preprocessing.errors import SettingsError
 
 
@@ -25,12 +25,7 @@ def set_up_devices(replicas: int) -> None:
         damaged; or several workers and replicas.
     """
     several = workers_of().count > 1
-    if several and replicas:
-        raise SettingsError(
-            "replicas",
-            "0 with several workers, each of which uses all its GPUs or its CPU",
-            replicas,
-        )
+    check_replicas(replicas)
     gpus = tf.config.list_physical_devices("GPU")
     count = 1 if gpus else max(1, replicas)
     cpu = tf.config.list_physical_devices("CPU")[0]

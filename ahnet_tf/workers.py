@@ -71,6 +71,29 @@ def workers_of(environment: Mapping[str, str] = os.environ) -> Workers:
     return Workers(len(tasks), tasks.index((kind, number)))
 
 
+def check_replicas(replicas: int) -> None:
+    """Refuses a number of replicas where TF_CONFIG describes several workers.
+
+    Raises:
+      SettingsError: there are both, or TF_CONFIG is damaged.
+    """
+    if replicas and workers_of().count > 1:
+        expected = "0 with several workers, each of which uses all its GPUs or its CPU"
+        raise SettingsError("replicas", expected, replicas)
+
+
+def check_alone(what: str) -> None:
+    """Refuses what one process does by itself where TF_CONFIG describes several workers.
+
+    Raises:
+      SettingsError: it does, or it is damaged.
+    """
+    workers = workers_of()
+    if workers.count > 1:
+        remedy = "Do it without TF_CONFIG, in a run of its own."
+        raise SettingsError(what, "one process", f"{workers.count} workers in TF_CONFIG", remedy)
+
+
 def sum_over_workers(strategy: tf.distribute.Strategy, values: np.ndarray) -> np.ndarray:
     """Returns the sum over all workers of each one's `values` [...], int64; waits for them all."""
     # Settings are checked without TensorFlow.

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ahnet_tf.workers import check_alone, check_replicas, workers_of
 from pipeline.lineage import METADATA_FILE, open_store
 from pipeline.settings import RECORD_PATTERN, PipelineSettings
 from pipeline.span_folders import newest_span
+from pipeline.training_process import check_chief
 from preprocessing.errors import InputError, PipelineError, SettingsError
 from preprocessing.files import write_json
 from preprocessing.splits import SPLITS
@@ -26,9 +28,11 @@ def check_launch(
     Raises:
       InputError: a split has no records, its first one can't be read, there are no labelled cases,
         or the schema is none for this task.
-      SettingsError: an option or an engine that Beam does not know, or a warm start of nothing.
+      SettingsError: an option or an engine that Beam does not know, a warm start of nothing, or what
+        several workers (TF_CONFIG) can't do.
       PipelineError: nothing can be written to the output folder.
     """
+    _check_workers(settings)
     data = newest_span(settings.input) if settings.spans else Path(settings.input)
     if settings.from_volumes:
         _check_volumes(data)
@@ -60,6 +64,14 @@ def has_blessed_model(metadata: Path) -> bool:
         blessing.custom_properties["blessed"].int_value == 1
         for blessing in open_store(metadata).get_artifacts_by_type("ModelBlessing")
     )
+
+
+def _check_workers(settings: PipelineSettings) -> None:
+    check_chief(workers_of())
+    if settings.tuner_trials:
+        check_alone("--tune")
+    for stage in settings.config.stages.values():
+        check_replicas(stage.training.replicas)
 
 
 def _check_records(data: Path) -> None:

@@ -18,6 +18,9 @@ from ahnet_tf.nets.checkpoint import save_network
 from ahnet_tf.predictors import ExportSettings, load_checkpoint
 from ahnet_tf.run_folder import FREE_SETTINGS
 from ahnet_tf.training import train_network
+from ahnet_tf.workers import workers_of
+from pipeline.training_job import make_job
+from pipeline.training_process import train_as_chief
 from preprocessing.errors import PipelineError
 from preprocessing.files import write_json
 from preprocessing.tasks import task_from_dict
@@ -97,19 +100,22 @@ def record_files(patterns: list[str]) -> list[str]:
 def _train(
     fn_args: FnArgs, work: Path, initial: str | None
 ) -> tuple[tf.keras.Model, ExportSettings]:
-    """Trains in the working folder and returns the best network."""
+    """Trains in the working folder, with the other workers of TF_CONFIG; returns the best network."""
     settings = fn_args.custom_config
     training = from_dict(TrainingConfig, training_of(fn_args))
-    set_up_devices(training.replicas)
-    train_network(
+    arguments = (
         from_dict(ModelConfig, settings["model"]),
         training,
         task_from_dict(settings["task"]),
         record_files(fn_args.train_files),
         record_files(fn_args.eval_files),
         work,
-        initial=initial,
     )
+    if workers_of().count > 1:
+        train_as_chief(make_job(*arguments, initial))
+    else:
+        set_up_devices(training.replicas)
+        train_network(*arguments, initial=initial)
     return load_checkpoint(work)
 
 

@@ -19,6 +19,7 @@ from ahnet_tf.case_dice import mean_over_classes
 from ahnet_tf.config import ModelConfig, TrainingConfig, from_dict
 from ahnet_tf.devices import set_up_devices
 from ahnet_tf.training import train_network
+from ahnet_tf.workers import check_alone
 from pipeline.trainer import record_files
 from preprocessing.tasks import Task, task_from_dict
 
@@ -91,7 +92,12 @@ class TrainingTuner(BaseTuner):
 
 
 def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
-    """Returns the search that TFX's Tuner runs: random learning rates on a logarithmic scale."""
+    """Returns the search that TFX's Tuner runs: random learning rates on a logarithmic scale.
+
+    Raises:
+      SettingsError: TF_CONFIG describes several workers, whom no trial would reach.
+    """
+    check_alone("Tuner")
     settings = fn_args.custom_config
     training = from_dict(TrainingConfig, settings["training"])
     set_up_devices(training.replicas)

@@ -27,6 +27,7 @@ COMMANDS = (
     "pipeline.kubeflow_runner",
     "pipeline.run_compiled",
     "pipeline.lineage",
+    "pipeline.worker",
     "pipeline.demo",
 )
 
