@@ -107,7 +107,7 @@ def _mount(op: dsl.ContainerOp, volume: client.V1Volume, path: str) -> None:
 
 
 def _resources(settings: KubeflowSettings) -> Callable[[dsl.ContainerOp], dsl.ContainerOp]:
-    """Returns what gives every pod its own limits and machines."""
+    """Returns what gives every pod its own limits, machines, variables and labels."""
 
     def change(op: dsl.ContainerOp) -> dsl.ContainerOp:
         # The operator's own name is the component's id.
@@ -121,6 +121,10 @@ def _resources(settings: KubeflowSettings) -> Callable[[dsl.ContainerOp], dsl.Co
             op.container.add_resource_limit(pod.gpu_type, str(pod.gpus))
         for label, value in pod.node_selector.items():
             op.add_node_selector_constraint(label, value)
+        for name, value in pod.environment.items():
+            op.container.add_env_variable(client.V1EnvVar(name=name, value=value))
+        for name, value in pod.labels.items():
+            op.add_pod_label(name, value)
         for toleration in pod.tolerations:
             op.add_toleration(client.V1Toleration(**toleration))
         return op

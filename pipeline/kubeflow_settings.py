@@ -80,6 +80,8 @@ class PodSettings:
       gpu_type: the cluster's name for them: a resource in Kubernetes, a type on Vertex AI.
       node_selector: labels that the machine must have.
       tolerations: taints of machines that the pod may run on nevertheless, as Kubernetes writes them.
+      environment: variables of the pod, by name.
+      labels: of the pod, by which a service or a policy of the cluster finds it.
     """
 
     cpu: str = ""
@@ -88,6 +90,8 @@ class PodSettings:
     gpu_type: str = "nvidia.com/gpu"
     node_selector: dict[str, str] = field(default_factory=dict)
     tolerations: tuple[dict[str, str], ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         for name in ("cpu", "memory"):
@@ -97,7 +101,10 @@ class PodSettings:
             raise SettingsError("gpus", "a whole number of at least 0", repr(self.gpus))
         if not isinstance(self.gpu_type, str) or not self.gpu_type:
             raise SettingsError("gpu_type", "the name of a resource", repr(self.gpu_type))
-        _check_texts("node_selector", self.node_selector)
+        for name in ("node_selector", "environment", "labels"):
+            _check_texts(name, getattr(self, name))
+        for name in self.environment:
+            _check("environment", name, _VARIABLE, "names of variables")
         known = ("key", "operator", "value", "effect")
         for toleration in self.tolerations:
             _check_texts("tolerations", toleration)

@@ -14,7 +14,7 @@ from tfx.orchestration.kubeflow.v2.kubeflow_v2_dag_runner import (
 from tfx.orchestration.pipeline import Pipeline
 
 from pipeline.kubeflow_settings import KubeflowSettings, PodSettings, quantity
-from preprocessing.files import replacing
+from preprocessing.files import replacing, write_json
 
 ResourceSpec = pipeline_spec_pb2.PipelineDeploymentConfig.PipelineContainerSpec.ResourceSpec
 
@@ -26,7 +26,38 @@ def v2_runner(settings: KubeflowSettings, output: Path, file_name: str) -> Kubef
         default_commands=["python", "-m", "pipeline.v2_entrypoint"],
         use_pipeline_spec_2_1=True,
     )
-    return KubeflowV2DagRunner(config=config, output_dir=str(output), output_filename=file_name)
+    runner = _Runner(config=config, output_dir=str(output), output_filename=file_name)
+    runner.settings = settings
+    return runner
+
+
+class _Runner(KubeflowV2DagRunner):
+    """TFX's runner, which has no setting for the variables of pods."""
+
+    settings: KubeflowSettings
+
+    def run(
+        self,
+        pipeline: Pipeline,
+        parameter_values: dict[str, Any] | None = None,
+        write_out: bool | None = True,
+    ) -> dict[str, Any] | None:
+        """Writes the spec of a pipeline and returns it; None where the tfx command line does not compile."""
+        job = super().run(pipeline, parameter_values, write_out)
+        if job is None:
+            return None
+        specification = job["pipelineSpec"]
+        for name, component in specification["components"].items():
+            executor = specification["deploymentSpec"]["executors"][component["executorLabel"]]
+            environment = self.settings.pod(name).environment
+            if environment:
+                executor["container"]["env"] = [
+                    {"name": variable, "value": value} for variable, value in environment.items()
+                ]
+        if write_out:
+            # The tfx command line may have chosen another place meanwhile.
+            write_json(Path(self._output_dir) / self._output_filename, job)
+        return job
 
 
 def set_resources(pipeline: Pipeline, settings: KubeflowSettings) -> None:
@@ -90,6 +121,7 @@ def _executor(settings: KubeflowSettings, pod: PodSettings) -> dict[str, Any]:
         "imagePullSecret": [{"secretName": name} for name in settings.image_pull_secrets],
         "nodeSelector": {"labels": dict(pod.node_selector)} if pod.node_selector else None,
         "tolerations": [dict(toleration) for toleration in pod.tolerations],
+        "podMetadata": {"labels": dict(pod.labels)} if pod.labels else None,
     }
     content = {name: value for name, value in content.items() if value}
     if settings.image_pull_policy != "IfNotPresent":

@@ -109,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, beam_options = parser.parse_known_args(argv)
 
     def run(arguments: argparse.Namespace) -> int:
+        # Trainings and servers in processes of their own need memory of the same GPUs.
+        os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
         settings = pipeline_settings(arguments)
         check_launch(settings, beam_options, own_options(parser))
         with only_run_in(Path(settings.output)):

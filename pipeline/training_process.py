@@ -1,26 +1,27 @@
 """One worker's part of a training job, in a process of its own: `python -m pipeline.training_process`.
 
 Several workers can train together only in an interpreter whose TensorFlow has not been at work yet,
-which that of a pipeline always has. The arguments are the job's file and the file for the outcome.
+which that of a pipeline always has. The arguments are the job's file, the file for the outcome, and the
+number of the process that waits for it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ahnet_tf.stopping import stop_requests
-from ahnet_tf.workers import Workers, workers_of
+from ahnet_tf.workers import Workers, check_replicas, workers_of
 from pipeline.training_job import TrainingJob, read_job, write_job
 from preprocessing import errors
 from preprocessing.command import quiet_frameworks
@@ -28,6 +29,8 @@ from preprocessing.errors import AHNetError, PipelineError, SettingsError, Stopp
 from preprocessing.files import write_json
 
 POLL_S = 0.5
+# Of <linux/prctl.h>: the signal that a process gets when its parent ends.
+PR_SET_PDEATHSIG = 1
 
 
 class ProcessTraceback(Exception):  # noqa: N818
@@ -90,8 +93,11 @@ def run_job(
         outcome = Path(folder) / "outcome.json"
         # A session of its own: Ctrl-C reaches it once, from here.
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.training_process", str(path), str(outcome)],
-            stdin=subprocess.PIPE,
+            [
+                *(sys.executable, "-m", "pipeline.training_process"),
+                *(str(path), str(outcome), str(os.getpid())),
+            ],
+            stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
         try:
@@ -99,13 +105,12 @@ def run_job(
         finally:
             process.kill()
             process.wait()
-            process.stdin.close()
         if outcome.is_file():
             _raise_again(json.loads(outcome.read_text(encoding="utf-8")), job)
             return
     if requested():
         name = signal.Signals(requested()).name
-        message = f"{job.output}: stopped by {name} before any step; the same command begins again"
+        message = f"{job.output}: stopped by {name}; the same command goes on from what is saved"
         raise Stopped(requested(), message)
     if not ended:
         raise PipelineError(job.output, "a chief at this training", "one that has left it")
@@ -116,12 +121,16 @@ def run_job(
 
 def main(arguments: Sequence[str]) -> int:
     """Trains as the job says, and writes how that ended."""
-    job_file, outcome = map(Path, arguments)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    job_file, outcome = map(Path, arguments[:2])
+    _end_with(int(arguments[2]))
+    # Until the training takes it over: no handler of Python's runs while TensorFlow waits for workers.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Whoever starts this has decided already: quiet frameworks leave their mark in the environment.
     quiet_frameworks(debug="TF_CPP_MIN_LOG_LEVEL" not in os.environ)
     try:
         job = read_job(job_file)
+        # Before the seconds that TensorFlow's import takes.
+        check_replicas(job.training.replicas)
         from ahnet_tf.devices import set_up_devices
         from ahnet_tf.training import train_network
 
@@ -135,8 +144,6 @@ def main(arguments: Sequence[str]) -> int:
             job.output,
             initial=job.initial,
         )
-    except KeyboardInterrupt:
-        return 130
     except Exception as error:
         write_json(outcome, _described(error))
         return 1
@@ -160,11 +167,14 @@ def _wait(
             return False
 
 
-def _end_with_parent() -> None:
-    # Whose death closes the pipe. By the descriptor: a lock on sys.stdin would outlive the main thread.
-    while os.read(0, 1):
-        pass
-    os._exit(1)
+def _end_with(parent: int) -> None:
+    """Has Linux end this process with its parent, whatever it is at.
+
+    A thread could not: TensorFlow waits for other workers with Python's lock held.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _described(error: Exception) -> dict[str, Any]:

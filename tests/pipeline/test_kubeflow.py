@@ -46,6 +46,8 @@ CLUSTER = {
             "gpus": 2,
             "node_selector": {"pool": "gpu"},
             "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+            "environment": {"NCCL_DEBUG": "WARN"},
+            "labels": {"example.org/role": "chief"},
         },
     },
 }
@@ -135,8 +137,11 @@ def test_pods_of_the_argo_workflow_have_what_the_settings_say(compiled):
             "/mnt/ahnet": {"persistentVolumeClaim": {"claimName": "ahnet"}},
             "/var/store": {"secret": {"secretName": "store"}},
         }
-        variables = {each["name"]: each["valueFrom"] for each in own["env"]}
+        variables = {each["name"]: each.get("valueFrom", each.get("value")) for each in own["env"]}
         assert variables["STORE_KEY"] == {"secretKeyRef": {"key": "key", "name": "store"}}
+        chosen = CLUSTER["pods"]["Trainer3D"] if name == "trainer3d" else {}
+        assert variables.get("NCCL_DEBUG") == chosen.get("environment", {}).get("NCCL_DEBUG")
+        assert chosen.get("labels", {}).items() <= pod["metadata"]["labels"].items()
         # Only root may write to the root of a file system.
         assert pod["outputs"]["artifacts"][0]["path"].startswith("/tmp/")
         assert max(len(word.encode()) for word in own["args"]) < LONGEST_ARGUMENT
@@ -185,6 +190,12 @@ def test_the_spec_of_version_2_fits_the_schema_of_kubeflow_pipelines(compiled):
 
     resources = deployment.executors["Trainer3D_executor"].container.resources
     assert (resources.accelerator.type, resources.accelerator.count) == ("nvidia.com/gpu", 2)
+    variables = {
+        name: {each.name: each.value for each in executor.container.env}
+        for name, executor in deployment.executors.items()
+    }
+    assert variables.pop("Trainer3D_executor") == CLUSTER["pods"]["Trainer3D"]["environment"]
+    assert not any(variables.values())
     resources = deployment.executors["Pusher_executor"].container.resources
     assert (resources.cpu_limit, resources.memory_limit) == (0.5, pytest.approx(2 * 1.073741824))
 
@@ -203,6 +214,7 @@ def test_the_spec_of_version_2_fits_the_schema_of_kubeflow_pipelines(compiled):
     assert executors["Trainer3D_executor"] == common | {
         "nodeSelector": {"labels": {"pool": "gpu"}},
         "tolerations": CLUSTER["pods"]["Trainer3D"]["tolerations"],
+        "podMetadata": {"labels": {"example.org/role": "chief"}},
     }
 
 

@@ -52,6 +52,15 @@ def test_quantities_of_kubernetes(text, number):
         ({"pods": {"default": {"memory": "8 GB"}}}, "memory: expected a quantity .*'8 GB'"),
         ({"pods": {"default": {"gpus": True}}}, "gpus: expected a whole number"),
         (
+            {"pods": {"default": {"environment": {"A B": "1"}}}},
+            "pods: default: environment: expected names of variables, found 'A B'",
+        ),
+        (
+            {"pods": {"default": {"environment": {"A": 1}}}},
+            "environment: expected an object of texts",
+        ),
+        ({"pods": {"default": {"labels": ["a"]}}}, "labels: expected an object of texts"),
+        (
             {"volumes": [{"claim": "ahnet"}]},
             "volumes: expected the setting 'mount_path', found none",
         ),
