@@ -36,8 +36,8 @@ from preprocessing.errors import InputError, PipelineError, SettingsError
 ROOT = Path(__file__).resolve().parents[2]
 # No augmentation and no evaluation: most of such a run's time goes into building their graphs.
 SETTINGS = (
-    *("architecture=unet2d", "width=0.125", "norm=sync_batch", "batch_size=4", "steps=12"),
-    *("warmup_steps=2", "evaluate_every=0", "checkpoint_every=4", "log_every=2", "seed=3"),
+    *("architecture=unet2d", "width=0.125", "norm=sync_batch", "batch_size=4", "steps=8"),
+    *("warmup_steps=2", "evaluate_every=0", "checkpoint_every=8", "log_every=2", "seed=3"),
     *("learning_rate=0.0001", "flip_probability=0", "warp_probability=0"),
     "padding_probability=0",
 )
@@ -147,7 +147,7 @@ def test_a_trainer_and_a_worker_learn_what_one_process_does(
     said = [re.sub(r"\d+\.\d s", "N s", line) for line in log.read_text().splitlines()]
     assert said == [
         f"worker 1 of 2: waiting for trainings of {tmp_path / 'shared'}",
-        f"worker 1 of 2: joining {work}: unet2d, 12 steps",
+        f"worker 1 of 2: joining {work}: unet2d, 8 steps",
         "worker 1 of 2: finished it, N s",
     ]
     assert not work.exists()
@@ -207,6 +207,24 @@ def test_a_worker_that_waits_ends_with_a_signal(start_worker, tmp_path):
     assert log.read_text().splitlines()[1:] == [expected]
 
 
+def test_a_training_ends_with_its_worker_even_if_that_is_killed(start_worker, tmp_path, task):
+    process, log = start_worker()
+    write_job(job_in(tmp_path / "shared", task, TrainingConfig()))
+    wait_for(log, "joining")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not children.read_text():
+        time.sleep(0.05)
+    training = Path("/proc") / children.read_text().strip()
+    # By then it has begun: TensorFlow comes last.
+    while "libtensorflow" not in (training / "maps").read_text():
+        time.sleep(0.05)
+    process.kill()
+    deadline = time.monotonic() + 20
+    while training.exists() and "(zombie)" not in (training / "status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_the_chief_tells_a_trainings_own_error_and_leaves_no_job(
     arguments, monkeypatch, capfd, small_task
 ):
@@ -232,7 +250,8 @@ def test_a_job_that_its_chief_has_left_is_ended(tmp_path, task):
         run_job(write_job(job), job, lambda: 0, wanted=lambda: False)
 
 
-texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12)
+# Names of files as people give them.
+names = st.text("aé 東'\\%", min_size=1, max_size=8)
 
 
 @given(
@@ -242,7 +261,7 @@ texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12)
         learning_rate=st.floats(1e-9, 1),
         class_weights=st.none() | st.just((0.25, 1.0, 3.0)),
     ),
-    files=st.lists(texts.map("/records/{}".format) | st.just("gs://bucket/records/a"), max_size=3),
+    files=st.lists(names.map("/records/{}".format) | st.just("gs://bucket/records/a"), max_size=3),
     initial=st.none() | st.just("/run/base"),
 )
 def test_a_job_is_read_as_it_was_written(tmp_path_factory, task, training, files, initial):
