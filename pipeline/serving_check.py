@@ -5,6 +5,7 @@
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils, standard_artifacts
 from tfx.utils import io_utils, path_utils
 
-from ahnet_tf.predictors import open_predictor
+from ahnet_tf.predictors import ExportSettings, open_predictor
 from ahnet_tf.record_files import read_files
 from pipeline.stages import served
 from pipeline.trainer import record_files
@@ -82,16 +83,20 @@ def check_answers(export: str, files: Sequence[str], requests: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         version = Path(folder) / "1"
         io_utils.copy_dir(export, str(version))
-        here = open_predictor(version)
-        patches = first_patches(files, here.settings.task, requests)
-        with (
-            served(Path(folder), MODEL_NAME) as (address, _),
-            AHNetClient(address, MODEL_NAME) as client,
-        ):
-            if client.describe() != here.settings:
-                raise ServingError(export, "the settings of the export", "others from the server")
-            for case_id, image in patches.items():
-                _compare(client.predict_windows(image), here.predict(image), export, case_id)
+        with ThreadPoolExecutor(1) as beside:
+            # This process loads the export and answers while the server is still starting.
+            expecting = beside.submit(_answers_here, version, files, requests)
+            with (
+                served(Path(folder), MODEL_NAME) as (address, _),
+                AHNetClient(address, MODEL_NAME) as client,
+            ):
+                settings, expected = expecting.result()
+                if client.describe() != settings:
+                    raise ServingError(
+                        export, "the settings of the export", "others from the server"
+                    )
+                for case_id, (image, answer) in expected.items():
+                    _compare(client.predict_windows(image), answer, export, case_id)
 
 
 def first_patches(files: Sequence[str], task: Task, count: int) -> dict[str, np.ndarray]:
@@ -103,6 +108,16 @@ def first_patches(files: Sequence[str], task: Task, count: int) -> dict[str, np.
         record = parse_example(serialized, task)
         patches.setdefault(record[CASE_ID].numpy().decode(), record["image"].numpy()[None])
     return patches
+
+
+def _answers_here(
+    version: Path, files: Sequence[str], requests: int
+) -> tuple[ExportSettings, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Returns an export's settings, and by case a patch and this process's answer to it."""
+    here = open_predictor(version)
+    patches = first_patches(files, here.settings.task, requests)
+    answers = {case_id: (image, here.predict(image)) for case_id, image in patches.items()}
+    return here.settings, answers
 
 
 def _compare(answer: np.ndarray, expected: np.ndarray, export: str, case_id: str) -> None:

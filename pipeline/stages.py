@@ -132,7 +132,8 @@ def served(
             yield address, lambda: peaks[0]
         finally:
             deadline.cancel()
-            process.send_signal(signal.SIGTERM)
+            # Not send_signal, which would take the exit code of a server that has ended from `_wait`.
+            os.kill(process.pid, signal.SIGTERM)
             peaks[0] = _wait(process)[1]
             process.stdout.close()
 
