@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import urllib.request
 
 import h5py
 import numpy as np
@@ -262,10 +263,18 @@ def test_foreign_names_and_missing_files_are_refused(tmp_path):
         read_arrays(tmp_path / "weights.bin")
 
 
-def test_imagenet_without_network_says_which_file_goes_where(tmp_path, monkeypatch):
+@pytest.fixture
+def no_network(monkeypatch):
+    """Sends downloads to a closed port of this machine, which refuses them at once."""
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        # A closed local port: the download is refused at once, on any machine.
         monkeypatch.setenv(name, "http://127.0.0.1:9")
+    # urllib reads the variables once, and keeps what it has read.
+    urllib.request.install_opener(None)
+    yield
+    urllib.request.install_opener(None)
+
+
+def test_imagenet_without_network_says_which_file_goes_where(tmp_path, no_network):
     with pytest.raises(ModelError) as caught:
         imagenet_file(tmp_path)
     assert str(tmp_path / "models" / NAME) in str(caught.value)
