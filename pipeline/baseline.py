@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ml_metadata import MetadataStore
 from tfx.dsl.components.common.resolver import ResolverStrategy
 from tfx.types import Artifact
@@ -20,11 +22,7 @@ class EarlierBlessedModel(ResolverStrategy):
     ) -> dict[str, list[Artifact]]:
         """Returns `model` and `model_blessing` with one artifact each, or none."""
         current = {model.id for model in input_dict["current"]}
-        blessings = {
-            blessing.get_int_custom_property("current_model_id"): blessing
-            for blessing in input_dict["model_blessing"]
-            if blessing.get_int_custom_property("blessed") == 1
-        }
+        blessings = blessings_by_model(input_dict["model_blessing"])
         models = [
             model
             for model in input_dict["model"]
@@ -36,3 +34,12 @@ class EarlierBlessedModel(ResolverStrategy):
             "model": [latest] if latest else [],
             "model_blessing": [blessings[latest.id]] if latest else [],
         }
+
+
+def blessings_by_model(blessings: Sequence[Artifact]) -> dict[int, Artifact]:
+    """Returns the artifacts that bless a model, by the model's id; refusals are left out."""
+    return {
+        blessing.get_int_custom_property("current_model_id"): blessing
+        for blessing in blessings
+        if blessing.get_int_custom_property("blessed") == 1
+    }

@@ -24,9 +24,9 @@ from pipeline.beam import beam_arguments
 from pipeline.launch_checks import check_launch
 from pipeline.lineage import METADATA_FILE
 from pipeline.one_run import only_run_in
-from pipeline.options import add_pipeline_options, own_options, pipeline_settings
+from pipeline.options import add_pipeline_options, pipeline_settings
 from pipeline.settings import PipelineSettings
-from preprocessing.command import make_parser, run_command
+from preprocessing.command import make_parser, own_options, run_command
 from preprocessing.errors import PipelineError
 from preprocessing.files import without_nan, write_json
 

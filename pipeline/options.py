@@ -152,11 +152,6 @@ def pipeline_settings(
     )
 
 
-def own_options(parser: argparse.ArgumentParser) -> list[str]:
-    """Returns the options of a parser, which Beam's are told apart from."""
-    return [option for action in parser._actions for option in action.option_strings]
-
-
 def _task(arguments: argparse.Namespace, data: str, *, on_cluster: bool) -> Task:
     if arguments.task is not None:
         return load_task(arguments.task)

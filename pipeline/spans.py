@@ -7,6 +7,7 @@ from ml_metadata.proto import metadata_store_pb2
 from tfx.dsl.components.common.resolver import ResolverStrategy
 from tfx.types import Artifact
 
+from pipeline.baseline import blessings_by_model
 from pipeline.validation import stop_on_anomalies
 
 Resolved = dict[str, list[Artifact]]
@@ -74,11 +75,7 @@ class UnseenByModel(ResolverStrategy):
     def resolve_artifacts(self, store: MetadataStore, input_dict: Resolved) -> Resolved:
         """Returns `model` with one artifact, or none."""
         (current,) = input_dict["current"]
-        blessed = {
-            blessing.get_int_custom_property("current_model_id")
-            for blessing in input_dict["model_blessing"]
-            if blessing.get_int_custom_property("blessed") == 1
-        }
+        blessed = blessings_by_model(input_dict["model_blessing"])
         candidates = [
             model
             for model in input_dict["model"]

@@ -86,10 +86,6 @@ class TrainingTuner(BaseTuner):
         shutil.rmtree(output)
         return {OBJECTIVE: max(0.0, mean_over_classes(result.dice))}
 
-    def load_model(self, trial: Any) -> Any:
-        """Not used: the Tuner hands on hyperparameters alone."""
-        raise NotImplementedError
-
 
 def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
     """Returns the search that TFX's Tuner runs: random learning rates on a logarithmic scale.

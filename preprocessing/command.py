@@ -26,6 +26,11 @@ def make_parser(module: str, purpose: str, examples: Sequence[str]) -> argparse.
     return parser
 
 
+def own_options(parser: argparse.ArgumentParser) -> list[str]:
+    """Returns the options of a parser, which Beam's are told apart from."""
+    return [option for action in parser._actions for option in action.option_strings]
+
+
 def quiet_frameworks(debug: bool = False) -> None:
     """Silences the frameworks' start-up logs and warnings; call before importing TensorFlow."""
     if debug:

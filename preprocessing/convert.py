@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from preprocessing.allowances import ALLOWANCES, parse_allowances
-from preprocessing.command import make_parser, run_command
+from preprocessing.command import make_parser, own_options, run_command
 from preprocessing.errors import PipelineError, SettingsError
 from preprocessing.splits import EVAL_FRACTION, load_splits, split_by_hash
 from preprocessing.tasks import Task, load_task
@@ -86,7 +86,7 @@ def convert(
     from preprocessing.unfinished import keep_listed, unfinished_folder
 
     output = output.rstrip("/")
-    runner = beam_runner(beam_options, [o for a in _parser()._actions for o in a.option_strings])
+    runner = beam_runner(beam_options, own_options(_parser()))
     if splits_file:
         splits = load_splits(splits_file, [case.case_id for case in cases])
         cases = [_with_split(case, splits, splits_file) for case in cases]
