@@ -33,7 +33,7 @@ def make_optimizer(
             optimizer = tf.keras.optimizers.legacy.Adam(
                 schedule, beta_1=0.9, beta_2=0.999, epsilon=1e-8
             )
-            _create_moments(strategy, optimizer, model.trainable_variables)
+            _create_moments(optimizer, model.trainable_variables)
         if config.precision == "mixed_float16":
             optimizer = tf.keras.mixed_precision.LossScaleOptimizer(optimizer)
     return optimizer
@@ -49,15 +49,11 @@ def _without_decay(model: tf.keras.Model) -> list[tf.Variable]:
 
 
 def _create_moments(
-    strategy: tf.distribute.Strategy,
-    optimizer: tf.keras.optimizers.legacy.Optimizer,
-    weights: list[tf.Variable],
+    optimizer: tf.keras.optimizers.legacy.Optimizer, weights: list[tf.Variable]
 ) -> None:
-    # A step without gradient creates the moments and changes nothing. Created within the first real
-    # step they would make TensorFlow trace it twice, and a checkpoint could not be checked at once.
-    def apply_zeros() -> None:
-        zeros = [(tf.zeros_like(weight), weight) for weight in weights]
-        optimizer.apply_gradients(zeros, experimental_aggregate_gradients=False)
-
-    tf.function(lambda: strategy.run(apply_zeros), autograph=False)()
-    optimizer.iterations.assign(0)
+    # Created within the first step they would make TensorFlow trace it twice, and a checkpoint could
+    # not be checked at once. To read a setting or the count creates its variable.
+    _ = optimizer.iterations, optimizer.beta_1, optimizer.beta_2
+    for moment in ("m", "v"):
+        for weight in weights:
+            optimizer.add_slot(weight, moment)

@@ -36,7 +36,7 @@ from preprocessing.volume import spacing_mm
 
 DATA_SEED = 11
 # Numbers of the first case: no case is in two groups.
-FIRST = {"volumes": 0, "evaluation": 500, "further": 1000, "unseen": 5000}
+FIRST = {"volumes": 0, "further": 1000, "unseen": 5000}
 LOW_RATES = (0.25, 0.5, 1.0, 2.0)
 
 
@@ -57,7 +57,7 @@ def make_records(plan: Plan, task_name: str, folder: Path) -> None:
     if (folder / "2d" / "task.json").is_file():
         return
     shutil.rmtree(folder, ignore_errors=True)
-    counts = {"volumes": plan.volumes, "evaluation": 1, "further": plan.further}
+    counts = {"volumes": plan.volumes, "further": plan.further}
     ids = {}
     for group, cases in counts.items():
         path = folder / "cases" / group
@@ -73,9 +73,9 @@ def make_records(plan: Plan, task_name: str, folder: Path) -> None:
     for name, groups in (("3d", ("volumes",)), ("2d", ("volumes", "further"))):
         splits = folder / f"splits_{name}.json"
         train = [case_id for group in groups for case_id in ids[group]]
-        write_json(splits, {"train": train, "eval": ids["evaluation"]})
+        write_json(splits, {"train": train, "eval": []})
         convert(
-            [str(folder / "cases" / group) for group in (*groups, "evaluation")],
+            [str(folder / "cases" / group) for group in groups],
             str(folder / name),
             tasks[name],
             splits_file=str(splits),
@@ -111,7 +111,7 @@ def make_run(output: Path, plan: Plan, task_name: str, name: str, seed: int) -> 
         training_config(name, task, plan, seed),
         task,
         find_records(records / "train"),
-        find_records(records / "eval"),
+        (),
         folder,
         initial=initial,
         progress=False,

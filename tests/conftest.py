@@ -21,6 +21,8 @@ from pydicom.uid import (
 from preprocessing.command import quiet_frameworks
 
 quiet_frameworks()
+# Figures are held to float32's accuracy, which GPUs round to TF32, and replicas share the CPU.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 ROOT = Path(__file__).resolve().parents[1]
 

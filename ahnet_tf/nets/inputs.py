@@ -7,7 +7,7 @@ import math
 import tensorflow as tf
 
 from ahnet_tf.nets.norms import SettingsLayer, register
-from ahnet_tf.nets.operations import neighbouring_slices
+from ahnet_tf.nets.operations import axis_sizes, neighbouring_slices
 
 
 def class_probabilities(logits: tf.Tensor, activation: str) -> tf.Tensor:
@@ -57,8 +57,11 @@ class PadInPlane(SettingsLayer):
 
     def call(self, inputs):
         # The remainder of -shape is the same, but converters to other formats get its sign wrong.
-        excess = (self.multiple - tf.shape(inputs)[2:4] % self.multiple) % self.multiple
-        return tf.pad(inputs, [[0, 0], [0, 0], [0, excess[0]], [0, excess[1]], [0, 0]])
+        rows, columns = (
+            (self.multiple - size % self.multiple) % self.multiple
+            for size in axis_sizes(inputs)[2:4]
+        )
+        return tf.pad(inputs, [[0, 0], [0, 0], [0, rows], [0, columns], [0, 0]])
 
 
 @register
@@ -69,8 +72,8 @@ class CropInPlane(SettingsLayer):
         super().__init__(**{"dtype": "float32"} | kwargs)
 
     def call(self, inputs, like):
-        shape = tf.shape(like)
-        return inputs[:, :, : shape[2], : shape[3]]
+        rows, columns = axis_sizes(like)[2:4]
+        return inputs[:, :, :rows, :columns]
 
 
 @register

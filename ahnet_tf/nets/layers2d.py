@@ -19,6 +19,7 @@ from ahnet_tf.nets.norms import (
 )
 from ahnet_tf.nets.operations import (
     as_pieces,
+    axis_sizes,
     conv,
     conv_pieces,
     fold,
@@ -221,7 +222,7 @@ class ResizeInPlane(SettingsLayer):
     """Bilinear interpolation within slices to the y, x size of a second map, corners aligned."""
 
     def call(self, inputs, like):
-        return unfold(resize_in_plane(fold(inputs), tf.shape(like)[2:4]), inputs)
+        return unfold(resize_in_plane(fold(inputs), axis_sizes(like)[2:4]), inputs)
 
 
 @register

@@ -22,6 +22,7 @@ from ahnet_tf.nets.norms import (
 )
 from ahnet_tf.nets.operations import (
     as_pieces,
+    axis_sizes,
     conv,
     conv_pieces,
     conv_to_few,
@@ -96,7 +97,7 @@ class TransposedConv(SettingsLayer):
         super().build(input_shape)
 
     def call(self, inputs, like):
-        size = tf.shape(like)
+        size = axis_sizes(like)
         return transposed_conv(inputs, self.kernel)[:, : size[1], : size[2], : size[3]]
 
 
@@ -105,7 +106,7 @@ class Resize(SettingsLayer):
     """Trilinear interpolation to the z, y, x of a second map, corners aligned."""
 
     def call(self, inputs, like):
-        return resize(inputs, tf.shape(like)[1:4])
+        return resize(inputs, axis_sizes(like)[1:4])
 
 
 def make_upsampling(mode: str, filters: int, name: str = "up") -> tf.keras.layers.Layer:

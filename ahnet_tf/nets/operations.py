@@ -7,6 +7,7 @@ CPU they are at least as fast as 3D ones, and their bfloat16 gradients are sound
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,18 +17,27 @@ import tensorflow as tf
 LARGE_KERNEL = 2**17
 
 
+def axis_sizes(x: tf.Tensor) -> list[int | tf.Tensor]:
+    """Returns the size of each axis: a number where it is known, else a scalar.
+
+    Operations on sizes are a large part of a graph, and numbers need none.
+    """
+    if x.shape.is_fully_defined():
+        return x.shape.as_list()
+    found = tf.unstack(tf.shape(x))
+    return [each if size is None else size for size, each in zip(x.shape, found, strict=True)]
+
+
 def fold(x: tf.Tensor) -> tf.Tensor:
     """Turns [batch, z, y, x, channel] into [batch * z, y, x, channel]; 4D tensors pass."""
     if x.shape.rank == 4:
         return x
-    shape = tf.shape(x)
-    return tf.reshape(x, [-1, shape[2], shape[3], x.shape[4]])
+    return tf.reshape(x, [-1, *axis_sizes(x)[2:]])
 
 
 def unfold(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
     """Turns [batch * z, y, x, channel] back into [batch, z, y, x, channel] with the z of `like`."""
-    shape = tf.shape(x)
-    return tf.reshape(x, [-1, tf.shape(like)[1], shape[1], shape[2], x.shape[3]])
+    return tf.reshape(x, [-1, axis_sizes(like)[1], *axis_sizes(x)[1:]])
 
 
 def as_pieces(x: tf.Tensor | list[tf.Tensor]) -> list[tf.Tensor]:
@@ -49,7 +59,7 @@ def widen(x: tf.Tensor, size: int, axis: int, value: float = 0.0) -> tf.Tensor:
     missing = size - x.shape[axis]
     if not missing:
         return x
-    shape = x.shape.as_list() if x.shape.is_fully_defined() else tf.unstack(tf.shape(x))
+    shape = axis_sizes(x)
     shape[axis] = missing
     return tf.concat([x, tf.fill(shape, tf.cast(value, x.dtype))], axis)
 
@@ -66,9 +76,8 @@ def conv(
     kernel = widen(tf.cast(kernel, x.dtype), x.shape[-1], axis=2)
     ky, kx, channels, filters = kernel.shape
     if ky == kx == strides == 1 and channels * filters >= LARGE_KERNEL:
-        shape = tf.shape(x)
         product = tf.matmul(tf.reshape(x, [-1, channels]), kernel[0, 0])
-        return tf.reshape(_biased(product, bias), [shape[0], shape[1], shape[2], filters])
+        return tf.reshape(_biased(product, bias), [-1, *axis_sizes(x)[1:3], filters])
     if strides > 1 and (ky > 1 or kx > 1):
         x = tf.pad(x, [[0, 0], [ky // 2, ky // 2], [kx // 2, kx // 2], [0, 0]])
     padding = "SAME" if strides == 1 else "VALID"
@@ -123,9 +132,9 @@ def scale_shift(x: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
     return tf.nn.bias_add(tf.nn.depthwise_conv2d(x, kernel, [1, 1, 1, 1], "SAME"), shift)
 
 
-def resize_in_plane(x: tf.Tensor, size_yx: tf.Tensor) -> tf.Tensor:
+def resize_in_plane(x: tf.Tensor, size_yx: Sequence[int | tf.Tensor]) -> tf.Tensor:
     """Interpolates a folded map bilinearly to `size_yx`, corners aligned; keeps the dtype."""
-    resized = tf.raw_ops.ResizeBilinear(images=x, size=size_yx, align_corners=True)
+    resized = tf.raw_ops.ResizeBilinear(images=x, size=tf.stack(size_yx), align_corners=True)
     return tf.cast(resized, x.dtype)
 
 
@@ -145,14 +154,14 @@ def stem_conv(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
 def fold_plane(x: tf.Tensor) -> tf.Tensor:
     """Turns [batch, z, y, x, channel] into [batch, z, y * x, channel]."""
-    shape = tf.shape(x)
-    return tf.reshape(x, [shape[0], shape[1], shape[2] * shape[3], x.shape[4]])
+    _, slices, rows, columns, channels = axis_sizes(x)
+    return tf.reshape(x, [-1, slices, rows * columns, channels])
 
 
 def unfold_plane(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
     """Turns [batch, z, y * x, channel] back into 5D with the y, x of `like`."""
-    shape, plane = tf.shape(x), tf.shape(like)[2:4]
-    return tf.reshape(x, [shape[0], shape[1], plane[0], plane[1], x.shape[3]])
+    _, slices, _, channels = axis_sizes(x)
+    return tf.reshape(x, [-1, slices, *axis_sizes(like)[2:4], channels])
 
 
 def slice_max_pool(x: tf.Tensor) -> tf.Tensor:
@@ -175,12 +184,14 @@ def neighbouring_slices(x: tf.Tensor, count: int) -> tf.Tensor:
     [batch, z, y, x, channel] becomes [batch, z, y, x, count * channel]; beyond the ends lie zeros.
     """
     reach = count // 2
-    depth = tf.shape(x)[1]
+    depth = axis_sizes(x)[1]
     x = tf.pad(x, [[0, 0], [reach, reach], [0, 0], [0, 0], [0, 0]])
     return tf.concat([x[:, i : i + depth] for i in range(count)], axis=-1)
 
 
-def interpolation_matrix(size_in: tf.Tensor, size_out: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+def interpolation_matrix(
+    size_in: int | tf.Tensor, size_out: int | tf.Tensor, dtype: tf.DType
+) -> tf.Tensor:
     """Returns [size_out, size_in], linear interpolation along one axis with corners aligned."""
     last_in = tf.cast(size_in - 1, tf.float32)
     last_out = tf.cast(tf.maximum(size_out - 1, 1), tf.float32)
@@ -189,15 +200,15 @@ def interpolation_matrix(size_in: tf.Tensor, size_out: tf.Tensor, dtype: tf.DTyp
     return tf.cast(tf.nn.relu(1 - distances), dtype)
 
 
-def resize_slices(x: tf.Tensor, depth: tf.Tensor) -> tf.Tensor:
+def resize_slices(x: tf.Tensor, depth: int | tf.Tensor) -> tf.Tensor:
     """Interpolates linearly along z to `depth` slices, corners aligned."""
-    shape = tf.shape(x)
-    flat = tf.reshape(x, [shape[0], shape[1], shape[2] * shape[3] * x.shape[4]])
-    flat = tf.matmul(interpolation_matrix(shape[1], depth, x.dtype), flat)
-    return tf.reshape(flat, [shape[0], depth, shape[2], shape[3], x.shape[4]])
+    _, slices, *rest = axis_sizes(x)
+    flat = tf.reshape(x, [-1, slices, math.prod(rest)])
+    flat = tf.matmul(interpolation_matrix(slices, depth, x.dtype), flat)
+    return tf.reshape(flat, [-1, depth, *rest])
 
 
-def resize(x: tf.Tensor, size_zyx: tf.Tensor) -> tf.Tensor:
+def resize(x: tf.Tensor, size_zyx: Sequence[int | tf.Tensor]) -> tf.Tensor:
     """Interpolates trilinearly to `size_zyx`, corners aligned; keeps the dtype."""
     x = resize_slices(x, size_zyx[0])
     return unfold(resize_in_plane(fold(x), size_zyx[1:]), x)
@@ -206,11 +217,11 @@ def resize(x: tf.Tensor, size_zyx: tf.Tensor) -> tf.Tensor:
 def transposed_conv(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """Transposed convolution with `kernel` [depth, 2, 2, in, out], its strides its size."""
     depth, _, _, channels, filters = kernel.shape
-    shape = tf.shape(x)
+    _, slices, rows, columns, _ = axis_sizes(x)
     kernel = tf.reshape(tf.cast(kernel, x.dtype), [depth, 1, 1, 4, channels, filters])
     slabs = []
     for part in tf.unstack(tf.transpose(kernel, [0, 1, 2, 4, 3, 5])):
         flat = conv(fold(x), tf.reshape(part, [1, 1, channels, 4 * filters]))
         slabs.append(tf.nn.depth_to_space(flat, 2))
     x = tf.stack(slabs, axis=1)
-    return tf.reshape(x, [shape[0], depth * shape[1], 2 * shape[2], 2 * shape[3], filters])
+    return tf.reshape(x, [-1, depth * slices, 2 * rows, 2 * columns, filters])

@@ -12,7 +12,8 @@ from preprocessing.convert import main as convert
 from preprocessing.phantom import main as phantom
 from serving.export import main as export
 
-TINY = ["width=0.0625", "blocks=[1,1,1,1]", "growth=4", "warmup_steps=1", "evaluate_every=4"]
+TINY = ["width=0.0625", "blocks=[1,1,1,1]", "growth=4", "dense_layers=1", "pvp_levels=1"]
+TINY += ["warmup_steps=1", "evaluate_every=4"]
 
 
 @pytest.mark.slow
