@@ -17,7 +17,7 @@ from ahnet_tf.predictors import Predictor
 from ahnet_tf.segmentation import PredictionSettings, Segmentation, segment_volume
 from preprocessing.case import Case, public, shown
 from preprocessing.detections import Detection, write_detections
-from preprocessing.dicom_segmentation import Software, write_segmentation
+from preprocessing.dicom.segmentation import Software, write_segmentation
 from preprocessing.errors import AHNetError, InputError
 from preprocessing.files import DISK_FULL
 from preprocessing.nifti import check_pair, write_image, write_on_grid

@@ -36,7 +36,7 @@ from preprocessing.allowances import parse_allowances
 from preprocessing.case import Case
 from preprocessing.cases import find_cases
 from preprocessing.command import make_parser, run_command
-from preprocessing.dicom_segmentation import Software
+from preprocessing.dicom.segmentation import Software
 from preprocessing.errors import InputError, ModelError, SettingsError
 from preprocessing.files import DISK_FULL, write_json
 from preprocessing.reading import is_dicom_image

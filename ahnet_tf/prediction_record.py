@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocessing.case import Case
-from preprocessing.dicom_identity import shown_path
+from preprocessing.dicom.identity import shown_path
 from preprocessing.errors import InputError, SettingsError
 
 RECORD_FILE = "prediction.json"

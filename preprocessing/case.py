@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocessing.dicom_identity import shown_path
+from preprocessing.dicom.identity import shown_path
 from preprocessing.lesions import LesionBox
 
 # With what is put before and behind it, a name of this length fits every file system.

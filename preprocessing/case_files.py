@@ -10,8 +10,8 @@ from pathlib import Path
 from pydicom.dataset import Dataset
 from pydicom.uid import BreastTomosynthesisImageStorage
 
-from preprocessing.dicom_header import has_image, is_dicom, read_header, text
-from preprocessing.dicom_identity import identifiers, pseudonym
+from preprocessing.dicom.header import has_image, is_dicom, read_header, text
+from preprocessing.dicom.identity import identifiers, pseudonym
 from preprocessing.errors import InputError
 from preprocessing.nifti import has_nifti_suffix
 
@@ -28,7 +28,7 @@ class DicomImage:
 
     Attributes:
       path: a folder of slices, or a file of many frames.
-      identifiers: what names the patient in it, see `dicom_identity.identifiers`.
+      identifiers: what names the patient in it, see `identity.identifiers`.
       pseudonym: a case id that tells nobody: `ct-` or `dbt-` and 12 hexadecimal digits of the SHA-256
         of the series' UID (of the file's own for a file).
     """

@@ -29,8 +29,8 @@ from preprocessing.case_files import (
 )
 from preprocessing.case_pairs import UNLABELLED_FOLDERS, paired, stem_of
 from preprocessing.decathlon import FILE, DecathlonSet, read_decathlon
-from preprocessing.dicom_header import is_dicom
-from preprocessing.dicom_identity import is_identifying, pseudonym
+from preprocessing.dicom.header import is_dicom
+from preprocessing.dicom.identity import is_identifying, pseudonym
 from preprocessing.errors import InputError
 from preprocessing.nifti import has_nifti_suffix
 

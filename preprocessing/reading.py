@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from preprocessing.case import Case, public, shown
-from preprocessing.dicom import read_dicom
-from preprocessing.dicom_header import is_dicom
-from preprocessing.dicom_masks import read_masks
-from preprocessing.dicom_segmentation import Source, read_source
+from preprocessing.dicom.header import is_dicom
+from preprocessing.dicom.masks import read_masks
+from preprocessing.dicom.reading import read_dicom
+from preprocessing.dicom.segmentation import Source, read_source
 from preprocessing.errors import InputError
 from preprocessing.label_names import task_values
 from preprocessing.nifti import has_nifti_suffix, read_image, read_label
@@ -24,11 +24,11 @@ def read_image_of(case: Case, *, allow: Collection[str] = ()) -> Volume:
     """Reads a case's image.
 
     Args:
-      case: whose image it is; its view turns a tomosynthesis, see `dicom_frames.read_frames`.
+      case: whose image it is; its view turns a tomosynthesis, see `frames.read_frames`.
       allow: names of `preprocessing.allowances.ALLOWANCES`.
 
     Returns:
-      Voxels [x, y, z] and affine, see `nifti.read_image` and `dicom.read_dicom`.
+      Voxels [x, y, z] and affine, see `nifti.read_image` and `reading.read_dicom`.
 
     Raises:
       InputError: see there; no message holds an identifier of the case.
@@ -60,7 +60,7 @@ def read_label_of(
       Voxels [x, y, z], uint8.
 
     Raises:
-      InputError: see `nifti.read_label`, `dicom_masks.read_masks` and `label_names.task_values`.
+      InputError: see `nifti.read_label`, `masks.read_masks` and `label_names.task_values`.
     """
     with _named(case):
         label = _labels(case, task.label_names, shape, allow)
@@ -85,7 +85,7 @@ def read_source_of(case: Case, *, allow: Collection[str] = ()) -> Source:
     """Reads what a DICOM SEG takes over from the images of a case whose image is DICOM.
 
     Raises:
-      InputError: see `dicom_segmentation.read_source`; no message holds an identifier of the case.
+      InputError: see `segmentation.read_source`; no message holds an identifier of the case.
     """
     with _named(case):
         return read_source(

@@ -128,7 +128,7 @@ def conv_to_few(
 def scale_shift(x: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
     """Returns x * scale + shift by channel, as a 1x1 depthwise convolution: one pass on CPU."""
     scale, shift = (widen(tf.cast(v, x.dtype), x.shape[-1], axis=0) for v in (scale, shift))
-    kernel = scale[tf.newaxis, tf.newaxis, :, tf.newaxis]
+    kernel = tf.reshape(scale, [1, 1, -1, 1])
     return tf.nn.bias_add(tf.nn.depthwise_conv2d(x, kernel, [1, 1, 1, 1], "SAME"), shift)
 
 

@@ -16,8 +16,8 @@ from preprocessing import case_files, verify
 from preprocessing.case import Case
 from preprocessing.cases import find_cases
 from preprocessing.convert import main
-from preprocessing.dicom import read_dicom
-from preprocessing.dicom_identity import identifiers, is_identifying, pseudonym, shown_path
+from preprocessing.dicom.identity import identifiers, is_identifying, pseudonym, shown_path
+from preprocessing.dicom.reading import read_dicom
 from preprocessing.errors import InputError
 from preprocessing.nifti import write_image
 from preprocessing.reading import read_image_of, read_label_of

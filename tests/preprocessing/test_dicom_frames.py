@@ -20,8 +20,8 @@ from preprocessing.allowances import (
     GapError,
     MixedSeriesError,
 )
-from preprocessing.dicom import read_dicom
-from preprocessing.dicom_frames import breast_side, read_frames
+from preprocessing.dicom.frames import breast_side, read_frames
+from preprocessing.dicom.reading import read_dicom
 from preprocessing.errors import InputError, SettingsError
 
 STORED = np.random.default_rng(1).integers(0, 1024, (5, 8, 6)).astype(np.uint16)
@@ -307,7 +307,7 @@ def test_a_decoder_that_hangs_is_ended(monkeypatch, tmp_path):
     sleeper.write_text("#!/bin/sh\nexec sleep 60\n")
     sleeper.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(sleeper))
-    monkeypatch.setattr("preprocessing.dicom_pixels.DECODER_SECONDS", 0.3)
+    monkeypatch.setattr("preprocessing.dicom.pixels.DECODER_SECONDS", 0.3)
     assert "the decoder broke down" in refusal(get_testdata_file("MR_small_jp2klossless.dcm"))
 
 

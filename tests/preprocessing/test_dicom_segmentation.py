@@ -6,8 +6,8 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import SegmentationStorage
 
-from preprocessing.dicom import read_dicom
-from preprocessing.dicom_segmentation import Software, read_source, write_segmentation
+from preprocessing.dicom.reading import read_dicom
+from preprocessing.dicom.segmentation import Software, read_source, write_segmentation
 from preprocessing.errors import InputError
 
 SOFTWARE = Software("maker", "1.2", "net", "0123abcd")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preprocessing.dicom_header import Image, numbers, sequence_item, text
+from preprocessing.dicom.header import Image, numbers, sequence_item, text
 from preprocessing.errors import InputError
 
 # HU of padded CT pixels, which lie outside the scanner's circle: air, below every tissue.

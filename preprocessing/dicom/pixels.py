@@ -17,8 +17,8 @@ import numpy as np
 from pydicom.pixels import get_decoder
 from pydicom.uid import RLELossless
 
-from preprocessing.dicom_damage import DAMAGE
-from preprocessing.dicom_header import Image, numbers
+from preprocessing.dicom.damage import DAMAGE
+from preprocessing.dicom.header import Image, numbers
 from preprocessing.errors import InputError
 
 # A frame that takes longer to decode than this is one whose decoder hangs.
@@ -171,9 +171,9 @@ def _decoded_apart(images: Sequence[Image]) -> Iterator[np.ndarray]:
 
 @contextlib.contextmanager
 def _decoder(images: Sequence[Image]) -> Iterator[subprocess.Popen]:
-    """Yields a running `preprocessing.dicom_decoder` that has been told the files."""
+    """Yields a running `preprocessing.dicom.decoder` that has been told the files."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "preprocessing.dicom_decoder"],
+        [sys.executable, "-m", "preprocessing.dicom.decoder"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

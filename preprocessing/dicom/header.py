@@ -23,8 +23,8 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from preprocessing.dicom_damage import DAMAGE
-from preprocessing.dicom_identity import IDENTIFYING_TAGS, ShownPath, identifiers, shown_path
+from preprocessing.dicom.damage import DAMAGE
+from preprocessing.dicom.identity import IDENTIFYING_TAGS, ShownPath, identifiers, shown_path
 from preprocessing.errors import InputError
 from preprocessing.nifti_bytes import MAX_VOXELS
 
@@ -107,7 +107,7 @@ def read_header(path: str | os.PathLike, identifying: Collection[str] = ()) -> D
     Args:
       path: DICOM file.
       identifying: values that must not be shown besides the file's own, see
-        `dicom_identity.identifiers`.
+        `identity.identifiers`.
 
     Raises:
       InputError: no DICOM file, or a damaged one.
@@ -153,7 +153,7 @@ def read_image_header(path: str | os.PathLike, identifying: Collection[str] = ()
 
     Args:
       path: DICOM file.
-      identifying: further values that must not be shown, see `dicom_identity.identifiers`.
+      identifying: further values that must not be shown, see `identity.identifiers`.
 
     Raises:
       InputError: as in `read_header`; or no single-channel image, or a file shorter than promised.

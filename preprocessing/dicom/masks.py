@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocessing.dicom_identity import shown_path
-from preprocessing.dicom_pixels import stored_frames
-from preprocessing.dicom_series import find_series
+from preprocessing.dicom.identity import shown_path
+from preprocessing.dicom.pixels import stored_frames
+from preprocessing.dicom.series import find_series
 from preprocessing.errors import InputError
 from preprocessing.label_names import class_value, is_tumour
 from preprocessing.nifti import check_pair

@@ -15,11 +15,11 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 
 from preprocessing.allowances import MixedSeriesError, refuse_unless_allowed
-from preprocessing.dicom_geometry import plane_axes, stack_affine, stack_slices
-from preprocessing.dicom_header import Image, read_image_header, text
-from preprocessing.dicom_pixels import padding_mask, rescaled, stacked, stored_frames
-from preprocessing.dicom_planes import Plane, alike, is_ct, plane_of, scaling_of
-from preprocessing.dicom_series import hounsfield
+from preprocessing.dicom.geometry import plane_axes, stack_affine, stack_slices
+from preprocessing.dicom.header import Image, read_image_header, text
+from preprocessing.dicom.pixels import padding_mask, rescaled, stacked, stored_frames
+from preprocessing.dicom.planes import Plane, alike, is_ct, plane_of, scaling_of
+from preprocessing.dicom.series import hounsfield
 from preprocessing.errors import InputError, SettingsError
 from preprocessing.volume import Volume, checked_affine
 
@@ -48,7 +48,7 @@ def read_frames(
 
     Returns:
       Voxels [x, y, z], x the column, y the row, z the frame in the file's order wherever positions
-      follow it. CT: HU as in `dicom_series.read_series`. Others: values as stored in the file's dtype
+      follow it. CT: HU as in `series.read_series`. Others: values as stored in the file's dtype
       (rescaled if the header says so); MONOCHROME1 is inverted to bright tissue, padding is the
       lowest value. The affine follows a turned picture if the file says how its frames lie.
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from preprocessing.allowances import MixedSeriesError, refuse_unless_allowed
-from preprocessing.dicom_geometry import plane_axes, stack_affine, stack_slices
-from preprocessing.dicom_header import (
+from preprocessing.dicom.geometry import plane_axes, stack_affine, stack_slices
+from preprocessing.dicom.header import (
     Image,
     has_image,
     image_of,
@@ -21,9 +21,9 @@ from preprocessing.dicom_header import (
     text,
     whole,
 )
-from preprocessing.dicom_identity import identifiers, shown_path
-from preprocessing.dicom_pixels import padding_mask, rescaled, stacked, stored_frames
-from preprocessing.dicom_planes import AIR_HU, TISSUE_HU, Plane, alike, plane_of, scaling_of
+from preprocessing.dicom.identity import identifiers, shown_path
+from preprocessing.dicom.pixels import padding_mask, rescaled, stacked, stored_frames
+from preprocessing.dicom.planes import AIR_HU, TISSUE_HU, Plane, alike, plane_of, scaling_of
 from preprocessing.errors import InputError
 from preprocessing.nifti import has_nifti_suffix
 from preprocessing.nifti_bytes import MAX_VOXELS

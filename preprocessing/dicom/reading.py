@@ -6,8 +6,8 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from preprocessing.dicom_frames import read_frames
-from preprocessing.dicom_series import read_series
+from preprocessing.dicom.frames import read_frames
+from preprocessing.dicom.series import read_series
 from preprocessing.volume import Volume
 
 
@@ -18,7 +18,7 @@ def read_dicom(
     allow: Collection[str] = (),
     identifying: Collection[str] = (),
 ) -> Volume:
-    """Reads a folder of slices (`dicom_series.read_series`) or one file (`dicom_frames.read_frames`).
+    """Reads a folder of slices (`series.read_series`) or one file (`frames.read_frames`).
 
     Raises:
       InputError: see there; no message holds an identifier of a header.

@@ -1,7 +1,7 @@
-"""The process that decodes compressed DICOM frames: `python -m preprocessing.dicom_decoder`.
+"""The process that decodes compressed DICOM frames: `python -m preprocessing.dicom.decoder`.
 
 The codecs are C++ that ends its process on some damaged streams, or allocates what a stream promises.
-Here that costs one case, not a worker: memory is limited and `preprocessing.dicom_pixels` sees the end.
+Here that costs one case, not a worker: memory is limited and `preprocessing.dicom.pixels` sees the end.
 
 Standard input: a file's name and its number of frames, each ended by a zero byte, for each file.
 Standard output: for each frame a line of its dtype and shape as JSON, then its values, C order; after
@@ -19,7 +19,7 @@ import numpy as np
 from pydicom import config
 from pydicom.pixels import iter_pixels
 
-from preprocessing.dicom_damage import DAMAGE
+from preprocessing.dicom.damage import DAMAGE
 
 # Address space: libraries, one encoded and one decoded frame, and their copies.
 MEMORY_BYTES = 4 * 2**30

@@ -19,12 +19,12 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
-from preprocessing.dicom_damage import DAMAGE
-from preprocessing.dicom_frames import frame_places
-from preprocessing.dicom_header import Image, read_image_header
-from preprocessing.dicom_identity import ShownPath
-from preprocessing.dicom_planes import plane_of
-from preprocessing.dicom_series import find_series
+from preprocessing.dicom.damage import DAMAGE
+from preprocessing.dicom.frames import frame_places
+from preprocessing.dicom.header import Image, read_image_header
+from preprocessing.dicom.identity import ShownPath
+from preprocessing.dicom.planes import plane_of
+from preprocessing.dicom.series import find_series
 from preprocessing.errors import InputError
 from preprocessing.files import replacing
 
@@ -107,11 +107,11 @@ def read_source(
     allow: Collection[str] = (),
     identifying: Collection[str] = (),
 ) -> Source:
-    """Reads what a SEG takes over from the images of a volume that `dicom.read_dicom` reads.
+    """Reads what a SEG takes over from the images of a volume that `reading.read_dicom` reads.
 
     Args:
       path: a folder of slices, or a multi-frame file.
-      view: as in `dicom_frames.read_frames`.
+      view: as in `frames.read_frames`.
       allow: names of `preprocessing.allowances.ALLOWANCES`.
       identifying: values that no message may show, besides the headers' own.
 

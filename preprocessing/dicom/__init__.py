@@ -1,0 +1,1 @@
+"""DICOM files -> volumes and label maps, and label maps -> DICOM SEG."""
