@@ -107,7 +107,8 @@ def page(
     parts = [_introduction(plan, command), f"![Scores of each network]({picture})"]
     for task in plan.tasks:
         parts += [f"## {TITLES[task]}", _table(summary[task], task, parameters, len(plan.seeds))]
-        parts.append("\n".join(_sentences(summary[task], task)))
+        if len(plan.seeds) > 1:
+            parts.append("\n".join(_sentences(summary[task], task)))
     parts += [_cost(results, machine), _limits(plan)]
     return "\n\n".join(parts) + "\n"
 
@@ -138,9 +139,23 @@ MC-GCN, trained once a seed and shared by the transferred networks) and {share *
 share only, {share * step / million:.1f} million, makes as many steps on volumes as a transferred one. All have the same augmentation, schedule and class weights. U-Nets and MC-GCN learn with a rate
 of {VARIANTS["mcgcn"].learning_rate:g}, AH-Nets with {VARIANTS[REFERENCE].learning_rate:g}, as in the project's small presets.
 
-Numbers are means over {len(plan.seeds)} seeds (start weights, order of patches, augmentation) ± their standard deviation; cases are the same for all seeds. Tumour and liver Dice are means
+{_numbers(plan)} Tumour and liver Dice are means
 over cases. Sensitivity is the share of masses found, at so many false positives a volume (FP), by the rules of the BCS-DBT challenge's scorer with boxes in its pixels of {DBT_PIXEL_MM} mm: the mean at 1/4, 1/2, 1 and 2 FP over all volumes, and
 the challenge's own mean at 1, 2, 3 and 4 FP over those with masses. Differences are taken seed by seed: the transferred AH-Net's score minus the other's."""
+
+
+def _numbers(plan: Plan) -> str:
+    """Says what the numbers of the tables are."""
+    drawn = "start weights, order of patches, augmentation"
+    if len(plan.seeds) == 1:
+        return (
+            f"**One seed ({drawn}) and {plan.steps} steps show that every part works. The numbers don't "
+            "say which network is better.**"
+        )
+    return (
+        f"Numbers are means over {len(plan.seeds)} seeds ({drawn}) ± their standard deviation; "
+        "cases are the same for all seeds."
+    )
 
 
 def _yx() -> str:
@@ -214,10 +229,19 @@ def _cost(results, machine) -> str:
     )
 
 
+def _significance(plan: Plan) -> str:
+    if len(plan.seeds) == 1:
+        return ""
+    return (
+        f'With {len(plan.seeds)} seeds, "with every seed" is an observation and no test of significance; '
+        "the spread over seeds says nothing about other cases. "
+    )
+
+
 def _limits(plan: Plan) -> str:
     return f"""## How far this goes
 
-With {len(plan.seeds)} seeds, "with every seed" is an observation and no test of significance; the spread over seeds says nothing about other cases. Learning rates
+{_significance(plan)}Learning rates
 were not searched for each network. The phantoms' difficulty, the number of steps and the weight of tumours were chosen by single runs on the very cases that
 are scored here, so that the tasks can be learned at all; no network was chosen by them. Networks are as wide as minutes on two cores allow, and stop long before they
 have learned all they could: rankings may change with more training, more volumes or wider networks. The 2D stage starts from random weights, not from ImageNet as in the paper."""

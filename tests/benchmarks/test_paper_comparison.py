@@ -133,3 +133,14 @@ def test_page_says_what_the_numbers_say():
     assert "15 runs took 10 minutes of CPU time" in written
     assert "15 minutes by the clock if added up" in written
     assert "divided by the 2 cores, 5 minutes" in written
+
+
+def test_one_seed_brings_no_verdict():
+    names = ("unet2d", "ahnet_transferred")
+    plan = Plan(tasks=("ct",), variants=names, seeds=(0,), steps=30, steps_2d=10)
+    own = {"unet2d": [0.4], "ahnet_transferred": [0.5], PRETRAINING: [0]}
+    written = page(list(invented_results(own)), plan, MACHINE, "plot.png", "command")
+    assert "The numbers don't say which network is better." in written
+    assert "| 2D U-Net | 1,234,567 | 0.400 |" in written
+    assert "Against 2D U-Net" not in written
+    assert "the highest mean" not in written
