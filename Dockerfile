@@ -1,5 +1,6 @@
 # The project with its locked environment, for a demonstration and for every pod of a cluster:
 # docker build -t ahnet-tf . && docker run ahnet-tf
+# For NVIDIA GPUs: docker build -t ahnet-tf --build-arg GPU=1 . && docker run --gpus all ahnet-tf
 FROM python:3.10-slim-bookworm
 
 # A number, because Kubernetes can't know that a name is not root's.
@@ -10,8 +11,9 @@ USER 1000
 
 # The environment before the code: a changed line of code does not install 2.6 GB again.
 ENV UV_NO_CACHE=1 PIP_NO_CACHE_DIR=1
-COPY --chown=1000 environment.sh setup.py pyproject.toml requirements.lock README.md ./
-RUN ./environment.sh
+COPY --chown=1000 environment.sh setup.py pyproject.toml requirements.lock requirements-gpu.lock README.md ./
+ARG GPU=0
+RUN GPU="$GPU" ./environment.sh
 
 COPY --chown=1000 . .
 ENV PATH=/home/ahnet/ahnet-tf/.venv/bin:$PATH

@@ -6,17 +6,17 @@ OUTPUT = demo
 .PHONY: help env demo test test-fast test-flink lint lock clean
 
 help:
-	@echo "make env               the locked environment .venv, nothing else"
+	@echo "make env               the locked environment .venv, nothing else; GPU=0 without CUDA's libraries, GPU=1 with them"
 	@echo "make demo              the whole road on synthetic CT: data, training, served prediction"
 	@echo "make demo DATA=DIR     the same on your own folder of CT volumes and label maps"
 	@echo "make test              all tests; make test-fast leaves out the whole runs"
 	@echo "make test-flink        the conversion on Flink; fetches nothing, says where the job server comes from"
 	@echo "make lint              format and style checks"
-	@echo "make lock              resolves requirements.lock anew from setup.py"
+	@echo "make lock              resolves requirements.lock and requirements-gpu.lock anew from setup.py"
 	@echo "make clean             removes the environment and the demo's output"
 
 env:
-	@PYTHON="$(PYTHON)" ./environment.sh
+	@PYTHON="$(PYTHON)" GPU="$(GPU)" ./environment.sh
 
 demo: env
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON_BIN) -m pipeline.demo --output "$(OUTPUT)" $(if $(DATA),--input "$(DATA)")
@@ -47,6 +47,10 @@ lint: env
 lock: env
 	@.uv/bin/uv pip compile -q setup.py --extra test --python $(PYTHON_BIN) \
 		--generate-hashes --no-header --upgrade -o requirements.lock
+	@echo "tensorflow[and-cuda]" | .uv/bin/uv pip compile -q - -c requirements.lock --python $(PYTHON_BIN) \
+		--generate-hashes --no-header --no-annotate --upgrade \
+		$$(sed -n 's/^\([a-zA-Z0-9._-]*\)\(\[.*\]\)\{0,1\}==.*/--no-emit-package \1/p' requirements.lock) \
+		-o requirements-gpu.lock
 
 clean:
 	@rm -rf .venv .uv .environment.lock demo

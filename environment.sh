@@ -1,5 +1,6 @@
 #!/bin/sh
-# Makes the environment .venv: Python 3.10 with exactly the packages of requirements.lock.
+# Makes the environment .venv: Python 3.10 with exactly the packages of requirements.lock, and on a
+# machine with an NVIDIA GPU CUDA's libraries of requirements-gpu.lock (GPU=1: always, GPU=0: never).
 # Looks for Python 3.10 in $PYTHON, on the PATH, in pyenv, and lets uv download it otherwise.
 set -eu
 cd -- "$(dirname -- "$0")"
@@ -64,7 +65,17 @@ install_uv() {
 exec 9>.environment.lock
 if command -v flock >/dev/null 2>&1; then flock 9; fi
 
-stamp="$(cat requirements.lock setup.py environment.sh | cksum) $PWD"
+# Unless it is said, what the environment has already, or what the machine has.
+gpu="${GPU:-}"
+if [ -z "$gpu" ]; then
+    gpu=0
+    for sign in /dev/nvidia0 .venv/lib/python3.10/site-packages/nvidia/cudnn; do
+        if [ -e "$sign" ]; then gpu=1; fi
+    done
+fi
+case "$gpu" in 0 | 1) ;; *) fail "GPU=$gpu: expected 1 (with CUDA's libraries), 0 or nothing" ;; esac
+
+stamp="$(cat requirements.lock requirements-gpu.lock setup.py environment.sh | cksum) $gpu $PWD"
 if [ "$(cat .venv/.complete 2>/dev/null || true)" = "$stamp" ] && .venv/bin/python -c ''; then
     exit 0
 fi
@@ -78,5 +89,9 @@ printf 'Making .venv with %s\n' "$("$python310" --version) of $python310" >&2
 printf 'Installing %s locked packages (2.6 GB; minutes on a slow line)\n' \
     "$(grep -c '^[a-z].*==' requirements.lock)" >&2
 "$uv" pip sync -q --python .venv/bin/python --require-hashes requirements.lock
+if [ "$gpu" = 1 ]; then
+    printf "Installing CUDA's libraries for the GPU (2 GB; GPU=0 leaves them out)\n" >&2
+    "$uv" pip install -q --python .venv/bin/python --no-deps --require-hashes -r requirements-gpu.lock
+fi
 "$uv" pip install -q --python .venv/bin/python --no-deps --no-build-isolation --editable .
 printf '%s' "$stamp" >.venv/.complete

@@ -47,6 +47,8 @@ setup(
         "pip",
     ],
     extras_require={
+        # CUDA's libraries as TensorFlow names them; exact versions are in requirements-gpu.lock.
+        "gpu": ["tensorflow[and-cuda]==2.15.1"],
         "test": [
             "pytest",
             "pytest-timeout",

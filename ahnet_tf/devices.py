@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import tensorflow as tf
 
 from ahnet_tf.workers import check_replicas, workers_of
 from preprocessing.errors import SettingsError
 
+# Where the driver shows its GPUs, as nvidia0, nvidia1 and so on.
+DEVICE_FILES = Path("/dev")
+
 
 def set_up_devices(replicas: int) -> None:
     """Splits the CPU for `replicas` and sets threads; call before TensorFlow computes anything.
 
-    Where TF_CONFIG describes several workers, this waits for all of them.
+    Where TF_CONFIG describes several workers, this waits for all of them. Where TensorFlow can't use
+    a GPU that is there, a line on standard error says so.
 
     Args:
       replicas: as in `TrainingConfig`; without a GPU the CPU becomes so many logical devices.
@@ -27,13 +34,17 @@ def set_up_devices(replicas: int) -> None:
     several = workers_of().count > 1
     check_replicas(replicas)
     gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        _warn_of_unused_gpus()
     count = 1 if gpus else max(1, replicas)
     cpu = tf.config.list_physical_devices("CPU")[0]
     try:
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
-        # Two threads are fastest for one replica; collectives of several wait on threads of their own.
-        tf.config.threading.set_inter_op_parallelism_threads(2 if count == 1 else 4 * count)
+        # On a CPU two threads are fastest for one replica, and collectives of several wait on threads of
+        # their own. With GPUs the threads of all cores read and augment.
+        if not gpus:
+            tf.config.threading.set_inter_op_parallelism_threads(2 if count == 1 else 4 * count)
         tf.config.set_logical_device_configuration(
             cpu, [tf.config.LogicalDeviceConfiguration()] * count
         )
@@ -48,6 +59,19 @@ def set_up_devices(replicas: int) -> None:
             ) from None
     if several:
         _strategy_of_workers()
+
+
+def _warn_of_unused_gpus() -> None:
+    """Says that there are GPUs; TensorFlow's own words on that are among its silenced logs."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return
+    count = len(list(DEVICE_FILES.glob("nvidia[0-9]*")))
+    if count:
+        print(
+            f"warning: TensorFlow can't use the {count} NVIDIA GPU(s) of this machine, so the CPU trains: "
+            "CUDA's libraries are missing (make env GPU=1), or the driver is too old.",
+            file=sys.stderr,
+        )
 
 
 def training_strategy(replicas: int) -> tf.distribute.Strategy:

@@ -70,6 +70,10 @@ class PlainFolder:
     def _user(self, user: str) -> None:
         self.user = user
 
+    def _arg(self, text: str) -> None:
+        name, value = text.split("=", 1)
+        self.variables.setdefault(name, value)
+
     def _env(self, text: str) -> None:
         for word in shlex.split(text):
             name, value = word.split("=", 1)
@@ -119,7 +123,9 @@ def test_it_names_what_is_in_the_checkout_and_leaves_out_what_is_made_there():
         for word in rest.split()[:-1]
         if not word.startswith("--")
     ]
-    assert {"environment.sh", "requirements.lock", "setup.py", "."} <= set(sources)
+    assert {"environment.sh", "requirements.lock", "requirements-gpu.lock", "setup.py", "."} <= set(
+        sources
+    )
     assert all((ROOT / source).exists() for source in sources)
     for made in (".git", ".venv", ".uv", "demo", ".env-peers"):
         assert ignored(ROOT / made), made

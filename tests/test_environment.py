@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -18,7 +20,7 @@ def bare_machine(tmp_path):
     """A checkout in a folder with a space, and a PATH that holds a shell's tools but no Python."""
     checkout = tmp_path / "a checkout"
     checkout.mkdir()
-    for name in ("environment.sh", "requirements.lock", "setup.py"):
+    for name in ("environment.sh", "requirements.lock", "requirements-gpu.lock", "setup.py"):
         shutil.copy(ROOT / name, checkout)
     binaries = tmp_path / "bin"
     binaries.mkdir()
@@ -79,6 +81,23 @@ def test_python_of_another_version(bare_machine):
     result = make_environment(checkout, binaries, PYTHON=str(binaries / "python9"))
     assert result.returncode == 1
     assert "expected a Python 3.10, found Python 9.0" in result.stderr
+
+
+def test_gpu_is_yes_or_no(bare_machine):
+    result = make_environment(*bare_machine, GPU="two")
+    assert result.returncode == 1
+    assert "error: GPU=two: expected 1 (with CUDA's libraries), 0 or nothing" in result.stderr
+
+
+def test_the_libraries_for_gpus_are_those_that_tensorflow_names():
+    wanted = {}
+    for requirement in importlib.metadata.requires("tensorflow"):
+        if found := re.match(r"(nvidia[\w-]*) ?\(?==([\w.]*)", requirement):
+            wanted[found[1]] = found[2]
+    lock = (ROOT / "requirements-gpu.lock").read_text(encoding="utf-8")
+    assert wanted
+    assert dict(re.findall(r"^([\w-]+)==(\S+)", lock, re.MULTILINE)) == wanted
+    assert lock.count("--hash=sha256:") >= len(wanted)
 
 
 def test_other_platforms_are_refused(bare_machine):

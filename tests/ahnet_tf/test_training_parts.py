@@ -9,6 +9,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ahnet_tf import devices
 from ahnet_tf.case_dice import CaseDice, class_labels, mean_over_classes, tile_counts
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.history import COLUMNS, History, read_history
@@ -219,3 +220,18 @@ def test_dropout_follows_the_seed_of_the_step():
     assert (one.numpy() != two.numpy()).any()
     np.testing.assert_array_equal(layer(x, training=False), x)
     assert (layer(x, training=True).numpy() != layer(x, training=True).numpy()).any()
+
+
+def test_gpus_that_are_not_used_are_named(tmp_path, monkeypatch, capsys):
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(devices, "DEVICE_FILES", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    devices.set_up_devices(0)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: TensorFlow can't use the 2 NVIDIA GPU(s)")
+    assert "make env GPU=1" in line
+    # Somebody has said that no GPU is to be used.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    devices.set_up_devices(0)
+    assert capsys.readouterr().err == ""
