@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,9 @@ from serving.warm_up import read_warm_up
 
 # Lines of TensorFlow's error texts that say where in the graph, not why.
 _NOT_A_REASON = ("Graph execution error", "Detected at node", "<stack traces", "\t", "Stack trace")
+
+# More would hold more of the requests, of any size, at a time.
+WARM_UP_THREADS = 2
 
 # What reading a damaged SavedModel raises, from the file system up to TensorFlow's object graph.
 _DAMAGED = (
@@ -99,14 +104,26 @@ def load_model(folder: Path, version: int) -> ServedModel:
         if name in saved_model.signatures:
             signature_defs.signature_def[name].CopyFrom(definition)
     model = ServedModel(version, settings, saved_model, signature_defs)
-    for request in read_warm_up(folder):
-        try:
-            run_call(model, check_request(model, request, protocol.MAX_REQUEST_VOXELS))
-        except RefusedError as error:
-            raise ModelError(
-                folder, "warm-up requests that it answers", error.reason, "Export the model again."
-            ) from None
+    try:
+        _warm_up(model, folder)
+    except RefusedError as error:
+        raise ModelError(
+            folder, "warm-up requests that it answers", error.reason, "Export the model again."
+        ) from None
     return model
+
+
+def _warm_up(model: ServedModel, folder: Path) -> None:
+    """Answers an export's warm-up requests, a few at a time: each optimises its graph on one core."""
+
+    def answer(request: predict_pb2.PredictRequest) -> None:
+        run_call(model, check_request(model, request, protocol.MAX_REQUEST_VOXELS))
+
+    requests = read_warm_up(folder)
+    with ThreadPoolExecutor(WARM_UP_THREADS) as pool:
+        while some := list(itertools.islice(requests, WARM_UP_THREADS)):
+            for _ in pool.map(answer, some):
+                pass
 
 
 def check_request(model: ServedModel, request: predict_pb2.PredictRequest, max_voxels: int) -> Call:

@@ -24,8 +24,7 @@ def write_warm_up(
 ) -> None:
     """Writes one small request for each signature that takes windows, and one for `describe`."""
     sizes = [min(pair) for pair in zip(window_shape_zyx, WARM_UP_SHAPE_ZYX, strict=True)]
-    requests = [_request(protocol.DESCRIBE)]
-    requests[0].inputs[protocol.UNUSED_INPUT].CopyFrom(tf.make_tensor_proto([0], tf.int32))
+    requests = []
     for name in (protocol.PREDICT_WINDOWS, protocol.SEGMENT):
         for key, dtype in (
             (name, "float32"),
@@ -35,6 +34,9 @@ def write_warm_up(
             image = protocol.repeated_value(0, (1, *sizes, channels), tf.as_dtype(dtype))
             request.inputs["image"].CopyFrom(image)
             requests.append(request)
+    describe = _request(protocol.DESCRIBE)
+    describe.inputs[protocol.UNUSED_INPUT].CopyFrom(tf.make_tensor_proto([0], tf.int32))
+    requests.append(describe)
     path = export / WARM_UP_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
