@@ -47,7 +47,7 @@ lint: env
 lock: env
 	@.uv/bin/uv pip compile -q setup.py --extra test --python $(PYTHON_BIN) \
 		--generate-hashes --no-header --upgrade -o requirements.lock
-	@echo "tensorflow[and-cuda]" | .uv/bin/uv pip compile -q - -c requirements.lock --python $(PYTHON_BIN) \
+	@.uv/bin/uv pip compile -q setup.py --extra gpu -c requirements.lock --python $(PYTHON_BIN) \
 		--generate-hashes --no-header --no-annotate --upgrade \
 		$$(sed -n 's/^\([a-zA-Z0-9._-]*\)\(\[.*\]\)\{0,1\}==.*/--no-emit-package \1/p' requirements.lock) \
 		-o requirements-gpu.lock
