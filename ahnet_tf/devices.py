@@ -11,6 +11,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from ahnet_tf.stopping import keeping_handlers
 from ahnet_tf.workers import check_replicas, workers_of
 from preprocessing.errors import SettingsError
 
@@ -88,9 +89,10 @@ def training_strategy(replicas: int) -> tf.distribute.Strategy:
 @functools.lru_cache(maxsize=1)
 def _strategy_of_workers() -> tf.distribute.MultiWorkerMirroredStrategy:
     # Only once a process, before anything is computed: it starts the server that the others reach.
-    return tf.distribute.MultiWorkerMirroredStrategy(
-        cluster_resolver=tf.distribute.cluster_resolver.TFConfigClusterResolver()
-    )
+    with keeping_handlers():
+        return tf.distribute.MultiWorkerMirroredStrategy(
+            cluster_resolver=tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        )
 
 
 def mirrored_strategy(replicas: int) -> tf.distribute.MirroredStrategy:

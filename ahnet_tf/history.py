@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from preprocessing.files import replacing
+
 COLUMNS = (
     "step",
     "seconds",
@@ -46,7 +48,10 @@ class History:
         self._columns = [*COLUMNS]
         self._columns += [f"{kind}_{name}" for name in dice_names for kind in ("dice", "undefined")]
         self.kept = [row for row in read_history(begun_with or path) if row["step"] <= last_step]
-        with open(path, "w", newline="", encoding="utf-8") as file:
+        with (
+            replacing(path) as temporary,
+            open(temporary, "w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, self._columns, restval="")
             writer.writeheader()
             writer.writerows(

@@ -38,3 +38,17 @@ def stop_requests() -> Iterator[Callable[[], int]]:
         yield lambda: received[0] if received else 0
     finally:
         restore()
+
+
+@contextlib.contextmanager
+def keeping_handlers() -> Iterator[None]:
+    """Puts back the handlers of signals that code inside takes for itself without telling Python.
+
+    TensorFlow does so with SIGTERM as it connects the workers of a training, and then ignores it.
+    """
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, signal.getsignal(number))

@@ -53,7 +53,10 @@ from preprocessing.tasks import Task
 
 @dataclass(frozen=True)
 class _Run:
-    """One training as one of its processes sees it; `own` is where it writes, `output` for the chief."""
+    """One training as one of its processes sees it.
+
+    `own` is where it writes, `output` for the chief; `requested` as of `stop_requests`.
+    """
 
     model: ModelConfig
     training: TrainingConfig
@@ -65,6 +68,7 @@ class _Run:
     strategy: tf.distribute.Strategy
     workers: Workers
     progress: bool
+    requested: Callable[[], int]
 
     def say(self, line: str) -> None:
         if self.progress:
@@ -119,7 +123,11 @@ def train_network(
     if config.batch_size % strategy.num_replicas_in_sync:
         expected = f"a multiple of the {strategy.num_replicas_in_sync} replicas"
         raise SettingsError("batch_size", expected, config.batch_size)
-    with losing_no_worker(output, workers), own_folder(output, workers.chief) as own:
+    with (
+        losing_no_worker(output, workers),
+        own_folder(output, workers.chief) as own,
+        stop_requests() as requested,
+    ):
         claim_folder(output, own, model_config, config, task)
         if complete_for_all(strategy, output):
             return read_result(output / RESULT)
@@ -134,6 +142,7 @@ def train_network(
             strategy,
             workers,
             progress,
+            requested,
         )
         _train(run, records, cases, initial)
         # Every worker goes on with what the chief has written.
@@ -154,14 +163,6 @@ def _train(
     tf.keras.utils.set_random_seed(config.seed)
     learner = make_learner(run.strategy, run.model, config, run.output, run.own, initial, run.say)
     state = learner.state
-    begun_with = run.output / HISTORY
-    history = History(run.own / HISTORY, class_labels(run.task), int(state.logged), begun_with)
-    summaries = Summaries(run.own / "tensorboard", history.kept)
-
-    def log(row: dict[str, float]) -> None:
-        history.add(row)
-        summaries.add(row)
-
     bar = tqdm(
         desc=run.model.architecture,
         total=config.steps,
@@ -169,10 +170,18 @@ def _train(
         unit="step",
         disable=not run.progress,
     )
-    with last_checkpoint_told(run.output, learner.manager), bar, stop_requests() as requested:
+    with last_checkpoint_told(run.output, learner.manager), bar:
+        before = run.output / HISTORY
+        history = History(run.own / HISTORY, class_labels(run.task), int(state.logged), before)
+        summaries = Summaries(run.own / "tensorboard", history.kept)
+
+        def log(row: dict[str, float]) -> None:
+            history.add(row)
+            summaries.add(row)
+
         evaluate = None
         if config.evaluate_every:
-            evaluate = _evaluation(run, learner, summaries, case_ids, requested)
+            evaluate = _evaluation(run, learner, summaries, case_ids)
         parts = LoopParts(
             train_step=make_train_step(
                 run.strategy, learner.model, learner.optimizer, run.model, config, learner.average
@@ -182,7 +191,7 @@ def _train(
             learning_rate=WarmUpThenDecay(config),
             loss_scale=learner.loss_scale if config.precision == "mixed_float16" else None,
             save=learner.save,
-            stop_request=_agreed(requested, run),
+            stop_request=_stop_request(run),
         )
         try:
             train_steps(
@@ -194,11 +203,11 @@ def _train(
                 bar=bar,
             )
         except Stopped as stopped:
-            name = signal.Signals(stopped.signal).name
-            message = (
-                f"{run.output}: stopped by {name} after step {int(state.step)} of {config.steps}"
-            )
-            message = f"{message}, which is saved; the same command goes on from there"
+            name, step = signal.Signals(stopped.signal).name, int(state.step)
+            how_far = "before the first step; the same command begins again"
+            if step:
+                how_far = f"after step {step} of {config.steps}, which is saved; the same command goes on from there"
+            message = f"{run.output}: stopped by {name} {how_far}"
             raise Stopped(stopped.signal, message) from None
         with learner.kept_weights():
             save_network(run.own / "last", learner.model, run.model)
@@ -229,14 +238,13 @@ def _evaluation(
     learner: Learner,
     summaries: Summaries,
     case_ids: Collection[str],
-    requested: Callable[[], int],
 ) -> Callable[[], dict[str, float]]:
     """Returns the function that evaluates, draws, keeps the network if it is the best, and scores it."""
 
     def stop_if_asked() -> None:
         # Several workers finish their evaluation, since none can leave the others alone in it.
-        if run.workers.count == 1 and requested():
-            raise Stopped(requested(), "while evaluating")
+        if run.workers.count == 1 and run.requested():
+            raise Stopped(run.requested(), "while evaluating")
 
     evaluate = make_evaluation(
         run.strategy,
@@ -261,14 +269,14 @@ def _evaluation(
     return evaluated
 
 
-def _agreed(requested: Callable[[], int], run: _Run) -> Callable[[], int]:
+def _stop_request(run: _Run) -> Callable[[], int]:
     """Returns the function that says to all workers alike whether one of them is asked to stop."""
     if run.workers.count == 1:
-        return requested
+        return run.requested
 
     def agreed() -> int:
-        asked = sum_over_workers(run.strategy, bool(requested()))
-        return requested() or signal.SIGTERM if asked else 0
+        asked = sum_over_workers(run.strategy, bool(run.requested()))
+        return run.requested() or signal.SIGTERM if asked else 0
 
     return agreed
 

@@ -9,7 +9,50 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Strike:
+    """A signal that a training gets at a point of its own, however busy the machine is.
+
+    Attributes:
+      number: the signal.
+      rows: it comes once so many rows are written; with 0 as the history is begun, before the first
+        step; with -1 from the start of the process on.
+      seconds: that it comes later.
+    """
+
+    number: int
+    rows: int
+    seconds: float = 0.0
+
+    def prepare(self, replace: Callable[[type, str, Callable], None] = setattr) -> None:
+        """Sends the signal when this process has come that far; `replace` puts in what counts."""
+        if self.rows < 0:
+            self._send()
+            return
+        from ahnet_tf.history import History
+
+        method = "add" if self.rows else "__init__"
+        original, calls = getattr(History, method), []
+
+        def counted(*arguments):
+            original(*arguments)
+            calls.append(arguments)
+            if len(calls) == max(self.rows, 1):
+                self._send()
+
+        replace(History, method, counted)
+
+    def _send(self) -> None:
+        if self.seconds:
+            threading.Timer(self.seconds, os.kill, (os.getpid(), self.number)).start()
+        else:
+            os.kill(os.getpid(), self.number)
 
 
 class Forks:
@@ -26,19 +69,19 @@ class Forks:
         """Starts code, its output going to a file; returns the process id."""
         return self._ask(code=code, log=str(log), environment=environment)
 
-    def train(self, options: list[str], log: Path, **environment: str) -> int:
-        """Starts `python -m ahnet_tf.train` with options."""
+    def train(
+        self, options: list[str], log: Path, strike: Strike | None = None, **environment: str
+    ) -> int:
+        """Starts `python -m ahnet_tf.train` with options, and a signal on its way if there is a strike."""
         code = f"import sys; from ahnet_tf.train import main; sys.exit(main({options!r}))"
+        if strike:
+            values = f"{int(strike.number)}, {strike.rows}, {strike.seconds}"
+            code = f"from tests.ahnet_tf.forks import Strike; Strike({values}).prepare(); {code}"
         return self.start(code, log, **environment)
 
     def wait(self, process: int) -> int:
         """Waits for a process; returns its exit code, negative after a signal."""
         return self._ask(wait=process)
-
-    def ended(self, process: int) -> bool:
-        """Whether a process has ended; it has to be waited for nonetheless."""
-        state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        return state == "Z"
 
     def close(self) -> None:
         """Ends the server."""

@@ -2,11 +2,9 @@
 
 import contextlib
 import json
-import os
 import random
 import signal
 import socket
-import time
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from ahnet_tf.history import read_history
 from ahnet_tf.nets.checkpoint import read_safetensors
 from ahnet_tf.workers import Workers, workers_of
 from preprocessing.errors import SettingsError
+from tests.ahnet_tf.forks import Strike
 
 SMALL = ["architecture=unet2d", "width=0.125", "norm=group", "warmup_steps=2", "batch_size=2"]
 OFTEN = ["checkpoint_every=5", "evaluate_every=20", "log_every=3", "weight_decay=0.01"]
@@ -39,18 +38,6 @@ def seen(run):
     return [str({k: v for k, v in row.items() if k not in timed}) for row in rows_of(run)]
 
 
-def wait_for_rows(forks, process, run, more):
-    """Waits until so many more rows are written than there are now, or the process has ended."""
-    first = len(rows_of(run))
-    # A run that goes on may first cut its history back to the last checkpoint.
-    fewest = first
-    while not forks.ended(process):
-        fewest = min(fewest, len(rows_of(run)))
-        if len(rows_of(run)) >= fewest + more:
-            return
-        time.sleep(0.005)
-
-
 def files_of(run):
     folder = run / "mcgcn"
     names = ("weights.safetensors", "last/weights.safetensors", "evaluation.json")
@@ -70,18 +57,13 @@ def test_ten_kills_and_two_requests_to_stop_change_nothing(forks, toy_records, t
     given[3] = str(disturbed)
     chance = random.Random(7)
     for kill in range(10):
-        process = forks.train(given, log)
+        strike = Strike(signal.SIGKILL, 1, chance.uniform(0.001, 2 * seconds_a_step))
         if kill in (0, 5):
-            time.sleep(chance.uniform(0.2, 1.5))
-        else:
-            wait_for_rows(forks, process, disturbed, more=1)
-            time.sleep(chance.uniform(0, 2 * seconds_a_step))
-        os.kill(process, signal.SIGKILL)
-        assert forks.wait(process) == -signal.SIGKILL
-    for number in (signal.SIGTERM, signal.SIGINT):
-        process = forks.train(given, tmp_path / "stopped")
-        wait_for_rows(forks, process, disturbed, more=1)
-        os.kill(process, number)
+            strike = Strike(signal.SIGKILL, -1, chance.uniform(0.2, 1.5))
+        assert forks.wait(forks.train(given, log, strike)) == -signal.SIGKILL
+    # The one between two steps, the other while the network is built.
+    for number, rows in ((signal.SIGTERM, 1), (signal.SIGINT, 0)):
+        process = forks.train(given, tmp_path / "stopped", Strike(number, rows))
         assert forks.wait(process) == 128 + number
         line = (tmp_path / "stopped").read_text().splitlines()[-1]
         step = int(line.split("after step ")[1].split()[0])
@@ -99,12 +81,17 @@ def test_ten_kills_and_two_requests_to_stop_change_nothing(forks, toy_records, t
     assert len(list((disturbed / "mcgcn" / "checkpoints").iterdir())) == 5
 
 
-def free_ports(count):
+def cluster():
+    """Returns TF_CONFIG of two workers on this machine."""
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
         for each in sockets:
             each.bind(("localhost", 0))
-        return [each.getsockname()[1] for each in sockets]
+        addresses = [f"localhost:{each.getsockname()[1]}" for each in sockets]
+    return [
+        json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
+        for index in range(2)
+    ]
 
 
 @pytest.mark.slow
@@ -120,27 +107,23 @@ def test_two_workers_learn_what_one_process_does(forks, toy_records, tmp_path):
     given = options(toy_records, shared, *settings, steps=24)
     logs = [tmp_path / f"log{index}" for index in range(2)]
 
-    def start():
-        addresses = [f"localhost:{port}" for port in free_ports(2)]
-        cluster = {"cluster": {"worker": addresses}}
-        tasks = [cluster | {"task": {"type": "worker", "index": index}} for index in range(2)]
+    def start(strike=None):
+        """Starts both, the other one with a strike."""
+        strikes = (None, strike)
         return [
-            forks.train(given, log, TF_CONFIG=json.dumps(task))
-            for log, task in zip(logs, tasks, strict=True)
+            forks.train(given, log, each, TF_CONFIG=task)
+            for log, each, task in zip(logs, strikes, cluster(), strict=True)
         ]
 
-    chief, other = start()
-    wait_for_rows(forks, chief, shared, more=3)
-    os.kill(other, signal.SIGKILL)
+    chief, other = start(Strike(signal.SIGKILL, 3))
     assert forks.wait(other) == -signal.SIGKILL
     assert forks.wait(chief) == 1
     line = logs[0].read_text().splitlines()[-1]
     assert "worker 0 of 2: expected all workers at work" in line
     assert "Start all of them again" in line
 
-    processes = start()
-    wait_for_rows(forks, processes[0], shared, more=1)
-    os.kill(processes[1], signal.SIGTERM)
+    # Before its first step, which is as good a time as any.
+    processes = start(Strike(signal.SIGTERM, 0))
     assert [forks.wait(process) for process in processes] == [143, 143]
     assert [forks.wait(process) for process in start()] == [0, 0]
 
@@ -162,6 +145,17 @@ def test_two_workers_learn_what_one_process_does(forks, toy_records, tmp_path):
     assert "worker" not in {path.name for path in shared.iterdir()}
     # The other worker has nothing to say.
     assert "network" not in logs[1].read_text().split("stopped by")[-1]
+
+
+def test_a_strategy_of_workers_leaves_requests_to_stop_alone(forks, tmp_path):
+    """TensorFlow takes SIGTERM for itself as it connects the workers, and does nothing with it."""
+    code = "import os; from ahnet_tf.devices import set_up_devices; set_up_devices(0); "
+    code += f"os.kill(os.getpid(), {int(signal.SIGTERM)}); import time; time.sleep(1)"
+    logs = [tmp_path / f"log{index}" for index in range(2)]
+    processes = [
+        forks.start(code, log, TF_CONFIG=task) for log, task in zip(logs, cluster(), strict=True)
+    ]
+    assert [forks.wait(process) for process in processes] == [-signal.SIGTERM] * 2
 
 
 CLUSTER = {"worker": ["a:1", "b:2"]}

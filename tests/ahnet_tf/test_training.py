@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 
 import numpy as np
@@ -23,8 +24,9 @@ from ahnet_tf.nets.checkpoint import save_network
 from ahnet_tf.run_folder import State
 from ahnet_tf.steps import make_evaluation, predicted_classes
 from ahnet_tf.training import train_network
-from preprocessing.errors import InputError, ModelError, SettingsError
+from preprocessing.errors import InputError, ModelError, SettingsError, Stopped
 from preprocessing.records import encode_patch
+from tests.ahnet_tf.forks import Strike
 from tests.ahnet_tf.toy import MODEL, TASK, TRAINING, toy_patch
 
 
@@ -186,6 +188,22 @@ def test_an_interrupted_run_ends_as_the_undisturbed_one(finished, records, tmp_p
     ]
     assert [step for step, _ in losses[1]] == [2, 4, 6, 8]
     assert [loss for _, loss in losses[0]] == [loss.expected for _, loss in losses[1]]
+
+
+def test_a_request_to_stop_before_the_first_step(records, tmp_path):
+    output = tmp_path / "stopped"
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.MonkeyPatch.context() as patch:
+        Strike(signal.SIGINT, 0).prepare(patch.setattr)
+        with pytest.raises(Stopped) as caught:
+            train(records, output)
+    text = str(caught.value)
+    assert (
+        text == f"{output}: stopped by SIGINT before the first step; the same command begins again"
+    )
+    assert read_history(output / "history.csv") == []
+    assert not list((output / "checkpoints").iterdir())
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
 @pytest.fixture(params=["limit", "disk"])

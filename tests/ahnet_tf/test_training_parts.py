@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import resource
 
 import numpy as np
 import pytest
@@ -184,6 +185,23 @@ def test_history_goes_on_after_the_last_checkpoint(tmp_path):
     assert math.isnan(rows[0]["dice_liver"])
     assert rows[0]["undefined_liver"] == 2
     assert rows[0]["loss"] == 0.5
+
+
+def test_a_full_disk_leaves_the_history_as_it_was(tmp_path):
+    path = tmp_path / "history.csv"
+    history = History(path, ["liver"], 0)
+    for step in range(100):
+        history.add(dict.fromkeys(COLUMNS, 0.5) | {"step": step})
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            History(path, ["liver"], 90)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert [found.name for found in tmp_path.iterdir()] == ["history.csv"]
 
 
 @pytest.mark.parametrize("architecture", ["unet2d", "mcgcn", "ahnet"])
