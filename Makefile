@@ -3,6 +3,9 @@ PYTHON_BIN = .venv/bin/python
 DATA =
 OUTPUT = demo
 
+# Without bytecode beside the packages each of the many processes compiles TensorFlow and TFX anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help env demo test test-fast test-flink lint lock clean
 
 help:

@@ -119,3 +119,15 @@ def test_an_existing_environment_is_left_alone():
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert os.stat(ROOT / ".venv" / ".complete").st_mtime_ns == before
+
+
+def test_make_lets_python_keep_its_bytecode():
+    """Else each process compiles TFX anew, half a minute long, where the variable is set."""
+    probe = 'probe: ; @echo "[$$PYTHONDONTWRITEBYTECODE]"'
+    result = subprocess.run(
+        ["make", "-C", ROOT, "-s", "--eval", probe, "probe"],
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout == "[]\n", result.stderr

@@ -202,7 +202,7 @@ def test_a_request_to_stop_before_the_first_step(records, tmp_path):
         text == f"{output}: stopped by SIGINT before the first step; the same command begins again"
     )
     assert read_history(output / "history.csv") == []
-    assert not list((output / "checkpoints").iterdir())
+    assert not (output / "checkpoints").exists()
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
