@@ -2,6 +2,8 @@
 
 The order of training patches and their augmentation are functions of the seed and the step alone,
 so that a run which was killed goes on with the very patches it would have seen.
+
+What tf.data maps has no Python control flow over tensors. Said so to AutoGraph, it saves two seconds a start.
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ def training_dataset(
     window_records = max(1, min(records, SHUFFLE_WINDOW_BYTES // (3 * z * y * x)))
     first = start_step * batch_size
 
+    @tf.autograph.experimental.do_not_convert
     def epoch_windows(epoch: tf.Tensor) -> tf.data.Dataset:
         # Each epoch has seeds of its own, so that any one can be begun without those before it.
         # Dataset.shuffle would not do: its order depends on TensorFlow's global seed as well.
@@ -75,6 +78,7 @@ def training_dataset(
 
         return dataset.batch(window_records).enumerate().map(shuffled)
 
+    @tf.autograph.experimental.do_not_convert
     def prepare(number: tf.Tensor, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
         example = parse_example(serialized, task)
         names = ("image", "label", "weight", HEAT_MAP)
@@ -93,6 +97,7 @@ def training_dataset(
     if context.num_input_pipelines > 1:
         begin, end = _rows(batch_size, context)
 
+        @tf.autograph.experimental.do_not_convert
         def is_own(number: tf.Tensor, serialized: tf.Tensor) -> tf.Tensor:
             row = number % batch_size
             return (row >= begin) & (row < end)
@@ -128,10 +133,12 @@ def evaluation_dataset(
 
     begin, end = _rows(batch_size, context)
 
+    @tf.autograph.experimental.do_not_convert
     def own_rows(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         rows, count = tf.range(begin, end), tf.size(serialized)
         return tf.gather(serialized, tf.minimum(rows, count - 1)), tf.cast(rows < count, tf.float32)
 
+    @tf.autograph.experimental.do_not_convert
     def prepare(serialized: tf.Tensor, counts: tf.Tensor) -> dict[str, tf.Tensor]:
         example = parse_example(serialized, task)
         return {

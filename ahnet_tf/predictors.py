@@ -246,7 +246,7 @@ def _open_checkpoint(folder: Path, policy: str) -> Predictor:
         model, settings = load_checkpoint(folder)
 
     # Traced for each size of window: known sizes let TensorFlow fuse sums into convolutions.
-    @tf.function
+    @tf.function(autograph=False)
     def probabilities(image: tf.Tensor) -> tf.Tensor:
         return class_probabilities(model(image, training=False), settings.model.activation)
 

@@ -52,6 +52,7 @@ def scan_records(
     names = [f"{name}_{axis}" for name in ("shape", "valid", "volume") for axis in "zyx"]
     voxels = voxel_features(task)
 
+    @tf.autograph.experimental.do_not_convert
     def measure(serialized: tf.Tensor) -> tuple[tf.Tensor, ...]:
         example = tf.io.parse_single_example(
             serialized,
@@ -61,6 +62,7 @@ def scan_records(
         sizes = [tf.strings.length(example[name]) for name in voxels]
         return example[CASE_ID], tf.stack(sizes), tf.stack([example[name] for name in names])
 
+    @tf.autograph.experimental.do_not_convert
     def numbered(index: tf.Tensor, file: tf.Tensor) -> tf.data.Dataset:
         return read_file(file).map(measure).enumerate().map(lambda *record: (index, *record))
 

@@ -31,6 +31,7 @@ def find_records(folder: str | Path) -> list[str]:
     return sorted(files)
 
 
+@tf.autograph.experimental.do_not_convert
 def read_file(file: tf.Tensor) -> tf.data.Dataset:
     """Returns the serialized records of one file, `.gz` or plain; runs inside a tf.data graph."""
     compressed = tf.strings.regex_full_match(file, r".*\.gz")
