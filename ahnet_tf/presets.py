@@ -90,7 +90,7 @@ _CT_LIVER_SMALL = {
     "2d": _SMALL
     | {"architecture": "mcgcn", "learning_rate": 2e-3, "steps": 150, "evaluate_every": 150},
     "3d": _SMALL
-    | {"architecture": "ahnet", "learning_rate": 4e-3, "steps": 800, "evaluate_every": 400},
+    | {"architecture": "ahnet", "learning_rate": 4e-3, "steps": 900, "evaluate_every": 450},
 }
 
 # As published for lesions in breast tomosynthesis: sigmoid focal loss on the heat map, gamma 2. Lesions
