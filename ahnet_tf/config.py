@@ -15,6 +15,9 @@ from preprocessing.files import write_json
 
 Config = TypeVar("Config")
 
+# The coarsest level of six holds one voxel of 32 x 32: to that inputs are padded.
+UNET_LEVELS = range(2, 7)
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -33,6 +36,7 @@ class ModelConfig:
       dense_layers: pseudo-3D layers in each dense block.
       pvp_levels: levels of the pyramid volumetric pooling; 0 leaves it out.
       pvp_border: pads each pooled projection as the public PyTorch code does; for weights from there.
+      unet_levels: resolutions of the U-Nets, 2 to 6; 0 for the published ones, 5 in 2D and 4 in 3D.
       upsampling: "trilinear" or "transpose".
       norm: "batch", "sync_batch" (statistics over all replicas) or "group".
       dropout: rate before the last convolution.
@@ -52,6 +56,7 @@ class ModelConfig:
     dense_layers: int = 3
     pvp_levels: int = 4
     pvp_border: bool = False
+    unet_levels: int = 0
     upsampling: str = "trilinear"
     norm: str = "batch"
     dropout: float = 0.0
@@ -65,6 +70,8 @@ class ModelConfig:
         for name in ("classes", "channels", "growth", "dense_layers"):
             _at_least(name, getattr(self, name), 1)
         _at_least("pvp_levels", self.pvp_levels, 0)
+        if self.unet_levels not in (0, *UNET_LEVELS):
+            raise SettingsError("unet_levels", "0, or 2 to 6", self.unet_levels)
         if self.slices < 1 or self.slices % 2 == 0:
             raise SettingsError("slices", "an odd number of at least 1", self.slices)
         if not self.width > 0:

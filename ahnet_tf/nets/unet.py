@@ -11,27 +11,34 @@ from ahnet_tf.nets.inputs import NeighbouringSlices
 from ahnet_tf.nets.layers2d import ConvNorm, MaxPool
 from ahnet_tf.nets.layers3d import TransposedConv
 
-LEVELS_2D = (64, 128, 256, 512, 1024)
-LEVELS_3D = (64, 128, 256, 512)
+# Channels at full resolution, which double from level to level, and the published numbers of levels.
+FIRST_CHANNELS = 64
+LEVELS_2D, LEVELS_3D = 5, 4
 
 
 def unet2d_logits(x: tf.Tensor, config: ModelConfig) -> tf.Tensor:
-    """Returns logits of the 2D U-Net for windowed [batch, z, y, x, channel], y, x multiples of 16.
+    """Returns logits of the 2D U-Net for windowed [batch, z, y, x, channel].
 
-    Each slice is seen with its neighbours as channels. Convolutions are padded and normalised.
+    With n levels y and x are multiples of 2^(n - 1). Each slice is seen with its neighbours as channels.
+    Convolutions are padded and normalised.
     """
     x = NeighbouringSlices(config.slices, name="slices")(x)
-    levels = [(width, width) for width in LEVELS_2D]
+    levels = [(width, width) for width in _widths(config.unet_levels or LEVELS_2D)]
     return _unet(x, config, levels, volumetric=False)
 
 
 def unet3d_logits(x: tf.Tensor, config: ModelConfig) -> tf.Tensor:
-    """Returns logits of the 3D U-Net for windowed [batch, z, y, x, channel], y, x multiples of 8.
+    """Returns logits of the 3D U-Net for windowed [batch, z, y, x, channel].
 
-    Convolutions are padded; poolings keep a last slice without a partner.
+    With n levels y and x are multiples of 2^(n - 1). Convolutions are padded; poolings keep a last slice
+    without a partner.
     """
-    levels = [(width // 2, width) for width in LEVELS_3D]
+    levels = [(width // 2, width) for width in _widths(config.unet_levels or LEVELS_3D)]
     return _unet(x, config, levels, volumetric=True)
+
+
+def _widths(levels: int) -> list[int]:
+    return [FIRST_CHANNELS * 2**level for level in range(levels)]
 
 
 def _unet(x, config, levels, volumetric):

@@ -15,7 +15,14 @@ from ahnet_tf.workers import Workers, workers_of
 from preprocessing.errors import SettingsError
 from tests.ahnet_tf.forks import Strike
 
-SMALL = ["architecture=unet2d", "width=0.125", "norm=group", "warmup_steps=2", "batch_size=2"]
+SMALL = [
+    "architecture=unet2d",
+    "width=0.125",
+    "unet_levels=2",
+    "norm=batch",
+    "warmup_steps=2",
+    "batch_size=2",
+]
 OFTEN = ["checkpoint_every=5", "evaluate_every=20", "log_every=3", "weight_decay=0.01"]
 
 
@@ -97,14 +104,14 @@ def cluster():
 @pytest.mark.slow
 def test_two_workers_learn_what_one_process_does(forks, toy_records, tmp_path):
     """With synchronised batch norm, the other worker killed once and both stopped once."""
-    settings = ["norm=sync_batch", "batch_size=4", "checkpoint_every=4", "evaluate_every=12"]
+    settings = ["norm=sync_batch", "batch_size=4", "checkpoint_every=4", "evaluate_every=8"]
     settings += ["log_every=2", "learning_rate=0.0001", "ema_momentum=0.5"]
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     log = tmp_path / "log"
-    given = options(toy_records, alone, *settings, steps=24)
+    given = options(toy_records, alone, *settings, steps=16)
     assert forks.wait(forks.train(given, log)) == 0, log.read_text()[-2000:]
 
-    given = options(toy_records, shared, *settings, steps=24)
+    given = options(toy_records, shared, *settings, steps=16)
     logs = [tmp_path / f"log{index}" for index in range(2)]
 
     def start(strike=None):

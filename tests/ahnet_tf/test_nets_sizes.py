@@ -83,6 +83,26 @@ def test_settings_of_ahnet(settings):
     assert model(image).shape == shape
 
 
+@pytest.mark.parametrize(("architecture", "published"), [("unet2d", 5), ("unet3d", 4)])
+def test_levels_of_the_unets(architecture, published):
+    def shapes(levels):
+        config = ModelConfig(architecture=architecture, width=0.0625, unet_levels=levels)
+        model = build_network(config, seed=0)
+        assert model(np.zeros((1, 2, 40, 64, 1), np.float32)).shape == (1, 2, 40, 64, 3)
+        return {name: tuple(weight.shape) for name, weight in named_weights(model).items()}
+
+    assert shapes(0) == shapes(published)
+    found = shapes(2)
+    parts = ("down1_conv1", "down1_conv2", "down2_conv1", "down2_conv2", "up1", "up1_conv1")
+    assert {name.split("/")[0] for name in found} == {*parts, "up1_conv2", "logits"}
+    # 64 and 128 channels / 16: the 3D one keeps them as it goes up.
+    kernel = (1, 2, 2, 8, 4) if architecture == "unet2d" else (2, 2, 2, 8, 8)
+    assert found["up1/kernel"] == kernel
+    deepest = {name.split("/")[0] for name in shapes(6)}
+    assert {"down6_conv2", "up5"} <= deepest
+    assert "down7_conv1" not in deepest
+
+
 def test_other_numbers_of_slices_pass_a_projection():
     model = build_network(ModelConfig(architecture="mcgcn", slices=5, **TINY))
     weights = named_weights(model)

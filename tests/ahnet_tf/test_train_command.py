@@ -109,7 +109,13 @@ def test_trains_on_all_cases_where_nothing_is_evaluated(records, tmp_path, capsy
     (tmp_path / "train").symlink_to(records / "train")
     run = tmp_path / "run"
     options = ["--input", str(tmp_path), "--output", str(run), "--stage", "2d", "--steps", "1"]
-    settings = ("class_weights=[1,2]", "2d.architecture=unet2d", "width=0.125", "warmup_steps=0")
+    settings = (
+        "class_weights=[1,2]",
+        "2d.architecture=unet2d",
+        "width=0.125",
+        "unet_levels=2",
+        "warmup_steps=0",
+    )
     for setting in (*settings, "evaluate_every=0"):
         options += ["--set", setting]
     assert main(options) == 0

@@ -97,6 +97,8 @@ def test_dumped_settings_are_taken_back(tmp_path):
         (["class_weights=3"], "class_weights"),
         (["jit_compile=1"], "jit_compile"),
         (["deterministic=yes"], "deterministic: expected true or false"),
+        (["unet_levels=1"], "unet_levels: expected 0, or 2 to 6, found 1"),
+        (["unet_levels=7"], "unet_levels: expected 0, or 2 to 6, found 7"),
         (["weight_decay=-0.1"], "weight_decay: expected at least 0"),
         (["weight_decay=2000"], "weight_decay: expected less than 1 / learning_rate"),
         (["ema_momentum=1"], "ema_momentum: expected a fraction from 0 to below 1"),

@@ -13,7 +13,7 @@ from preprocessing.records import Patch, encode_patch
 from preprocessing.tasks import Task
 
 TASK = Task("toy", ("background", "liver", "tumour"), (-200.0, 250.0), patch_shape_zyx=(4, 32, 32))
-MODEL = ModelConfig(architecture="unet2d", width=0.125, norm="group")
+MODEL = ModelConfig(architecture="unet2d", width=0.125, unet_levels=2, norm="group")
 TRAINING = TrainingConfig(
     steps=8,
     batch_size=2,

@@ -36,7 +36,14 @@ from preprocessing.errors import InputError, PipelineError, SettingsError
 ROOT = Path(__file__).resolve().parents[2]
 # No augmentation and no evaluation: most of such a run's time goes into building their graphs.
 SETTINGS = (
-    *("architecture=unet2d", "width=0.125", "norm=sync_batch", "batch_size=4", "steps=8"),
+    *(
+        "architecture=unet2d",
+        "width=0.125",
+        "unet_levels=2",
+        "norm=sync_batch",
+        "batch_size=4",
+        "steps=8",
+    ),
     *("warmup_steps=2", "evaluate_every=0", "checkpoint_every=8", "log_every=2", "seed=3"),
     *("learning_rate=0.0001", "flip_probability=0", "warp_probability=0"),
     "padding_probability=0",
