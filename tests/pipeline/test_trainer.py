@@ -38,10 +38,10 @@ def arguments(records, task, tmp_path):
                 "width=0.125",
                 "blocks=[1,1,1,1]",
                 "warmup_steps=2",
-                "evaluate_every=60",
+                "evaluate_every=20",
                 "batch_size=1",
             ),
-            *("steps=60", "checkpoint_every=5", "log_every=5", "seed=3"),
+            *("steps=20", "checkpoint_every=5", "log_every=5", "seed=3"),
         ],
     ).to_dict()["2d"]
 
@@ -92,8 +92,8 @@ def test_a_killed_trainer_goes_on_from_its_checkpoint(arguments, capsys):
     assert f"{work}: going on after step 5\n" in capsys.readouterr().out
     finished = Path(second["model_run_dir"])
     result = json.loads((finished / "result.json").read_text(encoding="utf-8"))
-    assert result["steps"] == 60
+    assert result["steps"] == 20
     steps = [line.split(",")[0] for line in (finished / "history.csv").read_text().splitlines()]
-    assert steps[1:] == [str(step) for step in range(5, 61, 5)]
+    assert steps[1:] == [str(step) for step in range(5, 21, 5)]
     assert (Path(second["serving_model_dir"]) / "weights.safetensors").is_file()
     assert not work.exists()
