@@ -10,7 +10,7 @@ RUN chown 1000 /home/ahnet/ahnet-tf
 USER 1000
 
 # The environment before the code: a changed line of code does not install 2.6 GB again. With bytecode,
-# or each pod would spend half a minute on compiling TFX.
+# or each pod would compile TensorFlow and TFX anew.
 ENV UV_NO_CACHE=1 PIP_NO_CACHE_DIR=1 UV_COMPILE_BYTECODE=1
 COPY --chown=1000 environment.sh setup.py pyproject.toml requirements.lock requirements-gpu.lock README.md ./
 ARG GPU=0

@@ -3,7 +3,7 @@
 The order of training patches and their augmentation are functions of the seed and the step alone,
 so that a run which was killed goes on with the very patches it would have seen.
 
-What tf.data maps has no Python control flow over tensors. Said so to AutoGraph, it saves two seconds a start.
+What tf.data maps has no Python control flow over tensors. Said so to AutoGraph, a training starts sooner.
 """
 
 from __future__ import annotations

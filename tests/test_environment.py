@@ -122,7 +122,7 @@ def test_an_existing_environment_is_left_alone():
 
 
 def test_make_lets_python_keep_its_bytecode():
-    """Else each process compiles TFX anew, half a minute long, where the variable is set."""
+    """Else each process compiles TFX anew where the variable is set."""
     probe = 'probe: ; @echo "[$$PYTHONDONTWRITEBYTECODE]"'
     result = subprocess.run(
         ["make", "-C", ROOT, "-s", "--eval", probe, "probe"],
