@@ -71,7 +71,8 @@ class ModelConfig:
             _at_least(name, getattr(self, name), 1)
         _at_least("pvp_levels", self.pvp_levels, 0)
         if self.unet_levels not in (0, *UNET_LEVELS):
-            raise SettingsError("unet_levels", "0, or 2 to 6", self.unet_levels)
+            expected = f"0, or {UNET_LEVELS[0]} to {UNET_LEVELS[-1]}"
+            raise SettingsError("unet_levels", expected, self.unet_levels)
         if self.slices < 1 or self.slices % 2 == 0:
             raise SettingsError("slices", "an odd number of at least 1", self.slices)
         if not self.width > 0:

@@ -103,7 +103,7 @@ def cluster():
 
 @pytest.mark.slow
 def test_two_workers_learn_what_one_process_does(forks, toy_records, tmp_path):
-    """With synchronised batch norm, the other worker killed once and both stopped once."""
+    """With synchronised batch norm, the other worker killed once and both stopped twice."""
     settings = ["norm=sync_batch", "batch_size=4", "checkpoint_every=4", "evaluate_every=8"]
     settings += ["log_every=2", "learning_rate=0.0001", "ema_momentum=0.5"]
     alone, shared = tmp_path / "alone", tmp_path / "shared"
@@ -129,9 +129,10 @@ def test_two_workers_learn_what_one_process_does(forks, toy_records, tmp_path):
     assert "worker 0 of 2: expected all workers at work" in line
     assert "Start all of them again" in line
 
-    # Before its first step, which is as good a time as any.
-    processes = start(Strike(signal.SIGTERM, 0))
-    assert [forks.wait(process) for process in processes] == [143, 143]
+    # Before its first step, and between two steps.
+    for rows in (0, 1):
+        processes = start(Strike(signal.SIGTERM, rows))
+        assert [forks.wait(process) for process in processes] == [143, 143]
     assert [forks.wait(process) for process in start()] == [0, 0]
 
     rows = [[(row["step"], row["loss"]) for row in rows_of(run)] for run in (alone, shared)]
