@@ -42,7 +42,7 @@ test-flink:
 		echo "    make test-flink AHNET_FLINK_JOB_SERVER_JAR=\$$PWD/beam-runners-flink-1.19-job-server-2.68.0.jar"; \
 		exit 2; } >&2
 	@$(MAKE) --no-print-directory env
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON_BIN) -m pytest tests/preprocessing/test_flink.py
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON_BIN) -m pytest tests/preprocessing/records/test_flink.py
 
 lint: env
 	@$(PYTHON_BIN) -m ruff format --check . && $(PYTHON_BIN) -m ruff check .

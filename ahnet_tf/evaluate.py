@@ -13,22 +13,22 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ahnet_tf.detection_scores import (
+from ahnet_tf.evaluation.detection_tables import (
     froc_curves,
     match_tables,
     summarise_detections,
     volume_rows,
 )
-from ahnet_tf.pairs import Pair, pair_up, with_images
-from ahnet_tf.score_files import print_summary, print_table, write_scores
-from ahnet_tf.scoring.lits import TOLERANCE_MM, CaseScores, score_case
-from ahnet_tf.scoring.lits_summary import summarise
-from preprocessing.command import make_parser, run_command
+from ahnet_tf.evaluation.lits import TOLERANCE_MM, CaseScores, score_case
+from ahnet_tf.evaluation.lits_summary import summarise
+from ahnet_tf.evaluation.pairing import Pair, pair_up, with_images
+from ahnet_tf.evaluation.score_files import print_summary, print_table, write_scores
+from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import AHNetError, InputError, SettingsError
-from preprocessing.nifti import check_pair, read_label
 from preprocessing.page.options import add_page_options, check_page_options
 from preprocessing.tasks import PRESETS
-from preprocessing.volume import spacing_mm
+from preprocessing.volumes.geometry import spacing_mm
+from preprocessing.volumes.nifti import check_pair, read_label
 
 TASK = PRESETS["ct_liver"]
 LESION_TASK = PRESETS["dbt_lesion"]
@@ -190,7 +190,7 @@ def _score_label_maps(
     }
 
     def write_page() -> None:
-        from ahnet_tf.score_page import write_label_page
+        from ahnet_tf.report.label_page import write_label_page
 
         tolerance = f"Surface Dice at {arguments.tolerance_mm:g} mm"
         write_label_page(
@@ -228,7 +228,7 @@ def _score_detections(
     record = {"cases": rows, "summary": summary, "curves": froc_curves(matched.volumes)}
 
     def write_page() -> None:
-        from ahnet_tf.detection_page import write_detection_page
+        from ahnet_tf.report.detection_page import write_detection_page
 
         images = arguments.images or [None]
         if len(images) != 1:

@@ -13,17 +13,17 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from ahnet_tf.case_prediction import LESION_FILE, predict_case, write_lesion_table
-from ahnet_tf.dry_run import print_expectations
-from ahnet_tf.ensembles import flipped_predictor, mean_predictor
-from ahnet_tf.postprocessing import check_has_organ
-from ahnet_tf.predict_options import (
+from ahnet_tf.inference.case_output import LESION_FILE, predict_case, write_lesion_table
+from ahnet_tf.inference.dry_run import print_expectations
+from ahnet_tf.inference.ensemble import flipped_predictor, mean_predictor
+from ahnet_tf.inference.options import (
     add_model_options,
     add_output_options,
     add_window_options,
     settings_of,
 )
-from ahnet_tf.prediction_record import (
+from ahnet_tf.inference.postprocessing import check_has_organ
+from ahnet_tf.inference.prediction_record import (
     RECORD_FILE,
     content_digest,
     finished_cases,
@@ -31,15 +31,15 @@ from ahnet_tf.prediction_record import (
     prediction_name,
     shown_input,
 )
-from ahnet_tf.predictors import Predictor, open_predictor
+from ahnet_tf.inference.predictor import Predictor, open_predictor
 from preprocessing.allowances import parse_allowances
-from preprocessing.case import Case
-from preprocessing.cases import find_cases
-from preprocessing.command import make_parser, run_command
+from preprocessing.cli import make_parser, run_command
+from preprocessing.datasets.case import Case
+from preprocessing.datasets.discovery import find_cases
+from preprocessing.datasets.reading import is_dicom_image
 from preprocessing.dicom.segmentation import Software
 from preprocessing.errors import InputError, ModelError, SettingsError
 from preprocessing.files import DISK_FULL, write_json
-from preprocessing.reading import is_dicom_image
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.presets import PRESETS, STAGES, RunConfig, StageConfig, near, run_config
-from ahnet_tf.workers import workers_of
-from preprocessing.command import make_parser, run_command
+from ahnet_tf.training.workers import workers_of
+from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import InputError, SettingsError
 from preprocessing.files import write_json
 from preprocessing.tasks import Task, load_task
 
 if TYPE_CHECKING:
-    from ahnet_tf.run_folder import TrainingResult
+    from ahnet_tf.training.run_folder import TrainingResult
 
 # What --init takes besides a folder.
 SCRATCH, IMAGENET = "scratch", "imagenet"
@@ -142,9 +142,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if workers.chief:
         write_json(output / "settings.json", config.to_dict())
 
-    from ahnet_tf.devices import set_up_devices
-    from ahnet_tf.record_files import find_records
-    from ahnet_tf.training import train_network
+    from ahnet_tf.data.record_files import find_records
+    from ahnet_tf.training.distribution import set_up_devices
+    from ahnet_tf.training.trainer import train_network
 
     set_up_devices(replicas.pop())
     files = {split: find_records(records / split) for split in splits}

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ahnet_tf.curves import MAIN, SECOND
+from ahnet_tf.training.curves import MAIN, SECOND
 from benchmarks.comparison_plan import (
     DBT_PIXEL_MM,
     PHANTOMS,

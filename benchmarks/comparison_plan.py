@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ahnet_tf.config import ModelConfig, TrainingConfig, to_dict
-from preprocessing.phantom_ct import PhantomSettings
-from preprocessing.phantom_dbt import DBTSettings
+from preprocessing.phantom.ct import PhantomSettings
+from preprocessing.phantom.dbt import DBTSettings
 from preprocessing.tasks import Task
 
 # In the slice plane all patches are alike; they differ in slices, and batches make up for it.

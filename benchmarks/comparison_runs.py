@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ahnet_tf.record_files import find_records
-from ahnet_tf.scoring.froc import count, curve, froc_scores, match_volume, score_names
-from ahnet_tf.scoring.lits import LIVER, TUMOUR, dice
+from ahnet_tf.data.record_files import find_records
+from ahnet_tf.evaluation.froc import count, curve, froc_scores, match_volume, score_names
+from ahnet_tf.evaluation.lits import LIVER, TUMOUR, dice
 from benchmarks.comparison_plan import (
     DBT_PIXEL_MM,
     PHANTOMS,
@@ -28,11 +28,12 @@ from benchmarks.comparison_plan import (
     training_config,
     voxels_a_step,
 )
-from preprocessing import phantom_ct, phantom_dbt
 from preprocessing.convert import convert
 from preprocessing.files import write_json
-from preprocessing.phantom import write_cases
-from preprocessing.volume import spacing_mm
+from preprocessing.phantom import ct as phantom_ct
+from preprocessing.phantom import dbt as phantom_dbt
+from preprocessing.phantom.writing import write_cases
+from preprocessing.volumes.geometry import spacing_mm
 
 DATA_SEED = 11
 # Numbers of the first case: no case is in two groups.
@@ -91,7 +92,7 @@ def make_run(output: Path, plan: Plan, task_name: str, name: str, seed: int) -> 
     """
     import tensorflow as tf
 
-    from ahnet_tf.training import train_network
+    from ahnet_tf.training.trainer import train_network
 
     began, cpu_began = time.perf_counter(), time.process_time()
     flat = name == PRETRAINING or VARIANTS[name].flat
@@ -138,7 +139,7 @@ def make_run(output: Path, plan: Plan, task_name: str, name: str, seed: int) -> 
 
 def score_network(folder: Path, plan: Plan, task_name: str) -> dict[str, float]:
     """Returns the mean scores of a network over the unseen cases, predicted as whole volumes."""
-    from ahnet_tf.predictors import open_predictor
+    from ahnet_tf.inference.predictor import open_predictor
 
     predictor = open_predictor(folder)
     # The 2D networks too see whole patches: no slice of theirs lacks a neighbour that others have.
@@ -150,7 +151,7 @@ def score_network(folder: Path, plan: Plan, task_name: str) -> dict[str, float]:
 
 
 def _ct_scores(predictor, numbers) -> dict[str, float]:
-    from ahnet_tf.segmentation import segment_volume
+    from ahnet_tf.inference.segment import segment_volume
 
     liver, tumour = [], []
     for number in numbers:
@@ -162,7 +163,7 @@ def _ct_scores(predictor, numbers) -> dict[str, float]:
 
 
 def _dbt_scores(predictor, numbers) -> dict[str, float]:
-    from ahnet_tf.segmentation import segment_volume
+    from ahnet_tf.inference.segment import segment_volume
 
     volumes = []
     for number in numbers:

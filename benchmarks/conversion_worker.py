@@ -11,11 +11,11 @@ import tensorflow as tf
 from isal import igzip
 
 from benchmarks.peers import peak_memory_mib, serve
-from preprocessing.case import Case
-from preprocessing.command import quiet_frameworks
-from preprocessing.conversion import ConversionSettings, convert_case
+from preprocessing.cli import quiet_frameworks
 from preprocessing.convert import convert
-from preprocessing.records import parse_example
+from preprocessing.datasets.case import Case
+from preprocessing.records.case_conversion import ConversionSettings, convert_case
+from preprocessing.records.schema import parse_example
 from preprocessing.tasks import load_task
 
 CHUNK = 2**18

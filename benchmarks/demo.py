@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.report import goal, print_table, versions, write_report
 from pipeline.demo import UNSEEN_CASE
-from preprocessing.command import make_parser, run_command
+from preprocessing.cli import make_parser, run_command
 
 MEASURES = {"liver": "liver_dice_per_case", "tumour": "lesion_dice_per_case"}
 

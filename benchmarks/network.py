@@ -16,7 +16,7 @@ from contextlib import ExitStack
 
 from benchmarks.peers import TUNED_ALLOCATOR, Worker, peers_python
 from benchmarks.report import goal, print_table, read_report, versions, write_report
-from preprocessing.command import make_parser, run_command
+from preprocessing.cli import make_parser, run_command
 
 WORKS = {
     "forward-128": ("forward", (1, 32, 128, 128, 1)),

@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.comparison_plan import QUICK, Plan, everything
 from benchmarks.report import goal, machine, versions, write_report
 from pipeline.demo import only_run_in
-from preprocessing.command import make_parser, run_command
+from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import SettingsError
 from preprocessing.files import replacing, write_json
 

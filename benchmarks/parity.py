@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.peers import ROOT, Worker, peers_python
 from benchmarks.report import goal, print_table, versions, write_report
-from preprocessing.command import make_parser, run_command
+from preprocessing.cli import make_parser, run_command
 
 SMALL = {"blocks": (1, 1, 1, 1), "pvp_levels": 2}
 # Name, settings, shape [batch, z, y, x, channel]; what MONAI can take: z in 32s, y and x in 32s.
@@ -37,13 +37,13 @@ EXPECTATIONS = (
     ("whole", {}, (1, 32, 128, 128, 1)),
 )
 SAMPLE = (slice(None), slice(None, None, 5), slice(None, None, 7), slice(None, None, 3))
-DATA = ROOT / "tests" / "ahnet_tf" / "data"
+DATA = ROOT / "tests" / "ahnet_tf" / "networks" / "stored"
 SEED = 7
 
 
 def random_weight(name: str, shape: Sequence[int], seed: int = SEED) -> np.ndarray:
     """Returns a weight from the seed and its name alone; gammas of both signs, variances above 0.5."""
-    from ahnet_tf.nets.build import initial_kernel
+    from ahnet_tf.networks.factory import initial_kernel
 
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     leaf = name.rsplit("/", 1)[-1]
@@ -70,7 +70,7 @@ def parity_config(settings: dict):
 
 def parity_network(settings: dict):
     """Returns AH-Net with random weights by name."""
-    from ahnet_tf.nets import build_network, named_weights
+    from ahnet_tf.networks import build_network, named_weights
 
     model = build_network(parity_config(settings))
     for name, variable in named_weights(model).items():
@@ -114,7 +114,7 @@ def _run(arguments) -> None:
 
 
 def _monai_logits(monai, folder: Path, model, settings: dict, shape, training: bool) -> dict:
-    from ahnet_tf.nets import named_weights
+    from ahnet_tf.networks import named_weights
     from ahnet_tf.weights.torch_names import ahnet_source
 
     config = parity_config(settings)
@@ -140,7 +140,7 @@ def _monai_logits(monai, folder: Path, model, settings: dict, shape, training: b
 
 
 def _compare(monai, folder: Path, settings: dict, shape) -> dict:
-    from ahnet_tf.nets import named_weights
+    from ahnet_tf.networks import named_weights
     from ahnet_tf.weights.torch_names import ahnet_source
 
     model = parity_network(settings)

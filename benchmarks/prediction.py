@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.peers import TUNED_ALLOCATOR, Worker, peers_python
 from benchmarks.report import goal, print_table, versions, write_report
-from preprocessing.command import make_parser, run_command
+from preprocessing.cli import make_parser, run_command
 
 OVERLAP = 0.25
 CLASSES = 3

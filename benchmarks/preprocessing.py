@@ -22,13 +22,13 @@ from pathlib import Path
 
 from benchmarks.peers import ROOT, Worker, peers_python
 from benchmarks.report import goal, print_table, versions, write_report
-from preprocessing.command import make_parser, run_command
+from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import SettingsError
 from preprocessing.files import write_json
-from preprocessing.nifti import read_image, write_image
-from preprocessing.phantom import PhantomSettings, write_cases
+from preprocessing.phantom.writing import PhantomSettings, write_cases
 from preprocessing.tasks import PRESETS
-from preprocessing.volume import Volume
+from preprocessing.volumes.geometry import Volume
+from preprocessing.volumes.nifti import read_image, write_image
 
 TASK = PRESETS["ct_liver"]
 ONE, TWO = [0], [0, 1]

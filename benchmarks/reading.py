@@ -24,7 +24,7 @@ from ahnet_tf.config import AugmentationConfig, to_dict
 from ahnet_tf.presets import run_config
 from benchmarks.peers import Worker
 from benchmarks.report import goal, print_table, versions, write_report
-from preprocessing.command import make_parser, run_command
+from preprocessing.cli import make_parser, run_command
 from preprocessing.tasks import PRESETS, Task
 
 SHAPES = {"small": (16, 128, 128), "full": (32, 128, 128)}
@@ -255,7 +255,7 @@ def write_records(folder: Path, task: Task, counts: Sequence[int]) -> None:
 
 def _patches(task: Task) -> Iterator[bytes]:
     """Eight patches of noise with a box of liver, again and again."""
-    from preprocessing.records import Patch, encode_patch
+    from preprocessing.records.schema import Patch, encode_patch
 
     rng = np.random.default_rng(0)
     label = np.zeros(task.patch_shape_zyx, np.uint8)

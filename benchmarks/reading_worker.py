@@ -14,7 +14,7 @@ def use(cores):
     """Keeps this process to so many cores, or to all; returns its memory with TensorFlow, in MiB."""
     # Before TensorFlow makes its threads.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-    from ahnet_tf.devices import set_up_devices
+    from ahnet_tf.training.distribution import set_up_devices
 
     set_up_devices(1)
     return peak_memory_mib()
@@ -23,9 +23,9 @@ def use(cores):
 def read(folder, task, augmentation, batch_size, batches, start_step):
     """Takes batches as a training does; returns seconds to the first, a batch, and memory in MiB."""
     from ahnet_tf.config import AugmentationConfig
-    from ahnet_tf.data import training_dataset
-    from ahnet_tf.record_checks import scan_records
-    from ahnet_tf.record_files import find_records
+    from ahnet_tf.data.dataset import training_dataset
+    from ahnet_tf.data.record_files import find_records
+    from ahnet_tf.data.record_validation import scan_records
     from preprocessing.tasks import task_from_dict
 
     files, task = find_records(folder), task_from_dict(task)
@@ -63,14 +63,14 @@ def train(folder, eval_folder, task, model, training, output, repeats):
     import tensorflow as tf
 
     from ahnet_tf.config import ModelConfig, TrainingConfig, from_dict
-    from ahnet_tf.data import training_dataset
-    from ahnet_tf.devices import mirrored_strategy, precision
-    from ahnet_tf.history import read_history
-    from ahnet_tf.nets import build_network
-    from ahnet_tf.optimizer import make_optimizer
-    from ahnet_tf.record_files import find_records
-    from ahnet_tf.steps import make_train_step
-    from ahnet_tf.training import train_network
+    from ahnet_tf.data.dataset import training_dataset
+    from ahnet_tf.data.record_files import find_records
+    from ahnet_tf.networks import build_network
+    from ahnet_tf.training.distribution import mirrored_strategy, precision
+    from ahnet_tf.training.history import read_history
+    from ahnet_tf.training.optimizer import make_optimizer
+    from ahnet_tf.training.train_step import make_train_step
+    from ahnet_tf.training.trainer import train_network
     from preprocessing.tasks import task_from_dict
 
     files, task = find_records(folder), task_from_dict(task)

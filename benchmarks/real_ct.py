@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import goal, print_table, versions, write_report
-from preprocessing.case import Case
-from preprocessing.cases import find_cases
-from preprocessing.command import make_parser, run_command
+from preprocessing.cli import make_parser, run_command
+from preprocessing.datasets.case import Case
+from preprocessing.datasets.discovery import find_cases
 from preprocessing.errors import InputError
 from preprocessing.files import write_json
 

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.report import RESULTS, print_table, versions, write_report
-from preprocessing.command import make_parser, run_command
-from preprocessing.splits import EVAL_FRACTION
+from preprocessing.cli import make_parser, run_command
+from preprocessing.records.splits import EVAL_FRACTION
 from preprocessing.tasks import load_task
 
 TASK = "ct_liver"

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import goal, print_table, versions, write_report
-from preprocessing.bcs_dbt import BOX_COLUMNS, LABEL_COLUMNS
-from preprocessing.command import make_parser, run_command
-from preprocessing.detections import DETECTION_COLUMNS
-from preprocessing.nifti import write_image
-from preprocessing.phantom_ct import PhantomSettings, make_case
-from preprocessing.volume import Volume
+from preprocessing.cli import make_parser, run_command
+from preprocessing.datasets.bcs_dbt import BOX_COLUMNS, LABEL_COLUMNS
+from preprocessing.datasets.detection_table import DETECTION_COLUMNS
+from preprocessing.phantom.ct import PhantomSettings, make_case
+from preprocessing.volumes.geometry import Volume
+from preprocessing.volumes.nifti import write_image
 
 SHAPE_XYZ = (512, 512, 500)
 SPACING_MM = (0.7, 0.7, 0.8)

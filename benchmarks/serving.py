@@ -31,7 +31,7 @@ from benchmarks.serving_load import (
     running,
     small_volume,
 )
-from preprocessing.command import make_parser, run_command
+from preprocessing.cli import make_parser, run_command
 
 CLIENTS = (1, 4, 16)
 PARTS = ("latency", "overhead", "faults", "soak", "compression")
@@ -120,10 +120,10 @@ def latency(models: Path, seconds: float) -> dict:
 
 def overhead(models: Path, shape_zyx: tuple[int, int, int], repeats: int) -> dict:
     """Returns the time of a large volume here and through the server, in turn, by medians."""
-    from ahnet_tf.predictors import open_predictor
-    from ahnet_tf.segmentation import segment_volume
-    from preprocessing.volume import Volume
-    from serving.client import AHNetClient
+    from ahnet_tf.inference.predictor import open_predictor
+    from ahnet_tf.inference.segment import segment_volume
+    from preprocessing.volumes.geometry import Volume
+    from serving.client.sync import AHNetClient
 
     voxels = np.random.default_rng(1).integers(-1000, 1000, shape_zyx[::-1]).astype(np.int16)
     volume = Volume(voxels, np.diag([0.8, 0.8, 2.5, 1.0]))
@@ -221,7 +221,7 @@ def soak(models: Path, seconds: float) -> dict:
 
 def compression(repeats: int = 5) -> dict:
     """Returns what gzip makes of a request with a window of CT, and up to which bandwidth that pays."""
-    from preprocessing.phantom_ct import make_case
+    from preprocessing.phantom.ct import make_case
 
     voxels = make_case(seed=0)[0].voxels.astype(np.int16).T
     z, y, x = (min(pair) for pair in zip(voxels.shape, WINDOW_ZYX, strict=True))

@@ -26,10 +26,10 @@ ROUNDING = 1e-3
 def export_random(folder: Path, seed: int) -> None:
     """Exports an AH-Net of the default size with random weights."""
     from ahnet_tf.config import ModelConfig
-    from ahnet_tf.nets import build_network
-    from ahnet_tf.predictors import ExportSettings
+    from ahnet_tf.inference.predictor import ExportSettings
+    from ahnet_tf.networks import build_network
     from preprocessing.tasks import load_task
-    from serving.export import export_model
+    from serving.export.exporter import export_model
 
     config = ModelConfig()
     settings = ExportSettings(load_task("ct_liver"), config, WINDOW_ZYX)
@@ -81,7 +81,7 @@ def running(models: Path) -> Iterator[Server]:
 
 def small_volume():
     """One window of noise as a volume of int16 HU [x, y, z]."""
-    from preprocessing.volume import Volume
+    from preprocessing.volumes.geometry import Volume
 
     voxels = np.random.default_rng(0).integers(-1000, 1000, WINDOW_ZYX[::-1]).astype(np.int16)
     return Volume(voxels, np.diag([0.8, 0.8, 2.5, 1.0]))
@@ -104,8 +104,8 @@ class Load:
 
 def answers(models: Path) -> list[np.ndarray]:
     """Returns the label map of the small volume by each version in a folder, computed here."""
-    from ahnet_tf.predictors import open_predictor
-    from ahnet_tf.segmentation import segment_volume
+    from ahnet_tf.inference.predictor import open_predictor
+    from ahnet_tf.inference.segment import segment_volume
 
     folders = sorted(models.glob("[0-9]*"))
     return [segment_volume(small_volume(), open_predictor(folder)).labels for folder in folders]
@@ -113,7 +113,7 @@ def answers(models: Path) -> list[np.ndarray]:
 
 def load(address: str, clients: int, seconds: float, expected: Sequence[np.ndarray]) -> Load:
     """Has clients segment the small volume again and again; holds each answer against `expected`."""
-    from serving.client import AHNetClient
+    from serving.client.sync import AHNetClient
 
     volume, end = small_volume(), time.perf_counter() + seconds
 

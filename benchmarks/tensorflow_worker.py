@@ -8,10 +8,10 @@ import numpy as np
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
-from ahnet_tf.losses import softmax_focal_loss
-from ahnet_tf.nets import build_network
-from ahnet_tf.nets.inputs import class_probabilities
-from ahnet_tf.windows import predict_labels
+from ahnet_tf.inference.sliding_window import predict_labels
+from ahnet_tf.networks import build_network
+from ahnet_tf.networks.inputs import class_probabilities
+from ahnet_tf.training.losses import softmax_focal_loss
 from benchmarks.peers import peak_memory_mib, serve
 
 STATE = {}

@@ -22,7 +22,7 @@ from ahnet_tf.presets import run_config
 from benchmarks.peers import Worker
 from benchmarks.reading import write_records
 from benchmarks.report import goal, print_table, versions, write_report
-from preprocessing.command import make_parser, run_command
+from preprocessing.cli import make_parser, run_command
 from preprocessing.tasks import PRESETS, Task
 
 SHAPE = (16, 128, 128)

@@ -15,7 +15,7 @@ def code_version(module: str) -> str:
     Imports count wherever in a file they stand. Other packages don't: their versions are locked.
 
     Args:
-      module: for example "pipeline.trainer"; it is read, not imported.
+      module: for example "pipeline.components.trainer"; it is read, not imported.
     """
     digest = hashlib.sha256()
     for name, path in sorted(sources(module).items()):

@@ -14,17 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.one_run import only_run_in
+from pipeline.local.one_run import only_run_in
 from pipeline.stages import Stages
-from preprocessing.case import Case
-from preprocessing.cases import find_cases
-from preprocessing.command import make_parser, run_command
+from preprocessing.cli import make_parser, run_command
+from preprocessing.datasets.case import Case
+from preprocessing.datasets.discovery import find_cases
+from preprocessing.datasets.reading import read_image_of, read_label_of
 from preprocessing.errors import InputError
 from preprocessing.files import write_json
-from preprocessing.nifti import check_pair
-from preprocessing.reading import read_image_of, read_label_of
-from preprocessing.splits import EVAL_FRACTION, split_by_hash
+from preprocessing.records.splits import EVAL_FRACTION, split_by_hash
 from preprocessing.tasks import Task, load_task
+from preprocessing.volumes.nifti import check_pair
 
 MODEL_NAME = "ahnet"
 PHANTOM_CASES = 32

@@ -19,12 +19,12 @@ if not __package__:
     # folder first, where `pipeline` would be pipeline.py instead of the package.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline.beam import beam_arguments
-from pipeline.kubeflow_settings import OBJECT_STORE, KubeflowSettings, read_settings
+from pipeline.beam_options import beam_arguments
+from pipeline.configs import PipelineSettings
+from pipeline.kubeflow.cluster import OBJECT_STORE, KubeflowSettings, read_settings
 from pipeline.local_runner import OPTIONS_VARIABLE
 from pipeline.options import add_pipeline_options, pipeline_settings
-from pipeline.settings import PipelineSettings
-from preprocessing.command import make_parser, run_command
+from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import SettingsError
 from preprocessing.files import write_json
 
@@ -55,7 +55,7 @@ EXAMPLES = (
     "  tfx pipeline compile --engine=kubeflow --pipeline_path=pipeline/kubeflow_runner.py",
     "",
     "every command of a compiled pipeline, run on this machine:",
-    "  python -m pipeline.run_compiled compiled/ahnet.yaml --output rehearsal",
+    "  python -m pipeline.kubeflow.rehearsal compiled/ahnet.yaml --output rehearsal",
 )
 
 
@@ -94,7 +94,7 @@ def compile_pipeline(
     if pipeline.output.startswith(OBJECT_STORE) != (engine == "vertex"):
         expected = f"an address {OBJECT_STORE}..." if engine == "vertex" else "a folder on a volume"
         raise SettingsError("storage_root", f"{expected} for --engine {engine}", pipeline.output)
-    from pipeline.pipeline import create_pipeline
+    from pipeline.dag import create_pipeline
 
     dag = create_pipeline(
         pipeline,
@@ -106,12 +106,12 @@ def compile_pipeline(
     write_json(output / "pipeline.json", pipeline.to_dict())
     write_json(output / "kubeflow.json", cluster.to_dict())
     if engine == "kubeflow":
-        from pipeline.kubeflow_argo import argo_runner
+        from pipeline.kubeflow.argo import argo_runner
 
         argo_runner(cluster, output, f"{pipeline.name}.yaml").run(dag)
         return [output / f"{pipeline.name}.yaml"]
 
-    from pipeline.kubeflow_v2 import set_resources, v2_runner, write_yaml
+    from pipeline.kubeflow.spec_v2 import set_resources, v2_runner, write_yaml
 
     set_resources(dag, cluster)
     job = v2_runner(cluster, output, f"{pipeline.name}.json").run(dag)

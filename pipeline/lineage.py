@@ -13,7 +13,7 @@ from typing import Any
 from ml_metadata import MetadataStore
 from ml_metadata.proto import metadata_store_pb2
 
-from preprocessing.command import make_parser, run_command
+from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import InputError
 
 METADATA_FILE = "metadata.sqlite"
@@ -235,7 +235,7 @@ def _version(model: Path) -> Path:
 
 def _lines(model: Path, steps: Sequence[Step]) -> Iterator[str]:
     """Yields the report for people; what was found out in the run comes from its report."""
-    from pipeline.model_card import model_card
+    from pipeline.components.model_card import model_card
 
     reports = [address for step in steps for _, address in step.outputs.get("report", [])]
     facts = Path(reports[-1]) / "facts.json" if reports else None

@@ -20,18 +20,18 @@ if not __package__:
     # folder first, where `pipeline` would be pipeline.py instead of the package.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline.beam import beam_arguments
-from pipeline.launch_checks import check_launch
+from pipeline.beam_options import beam_arguments
+from pipeline.configs import PipelineSettings
 from pipeline.lineage import METADATA_FILE
-from pipeline.one_run import only_run_in
+from pipeline.local.one_run import only_run_in
+from pipeline.local.preflight import check_launch
 from pipeline.options import add_pipeline_options, pipeline_settings
-from pipeline.settings import PipelineSettings
-from preprocessing.command import make_parser, own_options, run_command
+from preprocessing.cli import make_parser, own_options, run_command
 from preprocessing.errors import PipelineError
 from preprocessing.files import without_nan, write_json
 
 if TYPE_CHECKING:
-    from pipeline.execution import ComponentRun
+    from pipeline.local.dag_runner import ComponentRun
 
 # Where the tfx command line, which hands no options on, finds them.
 OPTIONS_VARIABLE = "AHNET_PIPELINE_OPTIONS"
@@ -138,8 +138,8 @@ def run_local(
 
     from tfx.orchestration.metadata import sqlite_metadata_connection_config
 
-    from pipeline.execution import ReportingRunner, quiet_logs
-    from pipeline.pipeline import create_pipeline
+    from pipeline.dag import create_pipeline
+    from pipeline.local.dag_runner import ReportingRunner, quiet_logs
 
     imported = time.monotonic() - start
     with quiet_logs(debug):
@@ -161,8 +161,8 @@ def run_local(
 def _result(
     settings: PipelineSettings, runs: Sequence[ComponentRun], imported: float, start: float
 ) -> PipelineResult:
-    from pipeline.evaluation import read_refusals, read_scores
-    from pipeline.serving_check import is_served, serving_sentence
+    from pipeline.components.evaluator import read_refusals, read_scores
+    from pipeline.components.serving_check import is_served, serving_sentence
 
     components = {run.name: run for run in runs}
     evaluator = components["Evaluator"]

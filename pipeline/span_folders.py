@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pipeline.settings import SPAN_FOLDER
+from pipeline.configs import SPAN_FOLDER
 from preprocessing.errors import InputError
 
 _NAME = re.compile(re.escape(SPAN_FOLDER).replace(re.escape("{SPAN}"), r"(\d+)"))

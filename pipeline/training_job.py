@@ -16,13 +16,13 @@ from preprocessing.files import write_json
 from preprocessing.tasks import Task, task_from_dict
 
 JOB_FILE = "training_job.json"
-# Below a run's folder: where trainings work, see `pipeline.trainer.working_folder`.
+# Below a run's folder: where trainings work, see `pipeline.components.trainer.working_folder`.
 WORKING_FOLDERS = "artifacts/*/unfinished/*"
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What `ahnet_tf.training.train_network` is called with, by every worker alike.
+    """What `ahnet_tf.training.trainer.train_network` is called with, by every worker alike.
 
     Attributes:
       id: of this attempt; another one of the same training has another.

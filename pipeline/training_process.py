@@ -20,11 +20,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ahnet_tf.stopping import stop_requests
-from ahnet_tf.workers import Workers, check_replicas, workers_of
+from ahnet_tf.training.stopping import stop_requests
+from ahnet_tf.training.workers import Workers, check_replicas, workers_of
 from pipeline.training_job import TrainingJob, read_job, write_job
 from preprocessing import errors
-from preprocessing.command import quiet_frameworks
+from preprocessing.cli import quiet_frameworks
 from preprocessing.errors import AHNetError, PipelineError, SettingsError, Stopped
 from preprocessing.files import write_json
 
@@ -131,8 +131,8 @@ def main(arguments: Sequence[str]) -> int:
         job = read_job(job_file)
         # Before the seconds that TensorFlow's import takes.
         check_replicas(job.training.replicas)
-        from ahnet_tf.devices import set_up_devices
-        from ahnet_tf.training import train_network
+        from ahnet_tf.training.distribution import set_up_devices
+        from ahnet_tf.training.trainer import train_network
 
         set_up_devices(job.training.replicas)
         train_network(

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ahnet_tf.stopping import stop_requests
-from ahnet_tf.workers import Workers, workers_of
+from ahnet_tf.training.stopping import stop_requests
+from ahnet_tf.training.workers import Workers, workers_of
 from pipeline.training_job import JOB_FILE, TrainingJob, newest_job
 from pipeline.training_process import run_job
-from preprocessing.command import make_parser, run_command
+from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import AHNetError, SettingsError, Stopped
 
 POLL_S = 1.0

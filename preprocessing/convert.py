@@ -22,13 +22,13 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from preprocessing.allowances import ALLOWANCES, parse_allowances
-from preprocessing.command import make_parser, own_options, run_command
+from preprocessing.cli import make_parser, own_options, run_command
 from preprocessing.errors import PipelineError, SettingsError
-from preprocessing.splits import EVAL_FRACTION, load_splits, split_by_hash
+from preprocessing.records.splits import EVAL_FRACTION, load_splits, split_by_hash
 from preprocessing.tasks import Task, load_task
 
 if TYPE_CHECKING:
-    from preprocessing.case import Case
+    from preprocessing.datasets.case import Case
 
 
 def convert(
@@ -49,11 +49,11 @@ def convert(
     """Converts all cases below some folders; see the module's description for what is written.
 
     Args:
-      inputs: data-set folders, see `preprocessing.cases`.
+      inputs: data-set folders, see `preprocessing.datasets.discovery`.
       output: the new folder; any address that Beam's file systems know.
       task: classes, resampling and patches.
       seed: of the training patches.
-      splits_file: the user's own splits, see `preprocessing.splits.load_splits`; cases that it does
+      splits_file: the user's own splits, see `preprocessing.records.splits.load_splits`; cases that it does
         not name are rejected.
       eval_fraction: without a splits file, the share of cases to evaluate on.
       shard_mib: largest size of a shard file.
@@ -76,14 +76,19 @@ def convert(
     if shard_mib < 1 or seed < 0:
         raise SettingsError("convert", "--shard-mib >= 1 and --seed >= 0", (shard_mib, seed))
     # What takes seconds to import comes after the check that there is something to do.
-    from preprocessing.cases import find_cases
+    from preprocessing.datasets.discovery import find_cases
 
     cases = find_cases(inputs, need_labels=True)
 
-    from preprocessing.conversion import ConversionSettings
-    from preprocessing.outputs import check_output, make_manifest, publish, run_settings
-    from preprocessing.runners import beam_runner
-    from preprocessing.unfinished import keep_listed, unfinished_folder
+    from preprocessing.records.beam_runner import beam_runner
+    from preprocessing.records.case_conversion import ConversionSettings
+    from preprocessing.records.output_folder import (
+        check_output,
+        make_manifest,
+        publish,
+        run_settings,
+    )
+    from preprocessing.records.unfinished import keep_listed, unfinished_folder
 
     output = output.rstrip("/")
     runner = beam_runner(beam_options, own_options(_parser()))
@@ -107,10 +112,10 @@ def convert(
 
 def _convert_all(cases, splits, eval_fraction, settings, partial, runner, progress):
     """Converts into the hidden folder; returns the manifest's entries in the order of the cases."""
-    from preprocessing.conversion import CONVERTED, outcome_path
-    from preprocessing.outputs import reject_duplicates
-    from preprocessing.runners import run_pipeline
-    from preprocessing.storage import read_json
+    from preprocessing.records.beam_runner import run_pipeline
+    from preprocessing.records.case_conversion import CONVERTED, outcome_path
+    from preprocessing.records.output_folder import reject_duplicates
+    from preprocessing.records.storage import read_json
 
     entries: dict[str, dict[str, Any]] = {}
     taken_over = 0
@@ -136,7 +141,7 @@ def _convert_all(cases, splits, eval_fraction, settings, partial, runner, progre
 def _with_split(case: Case, splits: dict[str, str], splits_file: str) -> Case:
     if case.problem or case.case_id in splits:
         return case
-    from preprocessing.case import shown
+    from preprocessing.datasets.case import shown
 
     problem = (
         f"{shown(case, case.image_path)}: expected {case.case_id!r} in a split of {splits_file}, "
@@ -150,7 +155,7 @@ def _bar(partial: str, total: int, visible: bool) -> Iterator[None]:
     """Shows how many cases have left their outcome in the output's file system."""
     from tqdm import tqdm
 
-    from preprocessing.unfinished import finished_cases
+    from preprocessing.records.unfinished import finished_cases
 
     done = threading.Event()
     with tqdm(total=total, desc="convert", unit="case", disable=not visible) as bar:

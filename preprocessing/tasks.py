@@ -53,7 +53,7 @@ class Task:
       patches_per_case: training patches drawn from each case.
       foreground_fraction: share of training patches centred on foreground, class-balanced.
       target: what a network learns: the "labels" of voxels, or a "heat_map" of lesions (two classes),
-        see `preprocessing.lesions`.
+        see `preprocessing.volumes.lesions`.
       label_classes: for each value of a data set's label maps the label's name and the class it counts
         as, e.g. ("tumour", "liver"); None: labels are the classes.
     """

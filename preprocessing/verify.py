@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preprocessing.allowances import ALLOWANCES, parse_allowances
-from preprocessing.command import make_parser, run_command
+from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import AHNetError, SettingsError
 from preprocessing.page.options import add_page_options, check_page_options
 from preprocessing.tasks import Task, load_task
 
 if TYPE_CHECKING:
-    from preprocessing.case import Case
-    from preprocessing.volume import Volume
+    from preprocessing.datasets.case import Case
+    from preprocessing.volumes.geometry import Volume
 
 # Enough voxels along each axis of a slice for quantiles of the intensities.
 _QUANTILE_STEP = 4
@@ -38,7 +38,7 @@ def verify(
     """Checks all cases below some folders the way conversion does, and goes on after each bad one.
 
     Args:
-      inputs: data-set folders, see `preprocessing.cases`.
+      inputs: data-set folders, see `preprocessing.datasets.discovery`.
       task: classes and kind of intensities.
       allow: what is taken although it is irregular, see `preprocessing.allowances`.
       workers: processes that look at one case each.
@@ -53,7 +53,7 @@ def verify(
     """
     from tqdm import tqdm
 
-    from preprocessing.cases import find_cases
+    from preprocessing.datasets.discovery import find_cases
 
     if workers < 1:
         raise SettingsError("--workers", "a number of processes, at least 1", workers)
@@ -81,11 +81,11 @@ def verify_case(case: Case, task: Task, allow: Collection[str]) -> dict[str, Any
     `findings` is always there; shape and spacing (both in the order of the file), orientation, slice
     axis, intensities, and the voxels a label on the task's grid are there as far as they can be read.
     """
-    from preprocessing.case import public, shown
-    from preprocessing.checks import ERROR, Finding, check_image, check_labels
-    from preprocessing.reading import read_image_of
-    from preprocessing.targets import read_target
-    from preprocessing.volume import to_task_space
+    from preprocessing.datasets.case import public, shown
+    from preprocessing.datasets.reading import read_image_of
+    from preprocessing.records.targets import read_target
+    from preprocessing.volumes.geometry import to_task_space
+    from preprocessing.volumes.quality_checks import ERROR, Finding, check_image, check_labels
 
     entry: dict[str, Any] = {"case_id": case.case_id, "source": case.source}
     findings = [Finding(ERROR, "incomplete", case.problem)] if case.problem else []
@@ -116,7 +116,7 @@ def verify_case(case: Case, task: Task, allow: Collection[str]) -> dict[str, Any
 
 
 def _geometry(image: Volume, task: Task) -> dict[str, Any]:
-    from preprocessing.volume import axis_codes, task_space
+    from preprocessing.volumes.geometry import axis_codes, task_space
 
     space = task_space(image.voxels.shape, image.affine, task)
     codes = axis_codes(image.affine)
@@ -150,7 +150,7 @@ def _mapped(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
 
 def _mark_twins(entries: Sequence[dict[str, Any]]) -> None:
     """Adds an error to each case whose voxels an earlier one has."""
-    from preprocessing.duplicates import duplicate_reason, duplicates_of
+    from preprocessing.datasets.duplicates import duplicate_reason, duplicates_of
 
     sound = [entry for entry in entries if not _errors_of(entry)]
     twins = duplicates_of((entry["case_id"], entry["fingerprint"]) for entry in sound)
@@ -224,7 +224,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if output:
         write_json(output, report)
     if page:
-        from preprocessing.verify_page import write_verify_page
+        from preprocessing.page.dataset_page import write_verify_page
 
         write_verify_page(
             page, arguments.input, report, task, allow=allow, volumes=arguments.report_cases

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from preprocessing.command import make_parser, run_command
+from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import SettingsError
 
 if TYPE_CHECKING:
-    from serving.policy import ModelConfig
+    from serving.embedded.policy import ModelConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,9 +121,9 @@ def _add_load_options(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     _check(arguments)
     # TensorFlow is imported from here on: --help and wrong options answer at once.
-    from serving.access import ServerAccess, read_token
-    from serving.batching import BatchSettings
-    from serving.running import start_models
+    from serving.auth import ServerAccess, read_token
+    from serving.embedded.batching import BatchSettings
+    from serving.embedded.running import start_models
 
     token = None if arguments.token_file is None else read_token(arguments.token_file)
     certificate, key = arguments.tls_certificate, arguments.tls_key
@@ -160,7 +160,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _configs(arguments: argparse.Namespace) -> list[ModelConfig]:
-    from serving.policy import ModelConfig, read_config_file
+    from serving.embedded.policy import ModelConfig, read_config_file
 
     if arguments.model_config_file is not None:
         return read_config_file(arguments.model_config_file)

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from preprocessing.command import make_parser, run_command
+from preprocessing.cli import make_parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,8 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from serving.access import access_from_environment
-    from serving.client import AHNetClient
+    from serving.auth import access_from_environment
+    from serving.client.sync import AHNetClient
 
     with AHNetClient(arguments.target, timeout_s=30, **access_from_environment()) as client:
         for status in client.status():

@@ -18,7 +18,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from preprocessing.command import quiet_frameworks
+from preprocessing.cli import quiet_frameworks
 
 quiet_frameworks()
 # Figures are held to float32's accuracy, which GPUs round to TF32, and replicas share the CPU.

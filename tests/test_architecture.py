@@ -25,7 +25,7 @@ COMMANDS = (
     "serving.status",
     "pipeline.local_runner",
     "pipeline.kubeflow_runner",
-    "pipeline.run_compiled",
+    "pipeline.kubeflow.rehearsal",
     "pipeline.lineage",
     "pipeline.worker",
     "pipeline.demo",

@@ -160,7 +160,7 @@ def test_its_steps_make_the_locked_environment_and_pods_find_the_project(tmp_pat
     pins = re.findall(r"^([\w.-]+)(?:\[.*\])?==([^ \\]+)", lock, re.MULTILINE)
     probe = (
         "import importlib.metadata as m, importlib.util as u, json\n"
-        "modules = ['pipeline.trainer', 'ahnet_tf.nets', 'serving', 'preprocessing',\n"
+        "modules = ['pipeline.components.trainer', 'ahnet_tf.networks', 'serving', 'preprocessing',\n"
         "           'tfx.orchestration.kubeflow.container_entrypoint']\n"
         "found = [[d.name, d.version] for d in m.distributions()]\n"
         "print(json.dumps([found, [name for name in modules if not u.find_spec(name)]]))\n"

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from ahnet_tf.presets import run_config
-from preprocessing.cases import find_cases
-from preprocessing.nifti import write_image
-from preprocessing.reading import read_label_of
+from preprocessing.datasets.discovery import find_cases
+from preprocessing.datasets.reading import read_label_of
 from preprocessing.tasks import load_task
-from preprocessing.volume import Volume
+from preprocessing.volumes.geometry import Volume
+from preprocessing.volumes.nifti import write_image
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_CT = ROOT / "examples" / "real_ct"

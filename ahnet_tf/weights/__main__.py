@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from preprocessing.command import make_parser, run_command
+from preprocessing.cli import make_parser, run_command
 
 EXAMPLES = (
     "python -m ahnet_tf.weights import resnet50.safetensors --to imagenet2d",
@@ -57,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> None:
     import dataclasses
 
     from ahnet_tf.config import ModelConfig, load_config
-    from ahnet_tf.nets.checkpoint import save_network
+    from ahnet_tf.networks.checkpoint import save_network
     from ahnet_tf.weights.imagenet import imagenet_file
     from ahnet_tf.weights.importing import import_network
     from preprocessing.errors import SettingsError

@@ -49,7 +49,7 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
-    from ahnet_tf.nets.checkpoint import read_safetensors
+    from ahnet_tf.networks.checkpoint import read_safetensors
 
     return read_safetensors(path)
 

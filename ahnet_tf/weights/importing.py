@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
-from ahnet_tf.nets.build import build_network, named_weights
-from ahnet_tf.nets.transfer import STEM_KERNEL, TransferReport, encoder_weights, stem_kernel_3d
+from ahnet_tf.networks.factory import build_network, named_weights
+from ahnet_tf.networks.transfer import STEM_KERNEL, TransferReport, encoder_weights, stem_kernel_3d
 from ahnet_tf.weights.files import read_arrays
-from ahnet_tf.weights.keras_names import keras_encoder_weight
+from ahnet_tf.weights.keras_resnet50 import keras_encoder_weight
 from ahnet_tf.weights.torch_names import Source, ahnet_source, encoder_source, mcgcn_source
 from preprocessing.errors import ModelError
 

@@ -24,9 +24,9 @@ from pydicom.uid import (
 )
 
 from preprocessing.dicom.damage import DAMAGE
-from preprocessing.dicom.identity import IDENTIFYING_TAGS, ShownPath, identifiers, shown_path
+from preprocessing.dicom.deidentify import IDENTIFYING_TAGS, ShownPath, identifiers, shown_path
 from preprocessing.errors import InputError
-from preprocessing.nifti_bytes import MAX_VOXELS
+from preprocessing.volumes.nifti_bytes import MAX_VOXELS
 
 # No codec takes an image of one colour further down than to this share of its size.
 MAX_COMPRESSION = 10_000

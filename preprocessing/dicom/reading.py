@@ -6,9 +6,9 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from preprocessing.dicom.frames import read_frames
+from preprocessing.dicom.multiframe import read_frames
 from preprocessing.dicom.series import read_series
-from preprocessing.volume import Volume
+from preprocessing.volumes.geometry import Volume
 
 
 def read_dicom(

@@ -20,9 +20,9 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from preprocessing.dicom.damage import DAMAGE
-from preprocessing.dicom.frames import frame_places
+from preprocessing.dicom.deidentify import ShownPath
 from preprocessing.dicom.header import Image, read_image_header
-from preprocessing.dicom.identity import ShownPath
+from preprocessing.dicom.multiframe import frame_places
 from preprocessing.dicom.planes import plane_of
 from preprocessing.dicom.series import find_series
 from preprocessing.errors import InputError

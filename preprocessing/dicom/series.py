@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocessing.allowances import MixedSeriesError, refuse_unless_allowed
-from preprocessing.dicom.geometry import plane_axes, stack_affine, stack_slices
+from preprocessing.dicom.deidentify import identifiers, shown_path
 from preprocessing.dicom.header import (
     Image,
     has_image,
@@ -21,13 +21,13 @@ from preprocessing.dicom.header import (
     text,
     whole,
 )
-from preprocessing.dicom.identity import identifiers, shown_path
 from preprocessing.dicom.pixels import padding_mask, rescaled, stacked, stored_frames
 from preprocessing.dicom.planes import AIR_HU, TISSUE_HU, Plane, alike, plane_of, scaling_of
+from preprocessing.dicom.slice_geometry import plane_axes, stack_affine, stack_slices
 from preprocessing.errors import InputError
-from preprocessing.nifti import has_nifti_suffix
-from preprocessing.nifti_bytes import MAX_VOXELS
-from preprocessing.volume import Volume, checked_affine
+from preprocessing.volumes.geometry import Volume, checked_affine
+from preprocessing.volumes.nifti import has_nifti_suffix
+from preprocessing.volumes.nifti_bytes import MAX_VOXELS
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from preprocessing.lesions import LesionBox, box_ellipsoid
 from preprocessing.page.volumes import Box
+from preprocessing.volumes.lesions import LesionBox, box_ellipsoid
 
 
 def reference_boxes(

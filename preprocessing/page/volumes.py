@@ -13,7 +13,14 @@ from scipy import ndimage
 
 from preprocessing.page.coding import OUTER_SLOPE, code_image, code_labels
 from preprocessing.tasks import Task
-from preprocessing.volume import TaskSpace, Volume, axis_codes, task_space, to_task_space, turned
+from preprocessing.volumes.geometry import (
+    TaskSpace,
+    Volume,
+    axis_codes,
+    task_space,
+    to_task_space,
+    turned,
+)
 
 # Room left around the foreground where a volume is cropped to it.
 MARGIN_MM = 30.0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ahnet_tf.config import ModelConfig
-from ahnet_tf.predictors import ExportSettings
+from ahnet_tf.inference.predictor import ExportSettings
 from preprocessing.files import write_json
 from preprocessing.tasks import PRESETS, Task
 from tests.ahnet_tf.forks import Forks

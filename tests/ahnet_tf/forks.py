@@ -35,7 +35,7 @@ class Strike:
         if self.rows < 0:
             self._send()
             return
-        from ahnet_tf.history import History
+        from ahnet_tf.training.history import History
 
         method = "add" if self.rows else "__init__"
         original, calls = getattr(History, method), []
@@ -93,11 +93,11 @@ class Forks:
 
 
 def _serve() -> None:
-    from preprocessing.command import quiet_frameworks
+    from preprocessing.cli import quiet_frameworks
 
     quiet_frameworks()
     import ahnet_tf.train
-    import ahnet_tf.training  # noqa: F401
+    import ahnet_tf.training.trainer  # noqa: F401
 
     for line in sys.stdin:
         request = json.loads(line)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ahnet_tf.evaluate import main
-from ahnet_tf.pairs import pair_up
+from ahnet_tf.evaluation.pairing import pair_up
 from preprocessing.errors import InputError, SettingsError
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
-from preprocessing.records import Patch, encode_patch
+from preprocessing.records.schema import Patch, encode_patch
 from preprocessing.tasks import Task
 
 TASK = Task("toy", ("background", "liver", "tumour"), (-200.0, 250.0), patch_shape_zyx=(4, 32, 32))

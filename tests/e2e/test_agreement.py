@@ -10,14 +10,20 @@ import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.evaluate import main as evaluate
+from ahnet_tf.inference.predictor import ExportSettings
 from ahnet_tf.predict import main as predict
-from ahnet_tf.predictors import ExportSettings
-from pipeline.evaluation import CONFUSION, SIGNATURE, SumConfusionsByCase, regions, summarize
-from preprocessing.cases import find_cases
-from preprocessing.conversion import ConversionSettings, convert_case
-from preprocessing.records import CASE_ID
+from pipeline.components.evaluator import (
+    CONFUSION,
+    SIGNATURE,
+    SumConfusionsByCase,
+    regions,
+    summarize,
+)
+from preprocessing.datasets.discovery import find_cases
+from preprocessing.records.case_conversion import ConversionSettings, convert_case
+from preprocessing.records.schema import CASE_ID
 from preprocessing.tasks import Task
-from serving.export import export_model
+from serving.export.exporter import export_model
 
 TASK = Task(
     name="t",

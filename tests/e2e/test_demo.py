@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from pipeline.demo import clear, hold_one_out, main
-from pipeline.one_run import only_run_in
+from pipeline.local.one_run import only_run_in
 from pipeline.stages import Stages
 from preprocessing.errors import InputError, PipelineError
 from preprocessing.files import write_json
-from preprocessing.phantom import write_cases
+from preprocessing.phantom.writing import write_cases
 from preprocessing.tasks import load_task
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
-from ahnet_tf.predictors import open_predictor
-from ahnet_tf.record_files import find_records
-from ahnet_tf.scoring.lits import dice
-from ahnet_tf.segmentation import segment_volume
-from ahnet_tf.training import train_network
+from ahnet_tf.data.record_files import find_records
+from ahnet_tf.evaluation.lits import dice
+from ahnet_tf.inference.predictor import open_predictor
+from ahnet_tf.inference.segment import segment_volume
+from ahnet_tf.training.trainer import train_network
 from preprocessing.convert import convert
-from preprocessing.phantom import write_cases
-from preprocessing.phantom_ct import PhantomSettings
-from preprocessing.phantom_ct import make_case as make_ct
-from preprocessing.phantom_dbt import DBTSettings
-from preprocessing.phantom_dbt import make_case as make_dbt
+from preprocessing.phantom.ct import PhantomSettings
+from preprocessing.phantom.ct import make_case as make_ct
+from preprocessing.phantom.dbt import DBTSettings
+from preprocessing.phantom.dbt import make_case as make_dbt
+from preprocessing.phantom.writing import write_cases
 from preprocessing.tasks import Task, load_task
-from preprocessing.volume import spacing_mm
+from preprocessing.volumes.geometry import spacing_mm
 
 CT = PhantomSettings(shape_xyz=(64, 64, 20), spacing_mm=(5.0, 5.0, 8.0), most_tumours=0)
 DBT = DBTSettings(shape_xyz=(64, 96, 20), spacing_mm=(1.0, 1.0, 1.0), fewest_masses=1, clutter=1)

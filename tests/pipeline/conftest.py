@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from preprocessing.files import write_json
-from preprocessing.records import Patch, encode_patch
+from preprocessing.records.schema import Patch, encode_patch
 from preprocessing.tasks import Task
 
 # Options of the smallest two-stage training that still learns.
@@ -93,7 +93,7 @@ def records(tmp_path, patch, task, write_records) -> Path:
 def phantom_records(tmp_path_factory, task) -> Path:
     """Four phantom cases with tumours, two of them to evaluate on, as `convert` writes them."""
     from preprocessing.convert import convert
-    from preprocessing.phantom import PhantomSettings, write_cases
+    from preprocessing.phantom.writing import PhantomSettings, write_cases
 
     base = tmp_path_factory.mktemp("phantoms")
     settings = PhantomSettings(shape_xyz=(32, 32, 16), spacing_mm=(10.0, 10.0, 10.0))

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ahnet_tf.predictors import open_predictor
+from ahnet_tf.inference.predictor import open_predictor
+from pipeline.components.schema import schema_text
 from pipeline.lineage import main as lineage
 from pipeline.local_runner import EXIT_CODE_REFUSED, OPTIONS_VARIABLE, main
-from pipeline.schema import schema_text
-from preprocessing.records import parse_example
+from preprocessing.records.schema import parse_example
 from preprocessing.tasks import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]

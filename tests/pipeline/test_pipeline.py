@@ -11,11 +11,11 @@ import pytest
 from tfx.dsl.components.base.base_beam_component import BaseBeamComponent
 
 from ahnet_tf.presets import run_config
-from pipeline.beam import BEAM_ARGUMENTS, beam_arguments, own_beam_options
-from pipeline.evaluation import make_eval_config
-from pipeline.execution import _own_error
-from pipeline.pipeline import create_pipeline
-from pipeline.settings import PipelineSettings
+from pipeline.beam_options import BEAM_ARGUMENTS, beam_arguments, own_beam_options
+from pipeline.components.evaluator import make_eval_config
+from pipeline.configs import PipelineSettings
+from pipeline.dag import create_pipeline
+from pipeline.local.dag_runner import _own_error
 from preprocessing.errors import InputError, PipelineError, SettingsError
 from preprocessing.tasks import PRESETS
 

@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 from tfx.components.trainer.fn_args_utils import FnArgs
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
-from ahnet_tf.history import read_history
-from ahnet_tf.nets.checkpoint import read_safetensors
+from ahnet_tf.networks.checkpoint import read_safetensors
 from ahnet_tf.presets import run_config
-from pipeline.launch_checks import check_launch
-from pipeline.pipeline import create_pipeline
-from pipeline.settings import PipelineSettings
-from pipeline.trainer import run_fn_2d, working_folder
+from ahnet_tf.training.history import read_history
+from pipeline.components.trainer import run_fn_2d, working_folder
+from pipeline.configs import PipelineSettings
+from pipeline.dag import create_pipeline
+from pipeline.local.preflight import check_launch
 from pipeline.training_job import JOB_FILE, make_job, newest_job, read_job, write_job
 from pipeline.training_process import run_job
 from pipeline.worker import main
@@ -166,7 +166,7 @@ def test_a_trainer_and_a_worker_learn_what_one_process_does(
     rows = [[(r["step"], r["loss"]) for r in read_history(f / "history.csv")] for f in folders]
     # The first row to the five digits that are written.
     np.testing.assert_allclose(rows[1][0], rows[0][0], rtol=5e-5)
-    # Tolerances as for the two workers in tests/ahnet_tf/test_interruptions.py.
+    # Tolerances as for the two workers in tests/ahnet_tf/training/test_interruptions.py.
     np.testing.assert_allclose(rows[1], rows[0], rtol=5e-4)
     one, two = (
         read_safetensors(Path(each.serving_model_dir) / "weights.safetensors")

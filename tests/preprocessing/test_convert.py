@@ -12,10 +12,10 @@ import pytest
 import tensorflow as tf
 
 from preprocessing.convert import main
-from preprocessing.phantom import PhantomSettings, make_case, write_cases
-from preprocessing.records import parse_example
+from preprocessing.phantom.writing import PhantomSettings, make_case, write_cases
+from preprocessing.records.schema import parse_example
 from preprocessing.tasks import PRESETS, load_task
-from preprocessing.volume import to_task_space
+from preprocessing.volumes.geometry import to_task_space
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = PhantomSettings(shape_xyz=(48, 40, 12), spacing_mm=(6.5, 6.5, 13.0))

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preprocessing.checks import check_image
 from preprocessing.tasks import PRESETS
-from preprocessing.volume import Volume
+from preprocessing.volumes.geometry import Volume
+from preprocessing.volumes.quality_checks import check_image
 from tests.preprocessing.damaged_files import (
     AFFINE,
     EITHER,
@@ -30,7 +30,7 @@ MEBIBYTES = 200
 RUN = """
 import json, resource, sys, time
 from pathlib import Path
-from preprocessing.cases import find_cases
+from preprocessing.datasets.discovery import find_cases
 from preprocessing.convert import convert
 from preprocessing.tasks import Task
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ahnet_tf.config import ModelConfig
-from ahnet_tf.predictors import ExportSettings
+from ahnet_tf.inference.predictor import ExportSettings
 from preprocessing.tasks import Task
 
 
@@ -59,7 +59,7 @@ def linear_probabilities() -> Callable:
 @pytest.fixture(scope="session")
 def export_linear(linear_network, settings) -> Callable:
     """Exports such a network to BASE/VERSION; its offset is the version's number."""
-    from serving.export import export_model
+    from serving.export.exporter import export_model
 
     def export(base: Path, version: int) -> Path:
         return export_model(linear_network(float(version)), settings, base / str(version))
@@ -77,7 +77,7 @@ def models(tmp_path_factory, export_linear) -> Path:
 
 @pytest.fixture(scope="session")
 def server(models):
-    from serving.running import start_server
+    from serving.embedded.running import start_server
 
     with start_server(models, rest_port=0) as running:
         yield running

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ahnet_tf.predictors import open_predictor
+from ahnet_tf.inference.predictor import open_predictor
 from preprocessing.errors import ServingError, SettingsError
 from serving import status
-from serving.access import ServerAccess, read_token
-from serving.client import AHNetClient
-from serving.errors import AccessError, UnreachableError
-from serving.running import start_server
+from serving.auth import ServerAccess, read_token
+from serving.client.errors import AccessError, UnreachableError
+from serving.client.sync import AHNetClient
+from serving.embedded.running import start_server
 
 TOKEN = "correct-horse-battery-staple"
 

@@ -23,8 +23,8 @@ from google.protobuf import (
 )
 
 from preprocessing.errors import SettingsError
-from serving.client import AHNetClient
-from serving.policy import VersionPolicy, read_config_file
+from serving.client.sync import AHNetClient
+from serving.embedded.policy import VersionPolicy, read_config_file
 
 DEPLOY = Path(__file__).resolve().parents[2] / "serving" / "deploy"
 CONFIG = DEPLOY / "config"

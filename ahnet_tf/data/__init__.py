@@ -1,0 +1,1 @@
+"""From TFRecords to training batches: validation of records, input pipelines, augmentation."""

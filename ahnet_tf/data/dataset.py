@@ -1,0 +1,161 @@
+"""TFRecords of patches -> batches: training's shuffled, seeded and augmented; evaluation's in order.
+
+The order of training patches and their augmentation are functions of the seed and the step alone,
+so that a run which was killed goes on with the very patches it would have seen.
+
+What tf.data maps has no Python control flow over tensors. Said so to AutoGraph, a training starts sooner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from ahnet_tf.config import AugmentationConfig
+from ahnet_tf.data.augmentation import augmented
+from ahnet_tf.data.record_files import read_file, read_files
+from ahnet_tf.data.record_validation import scan_records
+from preprocessing.records.schema import CASE_ID, HEAT_MAP, parse_example
+from preprocessing.tasks import Task
+
+# One process with one replica.
+ALONE = tf.distribute.InputContext()
+
+# Records that are shuffled among each other, in bytes; their number follows from their size.
+SHUFFLE_WINDOW_BYTES = 128 * 2**20
+_ENDLESS = tf.data.experimental.INFINITE_CARDINALITY
+
+
+def training_dataset(
+    files: Sequence[str],
+    task: Task,
+    *,
+    batch_size: int,
+    seed: int,
+    augment: AugmentationConfig | None = None,
+    start_step: int = 0,
+    records: int | None = None,
+    context: tf.distribute.InputContext = ALONE,
+) -> tf.data.Dataset:
+    """Returns endless shuffled batches, from step `start_step` on.
+
+    Args:
+      files: record files of the training split.
+      task: what the records hold.
+      batch_size: patches a step; an epoch's rest joins the next epoch's first batch.
+      seed: of order and augmentation.
+      augment: random changes of each patch; None leaves patches as they are.
+      start_step: batches to pass over, as if they had been taken before.
+      records: number of records in `files`, if `scan_records` has told it already.
+      context: which of the workers reads, for how many replicas; each of its replicas' shares of a
+        step is an element. Together the workers see what one would.
+
+    Returns:
+      A dataset of `image` [b, z, y, x, 1] float32 raw intensities, `label` [b, z, y, x] uint8,
+      `weight` [b, z, y, x] float32, and `heat_map` [b, z, y, x] float32 where the task has one.
+
+    Raises:
+      InputError: see `scan_records`.
+    """
+    if records is None:
+        records = scan_records(files, task).records
+    z, y, x = task.patch_shape_zyx
+    window_records = max(1, min(records, SHUFFLE_WINDOW_BYTES // (3 * z * y * x)))
+    first = start_step * batch_size
+
+    @tf.autograph.experimental.do_not_convert
+    def epoch_windows(epoch: tf.Tensor) -> tf.data.Dataset:
+        # Each epoch has seeds of its own, so that any one can be begun without those before it.
+        # Dataset.shuffle would not do: its order depends on TensorFlow's global seed as well.
+        order = tf.random.experimental.stateless_shuffle(tf.constant(files), (seed, epoch))
+        dataset = tf.data.Dataset.from_tensor_slices(order)
+        dataset = dataset.interleave(read_file, cycle_length=4)
+
+        def shuffled(number: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+            window_seed = tf.random.experimental.stateless_fold_in((seed, epoch), number)
+            return tf.random.experimental.stateless_shuffle(window, window_seed)
+
+        return dataset.batch(window_records).enumerate().map(shuffled)
+
+    @tf.autograph.experimental.do_not_convert
+    def prepare(number: tf.Tensor, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+        example = parse_example(serialized, task)
+        names = ("image", "label", "weight", HEAT_MAP)
+        arrays = {name: example[name] for name in names if name in example}
+        arrays["image"] = tf.cast(arrays["image"], tf.float32)
+        if augment is None:
+            return arrays
+        number_seed = tf.random.experimental.stateless_fold_in((seed, 1), number)
+        spacing_mm_yx = tf.stack([example["spacing_y_mm"], example["spacing_x_mm"]])
+        return augmented(arrays, spacing_mm_yx, number_seed, augment, task)
+
+    epochs = tf.data.Dataset.range(first // records, tf.int64.max)
+    # The next window is read while one is used up, across the end of an epoch too.
+    dataset = epochs.flat_map(epoch_windows).prefetch(1).unbatch()
+    dataset = dataset.skip(first % records).enumerate(first)
+    if context.num_input_pipelines > 1:
+        begin, end = _rows(batch_size, context)
+
+        @tf.autograph.experimental.do_not_convert
+        def is_own(number: tf.Tensor, serialized: tf.Tensor) -> tf.Tensor:
+            row = number % batch_size
+            return (row >= begin) & (row < end)
+
+        dataset = dataset.filter(is_own)
+    dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.batch(context.get_per_replica_batch_size(batch_size), drop_remainder=True)
+    # Known to be endless, no worker has to ask the others at each step whether they have a batch.
+    return dataset.apply(tf.data.experimental.assert_cardinality(_ENDLESS)).prefetch(2)
+
+
+def evaluation_dataset(
+    files: Sequence[str],
+    task: Task,
+    *,
+    batch_size: int,
+    context: tf.distribute.InputContext = ALONE,
+) -> tf.data.Dataset:
+    """Returns the patches of a split once, in order, `batch_size` over all replicas at a time.
+
+    The last batch is filled up with copies of weight 0, so that replicas always share evenly.
+
+    Args:
+      files: record files of the split.
+      task: what the records hold.
+      batch_size: patches a batch, over all replicas together.
+      context: which of the workers reads, and for how many replicas, as in `training_dataset`.
+
+    Returns:
+      A dataset of `image`, `label`, `weight` as in `training_dataset`, `case_id` [b] string and
+      `spacing_mm` [b, 3] float32 (x, y, z).
+    """
+
+    begin, end = _rows(batch_size, context)
+
+    @tf.autograph.experimental.do_not_convert
+    def own_rows(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        rows, count = tf.range(begin, end), tf.size(serialized)
+        return tf.gather(serialized, tf.minimum(rows, count - 1)), tf.cast(rows < count, tf.float32)
+
+    @tf.autograph.experimental.do_not_convert
+    def prepare(serialized: tf.Tensor, counts: tf.Tensor) -> dict[str, tf.Tensor]:
+        example = parse_example(serialized, task)
+        return {
+            "image": tf.cast(example["image"], tf.float32),
+            "label": example["label"],
+            "weight": example["weight"] * counts,
+            "case_id": example[CASE_ID],
+            "spacing_mm": tf.stack([example[f"spacing_{axis}_mm"] for axis in "xyz"]),
+        }
+
+    dataset = read_files(files).batch(batch_size).map(own_rows).unbatch()
+    dataset = dataset.map(prepare, num_parallel_calls=2, deterministic=True)
+    size = context.get_per_replica_batch_size(batch_size)
+    return dataset.batch(size, drop_remainder=True).prefetch(2)
+
+
+def _rows(batch_size: int, context: tf.distribute.InputContext) -> tuple[int, int]:
+    """Returns the first of a worker's rows of each batch, and the first of the next worker's."""
+    share = batch_size // context.num_input_pipelines
+    return context.input_pipeline_id * share, (context.input_pipeline_id + 1) * share

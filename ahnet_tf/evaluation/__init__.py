@@ -1,0 +1,1 @@
+"""Scores of segmentations and detections: the measures of LiTS, and FROC."""

@@ -1,0 +1,168 @@
+"""Free-response ROC (FROC) of lesion detections, by the rules of the BCS-DBT challenge.
+
+The rules are those of the challenge's scorer (`evaluate` in duke_dbt_data.py, mazurowski-lab/
+duke-dbt-data; Buda et al., JAMA Network Open 2021): what a hit is, which box it hits, where the curve
+has its points, and how it is read between them. Volumes come matched (`match_volume`), so that a
+curve over any of them, drawn once or several times, is sums.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from preprocessing.datasets.detection_table import Detection
+from preprocessing.volumes.lesions import LesionBox
+
+# A detection may miss the centre of a small box by this much, in voxels of the plane.
+SMALLEST_REACH = 100
+# It may miss a box's slice by this share of the volume's slices.
+SLICE_SHARE = 1 / 4
+# False positives per volume at which sensitivity is reported.
+RATES = (1.0, 2.0, 3.0, 4.0)
+RATE_OF_ALL = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredVolume:
+    """One volume, its detections matched with its boxes; all that a curve needs of it.
+
+    Attributes:
+      boxes: number of reference boxes.
+      scores: float64 [detection].
+      hits: for each detection the number of the box it hits, -1 for a false positive.
+    """
+
+    boxes: int
+    scores: np.ndarray
+    hits: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """What each volume contributes at each threshold, thresholds falling from column to column.
+
+    The curve has a point before any detection, one at the score of every hit, and one after the last
+    detection.
+
+    Attributes:
+      boxes: number of reference boxes [volume].
+      found: boxes hit by a detection of at least that score [volume, threshold].
+      false_positives: detections of at least that score that hit nothing [volume, threshold].
+      own: 1 where the volume has a hit of exactly that score, else 0 [volume, threshold]; all 1 in the
+        first and the last column.
+    """
+
+    boxes: np.ndarray
+    found: np.ndarray
+    false_positives: np.ndarray
+    own: np.ndarray
+
+
+def match_volume(detections: Sequence[Detection], boxes: Sequence[LesionBox]) -> ScoredVolume:
+    """Matches the detections of one volume with its boxes.
+
+    A detection hits a box if their centres in the plane are at most half the box's diagonal or
+    `SMALLEST_REACH` voxels apart, whichever is more, and its middle slice Z + Depth / 2 is at most a
+    quarter of the volume's slices from the box's. Of several such boxes it hits the one whose centre
+    is nearest in voxel indices (x, y, z), the first of equals.
+    """
+    hits = []
+    for detection in detections:
+        reached = []
+        for number, box in enumerate(boxes):
+            dx = detection.x + detection.width / 2 - (box.x + box.width / 2)
+            dy = detection.y + detection.height / 2 - (box.y + box.height / 2)
+            dz = detection.z + detection.depth / 2 - box.slice_index
+            reach = max(math.hypot(box.width, box.height) / 2, SMALLEST_REACH)
+            if math.hypot(dx, dy) <= reach and abs(dz) <= box.volume_slices * SLICE_SHARE:
+                reached.append((math.hypot(dx, dy, dz), number))
+        hits.append(min(reached)[1] if reached else -1)
+    scores = np.array([detection.score for detection in detections], np.float64)
+    return ScoredVolume(len(boxes), scores, np.array(hits, np.int64))
+
+
+def count(volumes: Sequence[ScoredVolume]) -> Counts:
+    """Counts boxes found and false positives of each volume at each threshold of the curve.
+
+    Further hits on a box already hit are neither.
+    """
+    hit_scores = [volume.scores[volume.hits >= 0] for volume in volumes]
+    thresholds = np.unique(np.concatenate([np.empty(0), *hit_scores]))[::-1]
+    thresholds = np.concatenate([[math.inf], thresholds, [-math.inf]])
+    shape = (len(volumes), len(thresholds))
+    found, false_positives = np.zeros(shape), np.zeros(shape)
+    own = np.zeros(shape)
+    own[:, [0, -1]] = 1
+    for row, volume in enumerate(volumes):
+        missed = volume.scores[volume.hits < 0]
+        firsts = [
+            volume.scores[volume.hits == box].max()
+            for box in np.unique(volume.hits[volume.hits >= 0])
+        ]
+        false_positives[row] = _at_least(missed, thresholds)
+        found[row] = _at_least(np.array(firsts), thresholds)
+        own[row, np.isin(thresholds, hit_scores[row])] = 1
+    return Counts(
+        np.array([volume.boxes for volume in volumes], float), found, false_positives, own
+    )
+
+
+def curve(counts: Counts) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the FROC curve of some volumes.
+
+    Returns:
+      False positives per volume, rising, and the share of boxes found at them; NaN without boxes.
+    """
+    ((false_positives, found),) = _curves(counts, np.ones((1, len(counts.boxes))))
+    return false_positives, found
+
+
+def score_names() -> tuple[str, ...]:
+    """Returns the names of the scores that `froc_scores` returns."""
+    at_rates = tuple(f"sensitivity_at_{rate:g}_fp_volumes_with_boxes" for rate in RATES)
+    mean = "sensitivity_mean_volumes_with_boxes"
+    return (*at_rates, mean, f"sensitivity_at_{RATE_OF_ALL:g}_fp_all_volumes")
+
+
+def froc_scores(counts: Counts, weights: np.ndarray | None = None) -> np.ndarray:
+    """Returns the challenge's scores, float64 [drawing, score] with scores as in `score_names`.
+
+    The sensitivities at 1, 2, 3 and 4 false positives per volume and their mean are those of the
+    volumes with boxes alone; the last, at 2, is that of all volumes, and those without boxes
+    contribute their false positives. Between its points the curve is a straight line; one that ends
+    early, for want of false positives, goes on at its last value, so that a perfect detector scores 1
+    everywhere. NaN without boxes.
+
+    Args:
+      counts: of the volumes.
+      weights: how often each volume counts [drawing, volume]; one drawing, once each if None.
+    """
+    weights = np.ones((1, len(counts.boxes))) if weights is None else weights
+    of_positive = _interpolated(counts, np.where(counts.boxes > 0, weights, 0.0), RATES)
+    of_all = _interpolated(counts, weights, (RATE_OF_ALL,))
+    return np.column_stack([of_positive, of_positive.mean(axis=1), of_all])
+
+
+def _interpolated(counts: Counts, weights: np.ndarray, rates: Sequence[float]) -> np.ndarray:
+    return np.array([np.interp(rates, *points) for points in _curves(counts, weights)])
+
+
+def _curves(counts: Counts, weights: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the curve of each drawing, a point at each score of its own hits."""
+    boxes, volumes = weights @ counts.boxes, weights.sum(axis=1)
+    false_positives, found = weights @ counts.false_positives, weights @ counts.found
+    own = weights @ counts.own > 0
+    for row, kept in enumerate(own):
+        if boxes[row]:
+            yield false_positives[row, kept] / volumes[row], found[row, kept] / boxes[row]
+        else:
+            yield np.full(2, math.nan), np.full(2, math.nan)
+
+
+def _at_least(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Returns how many scores reach each threshold."""
+    return len(scores) - np.searchsorted(np.sort(scores), thresholds, side="left")

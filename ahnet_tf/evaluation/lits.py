@@ -1,0 +1,241 @@
+"""The measures of the Liver Tumor Segmentation challenge (LiTS), case by case.
+
+Follows the challenge's scorer (PatrickChrist/lits-challenge-scoring) on label maps with 0
+background, 1 liver, 2 tumour: the liver mask is label >= 1, the lesion mask label 2. Differences,
+on purpose: a case without reference lesions is scored like any other; lesions keep their identity
+through merging; what is undefined is NaN and counted, never 0 or a large number. Surface Dice and
+HD95 are no measures of the challenge and stand beside them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from ahnet_tf.evaluation.surface import surface_dice_and_hd95, symmetric_distances_mm
+from preprocessing.errors import InputError
+
+LIVER, TUMOUR = 1, 2
+
+# Measures of one pair of masks, in the order of tables.
+OVERLAP_MEASURES = ("dice", "jaccard", "voe", "rvd")
+SURFACE_MEASURES = ("assd_mm", "rmsd_mm", "msd_mm")
+TOLERANCE_MEASURES = ("surface_dice", "hd95_mm")
+DETECTION_IOUS = (0.5, 0.0)
+TOLERANCE_MM = 2.0
+
+
+@dataclass(frozen=True)
+class LesionPair:
+    """Predicted lesions matched with reference lesions, both merged where the other bridges them.
+
+    Attributes:
+      predicted: component numbers in the prediction.
+      reference: component numbers in the reference.
+      iou: intersection over union of the two merged masks.
+    """
+
+    predicted: tuple[int, ...]
+    reference: tuple[int, ...]
+    iou: float
+
+
+@dataclass(frozen=True)
+class CaseScores:
+    """All that a case contributes; a summary needs nothing more.
+
+    Attributes:
+      liver: overlap and surface measures of the liver mask.
+      lesion_dice: Dice of the lesion mask.
+      lesion_surface: surface Dice and HD95 of the lesion mask.
+      lesions: overlap and surface measures of each pair of lesions detected at IoU > 0.5.
+      predicted_lesions: number of 6-connected components in the prediction.
+      reference_lesions: number of 6-connected components in the reference.
+      detected_lesions: number of pairs above each IoU of `DETECTION_IOUS`.
+      lesion_ious: IoU of each matched pair.
+      voxels: sizes and intersections of the liver and lesion masks.
+      tumour_burden: lesion voxels / liver voxels of prediction and reference, and their error
+        (reference - prediction, the scorer's sign).
+    """
+
+    liver: dict[str, float]
+    lesion_dice: float
+    lesion_surface: dict[str, float]
+    lesions: tuple[dict[str, float], ...]
+    predicted_lesions: int
+    reference_lesions: int
+    detected_lesions: dict[float, int]
+    lesion_ious: tuple[float, ...]
+    voxels: dict[str, int]
+    tumour_burden: dict[str, float]
+
+
+def score_case(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing_mm: Sequence[float],
+    tolerance_mm: float = TOLERANCE_MM,
+) -> CaseScores:
+    """Scores one case.
+
+    Args:
+      prediction: label map, integers [any 3 axes].
+      reference: label map of the same shape.
+      spacing_mm: voxel spacing along the arrays' own axes.
+      tolerance_mm: of surface Dice.
+
+    Raises:
+      InputError: the shapes differ or are not three-dimensional.
+    """
+    if prediction.shape != reference.shape or reference.ndim != 3:
+        raise InputError(
+            "prediction and reference", f"one 3D shape, {reference.shape}", prediction.shape
+        )
+    box = _foreground_box(prediction, reference)
+    prediction, reference = prediction[box], reference[box]
+    liver = prediction >= LIVER, reference >= LIVER
+    lesion = prediction == TUMOUR, reference == TUMOUR
+    (predicted, predicted_count), (true, true_count) = (ndimage.label(mask) for mask in lesion)
+    pairs = match_lesions(predicted, true)
+    detected = [pair for pair in pairs if pair.iou > DETECTION_IOUS[0]]
+    voxels = {
+        f"{name}_{kind}": int(np.count_nonzero(mask))
+        for name, masks in (("liver", liver), ("lesion", lesion))
+        for kind, mask in (
+            ("predicted", masks[0]),
+            ("reference", masks[1]),
+            ("intersection", masks[0] & masks[1]),
+        )
+    }
+    burden = {
+        kind: _ratio(voxels[f"lesion_{kind}"], voxels[f"liver_{kind}"])
+        for kind in ("predicted", "reference")
+    }
+    return CaseScores(
+        liver=mask_measures(*liver, spacing_mm, tolerance_mm),
+        lesion_dice=dice(*lesion),
+        lesion_surface=surface_dice_and_hd95(*lesion, spacing_mm, tolerance_mm),
+        lesions=_lesion_measures(predicted, true, detected, spacing_mm, tolerance_mm),
+        predicted_lesions=predicted_count,
+        reference_lesions=true_count,
+        detected_lesions={iou: sum(pair.iou > iou for pair in pairs) for iou in DETECTION_IOUS},
+        lesion_ious=tuple(pair.iou for pair in pairs),
+        voxels=voxels,
+        tumour_burden=burden | {"error": burden["reference"] - burden["predicted"]},
+    )
+
+
+def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
+    """Returns 2 |P and R| / (|P| + |R|) of two masks: 1 if both are empty, 0 if one is."""
+    sizes = int(np.count_nonzero(prediction)) + int(np.count_nonzero(reference))
+    return 2 * int(np.count_nonzero(prediction & reference)) / sizes if sizes else 1.0
+
+
+def mask_measures(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing_mm: Sequence[float],
+    tolerance_mm: float = TOLERANCE_MM,
+) -> dict[str, float]:
+    """Returns the overlap and surface measures of two masks.
+
+    dice and jaccard = dice / (2 - dice); voe = 1 - jaccard; rvd = (|R| - |P|) / |P|, the scorer's
+    sign (papers often print the opposite one), NaN without a prediction; ASSD, RMSD and MSD in mm,
+    NaN if either mask is empty; surface Dice and HD95 as `surface_dice_and_hd95` says.
+    """
+    overlap = dice(prediction, reference)
+    jaccard = overlap / (2 - overlap)
+    predicted, true = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
+    return {
+        "dice": overlap,
+        "jaccard": jaccard,
+        "voe": 1 - jaccard,
+        "rvd": _ratio(true - predicted, predicted),
+        **symmetric_distances_mm(prediction, reference, spacing_mm),
+        **surface_dice_and_hd95(prediction, reference, spacing_mm, tolerance_mm),
+    }
+
+
+def match_lesions(predicted: np.ndarray, reference: np.ndarray) -> list[LesionPair]:
+    """Matches lesion components of a prediction with those of the reference.
+
+    A reference lesion belongs to the prediction that overlaps it most; reference lesions of one
+    prediction are merged. Each prediction then belongs to the (merged) reference it overlaps most;
+    predictions of one reference are merged. Equals go to the lower component number.
+
+    Args:
+      predicted: component numbers, integers [any axes], 0 where there is none.
+      reference: component numbers of the same shape.
+
+    Returns:
+      The matched pairs in the order of their reference. A component in no pair overlaps nothing,
+      or has lost what it overlaps to a greater overlap.
+    """
+    both = (predicted > 0) & (reference > 0)
+    predicted_ids, rows = np.unique(predicted[both], return_inverse=True)
+    reference_ids, columns = np.unique(reference[both], return_inverse=True)
+    if len(predicted_ids) == 0:
+        return []
+    shape = (len(predicted_ids), len(reference_ids))
+    overlap = np.bincount(rows * shape[1] + columns, minlength=shape[0] * shape[1]).reshape(shape)
+    groups: dict[int, list[int]] = {}
+    for column, row in enumerate(overlap.argmax(axis=0)):
+        groups.setdefault(int(row), []).append(column)
+    # In the order of their first members, so that "the lower of equals" has a meaning.
+    merged_references = sorted(groups.values())
+    merged_overlap = np.stack([overlap[:, g].sum(axis=1) for g in merged_references], axis=1)
+    choices = merged_overlap.argmax(axis=1)
+    predicted_sizes = np.bincount(predicted.ravel())
+    reference_sizes = np.bincount(reference.ravel())
+    pairs = []
+    for group, members in enumerate(merged_references):
+        own_rows = np.flatnonzero(choices == group)
+        if len(own_rows) == 0:
+            continue
+        p, r = predicted_ids[own_rows], reference_ids[members]
+        common = int(merged_overlap[own_rows, group].sum())
+        union = int(predicted_sizes[p].sum() + reference_sizes[r].sum()) - common
+        pairs.append(LesionPair(tuple(p.tolist()), tuple(r.tolist()), common / union))
+    return pairs
+
+
+def _lesion_measures(
+    predicted: np.ndarray,
+    reference: np.ndarray,
+    pairs: Sequence[LesionPair],
+    spacing_mm: Sequence[float],
+    tolerance_mm: float,
+) -> tuple[dict[str, float], ...]:
+    """Returns the measures of each pair, looking only where its components lie."""
+    predicted_boxes, reference_boxes = map(ndimage.find_objects, (predicted, reference))
+    measures = []
+    for pair in pairs:
+        boxes = [predicted_boxes[number - 1] for number in pair.predicted]
+        boxes += [reference_boxes[number - 1] for number in pair.reference]
+        box = tuple(
+            slice(min(axis.start for axis in axes), max(axis.stop for axis in axes))
+            for axes in zip(*boxes, strict=True)
+        )
+        measures.append(
+            mask_measures(
+                np.isin(predicted[box], pair.predicted),
+                np.isin(reference[box], pair.reference),
+                spacing_mm,
+                tolerance_mm,
+            )
+        )
+    return tuple(measures)
+
+
+def _foreground_box(first: np.ndarray, second: np.ndarray) -> tuple[slice, ...]:
+    """Returns the box around the non-zero voxels of two arrays; one voxel if there are none."""
+    boxes = ndimage.find_objects(((first > 0) | (second > 0)).astype(np.uint8))
+    return boxes[0] if boxes else (slice(0, 1),) * first.ndim
+
+
+def _ratio(top: float, bottom: float) -> float:
+    return top / bottom if bottom else math.nan

@@ -1,0 +1,1 @@
+"""From volumes to label maps and lesions: sliding windows, predictors, post-processing."""

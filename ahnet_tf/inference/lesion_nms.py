@@ -1,0 +1,150 @@
+"""From a heat map to lesions: peaks kept by 3D non-maximum suppression, each with a box and a score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+from skimage.morphology import local_maxima
+
+from preprocessing.datasets.detection_table import Detection
+from preprocessing.errors import SettingsError
+
+# A box reaches at most this far from its peak; it bounds the work where a network is unsure everywhere.
+REACH_MM = 40.0
+
+_NEIGHBOURS = np.ones((3, 3, 3), bool)
+
+
+@dataclass(frozen=True)
+class DetectionSettings:
+    """Which peaks of a heat map are lesions.
+
+    Attributes:
+      threshold: lowest peak, above 0 and up to 1. Low by default: the field's curve (FROC) looks at all
+        scores, and a lesion that is not in the table can't be found by any of its thresholds.
+      most: lesions a volume; the highest peaks are kept.
+      minimum_distance_mm: of two peaks closer than this the lower one goes. BCS-DBT's scorer takes
+        a detection within 100 pixels, 8.5 mm, for a hit.
+    """
+
+    threshold: float = 0.1
+    most: int = 10
+    minimum_distance_mm: float = 10.0
+
+    def __post_init__(self):
+        if not 0 < self.threshold <= 1:
+            raise SettingsError("threshold", "above 0 and up to 1", self.threshold)
+        if self.most < 1:
+            raise SettingsError("most lesions", "at least 1", self.most)
+        if not self.minimum_distance_mm >= 0:
+            raise SettingsError("minimum distance", "0 mm or more", self.minimum_distance_mm)
+
+
+def detect_lesions(
+    heat_map: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    settings: DetectionSettings | None = None,
+) -> list[Detection]:
+    """Returns the lesions of a heat map, the highest score first.
+
+    A peak is a local maximum among 26 neighbours, a plateau counting once. From the highest peak down, each
+    is kept unless a kept one lies closer than the minimum distance. Its box holds the connected
+    voxels of at least half its height, as far as they are nearer to it than to the other lesions and within
+    `REACH_MM` along each axis: on a target as it is trained (`preprocessing.volumes.lesions`) that is the lesion itself.
+
+    Args:
+      heat_map: probabilities of a lesion [x, y, z], any floating dtype.
+      spacing_mm: voxel spacing (x, y, z).
+      settings: threshold, number and distance; the defaults if None.
+    """
+    settings = settings or DetectionSettings()
+    peaks, scores = _peaks(heat_map, settings.threshold)
+    kept = _kept(peaks, scores, np.asarray(spacing_mm), settings)
+    return [
+        _lesion(heat_map, number, peaks[kept], float(scores[peak]), np.asarray(spacing_mm))
+        for number, peak in enumerate(kept)
+    ]
+
+
+def _peaks(heat_map: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the local maxima from the threshold on, [peak, axis], and their values, highest first."""
+    regions, _ = ndimage.label(heat_map >= threshold, _NEIGHBOURS)
+    peaks, scores = [], []
+    for number, box in enumerate(ndimage.find_objects(regions), start=1):
+        # With a border, because an array of one value has no maximum.
+        values = np.pad(np.where(regions[box] == number, heat_map[box], 0), 1)
+        plateaus, count = ndimage.label(local_maxima(values, connectivity=3), _NEIGHBOURS)
+        middles = _middles(plateaus, count)
+        scores.append(values[tuple(middles.T)])
+        peaks.append(middles + [side.start - 1 for side in box])
+    if not peaks:
+        return np.empty((0, 3), int), np.empty(0)
+    heights = np.concatenate(scores)
+    order = np.argsort(-heights, kind="stable")
+    return np.concatenate(peaks)[order], heights[order]
+
+
+def _middles(plateaus: np.ndarray, count: int) -> np.ndarray:
+    """Returns of each labelled plateau the voxel that is nearest to its centre, [plateau, axis]."""
+    voxels = np.argwhere(plateaus)
+    numbers = plateaus[tuple(voxels.T)]
+    voxels = voxels[np.argsort(numbers, kind="stable")]
+    sizes = np.bincount(numbers, minlength=count + 1)[1:]
+    first = np.cumsum(sizes) - sizes
+    middles = voxels[first]
+    for plateau in np.flatnonzero(sizes > 1):
+        own = voxels[first[plateau] : first[plateau] + sizes[plateau]]
+        middles[plateau] = own[np.square(own - own.mean(axis=0)).sum(axis=1).argmin()]
+    return middles
+
+
+def _kept(
+    peaks: np.ndarray, scores: np.ndarray, spacing_mm: np.ndarray, settings: DetectionSettings
+) -> list[int]:
+    """Returns which peaks survive, from the highest down."""
+    kept: list[int] = []
+    left = np.arange(len(scores))
+    while left.size and len(kept) < settings.most:
+        highest, left = int(left[0]), left[1:]
+        kept.append(highest)
+        away_mm = np.linalg.norm((peaks[left] - peaks[highest]) * spacing_mm, axis=1)
+        left = left[away_mm >= settings.minimum_distance_mm]
+    return kept
+
+
+def _lesion(
+    heat_map: np.ndarray, number: int, peaks: np.ndarray, score: float, spacing_mm: np.ndarray
+) -> Detection:
+    """Returns the lesion at `peaks[number]`, see `detect_lesions`."""
+    peak = peaks[number]
+    voxels = _region(heat_map, peak, score / 2, np.ceil(REACH_MM / spacing_mm).astype(int))
+    own_mm = np.linalg.norm((voxels - peak) * spacing_mm, axis=1)
+    for other in np.delete(peaks, number, axis=0):
+        nearer = own_mm <= np.linalg.norm((voxels - other) * spacing_mm, axis=1)
+        voxels, own_mm = voxels[nearer], own_mm[nearer]
+    first = voxels.min(axis=0)
+    x, y, z = (int(start) for start in first)
+    width, height, depth = (int(size) for size in voxels.max(axis=0) - first + 1)
+    return Detection(score, x, y, z, width, height, depth)
+
+
+def _region(heat_map: np.ndarray, peak: np.ndarray, level: float, most: np.ndarray) -> np.ndarray:
+    """Returns the voxels [voxel, axis] of at least `level` that are connected to a peak.
+
+    The box that is looked at grows while they touch its sides, up to `most` voxels from the peak along each
+    axis: small lesions in large volumes cost little.
+    """
+    reach = np.minimum(8, most)
+    while True:
+        low = np.maximum(0, peak - reach)
+        high = np.minimum(heat_map.shape, peak + reach + 1)
+        box = tuple(slice(start, end) for start, end in zip(low, high, strict=True))
+        regions, _ = ndimage.label(heat_map[box] >= level, _NEIGHBOURS)
+        voxels = np.argwhere(regions == regions[tuple(peak - low)]) + low
+        touches = (voxels.min(axis=0) == low) & (low > 0)
+        touches |= (voxels.max(axis=0) == high - 1) & (high < heat_map.shape)
+        if not (touches & (reach < most)).any():
+            return voxels
+        reach = np.minimum(2 * reach, most)

@@ -1,0 +1,286 @@
+"""What answers for a window: an exported model, a checkpoint or a server, behind one function."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ahnet_tf.config import ModelConfig, from_dict, to_dict
+from preprocessing.errors import ModelError, ServingError, SettingsError
+from preprocessing.tasks import Task, load_task, task_from_dict
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+# Where an exported SavedModel keeps its `ExportSettings`; TensorFlow Serving ignores that folder.
+SETTINGS_FILE = "assets.extra/ahnet.json"
+
+# The signature that predicts windows: float32 [batch, z, y, x, channel] -> [batch, z, y, x, class].
+PREDICT_SIGNATURE = "predict_windows"
+IMAGE_INPUT = "image"
+PROBABILITIES_OUTPUT = "probabilities"
+
+# Remote predictors register here (see setup.py), so that no import points to a floor above.
+ENTRY_POINT_GROUP = "ahnet_tf.predictors"
+
+# What a checkpoint may compute in; other models do what they were exported for.
+PRECISIONS = ("float32", "bfloat16")
+
+_ADDRESS = re.compile(
+    r"^(\[[0-9a-fA-F:]+\]|[^\s:/\\]+):\d{1,5}(/[\w.-]+(/versions/\d+|/labels/[\w.-]+)?)?$"
+)
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What a model carries along so that whoever runs it needs nothing else.
+
+    Attributes:
+      task: classes, intensity window, spacing and dtype of the volumes it was trained on.
+      model: the network's configuration.
+      window_shape_zyx: window size in voxels to predict with (it changes the answer).
+      versions: versions of the software that exported it, by package name.
+      precision: what it computes in, one of `PRECISIONS`; probabilities are float32 all the same.
+    """
+
+    task: Task
+    model: ModelConfig
+    window_shape_zyx: tuple[int, int, int]
+    versions: dict[str, str] = field(default_factory=dict)
+    precision: str = "float32"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the settings as plain JSON types."""
+        return {
+            "task": self.task.to_dict(),
+            "model": to_dict(self.model),
+            "window_shape_zyx": list(self.window_shape_zyx),
+            "versions": dict(self.versions),
+            "precision": self.precision,
+        }
+
+
+def settings_from_json(text: str | bytes, where: object) -> ExportSettings:
+    """Returns `ExportSettings` from the JSON text of `ExportSettings.to_dict`.
+
+    Raises:
+      ModelError: it is not JSON, or an entry is missing or unknown.
+      SettingsError: a setting of the task or of the network is out of range.
+    """
+    names = [item.name for item in dataclasses.fields(ExportSettings)]
+    try:
+        content = json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(where, "JSON settings of an exported model", error) from None
+    if not isinstance(content, dict) or sorted(content) != sorted(names):
+        found = ", ".join(content) if isinstance(content, dict) else type(content).__name__
+        raise ModelError(where, f"the entries {', '.join(names)}", found or "none")
+    return ExportSettings(
+        task=task_from_dict(content["task"], where),
+        model=from_dict(ModelConfig, content["model"], where),
+        window_shape_zyx=tuple(content["window_shape_zyx"]),
+        versions=content["versions"],
+        precision=content["precision"],
+    )
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network ready to answer.
+
+    Attributes:
+      settings: what it was trained for.
+      predict: maps raw intensities [batch, z, y, x, channel] of any numeric dtype to float32
+        probabilities [batch, z, y, x, class].
+      in_flight: calls of `predict` worth making at the same time: more than one hides the way to a
+        server and back.
+    """
+
+    settings: ExportSettings
+    predict: Callable[[np.ndarray], np.ndarray]
+    in_flight: int = 1
+
+
+def open_predictor(location: str | Path, precision: str = "float32") -> Predictor:
+    """Opens the network at `location`.
+
+    Args:
+      location: a SavedModel folder, a folder of numbered SavedModel versions (the highest is
+        taken), a checkpoint folder (`model.json`), or HOST:PORT or HOST:PORT/MODEL of a server.
+      precision: what a checkpoint computes in, "float32" or "bfloat16" (weights too).
+
+    Raises:
+      ModelError: nothing of the kind there, or a SavedModel that this project didn't export.
+      ServingError: the server doesn't answer, or no client is installed.
+      SettingsError: a precision that doesn't exist, or another than float32 for an exported model.
+    """
+    folder = Path(location)
+    if precision not in PRECISIONS:
+        raise SettingsError("precision", f"one of {', '.join(PRECISIONS)}", repr(precision))
+    is_checkpoint = (folder / "model.json").is_file()
+    if precision != "float32" and not is_checkpoint:
+        raise SettingsError(
+            "precision", "float32 for an exported model", precision, "Give a checkpoint folder."
+        )
+    if not folder.exists() and is_address(str(location)):
+        return _open_remote(str(location))
+    if not folder.is_dir():
+        raise ModelError(
+            location,
+            "a SavedModel folder, a checkpoint folder or HOST:PORT",
+            "a file" if folder.exists() else "nothing there",
+        )
+    if is_checkpoint:
+        return _open_checkpoint(folder, precision)
+    return _open_saved_model(_newest_version(folder))
+
+
+def is_address(location: str) -> bool:
+    """Says whether `location` reads as HOST:PORT or HOST:PORT/MODEL, perhaps with a version or label."""
+    return _ADDRESS.match(location) is not None
+
+
+def _newest_version(folder: Path) -> Path:
+    """Returns the SavedModel folder itself, or the highest numbered one in it."""
+    if (folder / "saved_model.pb").is_file():
+        return folder
+    versions = [
+        child
+        for child in folder.iterdir()
+        if child.name.isdigit() and (child / "saved_model.pb").is_file()
+    ]
+    if not versions:
+        raise ModelError(
+            folder,
+            "saved_model.pb, numbered versions of it, or model.json of a checkpoint",
+            ", ".join(sorted(child.name for child in folder.iterdir())[:5]) or "an empty folder",
+        )
+    return max(versions, key=lambda child: int(child.name))
+
+
+def _open_saved_model(folder: Path) -> Predictor:
+    path = folder / SETTINGS_FILE
+    if not path.is_file():
+        raise ModelError(
+            folder,
+            f"a SavedModel with {SETTINGS_FILE}",
+            "none",
+            "It was exported by another program; export it with python -m serving.export.",
+        )
+    settings = settings_from_json(path.read_bytes(), path)
+    import tensorflow as tf
+
+    try:
+        model = tf.saved_model.load(str(folder))
+    except (OSError, ValueError, tf.errors.OpError) as error:
+        raise ModelError(folder, "a readable SavedModel", error) from None
+    if PREDICT_SIGNATURE not in model.signatures:
+        raise ModelError(
+            folder,
+            f"a signature {PREDICT_SIGNATURE!r}",
+            ", ".join(model.signatures) or "no signature",
+            "Export it again with python -m serving.export.",
+        )
+    signature = model.signatures[PREDICT_SIGNATURE]
+    inputs = signature.structured_input_signature[1]
+    if list(inputs) != [IMAGE_INPUT] or PROBABILITIES_OUTPUT not in signature.structured_outputs:
+        raise ModelError(
+            folder,
+            f"the signature {PREDICT_SIGNATURE}({IMAGE_INPUT}) -> {PROBABILITIES_OUTPUT}",
+            f"({', '.join(inputs)}) -> {', '.join(signature.structured_outputs)}",
+        )
+
+    def predict(windows: np.ndarray) -> np.ndarray:
+        image = tf.constant(check_channels(windows, settings, folder), tf.float32)
+        # Taken from `model` each time, which keeps it alive: a signature doesn't own its variables.
+        outputs = model.signatures[PREDICT_SIGNATURE](**{IMAGE_INPUT: image})
+        return outputs[PROBABILITIES_OUTPUT].numpy()
+
+    return Predictor(settings, predict)
+
+
+def load_checkpoint(folder: str | Path) -> tuple[tf.keras.Model, ExportSettings]:
+    """Loads a trained network and all that an export of it must carry.
+
+    Args:
+      folder: what training writes: `model.json` with the weights, and `task.json`.
+
+    Returns:
+      The network (raw intensities to logits) and its settings; windows have the task's patch shape.
+
+    Raises:
+      ModelError: no network or no task in the folder, or weights that don't fit.
+      SettingsError: a setting of the task or of the network is out of range.
+    """
+    from ahnet_tf.networks.checkpoint import load_network
+
+    path = Path(folder) / "task.json"
+    if not path.is_file():
+        raise ModelError(
+            folder,
+            "a checkpoint folder with task.json",
+            "none",
+            "python -m ahnet_tf.train writes one.",
+        )
+    model, config = load_network(folder)
+    task = load_task(str(path))
+    versions = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras")}
+    return model, ExportSettings(task, config, task.patch_shape_zyx, versions)
+
+
+def _open_checkpoint(folder: Path, policy: str) -> Predictor:
+    import tensorflow as tf
+
+    from ahnet_tf.networks.inputs import class_probabilities
+    from ahnet_tf.training.distribution import precision
+
+    with precision(policy):
+        model, settings = load_checkpoint(folder)
+
+    # Traced for each size of window: known sizes let TensorFlow fuse sums into convolutions.
+    @tf.function(autograph=False)
+    def probabilities(image: tf.Tensor) -> tf.Tensor:
+        return class_probabilities(model(image, training=False), settings.model.activation)
+
+    def predict(windows: np.ndarray) -> np.ndarray:
+        image = tf.constant(check_channels(windows, settings, folder), tf.float32)
+        return probabilities(image).numpy()
+
+    return Predictor(settings, predict)
+
+
+def _open_remote(address: str) -> Predictor:
+    entry_points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+    if not entry_points:
+        raise ServingError(
+            address,
+            f"an installed client (entry point group {ENTRY_POINT_GROUP})",
+            "none",
+            "Install the package: pip install -e .",
+        )
+    return next(iter(entry_points)).load()(address)
+
+
+def check_channels(windows: np.ndarray, settings: ExportSettings, where: object) -> np.ndarray:
+    """Returns `windows` [batch, z, y, x, channel] if the network takes as many channels.
+
+    Raises:
+      ModelError: another number of axes or of channels.
+    """
+    channels = settings.model.channels
+    if windows.ndim != 5 or windows.shape[-1] != channels:
+        raise ModelError(
+            where,
+            f"windows [batch, z, y, x, {channels}]",
+            f"shape {windows.shape}",
+            "The network takes volumes with another number of channels.",
+        )
+    return windows

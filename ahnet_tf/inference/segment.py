@@ -1,0 +1,175 @@
+"""From a volume to its label map: windows, blending, the way back to the volume's own grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ahnet_tf.inference.lesion_nms import DetectionSettings, detect_lesions
+from ahnet_tf.inference.postprocessing import (
+    check_has_organ,
+    keep_largest_component,
+    keep_lesions_in_organ,
+    remove_small_lesions,
+)
+from ahnet_tf.inference.predictor import Predictor
+from ahnet_tf.inference.sliding_window import most_probable, plan_windows, predict_slabs
+from preprocessing.datasets.detection_table import Detection
+from preprocessing.tasks import Task
+from preprocessing.volumes.geometry import (
+    TaskSpace,
+    Volume,
+    from_task_space,
+    spacing_mm,
+    to_task_space,
+)
+
+
+@dataclass(frozen=True)
+class PredictionSettings:
+    """How windows are laid over a volume, and what becomes of the labels.
+
+    Post-processing is off by default: what is written is the network's own answer. It is done in the
+    order of the attributes.
+
+    Attributes:
+      overlap: share of a window covered by its neighbour along each axis, from 0 to below 1.
+      blend: "gaussian" or "constant" weights where windows overlap.
+      batch_size: windows a call of the network.
+      largest_component: keep only the largest connected foreground region; with CT that is the
+        liver with the tumours in it.
+      lesions_in_organ: keep only lesions that touch the organ, see `postprocessing`.
+      smallest_lesion_mm3: smaller lesions are taken out; 0 keeps all.
+      probabilities: return a probability map for each class too.
+      detection: which peaks become lesions where the task's target is a heat map.
+    """
+
+    overlap: float = 0.25
+    blend: str = "gaussian"
+    batch_size: int = 1
+    largest_component: bool = False
+    lesions_in_organ: bool = False
+    smallest_lesion_mm3: float = 0.0
+    probabilities: bool = False
+    detection: DetectionSettings = field(default_factory=DetectionSettings)
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """A segmented volume, in the order of the volume's file.
+
+    Attributes:
+      labels: label values uint8 [x, y, z].
+      probabilities: a float32 map [x, y, z] for each class, background first; empty unless asked
+        for. Post-processing changes labels alone.
+      lesions: of the heat map, where the task's target is one; the highest score first.
+    """
+
+    labels: np.ndarray
+    probabilities: tuple[np.ndarray, ...] = ()
+    lesions: tuple[Detection, ...] = ()
+
+
+def segment_volume(
+    volume: Volume,
+    predictor: Predictor,
+    settings: PredictionSettings | None = None,
+    *,
+    progress: Callable[[int, int], object] | None = None,
+) -> Segmentation:
+    """Segments a volume by overlapping windows.
+
+    Where the task resamples, probabilities are brought back to the volume's grid (linearly) before
+    the most probable class is taken, which leaves smoother borders than resampling labels.
+
+    Args:
+      volume: raw intensities [x, y, z] as on disk, and affine.
+      predictor: the network, and the task it was trained for.
+      settings: overlap, blending and so on; the defaults if None.
+      progress: called after each batch with (windows just done, windows in all).
+
+    Raises:
+      ModelError: the network's answer doesn't fit its task.
+      SettingsError: a setting that is not possible with the task.
+    """
+    settings = settings or PredictionSettings()
+    task, window = predictor.settings.task, predictor.settings.window_shape_zyx
+    classes = len(task.class_names)
+    if settings.lesions_in_organ:
+        check_has_organ(classes)
+    array, space = to_task_space(volume, task)
+    windows = plan_windows(array.shape, window, settings.overlap).count
+    labels = np.empty(array.shape, np.uint8)
+    maps = {value: np.empty(array.shape, np.float32) for value in kept_maps(task, space, settings)}
+    slabs = predict_slabs(
+        array,
+        predictor.predict,
+        window,
+        classes,
+        overlap=settings.overlap,
+        blend=settings.blend,
+        batch_size=settings.batch_size,
+        outside_value=task.outside_value,
+        in_flight=predictor.in_flight,
+        progress=None if progress is None else lambda done: progress(done, windows),
+    )
+    for z, probabilities in slabs:
+        rows = slice(z, z + len(probabilities))
+        labels[rows] = most_probable(probabilities)
+        for value, one in maps.items():
+            one[rows] = probabilities[..., value]
+    if is_resampled(space):
+        voxels = _most_probable_on_input_grid(list(maps.values()), space)
+    else:
+        voxels = from_task_space(labels, space)
+    voxels = _postprocessed(voxels, settings, classes, spacing_mm(volume.affine))
+    lesions: Sequence[Detection] = ()
+    if task.target == "heat_map":
+        heat_map = from_task_space(maps[1], space, label=False)
+        lesions = detect_lesions(heat_map, spacing_mm(volume.affine), settings.detection)
+    if not settings.probabilities:
+        return Segmentation(voxels, lesions=tuple(lesions))
+    on_input_grid = (from_task_space(one, space, label=False) for one in maps.values())
+    return Segmentation(voxels, tuple(on_input_grid), tuple(lesions))
+
+
+def is_resampled(space: TaskSpace) -> bool:
+    """Returns whether a task's grid is another than the input's, turned."""
+    return tuple(space.input_shape[axis] for axis in reversed(space.axes)) != space.shape_zyx
+
+
+def kept_maps(task: Task, space: TaskSpace, settings: PredictionSettings) -> range:
+    """Returns the classes whose probabilities are kept for the whole volume; labels alone need none."""
+    if is_resampled(space) or settings.probabilities:
+        return range(len(task.class_names))
+    return range(1, 2) if task.target == "heat_map" else range(0)
+
+
+def _postprocessed(
+    labels: np.ndarray,
+    settings: PredictionSettings,
+    classes: int,
+    voxel_mm: tuple[float, float, float],
+) -> np.ndarray:
+    if settings.largest_component:
+        labels = keep_largest_component(labels)
+    if settings.lesions_in_organ:
+        labels = keep_lesions_in_organ(labels)
+    if settings.smallest_lesion_mm3 > 0:
+        voxel_mm3 = float(np.prod(voxel_mm))
+        labels = remove_small_lesions(labels, classes, voxel_mm3, settings.smallest_lesion_mm3)
+    return labels
+
+
+def _most_probable_on_input_grid(maps: Sequence[np.ndarray], space: TaskSpace) -> np.ndarray:
+    """Resamples one class at a time, so that two maps in the input's resolution are enough."""
+    best = from_task_space(maps[0], space, label=False)
+    labels = np.zeros(best.shape, np.uint8)
+    for value, one in enumerate(maps[1:], start=1):
+        probability = from_task_space(one, space, label=False)
+        better = probability > best
+        labels[better] = value
+        np.maximum(best, probability, out=best)
+    return labels

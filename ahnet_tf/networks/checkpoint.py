@@ -1,0 +1,94 @@
+"""The project's checkpoint: a folder with `model.json` (settings) and `weights.safetensors`.
+
+The weights are plain arrays by name: reading them executes nothing, and any safetensors reader can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import tensorflow as tf
+
+from ahnet_tf.config import ModelConfig, load_config, save_config
+from ahnet_tf.networks.factory import build_network, named_weights
+from preprocessing.errors import ModelError
+from preprocessing.files import replacing
+
+SETTINGS = "model.json"
+WEIGHTS = "weights.safetensors"
+
+
+def save_network(folder: str | Path, model: tf.keras.Model, config: ModelConfig) -> None:
+    """Writes a network's settings and weights into `folder`, which may hold other files.
+
+    Each of the two files appears whole or not at all.
+    """
+    arrays = {name: variable.numpy() for name, variable in named_weights(model).items()}
+    save_config(Path(folder) / SETTINGS, config)
+    with replacing(Path(folder) / WEIGHTS) as temporary:
+        temporary.write_bytes(safetensors.numpy.save(arrays))
+
+
+def load_network(
+    folder: str | Path, *, name: str | None = None
+) -> tuple[tf.keras.Model, ModelConfig]:
+    """Builds the network of a checkpoint and loads its weights; returns it with its settings.
+
+    Raises:
+      ModelError: a file is missing, damaged or foreign, or the weights don't fit the settings.
+      SettingsError: `model.json` holds settings that don't exist or are out of range.
+    """
+    for file in (SETTINGS, WEIGHTS):
+        if not (Path(folder) / file).is_file():
+            raise ModelError(
+                folder,
+                f"a checkpoint folder with {SETTINGS} and {WEIGHTS}",
+                f"no {file}",
+                "Trainings write one; python -m ahnet_tf.weights import makes one of other files.",
+            )
+    config = load_config(Path(folder) / SETTINGS, ModelConfig)
+    arrays = read_safetensors(Path(folder) / WEIGHTS)
+    model = build_network(config, name=name)
+    assign_weights(model, arrays, where=Path(folder) / WEIGHTS)
+    return model, config
+
+
+def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of a .safetensors file by name.
+
+    Raises:
+      ModelError: the file is damaged or no safetensors file.
+    """
+    try:
+        return safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ModelError(path, "a whole .safetensors file", f"a damaged one ({error})") from None
+
+
+def assign_weights(
+    model: tf.keras.Model, arrays: Mapping[str, np.ndarray], where: object = "weights"
+) -> None:
+    """Assigns every weight of `model` from arrays by name; nothing is written unless all fit.
+
+    Raises:
+      ModelError: names missing or unknown, or shapes that differ, all of them listed.
+    """
+    variables = named_weights(model)
+    problems = [f"{name} is missing" for name in variables if name not in arrays]
+    problems += [f"{name} is unknown" for name in arrays if name not in variables]
+    problems += [
+        f"{name} is {tuple(arrays[name].shape)} instead of {tuple(variable.shape)}"
+        for name, variable in variables.items()
+        if name in arrays and tuple(arrays[name].shape) != tuple(variable.shape)
+    ]
+    if problems:
+        found = "; ".join(problems[:20])
+        if len(problems) > 20:
+            found += f"; and {len(problems) - 20} more"
+        raise ModelError(where, f"the {len(variables)} weights of {model.name}", found)
+    for name, variable in variables.items():
+        variable.assign(arrays[name])

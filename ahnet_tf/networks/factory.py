@@ -1,0 +1,89 @@
+"""From a configuration to a network, its weights drawn from a seed."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from ahnet_tf.config import ModelConfig
+from ahnet_tf.networks.ahnet import ahnet_logits
+from ahnet_tf.networks.inputs import CropInPlane, ForegroundPrior, IntensityWindow, PadInPlane
+from ahnet_tf.networks.mcgcn import mcgcn_logits
+from ahnet_tf.networks.unet import unet2d_logits, unet3d_logits
+
+ARCHITECTURES = {
+    "ahnet": ahnet_logits,
+    "mcgcn": mcgcn_logits,
+    "unet2d": unet2d_logits,
+    "unet3d": unet3d_logits,
+}
+
+
+# Layers use no Python control flow over tensors; converting them would double the time to build.
+@tf.autograph.experimental.do_not_convert
+def build_network(config: ModelConfig, *, seed: int = 0, name: str | None = None) -> tf.keras.Model:
+    """Builds a network from raw intensities to logits.
+
+    The model maps float32 [batch, z, y, x, channel], any z >= 1 and any y, x, to float32 logits
+    [batch, z, y, x, class]: window, zeros in the plane up to a multiple of 32, network, crop. The 2D
+    networks work slice by slice. Weights depend on `seed` and their own names only, so that networks
+    of one seed start from the same encoder.
+
+    Args:
+      config: the network's settings.
+      seed: of the initial weights.
+      name: of the model; the architecture by default.
+    """
+    image = tf.keras.Input((None, None, None, config.channels), dtype="float32", name="image")
+    windowed = IntensityWindow(*config.intensity_window, name="window")(image)
+    padded = PadInPlane(32, name="pad")(windowed)
+    logits = ARCHITECTURES[config.architecture](padded, config)
+    logits = CropInPlane(name="crop")(logits, image)
+    if config.foreground_prior:
+        logits = ForegroundPrior(config.foreground_prior, name="prior")(logits)
+    model = tf.keras.Model(image, logits, name=name or config.architecture)
+    for path, variable in named_weights(model).items():
+        if "kernel" in path.rsplit("/", 1)[-1]:
+            variable.assign(initial_kernel(path, variable.shape, seed))
+    return model
+
+
+def named_weights(model: tf.keras.Model) -> dict[str, tf.Variable]:
+    """Returns the model's weights by name, as in "res1_block1/conv1/kernel".
+
+    Names are those of the layers and what is inside them; how a model came to be (built, copied,
+    loaded) makes no difference, as it does to TensorFlow's names.
+    """
+    return {
+        path: variable
+        for layer in model.layers
+        for path, variable in _weights_inside(layer, layer.name)
+    }
+
+
+def _weights_inside(part: Any, path: str) -> Iterator[tuple[str, tf.Variable]]:
+    if isinstance(part, tf.Variable):
+        yield f"{path}/{part.name.rsplit('/', 1)[-1].removesuffix(':0')}", part
+    elif isinstance(part, (list, tuple)):
+        for item in part:
+            inside = f"{path}/{item.name}" if isinstance(item, tf.keras.layers.Layer) else path
+            yield from _weights_inside(item, inside)
+    elif isinstance(part, tf.keras.layers.Layer):
+        attributes = [value for name, value in vars(part).items() if not name.startswith("_")]
+        for value in attributes:
+            yield from _weights_inside([value], path)
+
+
+def initial_kernel(path: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Returns the published initialisation of a kernel: normal, variance 2 / (ky * kx * out).
+
+    The numbers come from `seed` and the weight's name: no other weight changes them.
+    """
+    generator = np.random.default_rng([seed, zlib.crc32(path.encode())])
+    size = shape[-4] * shape[-3] if len(shape) > 2 else 1
+    stddev = np.sqrt(2 / (size * shape[-1]))
+    return generator.standard_normal(shape, np.float32) * np.float32(stddev)

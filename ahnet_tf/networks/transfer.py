@@ -1,0 +1,92 @@
+"""In-plane features from a 2D network to a 3D one: every weight paired by name, every shape checked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from ahnet_tf.networks.factory import named_weights
+from preprocessing.errors import ModelError
+
+ENCODER = re.compile(r"(stem|res[1-4]_block\d+)/")
+STEM_KERNEL = "stem/kernel"
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """What a transfer did, as (name, shape) of the target's weights.
+
+    Attributes:
+      copied: weights and moving statistics taken from the source.
+      fresh: weights that keep their own initial values.
+    """
+
+    copied: Shapes
+    fresh: Shapes
+
+    def __str__(self) -> str:
+        lines = []
+        for title, weights in (("copied", self.copied), ("fresh", self.fresh)):
+            values = sum(int(np.prod(shape)) for _, shape in weights)
+            lines.append(f"{title}: {len(weights)} weights, {values:,} values")
+            lines += [f"  {name}  {'x'.join(map(str, shape))}" for name, shape in weights]
+        return "\n".join(lines)
+
+
+def encoder_weights(model: tf.keras.Model) -> dict[str, tf.Variable]:
+    """Returns the weights of stem and residual stages by name; a U-Net has none."""
+    return {name: value for name, value in named_weights(model).items() if ENCODER.match(name)}
+
+
+def stem_kernel_3d(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Turns a 2D stem kernel [7, 7, 3 * channel, out] into the 3D one [3, 7, 7, channel, out].
+
+    The channel axis of three slices becomes the slice axis (paper, section 3.2).
+    """
+    depth, ky, kx, channels, filters = shape
+    return kernel.reshape(ky, kx, depth, channels, filters).transpose(2, 0, 1, 3, 4)
+
+
+def transfer_encoder(source: tf.keras.Model, target: tf.keras.Model) -> TransferReport:
+    """Copies the whole encoder, moving statistics included, from `source` into `target`.
+
+    The source is an MC-GCN or another AH-Net, the target an AH-Net (or MC-GCN for a 2D source) of the
+    same width, blocks, channels and kind of norm. Nothing is written unless every pair fits.
+
+    Raises:
+      ModelError: weights without a partner or of another shape, all of them listed.
+    """
+    wanted, given = encoder_weights(target), encoder_weights(source)
+    problems = [f"{name} is missing in the source" for name in wanted if name not in given]
+    problems += [f"{name} is missing in the target" for name in given if name not in wanted]
+    if not wanted:
+        problems.append("neither network has the encoder of MC-GCN and AH-Net")
+    values = {}
+    for name in wanted.keys() & given.keys():
+        shape, value = tuple(wanted[name].shape), given[name].numpy()
+        if name == STEM_KERNEL and value.ndim == 4 and len(shape) == 5:
+            flat = (shape[1], shape[2], shape[0] * shape[3], shape[4])
+            if value.shape == flat:
+                value = stem_kernel_3d(value, shape)
+        if value.shape != shape:
+            problems.append(f"{name} is {value.shape} in the source and {shape} in the target")
+        values[name] = value
+    if problems:
+        raise ModelError(
+            f"transfer from {source.name} to {target.name}",
+            "the same encoder in both networks",
+            "; ".join(sorted(problems)),
+            "Give both the same width, blocks, channels and norm.",
+        )
+    for name, variable in wanted.items():
+        variable.assign(values[name])
+    shapes = {name: tuple(variable.shape) for name, variable in named_weights(target).items()}
+    return TransferReport(
+        copied=tuple((name, shape) for name, shape in shapes.items() if name in values),
+        fresh=tuple((name, shape) for name, shape in shapes.items() if name not in values),
+    )

@@ -1,0 +1,1 @@
+"""Pictures and HTML pages of predictions and their scores."""

@@ -1,0 +1,147 @@
+"""The page of a scored table of detections: boxes on slices and on a projection, FROC."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ahnet_tf.evaluation.detection_tables import MatchedTables
+from ahnet_tf.evaluation.froc import ScoredVolume
+from ahnet_tf.report.charts import detection_charts
+from ahnet_tf.report.label_page import (
+    NO_IMAGE,
+    image_or_problem,
+    left_out,
+    problem_table,
+    summary_table,
+)
+from preprocessing.datasets.bcs_dbt import dbt_case_id
+from preprocessing.datasets.case import Case
+from preprocessing.datasets.case_files import folders_below, nifti_files
+from preprocessing.datasets.detection_table import Detection
+from preprocessing.datasets.discovery import cases_of_tables
+from preprocessing.datasets.reading import read_image_of
+from preprocessing.errors import InputError, SettingsError
+from preprocessing.page.boxes import reference_boxes
+from preprocessing.page.contents import column, page_content, table
+from preprocessing.page.volumes import Box, PageVolume, page_volume
+from preprocessing.page.writer import budget_bytes, write_page
+from preprocessing.tasks import Task
+from preprocessing.volumes.geometry import spacing_mm
+
+TITLE = "Detection scores"
+
+
+def write_detection_page(
+    path: str | Path,
+    matched: MatchedTables,
+    rows: Mapping[str, Mapping[str, int]],
+    summary: Mapping[str, Mapping[str, float]],
+    task: Task,
+    *,
+    images: Path | None,
+    volumes: int,
+    problems: list[str],
+) -> None:
+    """Writes the page of a scored table of detections.
+
+    Args:
+      path: of the page.
+      matched: detections and boxes of each volume.
+      rows: the lines of `scores.csv` by case.
+      summary: the FROC scores.
+      task: gives the intensity window.
+      images: folder of the volumes; the tables' own if None.
+      volumes: how many can be looked at, the worst ones.
+      problems: of scoring; an image that can't be used is added.
+    """
+    keys = list(matched.volumes)
+    own = [rows[dbt_case_id(*key)] for key in keys]
+    order = sorted(
+        range(len(own)),
+        key=lambda i: (own[i]["boxes_hit"] - own[i]["boxes"], -own[i]["false_positives"]),
+    )
+    names = list(own[0]) if own else []
+    cases = [
+        {
+            "id": dbt_case_id(*key),
+            "facts": [(name.replace("_", " "), str(row[name])) for name in names],
+        }
+        for key, row in zip(keys, own, strict=True)
+    ]
+    by_case = table(
+        "Volumes scored",
+        [column("case"), *(column(name.replace("_", " "), 0) for name in names)],
+        [(i, [cases[i]["id"], *own[i].values()]) for i in order],
+        first=True,
+        note="Worst first: by boxes missed, then by false positives. A click on a header sorts.",
+    )
+    found = _images(matched, images)
+    # Volumes to look at are those that there are.
+    chosen = [i for i in order if cases[i]["id"] in found][:volumes]
+    content = page_content(
+        task,
+        f"{len(keys)} volumes by the FROC of BCS-DBT.",
+        cases,
+        order,
+        tables=[by_case, summary_table(summary), *problem_table(problems, [matched.tables.folder])],
+        charts=detection_charts(list(matched.volumes.values())),
+        notes=[
+            "A reference box belongs to one slice. It is drawn through as many slices as make it "
+            "as deep as it is wide, at most half of all.",
+            *([] if found else [NO_IMAGE.replace("this case", "any volume")]),
+            *left_out(len(keys), len(chosen)),
+        ],
+    )
+
+    def coded() -> Iterator[tuple[int, PageVolume | None, str]]:
+        for index in tqdm(chosen, desc="report", unit="volume", leave=False):
+            key, case = keys[index], found[cases[index]["id"]]
+            image, note = image_or_problem(lambda case=case: read_image_of(case), problems)
+            if image is None:
+                yield index, None, note
+                continue
+            boxes = reference_boxes(matched.boxes[key], spacing_mm(image.affine))
+            boxes += detection_boxes(matched.detections[key], matched.volumes[key])
+            budget = budget_bytes(len(chosen))
+            yield (
+                index,
+                page_volume(image, None, None, task, budget_bytes=budget, boxes=boxes),
+                note,
+            )
+
+    write_page(path, TITLE, content, coded())
+
+
+def detection_boxes(detections: Sequence[Detection], volume: ScoredVolume) -> list[Box]:
+    """Returns the boxes of a volume's detections, the surest first, each with what it was scored as."""
+    first: dict[int, int] = {}
+    falling = np.argsort(-volume.scores, kind="stable").tolist()
+    boxes = []
+    for number in falling:
+        each, hit = detections[number], int(volume.hits[number])
+        kind = "false positive"
+        if hit >= 0:
+            kind = "hit" if first.setdefault(hit, number) == number else "further hit"
+        low, size = (each.x, each.y, each.z), (each.width, each.height, each.depth)
+        boxes.append(Box(kind, low, size, f"{each.score:.3g}", each.score))
+    return boxes
+
+
+def _images(matched: MatchedTables, folder: Path | None) -> dict[str, Case]:
+    """Returns the cases that have a volume, by their ids."""
+    tables = matched.tables
+    if folder is not None:
+        if not folder.is_dir():
+            raise SettingsError("--images", "the folder of the volumes", folder)
+        tables = dataclasses.replace(tables, folder=folder)
+    files = nifti_files(list(folders_below(tables.folder)))
+    cases = cases_of_tables(tables, files, need_labels=True)
+    found = {case.case_id: case for case in cases if case.image_path is not None}
+    if folder is not None and not found:
+        raise InputError(folder, "volumes that the reference tables name", "none")
+    return found

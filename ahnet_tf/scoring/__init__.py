@@ -1,1 +1,0 @@
-"""Scores of segmentations and detections: pure functions on arrays."""

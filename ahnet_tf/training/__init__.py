@@ -1,0 +1,1 @@
+"""Training of one network under a tf.distribute strategy."""

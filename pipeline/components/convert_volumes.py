@@ -1,0 +1,195 @@
+"""Volumes in, Examples out: the Beam conversion as a component, with its manifest as an artifact."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tfx.dsl.components.base import base_driver
+from tfx.dsl.components.base.base_beam_component import BaseBeamComponent
+from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
+from tfx.dsl.components.base.executor_spec import BeamExecutorSpec
+from tfx.orchestration.data_types_utils import set_metadata_value
+from tfx.orchestration.metadata import Metadata
+from tfx.orchestration.portable import base_driver as portable_driver
+from tfx.orchestration.portable import data_types
+from tfx.proto.orchestration.driver_output_pb2 import DriverOutput
+from tfx.types import Artifact, Channel, artifact_utils, standard_artifacts
+from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
+from tfx.types.experimental.simple_artifacts import File
+
+from pipeline.beam_options import own_beam_options
+from pipeline.span_folders import spans_of
+from preprocessing.convert import convert
+from preprocessing.errors import PipelineError
+from preprocessing.records.output_folder import MANIFEST, TASK
+from preprocessing.records.splits import SPLITS
+from preprocessing.tasks import task_from_dict
+
+# The waiver (`PipelineSettings.allow`) for cases that conversion rejects.
+REJECTED = "rejected"
+
+
+class ConvertVolumesSpec(ComponentSpec):
+    """What the component takes and gives; span and fingerprint are found out before it runs."""
+
+    PARAMETERS: ClassVar = {
+        "volumes": ExecutionParameter(type=str),
+        "settings": ExecutionParameter(type=str),
+        "spans": ExecutionParameter(type=int),
+        "span": ExecutionParameter(type=int, optional=True),
+        "fingerprint": ExecutionParameter(type=str, optional=True),
+    }
+    INPUTS: ClassVar = {}
+    OUTPUTS: ClassVar = {
+        "examples": ChannelParameter(type=standard_artifacts.Examples),
+        # A folder with manifest.json (what became of every case) and task.json.
+        "manifest": ChannelParameter(type=File),
+    }
+
+
+class FindVolumes(base_driver.BaseDriver, portable_driver.BaseDriver):
+    """Finds the newest span and a fingerprint of its files, so that changed volumes end the cache."""
+
+    def __init__(self, metadata_handle: Metadata):
+        base_driver.BaseDriver.__init__(self, metadata_handle)
+        portable_driver.BaseDriver.__init__(self, metadata_handle)
+
+    def run(self, execution_info: data_types.ExecutionInfo) -> DriverOutput:
+        """Adds span and fingerprint to the component's parameters, and to its examples."""
+        found = _find(execution_info.exec_properties)
+        result = DriverOutput()
+        for name, value in (execution_info.exec_properties | found).items():
+            set_metadata_value(result.exec_properties[name], value)
+        for key, artifacts in execution_info.output_dict.items():
+            artifact = copy.deepcopy(artifacts[0].mlmd_artifact)
+            artifact.custom_properties["span"].int_value = found["span"]
+            artifact.custom_properties["input_fingerprint"].string_value = found["fingerprint"]
+            result.output_artifacts[key].artifacts.append(artifact)
+        return result
+
+
+class ConvertVolumesExecutor(BaseBeamExecutor):
+    """Runs `preprocessing.convert` and hands its two splits on."""
+
+    def Do(  # noqa: N802, TFX calls it by this name
+        self,
+        input_dict: dict[str, list[Artifact]],
+        output_dict: dict[str, list[Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        """Converts one span's volumes; a run that was killed goes on with its finished cases.
+
+        Raises:
+          PipelineError: a case was rejected and that is not allowed, or a split has no case.
+        """
+        settings = json.loads(exec_properties["settings"])
+        volumes = str(_folder(exec_properties, _find(exec_properties)["span"]))
+        examples, manifest = (output_dict[name][0] for name in ("examples", "manifest"))
+        records = _working_folder(examples, exec_properties) / "records"
+        if not (records / MANIFEST).is_file():
+            convert(
+                [volumes],
+                str(records),
+                task_from_dict(settings["task"]),
+                seed=settings["seed"],
+                eval_fraction=settings["eval_fraction"],
+                allow=[name for name in settings["allow"] if name != REJECTED],
+                resume=True,
+                beam_options=own_beam_options(self._beam_pipeline_args),
+            )
+        _check(json.loads((records / MANIFEST).read_text(encoding="utf-8")), volumes, settings)
+        for split in SPLITS:
+            place = Path(examples.uri) / f"Split-{split}"
+            shutil.rmtree(place, ignore_errors=True)
+            shutil.move(records / split, place)
+        for name in (MANIFEST, TASK):
+            shutil.move(records / name, Path(manifest.uri) / name)
+        examples.split_names = artifact_utils.encode_split_names(list(SPLITS))
+        shutil.rmtree(records.parent)
+
+
+class ConvertVolumes(BaseBeamComponent):
+    """The component; outputs `examples` (splits train and eval) and `manifest`.
+
+    Args:
+      volumes: data-set folder, see `preprocessing.datasets.discovery`; with spans the folder of their folders.
+      settings: `task`, `seed`, `eval_fraction`, `allow`, `code_version`, as plain JSON types.
+      spans: above 0 if `volumes` holds spans, of which the newest is converted.
+    """
+
+    SPEC_CLASS = ConvertVolumesSpec
+    EXECUTOR_SPEC = BeamExecutorSpec(ConvertVolumesExecutor)
+    DRIVER_CLASS = FindVolumes
+
+    def __init__(self, volumes: str, settings: dict[str, Any], spans: int = 0):
+        super().__init__(
+            ConvertVolumesSpec(
+                volumes=volumes,
+                settings=json.dumps(settings, sort_keys=True),
+                spans=spans,
+                examples=Channel(type=standard_artifacts.Examples),
+                manifest=Channel(type=File),
+            )
+        )
+
+
+def fingerprint(folder: str | Path) -> str:
+    """Returns a digest of the names, sizes and times of change of all files in a folder."""
+    digest = hashlib.sha256()
+    for place, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            path = Path(place, name)
+            status = path.stat()
+            line = (str(path.relative_to(folder)), status.st_size, status.st_mtime_ns)
+            digest.update(json.dumps(line).encode())
+    return digest.hexdigest()[:16]
+
+
+def _find(exec_properties: dict[str, Any]) -> dict[str, Any]:
+    span = exec_properties.get("span")
+    if span is None:
+        volumes = exec_properties["volumes"]
+        span = max(spans_of(volumes), default=0) if exec_properties["spans"] else 0
+    return {"span": span, "fingerprint": fingerprint(_folder(exec_properties, span))}
+
+
+def _folder(exec_properties: dict[str, Any], span: int) -> Path:
+    volumes = Path(exec_properties["volumes"])
+    return spans_of(volumes)[span] if exec_properties["spans"] else volumes
+
+
+def _working_folder(examples: Artifact, exec_properties: dict[str, Any]) -> Path:
+    """Returns a folder beside the component's outputs that later runs with the same input find."""
+    settings = json.loads(exec_properties["settings"])
+    # To go on in spite of rejected cases changes nothing of those that are converted.
+    settings["allow"] = [name for name in settings["allow"] if name != REJECTED]
+    content = [settings, _find(exec_properties)["fingerprint"]]
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return Path(examples.uri).parents[1] / "unfinished" / key
+
+
+def _check(manifest: dict[str, Any], volumes: str, settings: dict[str, Any]) -> None:
+    rejected = [case for case in manifest["cases"] if case["status"] == "rejected"]
+    if rejected and REJECTED not in settings["allow"]:
+        first = f"{rejected[0]['case_id']}: {rejected[0]['reason']}"
+        raise PipelineError(
+            volumes,
+            f"{manifest['found']} sound cases",
+            f"{len(rejected)} that conversion rejects, first {first}",
+            f"Mend or remove them; --allow {REJECTED} goes on without them.",
+        )
+    empty = [name for name in SPLITS if not manifest["splits"][name]["cases"]]
+    if empty:
+        raise PipelineError(
+            volumes,
+            "cases for both splits",
+            f"none for {', '.join(empty)}",
+            "Two cases are the least.",
+        )

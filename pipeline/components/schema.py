@@ -1,0 +1,234 @@
+"""The curated schema of a task's records: what data validation holds every data set against.
+
+TFDV sees the scalars of each record and of the voxels only their number of bytes.
+"""
+
+# TFX reads the annotations of `task_schema` as they stand: no postponed evaluation here.
+
+import math
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_data_validation as tfdv
+from google.protobuf import text_format
+from tensorflow_data_validation.anomalies.proto import custom_validation_config_pb2
+from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2
+from tfx.dsl.component.experimental.annotations import OutputArtifact, Parameter
+from tfx.dsl.component.experimental.decorators import component
+from tfx.dsl.io import fileio
+from tfx.types import standard_artifacts
+
+from pipeline.components.data_checks import MOST_CASES
+from pipeline.configs import PipelineSettings
+from preprocessing.errors import InputError
+from preprocessing.records.schema import (
+    CASE_ID,
+    INTENSITY_QUANTILES,
+    PATCH_INDEX,
+    SOURCE,
+    SPACING_CLASS,
+    SPACING_CLASSES_MM,
+    scalar_features,
+    voxel_features,
+)
+from preprocessing.tasks import Task
+
+Range = tuple[float, float]
+
+# The name that TFX's components look for.
+SCHEMA_FILE = "schema.pbtxt"
+
+# Abdominal CT: in-plane 0.3-3 mm, slices up to 10 mm; HU, so air lies below 0 and tissue above.
+# A scan stored without its rescale intercept (-1024) fails on intensity_p01.
+_CT: dict[str, Range] = {
+    "spacing_x_mm": (0.3, 3.0),
+    "spacing_y_mm": (0.3, 3.0),
+    "spacing_z_mm": (0.3, 10.0),
+    "intensity_p01": (-4096.0, 0.0),
+    "intensity_p50": (-4096.0, 300.0),
+    "intensity_p99": (0.0, 4096.0),
+}
+_DBT: dict[str, Range] = {
+    "spacing_x_mm": (0.02, 0.5),
+    "spacing_y_mm": (0.02, 0.5),
+    "spacing_z_mm": (0.5, 2.0),
+}
+# What any medical volume fits, for tasks of the user's own.
+_ANY: dict[str, Range] = {
+    "spacing_x_mm": (0.01, 20.0),
+    "spacing_y_mm": (0.01, 20.0),
+    "spacing_z_mm": (0.01, 20.0),
+}
+CURATED_RANGES = {
+    "ct_liver": _CT,
+    "ct_liver_small": _CT,
+    "dbt_lesion": _DBT,
+    "dbt_lesion_small": _DBT,
+}
+
+# Share by which the spacing of a resampled volume may differ from the task's.
+SPACING_TOLERANCE = 0.02
+
+
+def make_schema(task: Task) -> schema_pb2.Schema:
+    """Returns the schema of the records of one task."""
+    schema = schema_pb2.Schema()
+    voxels = math.prod(task.patch_shape_zyx)
+    for name in voxel_features(task):
+        _add(schema, name, schema_pb2.BYTES).image_domain.SetInParent()
+    for name in (CASE_ID, SOURCE):
+        _add(schema, name, schema_pb2.BYTES)
+    classes = [name for name, _ in SPACING_CLASSES_MM] + ["thick"]
+    _add(schema, SPACING_CLASS, schema_pb2.BYTES).string_domain.value.extend(classes)
+    _add_whole(schema, PATCH_INDEX, 0)
+    for axis, size in zip("zyx", task.patch_shape_zyx, strict=True):
+        _add_whole(schema, f"shape_{axis}", size, size)
+        _add_whole(schema, f"valid_{axis}", 1, size)
+        _add_whole(schema, f"origin_{axis}")
+        _add_whole(schema, f"volume_{axis}", 1)
+    for value, _ in enumerate(task.class_names):
+        _add_whole(schema, f"voxels_label_{value}", 0, voxels)
+        _add_whole(schema, f"case_voxels_label_{value}", 0)
+    for name, (low, high) in _real_ranges(task).items():
+        domain = _add(schema, name, schema_pb2.FLOAT).float_domain
+        domain.min, domain.max = low, high
+        domain.disallow_nan = domain.disallow_inf = True
+    return schema
+
+
+def make_validations(
+    task: Task, *, with_voxels: bool = True
+) -> custom_validation_config_pb2.CustomValidationConfig:
+    """Returns the checks that a schema cannot express.
+
+    The length of the voxel bytes must be that of the task's patches (an error), and every label
+    must occur somewhere (a warning, for it is the training split alone that can't do without).
+
+    Args:
+      task: what the records should hold.
+      with_voxels: the statistics know the voxel bytes, see `statistics_options`.
+    """
+    config = custom_validation_config_pb2.CustomValidationConfig()
+    voxels = math.prod(task.patch_shape_zyx)
+    shape = " x ".join(str(size) for size in task.patch_shape_zyx)
+    for name, voxel_bytes in (voxel_features(task) if with_voxels else {}).items():
+        count = voxels * voxel_bytes
+        check = _add_check(config, name)
+        check.sql_expression = (
+            f"feature.bytes_stats.min_num_bytes = {count} "
+            f"AND feature.bytes_stats.max_num_bytes_int = {count}"
+        )
+        check.severity = anomalies_pb2.AnomalyInfo.Severity.ERROR
+        check.description = f"not {count} bytes long, as patches of {shape} voxels (z, y, x) are"
+    for value, class_name in enumerate(task.class_names[1:], start=1):
+        check = _add_check(config, f"case_voxels_label_{value}")
+        check.sql_expression = "feature.num_stats.max > 0"
+        check.severity = anomalies_pb2.AnomalyInfo.Severity.WARNING
+        check.description = f"label {value} ({class_name}) is present in no case"
+    return config
+
+
+def statistics_options(task: Task, *, inferred: bool = False) -> tfdv.StatsOptions:
+    """Returns what StatisticsGen looks at.
+
+    All names of cases are kept, so that splits can be compared. Without a schema, which would call
+    the voxel bytes images, scalars alone are looked at.
+    """
+    return tfdv.StatsOptions(
+        num_rank_histogram_buckets=MOST_CASES,
+        feature_allowlist=scalar_features(task) if inferred else None,
+    )
+
+
+def data_schema(settings: PipelineSettings) -> str:
+    """Returns the text of the schema that records are held against: the task's, or a file's."""
+    if settings.schema == "curated":
+        return schema_text(settings.task)
+    return read_schema(settings.schema, settings.task)
+
+
+def read_schema(path: str, task: Task) -> str:
+    """Reads a schema file and checks that it is one for a task's records.
+
+    Raises:
+      InputError: no such file, no schema, or one for records of another task.
+    """
+    try:
+        with fileio.open(path, "r") as file:
+            text = file.read()
+        schema = text_format.Parse(text, schema_pb2.Schema())
+    except (OSError, tf.errors.OpError) as error:
+        raise InputError(path, "a readable schema", str(error).split("\n")[0]) from None
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise InputError(path, "a schema as text (schema.pbtxt)", error) from None
+    named = {feature.name for feature in schema.feature}
+    wanted = {*scalar_features(task), *voxel_features(task)}
+    odd = sorted(named - wanted) or sorted(set(scalar_features(task)) - named)
+    if odd:
+        found = f"{'one for' if odd[0] in named else 'none for'} {odd[0]}"
+        raise InputError(path, f"entries for the features of task {task.name}", found)
+    for axis, size in zip("zyx", task.patch_shape_zyx, strict=True):
+        (domain,) = [f.int_domain for f in schema.feature if f.name == f"shape_{axis}"]
+        if not domain.min <= size <= (domain.max or size):
+            raise InputError(
+                path,
+                f"patches of {size} voxels along {axis}, as task {task.name} has",
+                f"{domain.min} to {domain.max}",
+            )
+    return text
+
+
+def schema_text(task: Task) -> str:
+    """Returns the schema's text form."""
+    return text_format.MessageToString(make_schema(task))
+
+
+@component
+def task_schema(text: Parameter[str], schema: OutputArtifact[standard_artifacts.Schema]) -> None:
+    """A component that hands the schema to the others; it runs again where the text changes.
+
+    The text travels with the pipeline: a pod of a cluster sees no file of this machine.
+    """
+    fileio.makedirs(schema.uri)
+    with fileio.open(f"{schema.uri}/{SCHEMA_FILE}", "w") as file:
+        file.write(text)
+
+
+def _real_ranges(task: Task) -> dict[str, Range]:
+    stored = np.iinfo(task.image_dtype)
+    ranges = dict.fromkeys(INTENSITY_QUANTILES, (float(stored.min), float(stored.max)))
+    ranges |= CURATED_RANGES.get(task.name, _ANY)
+    resampled = {"keep": "", "in_plane": "xy", "full": "xyz"}[task.resampling]
+    for axis, spacing_mm in zip("xyz", task.spacing_mm or (), strict=False):
+        if axis in resampled:
+            slack_mm = SPACING_TOLERANCE * spacing_mm
+            ranges[f"spacing_{axis}_mm"] = (spacing_mm - slack_mm, spacing_mm + slack_mm)
+    return ranges
+
+
+def _add(schema: schema_pb2.Schema, name: str, kind: int) -> schema_pb2.Feature:
+    """Adds a feature that every record carries exactly once."""
+    feature = schema.feature.add(name=name, type=kind)
+    feature.presence.min_fraction = 1.0
+    feature.presence.min_count = 1
+    feature.shape.dim.add(size=1)
+    return feature
+
+
+def _add_whole(
+    schema: schema_pb2.Schema, name: str, least: int | None = None, most: int | None = None
+) -> None:
+    domain = _add(schema, name, schema_pb2.INT).int_domain
+    domain.SetInParent()
+    if least is not None:
+        domain.min = least
+    if most is not None:
+        domain.max = most
+
+
+def _add_check(
+    config: custom_validation_config_pb2.CustomValidationConfig, feature_name: str
+) -> custom_validation_config_pb2.Validation:
+    checks = config.feature_validations.add()
+    checks.feature_path.step.append(feature_name)
+    return checks.validations.add()

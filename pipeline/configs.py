@@ -1,0 +1,116 @@
+"""What one pipeline is made of: data, trainings, thresholds; plain data, as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ahnet_tf.evaluation.froc import score_names
+from ahnet_tf.presets import RunConfig
+from preprocessing.allowances import ALLOWANCES
+from preprocessing.errors import SettingsError
+from preprocessing.records.splits import EVAL_FRACTION
+from preprocessing.tasks import Task
+
+# Record files of a split's folder.
+RECORD_PATTERN = "*.tfrecord*"
+# What may stand between records and the folder that holds them all; TFX puts the number in.
+SPAN_FOLDER = "span-{SPAN}"
+# How the schema comes about, unless it is a file.
+SCHEMAS = ("curated", "inferred")
+# Findings of data validation that a person may wave through.
+WAIVERS = {
+    "drift": "a new span whose intensities or spacings have moved away from the one before",
+    "skew": "evaluation cases that differ from the training cases",
+    "rejected": "cases that conversion rejects",
+}
+
+
+def threshold_names(task: Task) -> tuple[str, ...]:
+    """Returns what a model can be blessed by: its classes' Dice, and lesions where they are the target."""
+    lesions = ("lesion_recall", *score_names()) if task.target == "heat_map" else ()
+    return (*task.class_names[1:], *lesions)
+
+
+def score_name(threshold: str, task: Task) -> str:
+    """Returns the Evaluator's name of the score that a threshold is about."""
+    return f"dice_{threshold}" if threshold in task.class_names else threshold
+
+
+@dataclass(frozen=True)
+class PipelineSettings:
+    """Everything that decides what a pipeline computes.
+
+    Attributes:
+      input: folder of converted records (train/, eval/, task.json), or of volumes.
+      output: folder of the run; everything the pipeline writes lies in it.
+      task: what the records hold.
+      config: networks and trainings of both stages.
+      thresholds: for each class that decides, the mean Dice per case that a model must reach; for
+        lesions also scores of their detection (`threshold_names`).
+      largest_loss: by how much those may fall short of the last blessed model's.
+      name: the pipeline's name in its metadata, and for the tfx command line.
+      from_volumes: `input` holds volumes with label maps; the pipeline converts them.
+      eval_fraction: share of the cases to evaluate on, where the pipeline converts.
+      spans: 0 where `input` is one data set. Else it holds batches of cases, span-1, span-2, ...; the
+        newest is checked against the one before, and this many, newest first, are learned from.
+      warm_start: the 3D network goes on from the last blessed model that has not seen the newest
+        data, and there is no 2D stage.
+      schema: "curated" (that of the task), "inferred" from the statistics by SchemaGen, or a file.
+      tuner_trials: learning rates tried before the trainings, 0 for none.
+      tuner_steps: optimizer steps of each trial.
+      allow: names of `WAIVERS`, and of `preprocessing.allowances.ALLOWANCES` for the conversion.
+      serving_image: TensorFlow Serving's image, in which TFX's InfraValidator tries the model; empty
+        where no container can run: then a server in a process of its own has to answer.
+    """
+
+    input: str
+    output: str
+    task: Task
+    config: RunConfig
+    thresholds: dict[str, float]
+    largest_loss: float = 0.0
+    name: str = "ahnet"
+    from_volumes: bool = False
+    eval_fraction: float = EVAL_FRACTION
+    spans: int = 0
+    warm_start: bool = False
+    schema: str = "curated"
+    tuner_trials: int = 0
+    tuner_steps: int = 100
+    allow: tuple[str, ...] = ()
+    serving_image: str = ""
+
+    def __post_init__(self):
+        names = threshold_names(self.task)
+        if not self.thresholds:
+            raise SettingsError("thresholds", f"one or more of {', '.join(names)}", "none")
+        for name, least in self.thresholds.items():
+            if name not in names:
+                raise SettingsError("thresholds", f"names among {', '.join(names)}", repr(name))
+            if not 0 <= least <= 1:
+                expected = "a Dice from 0 to 1" if name in self.task.class_names else "a share"
+                raise SettingsError(f"threshold of {name}", expected, least)
+        if not 0 <= self.largest_loss <= 1:
+            raise SettingsError("largest_loss", "a Dice from 0 to 1", self.largest_loss)
+        if not 0 < self.eval_fraction < 1:
+            raise SettingsError("eval_fraction", "a share between 0 and 1", self.eval_fraction)
+        for name, least in (("spans", 0), ("tuner_trials", 0), ("tuner_steps", 1)):
+            if getattr(self, name) < least:
+                raise SettingsError(name, f"at least {least}", getattr(self, name))
+        for name in self.allow:
+            if name not in WAIVERS and name not in ALLOWANCES:
+                known = ", ".join([*WAIVERS, *ALLOWANCES])
+                raise SettingsError("allow", f"names among {known}", repr(name))
+
+    def score_thresholds(self) -> dict[str, float]:
+        """Returns the thresholds by the Evaluator's names of the scores."""
+        return {score_name(name, self.task): least for name, least in self.thresholds.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the settings as plain JSON types."""
+        return vars(self) | {
+            "task": self.task.to_dict(),
+            "config": self.config.to_dict(),
+            "allow": list(self.allow),
+        }

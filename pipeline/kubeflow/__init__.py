@@ -1,0 +1,1 @@
+"""Compiling the pipeline for Kubeflow and Vertex AI, and rehearsing compiled pipelines locally."""

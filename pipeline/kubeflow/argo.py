@@ -1,0 +1,132 @@
+"""Argo workflows for Kubeflow Pipelines' first API: what `tfx --engine=kubeflow` compiles and uploads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from kfp import dsl
+from kubernetes import client
+from tfx.orchestration.kubeflow.kubeflow_dag_runner import (
+    KubeflowDagRunner,
+    KubeflowDagRunnerConfig,
+    get_default_pipeline_operator_funcs,
+)
+from tfx.orchestration.pipeline import Pipeline
+
+from pipeline.kubeflow.cluster import KubeflowSettings, PodSettings
+from preprocessing.errors import PipelineError
+
+# Linux takes no argument of a program from here on.
+LONGEST_ARGUMENT = 128 * 1024
+# Not at the root of the file system, TFX's default: the image's user may not write there.
+UI_METADATA_PATH = "/tmp/mlpipeline-ui-metadata.json"
+
+
+def argo_runner(settings: KubeflowSettings, output: Path, file_name: str) -> KubeflowDagRunner:
+    """Returns the runner whose `run(pipeline)` writes the workflow into the folder `output`."""
+    config = KubeflowDagRunnerConfig(
+        tfx_image=settings.image,
+        pipeline_operator_funcs=[
+            *get_default_pipeline_operator_funcs(),
+            _shorten,
+            _storage(settings),
+            _resources(settings),
+        ],
+        metadata_ui_path=UI_METADATA_PATH,
+    )
+    return _Runner(settings, config, output, file_name)
+
+
+class _Runner(KubeflowDagRunner):
+    """TFX's runner, which has no setting for the secrets of the image's registry."""
+
+    def __init__(
+        self,
+        settings: KubeflowSettings,
+        config: KubeflowDagRunnerConfig,
+        output: Path,
+        file_name: str,
+    ):
+        super().__init__(config=config, output_dir=str(output), output_filename=file_name)
+        self._pull_secrets = [
+            client.V1LocalObjectReference(name=name) for name in settings.image_pull_secrets
+        ]
+
+    def _construct_pipeline_graph(self, pipeline: Pipeline, pipeline_root: dsl.PipelineParam):
+        dsl.get_pipeline_conf().set_image_pull_secrets(self._pull_secrets)
+        super()._construct_pipeline_graph(pipeline, pipeline_root)
+
+
+def _shorten(op: dsl.ContainerOp) -> dsl.ContainerOp:
+    """Shortens the pipeline's description, which TFX hands on as an argument, and puts it in order.
+
+    Raises:
+      PipelineError: no pod could be started with it nevertheless.
+    """
+    arguments = list(op.arguments)
+    place = arguments.index("--tfx_ir") + 1
+    description = json.dumps(json.loads(arguments[place]), separators=(",", ":"), sort_keys=True)
+    if len(description.encode()) >= LONGEST_ARGUMENT:
+        raise PipelineError(
+            f"component {op.human_name}",
+            f"a description of less than {LONGEST_ARGUMENT} bytes, as Linux passes to programs",
+            f"{len(description.encode())} bytes",
+        )
+    arguments[place] = description
+    op.arguments = arguments
+    return op
+
+
+def _storage(settings: KubeflowSettings) -> Callable[[dsl.ContainerOp], dsl.ContainerOp]:
+    """Returns what mounts volumes and secrets into every pod."""
+
+    def change(op: dsl.ContainerOp) -> dsl.ContainerOp:
+        for number, volume in enumerate(settings.volumes):
+            claim = client.V1PersistentVolumeClaimVolumeSource(claim_name=volume.claim)
+            source = client.V1Volume(name=f"volume-{number}", persistent_volume_claim=claim)
+            _mount(op, source, volume.mount_path)
+        for number, secret in enumerate(settings.secrets):
+            for key, variable in secret.variables.items():
+                selector = client.V1SecretKeySelector(name=secret.name, key=key)
+                source = client.V1EnvVarSource(secret_key_ref=selector)
+                op.container.add_env_variable(client.V1EnvVar(name=variable, value_from=source))
+            if secret.mount_path:
+                content = client.V1SecretVolumeSource(secret_name=secret.name)
+                source = client.V1Volume(name=f"secret-{number}", secret=content)
+                _mount(op, source, secret.mount_path)
+        return op
+
+    return change
+
+
+def _mount(op: dsl.ContainerOp, volume: client.V1Volume, path: str) -> None:
+    op.add_volume(volume)
+    op.container.add_volume_mount(client.V1VolumeMount(name=volume.name, mount_path=path))
+
+
+def _resources(settings: KubeflowSettings) -> Callable[[dsl.ContainerOp], dsl.ContainerOp]:
+    """Returns what gives every pod its own limits, machines, variables and labels."""
+
+    def change(op: dsl.ContainerOp) -> dsl.ContainerOp:
+        # The operator's own name is the component's id.
+        pod: PodSettings = settings.pod(op.human_name)
+        op.container.set_image_pull_policy(settings.image_pull_policy)
+        if pod.cpu:
+            op.container.set_cpu_request(pod.cpu).set_cpu_limit(pod.cpu)
+        if pod.memory:
+            op.container.set_memory_request(pod.memory).set_memory_limit(pod.memory)
+        if pod.gpus:
+            op.container.add_resource_limit(pod.gpu_type, str(pod.gpus))
+        for label, value in pod.node_selector.items():
+            op.add_node_selector_constraint(label, value)
+        for name, value in pod.environment.items():
+            op.container.add_env_variable(client.V1EnvVar(name=name, value=value))
+        for name, value in pod.labels.items():
+            op.add_pod_label(name, value)
+        for toleration in pod.tolerations:
+            op.add_toleration(client.V1Toleration(**toleration))
+        return op
+
+    return change

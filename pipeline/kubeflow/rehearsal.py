@@ -1,0 +1,174 @@
+"""`python -m pipeline.kubeflow.rehearsal`: a compiled pipeline's containers, run on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipeline.kubeflow.compiled import ARGO, CompiledPipeline, read_compiled
+from pipeline.kubeflow.containers import Start, Surroundings, run_node, start_process
+from preprocessing.cli import make_parser, run_command
+from preprocessing.errors import PipelineError, SettingsError
+from preprocessing.files import write_json
+
+RUN_FILE = "run.json"
+
+PURPOSE = """\
+Runs what python -m pipeline.kubeflow_runner compiled: every container's command as a process of
+this machine, in the order of the graph and with the inputs that its pod would get. For a rehearsal
+before an upload, and for a failed pod: one node again, with --node.
+An Argo workflow keeps its lineage in OUTPUT/metadata.sqlite, behind the protocol of the cluster's
+metadata store, or, with --metadata, in that store itself.
+
+Writes OUTPUT/logs/NODE.log and OUTPUT/run.json (seconds per node); the pipeline's own outputs lie
+in its storage root. The image is not used: the commands run in this environment."""
+
+EXAMPLES = (
+    "python -m pipeline.kubeflow.rehearsal compiled/ahnet.yaml --output rehearsal --mount /mnt/ahnet=volume",
+    "python -m pipeline.kubeflow.rehearsal compiled/ahnet.yaml --output rehearsal --node Trainer3D",
+    "",
+    "a node of a run in the cluster, after",
+    "kubectl port-forward --namespace kubeflow service/metadata-grpc-service 8080:8080",
+    "  python -m pipeline.kubeflow.rehearsal compiled/ahnet.yaml --output debug --node Trainer3D \\",
+    "      --metadata localhost:8080 --run ahnet-x7k2p --mount /mnt/ahnet=/nfs/ahnet",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = make_parser("pipeline.kubeflow.rehearsal", PURPOSE, EXAMPLES)
+    parser.add_argument("spec", metavar="SPEC", help="compiled pipeline: .yaml, .json or .tar.gz")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of logs")
+    parser.add_argument(
+        "--node", metavar="NAME", help="this one alone, of the last or the named run"
+    )
+    parser.add_argument(
+        "--mount",
+        action="append",
+        default=[],
+        metavar="PATH=FOLDER",
+        help="a folder of this machine for what the pods see at PATH, which may be an address like "
+        "gs://bucket; repeatable",
+    )
+    parser.add_argument(
+        "--metadata", metavar="HOST:PORT", help="a cluster's metadata store (Argo workflows)"
+    )
+    parser.add_argument(
+        "--run", metavar="NAME", help="the run's name; of a cluster's run, its workflow's"
+    )
+    return run_command(_run, parser.parse_args(argv))
+
+
+def run_compiled(
+    pipeline: CompiledPipeline,
+    surroundings: Surroundings,
+    *,
+    only: str | None = None,
+    start: Start = start_process,
+) -> dict[str, float]:
+    """Runs the nodes of a compiled pipeline one after another; returns the seconds of each.
+
+    Args:
+      pipeline: what to run.
+      surroundings: what a cluster would provide.
+      only: the one node to run, after those that it waits for ran before.
+      start: how a command is started.
+
+    Raises:
+      SettingsError: there is no node of that name.
+      PipelineError: a node failed.
+    """
+    names = [node.name for node in pipeline.nodes]
+    if only is not None and only not in names:
+        near = difflib.get_close_matches(only, names, n=1)
+        remedy = f"Did you mean {near[0]!r}?" if near else ""
+        raise SettingsError("--node", f"one of {', '.join(names)}", repr(only), remedy)
+    seconds = {}
+    for number, node in enumerate(pipeline.nodes, start=1):
+        if only not in (None, node.name):
+            continue
+        print(f"[{number}/{len(names)}] {node.name}: started", flush=True)
+        begun = time.monotonic()
+        run_node(pipeline, node, surroundings, start)
+        seconds[node.name] = round(time.monotonic() - begun, 1)
+        print(f"[{number}/{len(names)}] {node.name}: finished, {seconds[node.name]} s", flush=True)
+    return seconds
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    pipeline = read_compiled(arguments.spec)
+    folder = Path(arguments.output).resolve()
+    run = arguments.run or _run_name(pipeline, folder, again=arguments.node is not None)
+    mounts = dict(_mount(text) for text in arguments.mount)
+    with _metadata(pipeline, folder, arguments.metadata) as address:
+        surroundings = Surroundings(folder, run, address, mounts)
+        record = {"spec": str(Path(arguments.spec).resolve()), "run": run}
+        write_json(folder / RUN_FILE, record)
+        try:
+            seconds = run_compiled(pipeline, surroundings, only=arguments.node)
+        except PipelineError as error:
+            name = error.where.removeprefix("component ")
+            print(f"to run it again: {_again(arguments, run, name)}", file=sys.stderr)
+            raise
+    write_json(folder / RUN_FILE, record | {"seconds": seconds})
+    print(f"outputs below {surroundings.here(pipeline.root)}")
+
+
+def _run_name(pipeline: CompiledPipeline, folder: Path, again: bool) -> str:
+    if again and (folder / RUN_FILE).is_file():
+        return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["run"]
+    return f"{pipeline.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _again(arguments: argparse.Namespace, run: str, node: str) -> str:
+    words = [
+        "python",
+        "-m",
+        "pipeline.kubeflow.rehearsal",
+        arguments.spec,
+        "--output",
+        arguments.output,
+    ]
+    for mount in arguments.mount:
+        words += ["--mount", mount]
+    if arguments.metadata:
+        words += ["--metadata", arguments.metadata, "--run", run]
+    return shlex.join([*words, "--node", node])
+
+
+def _mount(text: str) -> tuple[str, str]:
+    path, _, folder = text.partition("=")
+    if (not path.startswith("/") and "://" not in path) or not folder or set(folder) & set("\"'\\"):
+        raise SettingsError("--mount", "PATH=FOLDER, without quotes in them", repr(text))
+    return path, str(Path(folder).resolve())
+
+
+@contextlib.contextmanager
+def _metadata(
+    pipeline: CompiledPipeline, folder: Path, address: str | None
+) -> Iterator[tuple[str, int] | None]:
+    """Yields the address of the metadata store, or None where the pipeline needs none."""
+    if address is not None:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit():
+            raise SettingsError("--metadata", "HOST:PORT", repr(address))
+        yield host, int(port)
+    elif pipeline.format == ARGO:
+        from pipeline.kubeflow.metadata_server import serve_metadata
+
+        folder.mkdir(parents=True, exist_ok=True)
+        with serve_metadata(folder / "metadata.sqlite") as port:
+            yield "127.0.0.1", port
+    else:
+        yield None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""Pipeline specs of version 2: for Vertex AI as JSON, for Kubeflow Pipelines 2 as YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from kfp.pipeline_spec import pipeline_spec_pb2
+from tfx.orchestration.kubeflow.v2.kubeflow_v2_dag_runner import (
+    KubeflowV2DagRunner,
+    KubeflowV2DagRunnerConfig,
+)
+from tfx.orchestration.pipeline import Pipeline
+
+from pipeline.kubeflow.cluster import KubeflowSettings, PodSettings, quantity
+from preprocessing.files import replacing, write_json
+
+ResourceSpec = pipeline_spec_pb2.PipelineDeploymentConfig.PipelineContainerSpec.ResourceSpec
+
+
+def v2_runner(settings: KubeflowSettings, output: Path, file_name: str) -> KubeflowV2DagRunner:
+    """Returns the runner whose `run(pipeline)` writes the spec as JSON into the folder `output`."""
+    config = KubeflowV2DagRunnerConfig(
+        default_image=settings.image,
+        default_commands=["python", "-m", "pipeline.kubeflow.entrypoint_v2"],
+        use_pipeline_spec_2_1=True,
+    )
+    runner = _Runner(config=config, output_dir=str(output), output_filename=file_name)
+    runner.settings = settings
+    return runner
+
+
+class _Runner(KubeflowV2DagRunner):
+    """TFX's runner, which has no setting for the variables of pods."""
+
+    settings: KubeflowSettings
+
+    def run(
+        self,
+        pipeline: Pipeline,
+        parameter_values: dict[str, Any] | None = None,
+        write_out: bool | None = True,
+    ) -> dict[str, Any] | None:
+        """Writes the spec of a pipeline and returns it; None where the tfx command line does not compile."""
+        job = super().run(pipeline, parameter_values, write_out)
+        if job is None:
+            return None
+        specification = job["pipelineSpec"]
+        for name, component in specification["components"].items():
+            executor = specification["deploymentSpec"]["executors"][component["executorLabel"]]
+            environment = self.settings.pod(name).environment
+            if environment:
+                executor["container"]["env"] = [
+                    {"name": variable, "value": value} for variable, value in environment.items()
+                ]
+        if write_out:
+            # The tfx command line may have chosen another place meanwhile.
+            write_json(Path(self._output_dir) / self._output_filename, job)
+        return job
+
+
+def set_resources(pipeline: Pipeline, settings: KubeflowSettings) -> None:
+    """Gives every component its limits; its machines and volumes are `platform_spec`."""
+    for node in pipeline.components:
+        resources = _resources(settings.pod(node.id))
+        if resources.ByteSize():
+            node.with_platform_config(resources)
+
+
+def write_yaml(job: dict[str, Any], settings: KubeflowSettings, path: Path) -> None:
+    """Writes what Kubeflow Pipelines 2 takes: the spec, and what is Kubernetes' own beside it."""
+    root = job["runtimeConfig"]["gcsOutputDirectory"]
+    documents = [job["pipelineSpec"] | {"defaultPipelineRoot": root}]
+    platform = platform_spec(job, settings)
+    if platform:
+        documents.append(platform)
+    with replacing(path) as temporary:
+        temporary.write_text(yaml.safe_dump_all(documents, sort_keys=True), encoding="utf-8")
+
+
+def platform_spec(job: dict[str, Any], settings: KubeflowSettings) -> dict[str, Any]:
+    """Returns volumes, secrets and machines of every pod, as Kubeflow's Kubernetes platform has them.
+
+    Names and structure are those of kubernetes_executor_config.proto of Kubeflow Pipelines; empty
+    where the settings ask for nothing of the kind.
+    """
+    specification = job["pipelineSpec"]
+    executors = {}
+    for name, component in specification["components"].items():
+        content = _executor(settings, settings.pod(name))
+        if content:
+            executors[component["executorLabel"]] = content
+    if not executors:
+        return {}
+    return {"platforms": {"kubernetes": {"deploymentSpec": {"executors": executors}}}}
+
+
+def _executor(settings: KubeflowSettings, pod: PodSettings) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "pvcMount": [
+            {"constant": volume.claim, "mountPath": volume.mount_path}
+            for volume in settings.volumes
+        ],
+        "secretAsEnv": [
+            {
+                "secretName": secret.name,
+                "keyToEnv": [
+                    {"secretKey": key, "envVar": variable}
+                    for key, variable in secret.variables.items()
+                ],
+            }
+            for secret in settings.secrets
+            if secret.variables
+        ],
+        "secretAsVolume": [
+            {"secretName": secret.name, "mountPath": secret.mount_path}
+            for secret in settings.secrets
+            if secret.mount_path
+        ],
+        "imagePullSecret": [{"secretName": name} for name in settings.image_pull_secrets],
+        "nodeSelector": {"labels": dict(pod.node_selector)} if pod.node_selector else None,
+        "tolerations": [dict(toleration) for toleration in pod.tolerations],
+        "podMetadata": {"labels": dict(pod.labels)} if pod.labels else None,
+    }
+    content = {name: value for name, value in content.items() if value}
+    if settings.image_pull_policy != "IfNotPresent":
+        content["imagePullPolicy"] = settings.image_pull_policy
+    return content
+
+
+def _resources(pod: PodSettings) -> ResourceSpec:
+    resources = ResourceSpec()
+    if pod.cpu:
+        resources.cpu_limit = quantity("cpu", pod.cpu)
+    if pod.memory:
+        # The spec counts in units of 10^9 bytes.
+        resources.memory_limit = quantity("memory", pod.memory) / 1e9
+    if pod.gpus:
+        resources.accelerator.type = pod.gpu_type
+        resources.accelerator.count = pod.gpus
+    return resources

@@ -1,0 +1,1 @@
+"""Public data set layouts: finding cases, pairing images with annotations, reading both."""

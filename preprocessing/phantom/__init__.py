@@ -1,0 +1,1 @@
+"""Synthetic data sets with exact ground truth: abdominal CT and breast tomosynthesis."""

@@ -1,0 +1,328 @@
+"""Synthetic breast tomosynthesis with exactly known masses.
+
+Made so that single slices mislead: every volume has clutter which looks like a mass in one slice and
+is gone in the slices around it, while a mass stays. The breast is compressed at the chest wall's side
+of the image; its tissue has the 1/f^3 power spectrum of mammograms; reconstruction from a limited
+angle smears what lies in one slice into the others, coarse structures further than fine ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import fft, ndimage
+
+from preprocessing.errors import SettingsError
+from preprocessing.volumes.geometry import Volume
+from preprocessing.volumes.lesions import LesionBox
+
+VIEWS = ("lcc", "rcc", "lmlo", "rmlo")
+WHITE = 1023  # 10 bits, as in BCS-DBT
+AIR, FAT, GLAND = 0.0, 0.34, 0.62  # attenuations; 1 is white
+
+
+@dataclass(frozen=True)
+class DBTSettings:
+    """What all cases of a synthetic DBT data set have in common.
+
+    Attributes:
+      shape_xyz: voxels of the mean case; the number of slices varies by up to an eighth.
+      spacing_mm: voxel spacing (x, y, z).
+      most_masses: a case has from none to this many.
+      clutter: summation shadows a case, each in one slice; half of them more or less.
+      noise: standard deviation of the quantum noise, as a share of white.
+      angle_degrees: half of the angle that the tube sweeps.
+      depth_resolution_mm: how far along z coarse structures smear (Gaussian standard deviation).
+      fewest_masses: a case has at least this many, where there is room.
+      flat_masses: a case has from half to all of this many: what a mass shows in one slice, smeared
+        into the slices around it, without the mass.
+    """
+
+    shape_xyz: tuple[int, int, int] = (160, 288, 40)
+    spacing_mm: tuple[float, float, float] = (0.4, 0.4, 1.0)
+    most_masses: int = 2
+    clutter: int = 8
+    noise: float = 0.02
+    angle_degrees: float = 12.5
+    depth_resolution_mm: float = 1.5
+    fewest_masses: int = 0
+    flat_masses: int = 0
+
+    def __post_init__(self):
+        if len(self.shape_xyz) != 3 or min(self.shape_xyz) < 8:
+            raise SettingsError("phantom", "a shape of at least 8 voxels an axis", self.shape_xyz)
+        if len(self.spacing_mm) != 3 or not min(self.spacing_mm) > 0:
+            raise SettingsError("phantom", "a positive spacing in mm", self.spacing_mm)
+        if not 0 <= self.fewest_masses <= self.most_masses:
+            counts = (self.fewest_masses, self.most_masses)
+            raise SettingsError("phantom", "0 <= fewest_masses <= most_masses", counts)
+
+
+@dataclass(frozen=True, eq=False)
+class DBTCase:
+    """A synthetic DBT volume and what is known about it.
+
+    Attributes:
+      image: uint16 [x, y, z]; x columns, y rows from the top.
+      label: uint8, 1 in masses.
+      boxes: one a mass, around all of it and in the slice where it is largest.
+      view: side and projection, one of `VIEWS`.
+    """
+
+    image: Volume
+    label: Volume
+    boxes: tuple[LesionBox, ...]
+    view: str
+
+
+def make_case(seed: int, number: int = 0, settings: DBTSettings | None = None) -> DBTCase:
+    """Makes one case; the same seed, number and settings always give the same voxels.
+
+    Label map and boxes are computed from the shapes themselves, before blur and noise. The image has
+    the chest wall on the left in left views and on the right in right ones.
+
+    Args:
+      seed: of the data set.
+      number: of the case within it.
+      settings: the data set's settings.
+    """
+    settings = settings or DBTSettings()
+    random = np.random.default_rng([seed, number])
+    view = VIEWS[int(random.integers(len(VIEWS)))]
+    slices = settings.shape_xyz[2]
+    slices += int(random.integers(-(slices // 8), slices // 8 + 1))
+    shape = (*settings.shape_xyz[:2], slices)
+    x, y, z = _coordinates_mm(shape, settings.spacing_mm)
+    extent_mm = [n * step for n, step in zip(shape, settings.spacing_mm, strict=True)]
+
+    depth_mm = _depth_below_skin(random, x, y, z, extent_mm)
+    breast = depth_mm > 0
+    tissue = _tissue(random, depth_mm, shape, settings.spacing_mm)
+    if view.endswith("mlo"):
+        _paint_pectoral(tissue, random, x, y, extent_mm)
+    tissue[(depth_mm > 0) & (depth_mm < 1.4)] = GLAND + 0.12
+    label = np.zeros(shape, np.uint8)
+    regions = []
+    for _ in range(int(random.integers(settings.fewest_masses, settings.most_masses + 1))):
+        mass = _paint_mass(tissue, random, depth_mm, label, (x, y, z), extent_mm[2])
+        if mass is not None:
+            regions.append(mass)
+    tissue[~breast] = AIR
+    _paint_clutter(tissue, random, depth_mm, label, (x, y), settings)
+    noise = random.standard_normal(tissue.shape, np.float32)
+    image = _smeared(tissue + settings.noise * noise, settings)
+    # Of numbers of their own: the rest of a case is the same with them and without.
+    own_random = np.random.default_rng([seed, number, 1])
+    place = (depth_mm, label, (x, y, z), extent_mm[2])
+    _add_flat_masses(image, tissue, own_random, *place, settings)
+    image = np.rint(np.clip(image, 0, 1) * WHITE).astype(np.uint16)
+
+    if view.startswith("r"):
+        image, label = image[::-1], label[::-1]
+        regions = [(mass[::-1], kind) for mass, kind in regions]
+    boxes = tuple(_box(mass, kind) for mass, kind in regions)
+    # Columns run to the patient's left, or rows backwards, in half of the cases.
+    signs = np.array([[1.0, 1.0], [-1.0, -1.0]][int(random.integers(2))] + [1.0])
+    affine = np.diag([*(signs * settings.spacing_mm), 1.0])
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    stored = [Volume(np.asfortranarray(voxels), affine) for voxels in (image, label)]
+    return DBTCase(*stored, boxes, view)
+
+
+def _coordinates_mm(shape, spacing_mm) -> list[np.ndarray]:
+    """Returns broadcastable coordinates: x from the chest wall, y and z from the grid's centre."""
+    x, y, z = ((np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing_mm, strict=True))
+    return [axis.astype(np.float32) for axis in np.ix_(x - x[0], y, z)]
+
+
+def _depth_below_skin(random, x, y, z, extent_mm) -> np.ndarray:
+    """Returns the distance to the skin in mm, roughly; below 0 outside of the compressed breast."""
+    length = extent_mm[0] * random.uniform(0.72, 0.9)
+    half_height = extent_mm[1] / 2 * random.uniform(0.8, 0.95)
+    half_thickness = extent_mm[2] / 2 * random.uniform(0.85, 0.95)
+    shift = extent_mm[1] * random.uniform(-0.03, 0.03)
+    # Rounded where the plates leave the skin free.
+    bulge = 1 - 0.22 * np.minimum(1.2, np.abs(z) / half_thickness) ** 4
+    sides = np.sqrt((x / length) ** 2 + (np.abs(y - shift) / half_height) ** 2)
+    in_plane = (bulge - sides) * min(length, half_height)
+    nipple = 4.5 - np.sqrt((x - length) ** 2 + (y - shift) ** 2 + (0.6 * z) ** 2)
+    return np.minimum(np.maximum(in_plane, nipple), half_thickness - np.abs(z) + 1.4)
+
+
+def _power_law_field(random, shape, spacing_mm, exponent, band_mm=(0.0, 1e6)) -> np.ndarray:
+    """Returns a Gaussian random field of deviation 1 whose power falls as 1 / f^exponent.
+
+    Only wavelengths within `band_mm` are in it.
+    """
+    noise = random.standard_normal(shape, np.float32)
+    frequencies = [fft.fftfreq(n, s) for n, s in zip(shape[:2], spacing_mm[:2], strict=True)]
+    frequencies.append(fft.rfftfreq(shape[2], spacing_mm[2]))
+    squares = sum(np.square(f) for f in np.ix_(*frequencies)).astype(np.float32)
+    gain = np.maximum(squares, squares[squares > 0].min()) ** np.float32(-exponent / 4)
+    gain[squares * band_mm[0] ** 2 > 1] = 0
+    gain[squares < band_mm[1] ** -2] = 0
+    gain[0, 0, 0] = 0
+    field = fft.irfftn(fft.rfftn(noise) * gain, shape)
+    return (field / field.std()).astype(np.float32)
+
+
+def _tissue(random, depth_mm, shape, spacing_mm) -> np.ndarray:
+    """Returns attenuations of fat lobules, the septa between them and glandular tissue."""
+    density = random.uniform(-0.5, 0.6)
+    inward = np.clip(depth_mm / 14, 0, 1.6) - 1
+    field = _power_law_field(random, shape, spacing_mm, 3.0)
+    gland = 1 / (1 + np.exp(-(field + 0.9 * inward + density) / 0.3))
+    lobules = _power_law_field(random, shape, spacing_mm, 2.0, (4.0, 20.0))
+    septa = np.exp(-np.square(lobules / 0.14))
+    fine = _power_law_field(random, shape, spacing_mm, 2.0, (1.0, 8.0))
+    return FAT + (GLAND - FAT) * gland + 0.2 * septa * (1 - 0.4 * gland) + 0.03 * fine
+
+
+def _paint_pectoral(tissue, random, x, y, extent_mm) -> None:
+    """Paints the pectoral muscle of an oblique view, a wedge in the chest wall's upper corner."""
+    width, height = extent_mm[0] * random.uniform(0.2, 0.4), extent_mm[1] * random.uniform(0.4, 0.6)
+    wedge = x / width + (y + extent_mm[1] / 2) / height < 1
+    muscle = np.broadcast_to(wedge, tissue.shape)
+    tissue[muscle] = GLAND + 0.06 + 0.25 * (tissue[muscle] - GLAND)
+
+
+def _place(random, depth_mm, label, x, margin_mm, z_index) -> tuple[int, int] | None:
+    """Returns a voxel of a slice deep enough in the image and the breast and away from masses."""
+    free = (depth_mm[:, :, z_index] > margin_mm) & (x[:, :, 0] > margin_mm)
+    near = label.any(axis=2)
+    if near.any():
+        free &= ~ndimage.binary_dilation(near, iterations=8)
+    candidates = np.flatnonzero(free)
+    if not candidates.size:
+        return None
+    return np.unravel_index(int(random.choice(candidates)), free.shape)
+
+
+def _squared_radius(random, x, y, centre_mm, radius_mm) -> tuple[np.ndarray, np.ndarray]:
+    """Returns |p|^2 in units of an ellipse's radii, and the angle about its centre."""
+    turn, flat = random.uniform(0, np.pi), random.uniform(0.8, 1.0)
+    dx, dy = x - centre_mm[0], y - centre_mm[1]
+    u, v = np.cos(turn) * dx + np.sin(turn) * dy, np.cos(turn) * dy - np.sin(turn) * dx
+    return (u / radius_mm) ** 2 + (v / (flat * radius_mm)) ** 2, np.arctan2(v, u)
+
+
+def _paint_mass(
+    tissue, random, depth_mm, label, axes, thickness_mm
+) -> tuple[np.ndarray, str] | None:
+    """Paints an ellipsoid, some with spicules, and labels it; returns its voxels and class."""
+    x, y, z = axes
+    radius_mm = random.uniform(4.5, 8.0)
+    spiculated = bool(random.random() < 0.5)
+    z_index = int(len(z.ravel()) * random.uniform(0.3, 0.7))
+    place = _place(random, depth_mm, label, x, radius_mm + 3, z_index)
+    if place is None:
+        return None
+    centre = (x[place[0], 0, 0], y[0, place[1], 0])
+    squared, angle = _squared_radius(random, x, y, centre, radius_mm)
+    z_radius = min(radius_mm * random.uniform(0.85, 1.1), thickness_mm / 4)
+    squared = squared + ((z - z.ravel()[z_index]) / z_radius) ** 2
+    waves = random.uniform(0, 2 * np.pi, 2)
+    edge = 1 + 0.08 * np.cos(3 * angle + waves[0]) + 0.06 * np.cos(5 * angle + waves[1])
+    mass = (squared < edge**2) & (depth_mm > 0) & (label == 0)
+    # Denser than glandular tissue, and fading into it at its border.
+    core = np.clip(2.5 * (edge**2 - squared), 0, 1)
+    level = np.maximum(0, GLAND - 0.08 - tissue) + random.uniform(0.12, 0.19)
+    tissue += core * level
+    if spiculated:
+        # Thin straight strands that fade away from the mass.
+        spokes = int(random.integers(7, 13))
+        ray = np.abs(np.sin(spokes / 2 * (angle + 0.3 * np.sin(2 * angle + waves[0]))))
+        distance = np.sqrt(squared)
+        strands = (ray * distance < 0.12 * spokes / 2 * 0.5) & (distance >= 1) & (distance < 2.2)
+        strands &= depth_mm > 0
+        tissue[strands] += (0.16 * (2.2 - distance) / 1.2)[strands]
+    label[mass] = 1
+    return mass, "cancer" if spiculated else "benign"
+
+
+def _paint_clutter(tissue, random, depth_mm, label, axes, settings) -> None:
+    """Adds what looks like a mass in one slice: as wide, as bright once blurred, and one slice thin."""
+    x, y = (axis[:, :, 0] for axis in axes)
+    gain = 1 / _kernel_weights(settings)[0]
+    count = int(
+        random.integers(settings.clutter // 2, settings.clutter + settings.clutter // 2 + 1)
+    )
+    for _ in range(count):
+        radius_mm = random.uniform(4.5, 8.0)
+        z_index = int(tissue.shape[2] * random.uniform(0.15, 0.85))
+        place = _place(random, depth_mm, label, axes[0], radius_mm + 2, z_index)
+        if place is None:
+            continue
+        squared, _ = _squared_radius(random, x, y, (x[place[0], 0], y[0, place[1]]), radius_mm)
+        tissue[:, :, z_index] += (
+            gain * random.uniform(0.12, 0.2) * np.clip(2.5 * (1 - squared), 0, 1)
+        )
+
+
+def _add_flat_masses(image, tissue, random, depth_mm, label, axes, thickness_mm, settings) -> None:
+    """Adds slices of masses that are not there to a reconstructed image.
+
+    In its own slice each is what the mass would be; it fades along z as the depth resolution says.
+    """
+    slices = np.arange(image.shape[2])
+    sigma = max(settings.depth_resolution_mm / settings.spacing_mm[2], 1e-3)
+    most = settings.flat_masses
+    for _ in range(int(random.integers((most + 1) // 2, most + 1))):
+        whole = tissue.copy()
+        mass = _paint_mass(whole, random, depth_mm, label.copy(), axes, thickness_mm)
+        if mass is None:
+            continue
+        areas = mass[0].sum(axis=(0, 1))
+        z_index = int(random.choice(np.flatnonzero(areas > 0.5 * areas.max())))
+        added = np.where(depth_mm > 0, whole - tissue, np.float32(0))
+        seen = _smeared(added, settings)[:, :, z_index, np.newaxis]
+        image += seen * np.exp(-0.5 * np.square((slices - z_index) / sigma)).astype(np.float32)
+
+
+def _kernel_weights(settings: DBTSettings) -> np.ndarray:
+    """Returns how much of a coarse structure shows 0, 1, 2... slices away; sums to 1 over both sides."""
+    sigma = max(settings.depth_resolution_mm / settings.spacing_mm[2], 1e-3)
+    steps = np.arange(int(np.ceil(3 * sigma)) + 1)
+    weights = np.exp(-0.5 * np.square(steps / sigma))
+    return weights / (2 * weights.sum() - weights[0])
+
+
+def _smeared(tissue, settings: DBTSettings) -> np.ndarray:
+    """Returns a volume as reconstructed from a limited angle; linear in it.
+
+    The tube moves along y. Shifting and adding projections from -a to a degrees shows a structure
+    of frequency f along y, n mm away from its slice, weakened by sin(u) / u with u = 2 pi f n tan(a);
+    a depth resolution of its own weakens it further. Each frequency is scaled so that what is the same in
+    all slices stays as it is: the ramp filter of a reconstruction.
+    """
+    rows = tissue.shape[1]
+    spectrum = fft.rfft(tissue, fft.next_fast_len(rows + 32, real=True), axis=1)
+    frequencies = np.arange(spectrum.shape[1]) / (
+        fft.next_fast_len(rows + 32, real=True) * settings.spacing_mm[1]
+    )
+    weights = _kernel_weights(settings)
+    shear = 2 * frequencies * np.tan(np.deg2rad(settings.angle_degrees)) * settings.spacing_mm[2]
+    gains = np.sinc(shear * np.arange(len(weights))[:, np.newaxis]) * weights[:, np.newaxis]
+    gains /= 2 * gains.sum(axis=0) - gains[0]
+    gains = gains.astype(np.float32)[:, :, np.newaxis]
+    smeared = spectrum * gains[0]
+    for step in range(1, min(len(weights), tissue.shape[2])):
+        smeared[:, :, step:] += gains[step] * spectrum[:, :, :-step]
+        smeared[:, :, :-step] += gains[step] * spectrum[:, :, step:]
+    image = fft.irfft(smeared, fft.next_fast_len(rows + 32, real=True), axis=1)[:, :rows]
+    return ndimage.gaussian_filter(image, (0.5, 0.5, 0))
+
+
+def _box(mass: np.ndarray, lesion_class: str) -> LesionBox:
+    """Returns the box around a mass, in the slice where it has most voxels (the first of them)."""
+    columns, rows = (np.flatnonzero(mass.any(axis=axes)) for axes in ((1, 2), (0, 2)))
+    return LesionBox(
+        x=int(columns[0]),
+        y=int(rows[0]),
+        width=int(columns[-1] - columns[0] + 1),
+        height=int(rows[-1] - rows[0] + 1),
+        slice_index=int(np.argmax(mass.sum(axis=(0, 1)))),
+        volume_slices=mass.shape[2],
+        lesion_class=lesion_class,
+    )

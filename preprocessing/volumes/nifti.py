@@ -1,0 +1,214 @@
+"""NIfTI files <-> volumes: fast, checked on the way in, exact on the way out."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from isal import igzip
+
+from preprocessing.errors import InputError
+from preprocessing.files import replacing
+from preprocessing.volumes.geometry import Volume, axis_codes, checked_affine, spacing_mm
+from preprocessing.volumes.nifti_bytes import MAX_IMAGE_RATIO, check_shape, read_header, read_stored
+from preprocessing.volumes.resampling import SLAB_VOXELS
+
+SUFFIXES = (".nii.gz", ".nii")
+# Image and label lie on the same grid if their corners are apart by less than this share of a voxel.
+SAME_GRID = 0.1
+
+# The header's fields that place the grid in space.
+_GEOMETRY = (
+    *("dim", "dim_info", "pixdim", "xyzt_units", "qform_code", "sform_code"),
+    *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z"),
+)
+
+
+def read_image(path: str | os.PathLike) -> Volume:
+    """Reads a 3D image with the header's scaling applied.
+
+    Returns:
+      Voxels [x, y, z] in the file's own dtype if it is an integer one without scaling, in the
+      smallest fitting of int16 and int32 if the scaling is a whole number, else float32.
+
+    Raises:
+      InputError: missing, damaged or truncated file, no NIfTI, not 3D, NaN or infinite voxels, or
+        all voxels the same.
+    """
+    header, voxels = read_stored(Path(path), ratio=MAX_IMAGE_RATIO)
+    voxels = _scaled(voxels, *_scaling(header))
+    if voxels.dtype.kind == "f":
+        _finite_range(path, voxels)
+    first = voxels.flat[0]
+    if not any(np.any(voxels[:, :, z] != first) for z in range(voxels.shape[2])):
+        raise InputError(path, "an image with contrast", f"all voxels equal to {first:g}")
+    return Volume(voxels, checked_affine(header.get_best_affine(), path))
+
+
+def read_label(
+    path: str | os.PathLike,
+    class_names: Sequence[str],
+    *,
+    shape: tuple[int, int, int] | None = None,
+) -> Volume:
+    """Reads a 3D label map.
+
+    Args:
+      path: NIfTI file.
+      class_names: a name a label value; sets the range of values allowed.
+      shape: of the image; a label map of another shape is refused before its voxels are read.
+
+    Returns:
+      Voxels [x, y, z], uint8.
+
+    Raises:
+      InputError: as in `read_image` (but for constant voxels), or a value that is no class.
+    """
+    header, voxels = read_stored(Path(path), expected=shape)
+    voxels = _scaled(voxels, *_scaling(header))
+    low, high = _finite_range(path, voxels)
+    whole = voxels.dtype.kind != "f" or all(
+        np.array_equal(slab, np.rint(slab)) for slab in _slabs(voxels)
+    )
+    if low < 0 or high >= len(class_names) or not whole:
+        names = ", ".join(f"{value} {name}" for value, name in enumerate(class_names))
+        raise InputError(path, f"label values {names}", f"values {_some_values(voxels)}")
+    return Volume(
+        voxels.astype(np.uint8, copy=False), checked_affine(header.get_best_affine(), path)
+    )
+
+
+def check_pair(image: Volume, label: Volume, where: object) -> None:
+    """Checks that an image and its label map lie on the same grid.
+
+    Raises:
+      InputError: different shapes, or corners further apart than a tenth of a voxel.
+    """
+    check_shape(label.voxels.shape, image.voxels.shape, where)
+    corners = np.stack(np.meshgrid(*((0, n - 1) for n in image.voxels.shape), [1]), -1)
+    apart = (corners.reshape(-1, 4) @ (image.affine - label.affine).T)[:, :3]
+    distance_mm = float(np.linalg.norm(apart, axis=1).max())
+    if distance_mm > SAME_GRID * min(spacing_mm(image.affine)):
+        raise InputError(
+            where,
+            "a label map with the image's affine",
+            f"corners up to {distance_mm:.4g} mm apart (image {_place(image)}, "
+            f"label {_place(label)})",
+        )
+
+
+def write_on_grid(path: str | os.PathLike, voxels: np.ndarray, like: str | os.PathLike) -> None:
+    """Writes voxels in their own dtype on the grid of an existing file: its affine, codes and shape.
+
+    Nothing else of that file's header is taken over, so no text in it travels on.
+
+    Args:
+      path: output, `.nii.gz` or `.nii`; appears whole or not at all.
+      voxels: [x, y, z] in the order of `like`'s file.
+      like: NIfTI file of the image that was segmented.
+
+    Raises:
+      InputError: `like` can't be read, or has another shape.
+    """
+    source, shape = read_header(Path(like))
+    if tuple(voxels.shape) != shape:
+        raise InputError(path, f"voxels of the shape of {like}, {shape}", tuple(voxels.shape))
+    header = type(source)()
+    for name in _GEOMETRY:
+        header[name] = source[name]
+    _write(Path(path), voxels, header)
+
+
+def write_image(path: str | os.PathLike, volume: Volume) -> None:
+    """Writes a volume in its own dtype with its affine; the file appears whole or not at all."""
+    header = nib.Nifti1Header()
+    header.set_data_shape(volume.voxels.shape)
+    header.set_qform(volume.affine, code="scanner")
+    header.set_sform(volume.affine, code="scanner")
+    header.set_xyzt_units("mm")
+    _write(Path(path), volume.voxels, header)
+
+
+def has_nifti_suffix(path: str | os.PathLike) -> bool:
+    """Returns whether a path is named like a NIfTI file."""
+    return os.fspath(path).lower().endswith(SUFFIXES)
+
+
+def _scaling(header: nib.Nifti1Header) -> tuple[float, float]:
+    slope, intercept = header.get_slope_inter()
+    return (1.0, 0.0) if slope is None else (float(slope), float(intercept))
+
+
+def _scaled(voxels: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+    """Applies the header's scaling slab by slab."""
+    if (slope, intercept) == (1.0, 0.0):
+        return voxels
+    dtype = np.dtype(np.float32)
+    if voxels.dtype.kind in "iu" and voxels.size and slope.is_integer() and intercept.is_integer():
+        ends = [int(v) * int(slope) + int(intercept) for v in (voxels.min(), voxels.max())]
+        for candidate in (np.int16, np.int32):
+            limits = np.iinfo(candidate)
+            if limits.min <= min(ends) and max(ends) <= limits.max:
+                dtype = np.dtype(candidate)
+                break
+    scaled = np.empty(voxels.shape, dtype, order="F")
+    for source, target in zip(_slabs(voxels), _slabs(scaled), strict=True):
+        # What becomes infinite is told by whoever looks at the values.
+        with np.errstate(over="ignore", invalid="ignore"):
+            target[...] = source * np.float64(slope) + intercept
+    return scaled
+
+
+def _slabs(voxels: np.ndarray) -> Iterator[np.ndarray]:
+    step = max(1, SLAB_VOXELS // max(1, voxels.shape[0] * voxels.shape[1]))
+    for start in range(0, voxels.shape[2], step):
+        yield voxels[:, :, start : start + step]
+
+
+def _finite_range(path: object, voxels: np.ndarray) -> tuple[float, float]:
+    low, high = voxels.min().item(), voxels.max().item()
+    if not (math.isfinite(low) and math.isfinite(high)):
+        bad = sum(int(slab.size - np.isfinite(slab).sum()) for slab in _slabs(voxels))
+        raise InputError(path, "finite voxels", f"{bad} NaN or infinite ones")
+    return low, high
+
+
+def _some_values(voxels: np.ndarray, most: int = 12) -> str:
+    """Returns the values of a label map in words, the first ones if there are many."""
+    values = np.unique(np.concatenate([np.unique(slab) for slab in _slabs(voxels)]))
+    text = ", ".join(f"{value:g}" for value in values[:most])
+    return f"{text} and {len(values) - most} more" if len(values) > most else text
+
+
+def _place(volume: Volume) -> str:
+    origin = ", ".join(f"{v:g}" for v in volume.affine[:3, 3])
+    spacing = " x ".join(f"{v:.4g}" for v in spacing_mm(volume.affine))
+    return f"{axis_codes(volume.affine)} {spacing} mm from {origin}"
+
+
+def _write(path: Path, voxels: np.ndarray, header: nib.Nifti1Header) -> None:
+    if not has_nifti_suffix(path):
+        raise InputError(path, "an output named *.nii.gz or *.nii", path.name)
+    header.set_data_dtype(voxels.dtype)
+    header.set_slope_inter(1, 0)
+    header.set_data_offset(header.single_vox_offset)
+    content = io.BytesIO()
+    header.write_to(content)
+    content.write(bytes(header.single_vox_offset - content.tell()))
+    with replacing(path) as temporary, open(temporary, "wb") as raw:
+        if path.name.lower().endswith(".gz"):
+            # No time and no name in the gzip header: the same voxels give the same bytes.
+            stream = igzip.IGzipFile("", "wb", fileobj=raw, mtime=0)
+        else:
+            stream = raw
+        stream.write(content.getvalue())
+        for start in range(voxels.shape[2]):
+            stream.write(voxels[:, :, start].tobytes(order="F"))
+        if stream is not raw:
+            stream.close()

@@ -1,0 +1,205 @@
+"""Checks of a case that reads well: does it look like what the task expects?
+
+What can't be read or doesn't fit together raises an error while it is read. Here are the doubts that
+remain: each is a `Finding`, and conversion goes on with it. Images are looked at as they were read,
+labels on the task's grid, every voxel once, slice by slice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from isal import isal_zlib
+
+from preprocessing.tasks import Task
+from preprocessing.volumes.geometry import (
+    Volume,
+    contiguous,
+    forwards,
+    label_voxels_by_slice,
+    task_space,
+    turned,
+)
+from preprocessing.volumes.resampling import to_dtype
+
+ERROR, WARNING = "error", "warning"
+
+# CT is stored as int16. Air is -1000 HU, soft tissue lies around 50, and nothing is below air but
+# the scanners' padding outside the field of view.
+CT_DTYPE = "int16"
+NO_AIR_HU, NO_TISSUE_HU, BELOW_AIR_HU = -200, 100, -1100
+# Foreground darker than this is no tissue; more of it than this share is in the wrong place.
+AIR_HU, SHARE_IN_AIR = -500, 0.25
+# Spacing in mm, in the slice plane and between the slices, that scanners of each kind deliver.
+SPACING_MM = {"int16": ((0.2, 5.0), (0.2, 15.0)), "uint16": ((0.02, 0.5), (0.2, 5.0))}
+# Every so many rows of a slice are enough to see whether a label lies in air.
+_STEP = 4
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing about a case that a person should know.
+
+    Attributes:
+      severity: ERROR, the case can't be converted, or WARNING, it can.
+      code: what kind of thing, one word.
+      text: what was found, in one line.
+    """
+
+    severity: str
+    code: str
+    text: str
+
+
+@dataclass(frozen=True)
+class CheckedImage:
+    """What one look at all voxels of an image gives.
+
+    Attributes:
+      fingerprint: the same for the same voxels, however they are turned, packed or placed.
+      low: smallest intensity.
+      high: largest intensity.
+      findings: all that was found.
+    """
+
+    fingerprint: str
+    low: float
+    high: float
+    findings: tuple[Finding, ...]
+
+
+def check_image(image: Volume, task: Task) -> CheckedImage:
+    """Looks at an image that was read without an error.
+
+    Args:
+      image: voxels [x, y, z] of any integer or real dtype, all finite.
+      task: what the image should fit.
+    """
+    space = task_space(image.voxels.shape, image.affine, task)
+    image_zyx = turned(image.voxels, space)
+    lows, highs, sums, below = [], [], [], 0
+    for plane in image_zyx:
+        plane = contiguous(plane)
+        lows.append(plane.min())
+        highs.append(plane.max())
+        sums.append(isal_zlib.crc32(to_dtype(plane[None], np.dtype(task.image_dtype))))
+        if lows[-1] < BELOW_AIR_HU:
+            below += np.count_nonzero(plane < BELOW_AIR_HU)
+    low, high = float(min(lows)), float(max(highs))
+    findings = [*_slice_findings(lows, highs, sums), *_spacing_findings(space, task)]
+    limits = np.iinfo(task.image_dtype)
+    if low < limits.min or high > limits.max:
+        text = f"intensities {low:g} to {high:g} are clipped to {task.image_dtype}"
+        findings.append(Finding(WARNING, "clipped", text))
+    if task.image_dtype == CT_DTYPE:
+        findings += _hounsfield_findings(low, high, below / image_zyx.size)
+    shape_and_sums = np.array([*image_zyx.shape, *sums], "<u4")
+    fingerprint = hashlib.sha256(shape_and_sums.tobytes()).hexdigest()[:32]
+    return CheckedImage(fingerprint, low, high, tuple(findings))
+
+
+def check_labels(
+    image_zyx: np.ndarray, label_zyx: np.ndarray, task: Task
+) -> tuple[np.ndarray, tuple[Finding, ...]]:
+    """Looks at a label map where it lies on its image.
+
+    Args:
+      image_zyx: intensities [z, y, x] on the task's grid.
+      label_zyx: label values, uint8 [z, y, x], all of them classes of the task.
+      task: what the label map should fit.
+
+    Returns:
+      The number of voxels [slice, class], and all that was found.
+    """
+    counts = label_voxels_by_slice(label_zyx, len(task.class_names))
+    labelled = counts[:, 1:].any(axis=1)
+    seen = in_air = at_edge = 0
+    for z in np.flatnonzero(labelled):
+        # Reading memory forwards is several times as fast.
+        flips = forwards(label_zyx[z])
+        image, label = image_zyx[z][flips], label_zyx[z][flips]
+        # A single row or column has no inside.
+        at_edge += any(
+            size > 2 and (line[0].any() or line[-1].any())
+            for size, line in zip(label.shape, (label, label.T), strict=True)
+        )
+        foreground = label[::_STEP] > 0
+        seen += np.count_nonzero(foreground)
+        in_air += np.count_nonzero(foreground & (image[::_STEP] < AIR_HU))
+    findings = []
+    # A volume without a lesion is an ordinary one.
+    if not labelled.any() and task.target == "labels":
+        findings.append(Finding(WARNING, "no_foreground", "nothing is labelled"))
+    ends = (("first", 0), ("last", -1)) if len(label_zyx) > 2 else ()
+    reached = [f"the {end} slice" for end, index in ends if labelled[index]]
+    if at_edge:
+        reached.append(f"the edge of {at_edge} slices")
+    if reached:
+        text = f"foreground reaches {', '.join(reached)}"
+        findings.append(Finding(WARNING, "label_at_border", text))
+    if task.image_dtype == CT_DTYPE and in_air > SHARE_IN_AIR * seen:
+        text = (
+            f"{100 * in_air / seen:.0f} % of the foreground is darker than {AIR_HU} HU: "
+            "is the label map flipped or shifted?"
+        )
+        findings.append(Finding(WARNING, "label_in_air", text))
+    return counts, tuple(findings)
+
+
+def _slice_findings(lows, highs, sums) -> list[Finding]:
+    constant = [z for z, (low, high) in enumerate(zip(lows, highs, strict=True)) if low == high]
+    repeated = [z for z in range(1, len(sums)) if sums[z] == sums[z - 1] and lows[z] != highs[z]]
+    findings = []
+    if constant:
+        findings.append(
+            Finding(WARNING, "constant_slices", f"no contrast in {_slices(constant, len(sums))}")
+        )
+    if repeated:
+        text = f"the same voxels as in the slice before in {_slices(repeated, len(sums))}"
+        findings.append(Finding(WARNING, "repeated_slices", text))
+    return findings
+
+
+def _spacing_findings(space, task: Task) -> list[Finding]:
+    in_plane, across = SPACING_MM[task.image_dtype]
+    found = [space.input_spacing_mm[axis] for axis in space.axes]
+    ranges = (in_plane, in_plane, across)
+    if all(low <= mm <= high for mm, (low, high) in zip(found, ranges, strict=True)):
+        return []
+    text = (
+        f"spacing {' x '.join(f'{mm:.4g}' for mm in found)} mm, expected "
+        f"{in_plane[0]:g} to {in_plane[1]:g} in the plane and {across[0]:g} to {across[1]:g} "
+        "between slices"
+    )
+    return [Finding(WARNING, "spacing", text)]
+
+
+def _hounsfield_findings(low: float, high: float, share_below: float) -> list[Finding]:
+    findings = []
+    if low >= 0 and high >= NO_TISSUE_HU:
+        text = (
+            f"no intensity below 0 (smallest {low:g}, largest {high:g}): raw values without their "
+            "rescale intercept (often -1024)?"
+        )
+        findings.append(Finding(WARNING, "unscaled", text))
+    elif low >= NO_AIR_HU:
+        text = f"smallest intensity {low:g} HU, expected air near -1000: clipped or normalised?"
+        findings.append(Finding(WARNING, "no_air", text))
+    if high < NO_TISSUE_HU:
+        text = f"largest intensity {high:g} HU, expected tissue above {NO_TISSUE_HU}"
+        findings.append(Finding(WARNING, "no_tissue", text))
+    if share_below:
+        text = (
+            f"{100 * share_below:.2g} % of the voxels below air (smallest {low:g} HU): "
+            "padding outside the field of view?"
+        )
+        findings.append(Finding(WARNING, "below_air", text))
+    return findings
+
+
+def _slices(indices: list[int], total: int, most: int = 6) -> str:
+    """Returns slice numbers (from 0) in words, the first ones if there are many."""
+    shown = ", ".join(map(str, indices[:most])) + (", ..." if len(indices) > most else "")
+    return f"{len(indices)} of {total} slices ({shown})"

@@ -1,0 +1,1 @@
+"""An embedded model server with TF Serving's gRPC protocol."""

@@ -1,0 +1,143 @@
+"""Lesions from heat maps: peaks, suppression and boxes worked out by hand, and masses found again."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ahnet_tf.inference.lesion_nms import DetectionSettings, detect_lesions
+from preprocessing.datasets.detection_table import (
+    DETECTION_COLUMNS,
+    Detection,
+    read_detections,
+    write_detections,
+)
+from preprocessing.errors import SettingsError
+from preprocessing.phantom.dbt import make_case
+from preprocessing.tasks import PRESETS
+from preprocessing.volumes.geometry import from_task_space, spacing_mm, task_space
+from preprocessing.volumes.lesions import box_heat_map
+
+
+def line(*values):
+    """A heat map along x."""
+    return np.array(values, np.float32).reshape(-1, 1, 1)
+
+
+def test_a_peak_its_score_and_the_box_above_half_of_it():
+    # Half of 0.8 is 0.4: x 2 to 4. The voxel of 0.5 behind a gap is another peak, 3 mm away.
+    heat_map = line(0, 0.3, 0.5, 0.8, 0.4, 0.1, 0.5)
+    one_mm = (1.0, 1.0, 1.0)
+    near = detect_lesions(heat_map, one_mm, DetectionSettings(0.1, minimum_distance_mm=3.5))
+    assert near == [Detection(pytest.approx(0.8), x=2, y=0, z=0, width=3, height=1, depth=1)]
+    far = detect_lesions(heat_map, one_mm, DetectionSettings(0.1, minimum_distance_mm=3.0))
+    assert far[:1] == near
+    assert far[1:] == [Detection(0.5, x=6, y=0, z=0, width=1, height=1, depth=1)]
+    assert detect_lesions(heat_map, one_mm, DetectionSettings(0.9)) == []
+
+
+def test_distances_are_in_mm_along_each_axis():
+    heat_map = np.zeros((1, 1, 4), np.float32)
+    heat_map[0, 0, [0, 3]] = 1, 0.9
+    settings_10_mm = DetectionSettings(minimum_distance_mm=10)
+    assert len(detect_lesions(heat_map, (1.0, 1.0, 3.0), settings_10_mm)) == 1
+    assert len(detect_lesions(heat_map, (1.0, 1.0, 3.5), settings_10_mm)) == 2
+
+
+def test_a_plateau_is_one_peak_in_its_middle():
+    # Longer than the minimum distance; the second plateau's middle is 10 mm from the first one's.
+    heat_map = line(*[1] * 9, 0, *[0.6] * 5)
+    found = detect_lesions(heat_map, (1.0, 1.0, 1.0), DetectionSettings(minimum_distance_mm=5))
+    assert [(each.x, each.width) for each in found] == [(0, 9), (10, 5)]
+    whole = detect_lesions(np.ones((3, 4, 5)), (1.0, 1.0, 1.0))
+    assert whole == [Detection(1.0, x=0, y=0, z=0, width=3, height=4, depth=5)]
+
+
+def test_a_shoulder_is_no_peak_and_touching_lesions_share_their_voxels():
+    # A step of 0.6 on the way up to 1 is no maximum.
+    step = line(0, 0.6, 0.6, 0.6, 1, 0)
+    assert len(detect_lesions(step, (1.0, 1.0, 1.0), DetectionSettings(minimum_distance_mm=0))) == 1
+    # Above half of both peaks all along; parted half-way, at x = 4 (as near to both: in both).
+    ridge = line(0, 0.7, 1, 0.8, 0.7, 0.8, 0.9, 0.7, 0)
+    found = detect_lesions(ridge, (1.0, 1.0, 1.0), DetectionSettings(minimum_distance_mm=2))
+    assert [(each.x, each.width) for each in found] == [(1, 4), (4, 4)]
+
+
+def test_a_network_that_is_unsure_everywhere_costs_little():
+    """Noise above the threshold all over: peaks by the thousand, half of each reached from anywhere."""
+    heat_map = np.random.default_rng(0).uniform(0.4, 0.6, (200, 150, 6)).astype(np.float32)
+    found = detect_lesions(heat_map, (1.0, 1.0, 1.0), DetectionSettings(most=2))
+    assert len(found) == 2
+    assert found[0].score == heat_map.max()
+    assert max(max(each.width, each.height) for each in found) <= 81
+
+
+def test_the_highest_are_kept():
+    heat_map = np.zeros((9, 9, 1), np.float32)
+    heat_map[::4, ::4, 0] = np.arange(1, 10).reshape(3, 3) / 10
+    found = detect_lesions(heat_map, (5.0, 5.0, 1.0), DetectionSettings(0.05, most=3))
+    assert [each.score for each in found] == pytest.approx([0.9, 0.8, 0.7])
+    assert [(each.x, each.y) for each in found] == [(8, 8), (8, 4), (8, 0)]
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0, 6))
+@settings(deadline=None, max_examples=40)
+def test_laws_of_suppression(seed, distance_mm):
+    """Scores fall, peaks keep their distance, and every voxel at the threshold has one at hand."""
+    heat_map = np.random.default_rng(seed).random((6, 5, 4)).astype(np.float32)
+    detection = DetectionSettings(0.8, most=1000, minimum_distance_mm=distance_mm)
+    found = detect_lesions(heat_map, (1.0, 1.0, 2.0), detection)
+    scores = np.array([each.score for each in found])
+    assert (np.diff(scores) <= 0).all()
+    assert len(found) == 0 or scores[0] == heat_map.max()
+    peaks = np.array([np.argwhere(heat_map == score)[0] for score in scores]).reshape(-1, 3)
+    apart = np.linalg.norm((peaks[:, None] - peaks) * (1, 1, 2), axis=-1)
+    assert (apart[~np.eye(len(peaks), dtype=bool)] >= distance_mm).all()
+    for lesion, peak in zip(found, peaks, strict=True):
+        first = np.array((lesion.x, lesion.y, lesion.z))
+        size = np.array((lesion.width, lesion.height, lesion.depth))
+        assert (first <= peak).all()
+        assert (peak < first + size).all()
+
+
+def test_masses_are_found_where_they_are_in_volumes_of_either_orientation():
+    """The target of a phantom's boxes on its task's grid, detected in voxels of the file."""
+    masses = 0
+    for number in range(6):
+        case = make_case(5, number)
+        space = task_space(case.image.voxels.shape, case.image.affine, PRESETS["dbt_lesion_small"])
+        heat_map = box_heat_map(case.boxes, space).astype(np.float32) / 255
+        on_file_grid = from_task_space(heat_map, space, label=False)
+        found = detect_lesions(on_file_grid, spacing_mm(case.image.affine))
+        assert len(found) == len(case.boxes)
+        for box in case.boxes:
+            (lesion,) = [
+                each for each in found if abs(each.x - box.x) < 5 and abs(each.y - box.y) < 5
+            ]
+            assert lesion.score > 0.9
+            assert abs(lesion.width - box.width) <= 4
+            assert abs(lesion.height - box.height) <= 4
+            assert abs(lesion.z + (lesion.depth - 1) / 2 - box.slice_index) <= 1
+            masses += 1
+    assert masses >= 4
+
+
+def test_what_is_written_is_read(tmp_path):
+    lesion = Detection(0.123456789, x=1, y=2, z=3, width=4, height=5, depth=6)
+    path = tmp_path / "lesions.csv"
+    write_detections(path, [(("P", "S", "lcc"), lesion)])
+    header, row = path.read_text(encoding="utf-8").splitlines()
+    assert header == ",".join(DETECTION_COLUMNS)
+    assert row == "P,S,lcc,0.123457,3,1,2,6,4,5"
+    found, _ = read_detections(path)
+    assert found == {("P", "S", "lcc"): [dataclasses.replace(lesion, score=0.123457)]}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"threshold": 0}, {"threshold": 1.1}, {"most": 0}, {"minimum_distance_mm": -1}]
+)
+def test_settings_out_of_range(wrong):
+    with pytest.raises(SettingsError, match=next(iter(wrong)).partition("_")[0]):
+        DetectionSettings(**wrong)

@@ -1,0 +1,159 @@
+"""The command: what it refuses before any work, and both stages in one run."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ahnet_tf.train import main
+from preprocessing.records.schema import Patch, encode_patch
+from preprocessing.tasks import Task
+
+TASK = Task("toy", ("background", "lesion"), (0.0, 100.0), patch_shape_zyx=(2, 32, 32))
+TINY = ["width=0.125", "blocks=[1,1,1,1]", "growth=4", "dense_layers=1", "class_weights=[1,2]"]
+TINY += ["warmup_steps=1", "learning_rate=0.003"]
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("records")
+    (folder / "task.json").write_text(json.dumps(TASK.to_dict()))
+    label = np.zeros((2, 32, 32), np.uint8)
+    label[:, 8:20, 8:20] = 1
+    for split in ("train", "eval"):
+        patch = Patch(
+            image_zyx=(label * 100).astype(np.int16),
+            label_zyx=label,
+            case_id=split,
+            source="toy",
+            index=0,
+            origin_zyx=(0, 0, 0),
+            valid_zyx=(2, 32, 32),
+            volume_shape_zyx=(2, 32, 32),
+            spacing_mm=(1.0, 1.0, 5.0),
+            intensity_quantiles=(0.0, 0.0, 100.0),
+            case_label_voxels=(1760, 288),
+        )
+        (folder / split).mkdir()
+        with tf.io.TFRecordWriter(str(folder / split / "a.tfrecord")) as writer:
+            writer.write(encode_patch(patch, TASK))
+    return folder
+
+
+def test_help_comes_without_tensorflow():
+    script = (
+        "import sys, ahnet_tf.train as train\n"
+        "try: train.main(['--help'])\n"
+        "except SystemExit: sys.exit('tensorflow' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert "python -m ahnet_tf.train --input records --output run" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set", "3d.stpes=5"], "Did you mean 'steps'?"),
+        (["--steps", "0"], "steps: expected at least 1, found 0"),
+        (["--batch-size", "-1"], "batch_size: expected at least 1"),
+        (["--learning-rate", "0"], "learning_rate: expected a rate above 0"),
+        (["--config", "missing.json"], "missing.json: No such file"),
+        (["--init", "missing", "--set", "class_weights=[1,2]"], "missing: expected a network"),
+        (["--init", "imagnet", "--set", "class_weights=[1,2]"], "Did you mean 'imagenet'?"),
+        (
+            ["--init", "imagenet", "--set", "class_weights=[1,2]", "--set", "width=0.5"],
+            "--init imagenet: expected a network of ResNet-50's width (1)",
+        ),
+        (["--task", "ct_livre"], "Did you mean 'ct_liver'"),
+        (["--precision", "float8"], "precision: expected one of float32"),
+        (["--set", "2d.replicas=2", "--set", "class_weights=[1,2]"], "the same number in both"),
+        ([], "class_weights: expected one for each of 2 (background, lesion)"),
+    ],
+)
+def test_refuses_before_any_work(records, tmp_path, capsys, options, message):
+    code = main(["--input", str(records), "--output", str(tmp_path / "run"), *options])
+    error = capsys.readouterr().err
+    assert code == 1
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_refuses_a_damaged_cluster_before_any_work(records, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"index": 5}}')
+    options = ["--input", str(records), "--output", str(tmp_path / "run")]
+    assert main([*options, "--set", "class_weights=[1,2]"]) == 1
+    assert "TF_CONFIG: expected a task of its cluster" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_refuses_an_empty_split(records, tmp_path, capsys, split):
+    (tmp_path / "records" / split).mkdir(parents=True)
+    (tmp_path / "records" / "task.json").write_text(json.dumps(TASK.to_dict()))
+    other = "eval" if split == "train" else "train"
+    (tmp_path / "records" / other).symlink_to(records / other)
+    options = ["--input", str(tmp_path / "records"), "--output", str(tmp_path / "run")]
+    assert main([*options, "--set", "class_weights=[1,2]"]) == 1
+    assert f"records/{split}: expected TFRecords" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_trains_on_all_cases_where_nothing_is_evaluated(records, tmp_path, capsys):
+    (tmp_path / "task.json").write_text(json.dumps(TASK.to_dict()))
+    (tmp_path / "train").symlink_to(records / "train")
+    run = tmp_path / "run"
+    options = ["--input", str(tmp_path), "--output", str(run), "--stage", "2d", "--steps", "1"]
+    settings = (
+        "class_weights=[1,2]",
+        "2d.architecture=unet2d",
+        "width=0.125",
+        "unet_levels=2",
+        "warmup_steps=0",
+    )
+    for setting in (*settings, "evaluate_every=0"):
+        options += ["--set", setting]
+    assert main(options) == 0
+    header, row = capsys.readouterr().out.splitlines()[-2:]
+    assert "Dice" not in header
+    assert row.split()[0] == "unet2d"
+    assert (run / "mcgcn" / "weights.safetensors").is_file()
+
+
+def test_refuses_a_folder_without_records(tmp_path, capsys):
+    assert main(["--input", str(tmp_path), "--output", str(tmp_path / "run")]) == 1
+    assert "task.json" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_both_stages_in_one_command(records, tmp_path, capsys):
+    run = tmp_path / "run"
+    options = ["--input", str(records), "--output", str(run), "--steps", "3", "--batch-size", "1"]
+    for setting in TINY:
+        options += ["--set", setting]
+    assert main(options) == 0
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines()[-3:]] == ["network", "mcgcn", "ahnet"]
+    report = (run / "ahnet" / "transfer.txt").read_text()
+    assert report.startswith("copied: ")
+    assert "stem/kernel" in report
+    settings = json.loads((run / "settings.json").read_text())
+    assert settings["3d"]["training"]["steps"] == 3
+    for folder in ("mcgcn", "ahnet"):
+        assert json.loads((run / folder / "result.json").read_text())["steps"] == 3
+    # Complete stages are not repeated; their dumped settings are the same run.
+    options = [
+        "--input",
+        str(records),
+        "--output",
+        str(run),
+        "--config",
+        str(run / "settings.json"),
+    ]
+    assert main(options) == 0
+    assert printed.splitlines()[-3:] == capsys.readouterr().out.splitlines()[-3:]

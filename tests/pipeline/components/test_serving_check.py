@@ -1,0 +1,69 @@
+"""A model is pushed only if a server in another process answers with it, and with the same numbers."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from ahnet_tf.config import ModelConfig
+from ahnet_tf.inference.predictor import ExportSettings
+from ahnet_tf.networks import build_network
+from pipeline.components.serving_check import (
+    _compare,
+    check_answers,
+    first_patches,
+    serving_sentence,
+)
+from preprocessing.errors import PipelineError, ServingError
+from serving.export.exporter import export_model
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory, task):
+    config = ModelConfig(
+        architecture="ahnet",
+        classes=3,
+        intensity_window=task.intensity_window,
+        width=0.125,
+        blocks=(1, 1, 1, 1),
+        growth=4,
+        dense_layers=1,
+        pvp_levels=1,
+    )
+    settings = ExportSettings(task, config, task.patch_shape_zyx)
+    return export_model(
+        build_network(config), settings, tmp_path_factory.mktemp("model") / "export"
+    )
+
+
+def test_patches_are_of_different_cases(records, task):
+    files = [str(path) for split in ("train", "eval") for path in (records / split).iterdir()]
+    patches = first_patches(files * 2, task, 3)
+    assert list(patches) == ["case-0", "case-1"]
+    assert patches["case-0"].shape == (1, *task.patch_shape_zyx, 1)
+    assert list(first_patches(files, task, 1)) == ["case-0"]
+
+
+@pytest.mark.slow
+def test_a_sound_export_answers_and_a_damaged_one_does_not(export, records, tmp_path):
+    files = [str(path) for path in (records / "eval").iterdir()]
+    check_answers(str(export), files, 1)
+
+    damaged = tmp_path / "damaged"
+    shutil.copytree(export, damaged)
+    (damaged / "assets.extra" / "tf_serving_warmup_requests").write_bytes(b"no requests")
+    with pytest.raises(PipelineError, match=r"model server of .*: expected a line"):
+        check_answers(str(damaged), files, 1)
+
+
+def test_other_numbers_are_refused(tmp_path):
+    answer = np.full((1, 2, 2, 2, 3), 1 / 3, np.float32)
+    _compare(answer, answer + 5e-5, "model", "case-0")
+    for other in (answer + 2e-4, np.full_like(answer, np.nan)):
+        with pytest.raises(ServingError, match="case case-0: expected probabilities"):
+            _compare(other, answer, "model", "case-0")
+    assert "answered" in serving_sentence(str(tmp_path), {"blessed": 1})
+    (tmp_path / "refusal.json").write_text('{"reason": "out of memory"}')
+    assert serving_sentence(str(tmp_path), {"blessed": 0}).endswith("(out of memory)")

@@ -1,0 +1,106 @@
+"""Settings of a cluster: what is read, what it is worth, and what is refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline.kubeflow.cluster import PodSettings, VolumeSettings, quantity, read_settings
+from pipeline.kubeflow_runner import main
+from preprocessing.errors import SettingsError
+
+CLUSTER = {
+    "image": "registry.example.org/ahnet-tf:0.1.0",
+    "storage_root": "/mnt/ahnet/runs",
+    "volumes": [{"claim": "ahnet", "mount_path": "/mnt/ahnet"}],
+    "pods": {"default": {"cpu": "2"}, "Trainer3D": {"gpus": 1, "memory": "32Gi"}},
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_settings(**changes):
+        path = tmp_path / "kubeflow.json"
+        path.write_text(json.dumps(CLUSTER | changes), encoding="utf-8")
+        return path
+
+    return write_settings
+
+
+def test_settings_are_read_and_written_back_the_same(write):
+    settings = read_settings(write())
+    assert settings.volumes == (VolumeSettings("ahnet", "/mnt/ahnet"),)
+    assert settings.pod("Trainer3D") == PodSettings(gpus=1, memory="32Gi")
+    assert settings.pod("Pusher") == PodSettings(cpu="2")
+    assert read_settings(write(**settings.to_dict())) == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("4", 4), ("500m", 0.5), ("1.5", 1.5), ("2k", 2000), ("1Ki", 1024), ("32Gi", 32 * 2**30)],
+)
+def test_quantities_of_kubernetes(text, number):
+    assert quantity("cpu", text) == number
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"imge": "x"}, r"settings among image, .*found 'imge'. Did you mean 'image'\?"),
+        ({"pods": {"default": {"gpu": 1}}}, r"pods: default: .*'gpu'. Did you mean 'gpus'\?"),
+        ({"pods": {"default": {"memory": "8 GB"}}}, "memory: expected a quantity .*'8 GB'"),
+        ({"pods": {"default": {"gpus": True}}}, "gpus: expected a whole number"),
+        (
+            {"pods": {"default": {"environment": {"A B": "1"}}}},
+            "pods: default: environment: expected names of variables, found 'A B'",
+        ),
+        (
+            {"pods": {"default": {"environment": {"A": 1}}}},
+            "environment: expected an object of texts",
+        ),
+        ({"pods": {"default": {"labels": ["a"]}}}, "labels: expected an object of texts"),
+        (
+            {"volumes": [{"claim": "ahnet"}]},
+            "volumes: expected the setting 'mount_path', found none",
+        ),
+        ({"volumes": [{"claim": "A B", "mount_path": "/x"}]}, "claim: expected a name in Kubern"),
+        ({"volumes": {"claim": "ahnet"}}, "volumes: expected a list of objects"),
+        ({"secrets": [{"name": "key"}]}, "secret key: expected variables or a mount_path"),
+        ({"secrets": [{"name": "k", "variables": {"a": "1B"}}]}, "names of variables, found '1B'"),
+        ({"storage_root": "/elsewhere"}, "storage_root: .*found /elsewhere, with /mnt/ahnet"),
+        ({"storage_root": "runs"}, "storage_root: expected an absolute path"),
+        ({"image": 3}, "image: expected a text, found 3"),
+        ({"image_pull_policy": "never"}, "image_pull_policy: expected one of Always"),
+        ({"beam_options": ["runner"]}, "beam_options: expected options like"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_place(write, changes, sentence):
+    with pytest.raises(SettingsError, match=sentence):
+        read_settings(write(**changes))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            ["--engine", "kubflow"],
+            "--engine: expected one of kubeflow, vertex, found 'kubflow'. Did",
+        ),
+        (["--engine", "local"], "On this machine it runs by python -m pipeline.local_runner."),
+        (
+            ["--cluster", "nowhere.json"],
+            "nowhere.json: expected a JSON file of settings, found No such",
+        ),
+        (["--engine", "vertex"], "storage_root: expected an address gs://... for --engine vertex"),
+        (["--pipeline-name", "AH_Net"], "--pipeline-name: expected lower-case letters"),
+        (["--threshold-liver", "2"], "a Dice from 0 to 1, found 2"),
+    ],
+)
+def test_the_command_refuses_at_once_in_one_line(write, tmp_path, capsys, options, sentence):
+    command = ["--cluster", str(write()), "--input", "/mnt/ahnet/records", "--task", "ct_liver"]
+    assert main([*command, "--output", str(tmp_path / "compiled"), *options]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert sentence in line
+    assert not (tmp_path / "compiled").exists()

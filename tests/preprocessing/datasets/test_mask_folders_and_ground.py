@@ -1,0 +1,170 @@
+"""Errors, commands, outputs and tasks."""
+
+import dataclasses
+import json
+
+import pytest
+
+from preprocessing.cli import make_parser, run_command
+from preprocessing.errors import AHNetError, InputError
+from preprocessing.files import replacing, write_json
+from preprocessing.tasks import PRESETS, Task, load_task, task_from_dict
+
+
+class TestErrors:
+    def test_one_line_with_where_expected_found_and_remedy(self):
+        error = InputError("a.nii", "a 3D\nvolume", "4D", "Cut it.")
+        assert str(error) == "a.nii: expected a 3D volume, found 4D. Cut it."
+        assert str(InputError("a.nii", "x", ["y"])) == "a.nii: expected x, found ['y']"
+
+    def test_survives_a_trip_between_processes(self):
+        import pickle
+
+        error = pickle.loads(pickle.dumps(InputError("a", "b", "c", "d")))
+        assert (type(error), str(error)) == (InputError, "a: expected b, found c. d")
+
+
+class TestCommands:
+    def run(self, function, *options):
+        parser = make_parser("a.b", "Does.", ["python -m a.b --debug"])
+        return run_command(function, parser.parse_args(options))
+
+    def test_exit_codes(self):
+        assert self.run(lambda arguments: None) == 0
+        assert self.run(lambda arguments: 3) == 3
+
+    @pytest.mark.parametrize(
+        ("error", "line"),
+        [
+            (AHNetError("x", "y", "z"), "error: x: expected y, found z"),
+            (FileNotFoundError(2, "No such file", "a.nii"), "error: a.nii: No such file"),
+            (OSError("disk\nfull"), "error: disk full"),
+        ],
+    )
+    def test_a_users_error_is_one_line(self, capsys, error, line):
+        def fail(arguments):
+            raise error
+
+        assert self.run(fail) == 1
+        assert capsys.readouterr().err == line + "\n"
+        with pytest.raises(type(error)):
+            self.run(fail, "--debug")
+
+    def test_other_errors_are_not_hidden(self):
+        with pytest.raises(ZeroDivisionError):
+            self.run(lambda arguments: 1 // 0)
+
+    def test_interruption(self, capsys):
+        def interrupt(arguments):
+            raise KeyboardInterrupt
+
+        assert self.run(interrupt) == 130
+        assert capsys.readouterr().err == "interrupted\n"
+
+
+class TestFiles:
+    def test_a_file_appears_whole_or_not_at_all(self, tmp_path):
+        path = tmp_path / "new" / "a.nii.gz"
+        with replacing(path) as temporary:
+            assert temporary.name.endswith(".nii.gz")
+            temporary.write_text("1")
+            assert not path.exists()
+        assert path.read_text() == "1"
+
+        def fail():
+            with replacing(path) as temporary:
+                temporary.write_text("2")
+                raise ValueError("half way")
+
+        with pytest.raises(ValueError, match="half way"):
+            fail()
+        assert path.read_text() == "1"
+        assert [each.name for each in path.parent.iterdir()] == ["a.nii.gz"]
+
+    def test_a_folder_replaces_a_folder(self, tmp_path):
+        target = tmp_path / "model"
+        for content in "12":
+            with replacing(target) as temporary:
+                temporary.mkdir()
+                (temporary / content).write_text(content)
+        assert [each.name for each in target.iterdir()] == ["2"]
+        assert [each.name for each in tmp_path.iterdir()] == ["model"]
+
+    def test_json_is_sorted_and_readable(self, tmp_path):
+        write_json(tmp_path / "a.json", {"b": 1, "a": "é"})
+        assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "a": "é",\n  "b": 1\n}\n'
+
+
+class TestTasks:
+    @pytest.mark.parametrize("name", PRESETS)
+    def test_presets_survive_json(self, name):
+        assert load_task(name) == PRESETS[name]
+        assert task_from_dict(json.loads(json.dumps(PRESETS[name].to_dict()))) == PRESETS[name]
+
+    def test_own_task_takes_the_rest_from_its_base(self, tmp_path):
+        path = tmp_path / "task.json"
+        path.write_text(json.dumps({"base": "ct_liver", "patch_shape_zyx": [8, 64, 64]}))
+        expected = dataclasses.replace(
+            PRESETS["ct_liver"], name="ct_liver_own", patch_shape_zyx=(8, 64, 64)
+        )
+        assert load_task(str(path)) == expected
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"class_names": ["one"]}, "two or more, all different"),
+            ({"class_names": ["a", "a"]}, "two or more, all different"),
+            ({"class_names": "ab"}, "a list of names"),
+            ({"intensity_window": [1, 1]}, "low < high"),
+            ({"intensity_window": ["a", 1]}, "two finite numbers"),
+            ({"intensity_window": [1]}, "two finite numbers"),
+            ({"intensity_window": 5}, "two finite numbers"),
+            ({"image_dtype": "float32"}, "int16, uint16"),
+            ({"outside_value": -70000}, "outside_value"),
+            ({"outside_value": "air"}, "outside_value"),
+            ({"resampling": "all"}, "keep, in_plane, full"),
+            ({"resampling": "full"}, "three positive millimetres"),
+            ({"resampling": "full", "spacing_mm": [1, 1, float("nan")]}, "positive millimetres"),
+            ({"patch_shape_zyx": [8, 0, 8]}, "three positive voxel counts"),
+            ({"patch_shape_zyx": [8, 1.5, 8]}, "three positive voxel counts"),
+            ({"patches_per_case": 0}, "at least 1"),
+            ({"patches_per_case": "many"}, "at least 1"),
+            ({"patches_per_case": 2.5}, "at least 1"),
+            ({"foreground_fraction": 1.5}, "from 0 to 1"),
+            ({"foreground_fraction": None}, "from 0 to 1"),
+            ({"patch_shape": [8, 8, 8]}, "Did you mean 'patch_shape_zyx'"),
+            ({"base": "ct"}, "base among"),
+            ({"label_classes": ["liver"]}, "pairs of a label's name and a class"),
+            ({"label_classes": [["a", "background"], ["b", "spleen"]]}, "pairs of a label's name"),
+            ({"label_classes": [["a", "background"], ["a", "liver"]]}, "labels all different"),
+            ({"label_classes": [["a", "liver"], ["b", "background"]]}, "the background first"),
+            ({"label_classes": []}, "pairs of a label's name and a class"),
+        ],
+    )
+    def test_impossible_settings_are_named(self, changes, message):
+        with pytest.raises(AHNetError, match=message):
+            task_from_dict({"base": "ct_liver"} | changes)
+
+    def test_several_labels_may_count_as_one_class(self):
+        assert PRESETS["ct_liver"].label_names == PRESETS["ct_liver"].class_names
+        assert PRESETS["ct_liver"].class_values == (0, 1, 2)
+        pairs = [["nothing", "background"], ["cyst", "tumour"], ["liver", "liver"]]
+        own = task_from_dict({"base": "ct_liver", "label_classes": pairs})
+        assert own.label_names == ("nothing", "cyst", "liver")
+        assert own.class_values == (0, 2, 1)
+        assert task_from_dict(json.loads(json.dumps(own.to_dict()))) == own
+        assert isinstance(hash(own), int)
+
+    def test_missing_and_unreadable(self, tmp_path):
+        with pytest.raises(AHNetError, match="'intensity_window'"):
+            task_from_dict({"name": "t", "class_names": ["a", "b"]})
+        with pytest.raises(AHNetError, match="Did you mean 'ct_liver'"):
+            load_task("ct_livr")
+        path = tmp_path / "task.json"
+        for text in ("{", "[1]", '"ct_liver"'):
+            path.write_text(text)
+            with pytest.raises(AHNetError, match="JSON object"):
+                load_task(str(path))
+
+    def test_tasks_are_values(self):
+        assert hash(PRESETS["ct_liver"]) == hash(Task(**dataclasses.asdict(PRESETS["ct_liver"])))

@@ -1,0 +1,238 @@
+"""Conversions that are stopped, started twice, or run out of room: what is left, and who goes on."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from preprocessing.convert import main
+from preprocessing.phantom.writing import PhantomSettings, write_cases
+from preprocessing.records.unfinished import unfinished_folder
+
+ROOT = Path(__file__).resolve().parents[3]
+CASES = 10
+SETTINGS = PhantomSettings(shape_xyz=(48, 40, 12), spacing_mm=(6.5, 6.5, 13.0))
+# So many that a run lasts long enough to be stopped halfway on a busy machine.
+PATCHES = ["--patch-shape", "8", "32", "32", "--patches-per-case", "600"]
+
+
+def command(folder, *options):
+    paths = ["--input", str(folder / "data"), "--output", str(folder / "out")]
+    return [*paths, *PATCHES, "--direct_running_mode", "in_memory", *options]
+
+
+def tree(folder):
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def start(folder, *options):
+    whole = [sys.executable, "-m", "preprocessing.convert", *command(folder, *options)]
+    return subprocess.Popen(whole, cwd=ROOT, text=True, stderr=subprocess.PIPE)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    write_cases(folder / "data", CASES, 0, settings=SETTINGS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(data):
+    """What an undisturbed run writes."""
+    assert main(command(data)) == 0
+    return tree(data / "out")
+
+
+@pytest.fixture(scope="module")
+def killed_run(data, tmp_path_factory):
+    """A folder in which a run was killed while it wrote its fourth case, or a little later."""
+    folder = tmp_path_factory.mktemp("killed")
+    (folder / "data").symlink_to(data / "data")
+    process = start(folder)
+    outcomes = folder / ".out.partial" / "outcomes"
+    while process.poll() is None and len(list(outcomes.glob("*.json"))) < 3:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    assert process.returncode == -signal.SIGKILL
+    return folder
+
+
+@pytest.fixture
+def killed(killed_run, tmp_path):
+    folder = tmp_path / "killed"
+    # With the files' times, as they were.
+    shutil.copytree(killed_run, folder, symlinks=True)
+    return folder
+
+
+def finished(folder):
+    return sorted(path.stem for path in folder.glob(".out.partial/outcomes/*.json"))
+
+
+def records_of(folder, cases):
+    paths = folder.rglob("*.tfrecord")
+    return {p.name: p.stat().st_mtime_ns for p in paths if p.name.rpartition("-")[0] in cases}
+
+
+def test_a_killed_run_leaves_nothing_that_looks_finished(killed):
+    assert not (killed / "out").exists()
+    assert 3 <= len(finished(killed)) < CASES
+    assert not (killed / ".out.partial" / "manifest.json").exists()
+
+
+def test_resume_converts_only_what_is_missing_and_gives_the_same_bytes(killed, whole, capsys):
+    cases = finished(killed)
+    before = records_of(killed, cases)
+    assert before
+    assert main(command(killed, "--resume")) == 0
+    assert f"{len(cases)} of {CASES} cases were finished already" in capsys.readouterr().err
+    assert tree(killed / "out") == whole
+    assert records_of(killed, cases) == before
+    assert sorted(os.listdir(killed)) == ["data", "out"]
+
+
+def test_without_resume_the_next_run_starts_afresh_and_says_so(killed, whole, capsys):
+    cases = finished(killed)
+    before = records_of(killed, cases)
+    assert main(command(killed)) == 0
+    error = capsys.readouterr().err
+    assert f"removed an unfinished run with {len(cases)} finished cases" in error
+    assert "were finished already" not in error
+    assert tree(killed / "out") == whole
+    after = records_of(killed, cases)
+    assert all(after[name] > before[name] for name in before)
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (["--seed", "7"], "settings.seed 7"),
+        (["--patches-per-case", "3"], "settings.task.patches_per_case 3"),
+        (["--eval-fraction", "0.5"], "settings.eval_fraction 0.5"),
+    ],
+)
+def test_resume_with_other_settings_is_refused(killed, capsys, options, found):
+    before = tree(killed)
+    assert main(command(killed, "--resume", *options)) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: --resume: expected the settings of the run that stopped")
+    assert found in line
+    assert tree(killed) == before
+
+
+def test_resume_trusts_no_damaged_record_and_no_changed_input(killed, whole, capsys):
+    cases = finished(killed)
+    damaged, cut = (next(killed.rglob(f"{case}-*.tfrecord")) for case in cases[:2])
+    content = bytearray(damaged.read_bytes())
+    content[1000] ^= 1
+    damaged.write_bytes(content)
+    cut.write_bytes(cut.read_bytes()[:-1])
+    # The same voxels, but a file of another day.
+    source = killed / "data"
+    copy = killed / "copy"
+    shutil.copytree(source, copy, copy_function=shutil.copy2)
+    source.unlink()
+    copy.rename(source)
+    os.utime(source / f"{cases[2]}.nii.gz", (1, 1))
+    assert main(command(killed, "--resume")) == 0
+    error = capsys.readouterr().err
+    left = len(cases) - 3
+    assert ("were finished already" in error) == bool(left)
+    assert not left or f"{left} of {CASES} cases were finished already" in error
+    assert tree(killed / "out") == whole
+
+
+def test_resume_with_nothing_to_go_on_from_is_a_run(data, whole, tmp_path, capsys):
+    (tmp_path / "data").symlink_to(data / "data")
+    assert main(command(tmp_path, "--resume")) == 0
+    assert tree(tmp_path / "out") == whole
+    assert main(command(tmp_path, "--resume")) == 1
+    assert "found a finished data set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--resume"], ["--overwrite"]])
+def test_a_second_run_is_refused_while_one_is_at_work(killed, capsys, options):
+    partial = killed / ".out.partial"
+    settings = json.loads((partial / "settings.json").read_text())
+    with unfinished_folder(str(killed / "out"), settings, resume=True):
+        before = tree(partial)
+        assert main(command(killed, *options)) == 1
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert "expected a folder that no other run is writing to" in line
+        assert tree(partial) == before
+    assert main(command(killed, "--resume")) == 0
+
+
+@pytest.mark.parametrize("mode", ["in_memory", "multi_threading"])
+def test_a_full_disk_is_one_line_and_no_data_set(data, whole, tmp_path, capsys, mode):
+    """A limit on the size of files stands for a disk without room: writing fails in the same place."""
+    (tmp_path / "data").symlink_to(data / "data")
+    largest = max(len(content) for name, content in whole.items() if name.startswith("train/"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest // 2, hard))
+    try:
+        assert main(command(tmp_path, "--direct_running_mode", mode)) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = capsys.readouterr().err
+    line = error.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert "expected a Beam job that finishes, found OSError: [Errno 27] File too large." in line
+    assert "--resume keeps the finished cases" in line
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.rglob("*.unfinished"))
+    assert main(command(tmp_path, "--resume")) == 0
+    assert tree(tmp_path / "out") == whole
+
+
+def test_an_output_that_can_not_be_written_is_one_line(data, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    places = [tmp_path / "file" / "out", Path("/proc/out"), Path("/sys/out")]
+    for place in places:
+        arguments = ["--input", str(data / "data"), "--output", str(place)]
+        assert main(arguments) == 1
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith("error: ")
+        assert str(place.parent) in line
+
+
+def test_names_that_look_like_patterns(data, whole, tmp_path):
+    folder = tmp_path / "a[1]*"
+    folder.mkdir()
+    (folder / "data").symlink_to(data / "data")
+    (folder / ".out.partial" / "train").mkdir(parents=True)
+    (folder / ".out.partial" / "train" / "volume-0-00007.tfrecord").write_bytes(b"of a killed run")
+    assert main(command(folder)) == 0
+    assert tree(folder / "out") == whole
+    assert main(command(folder)) == 1
+
+
+@pytest.mark.slow
+def test_interrupted_by_the_keyboard(data, whole, tmp_path):
+    (tmp_path / "data").symlink_to(data / "data")
+    threads = ["--direct_running_mode", "multi_threading", "--direct_num_workers", "1"]
+    process = start(tmp_path, *threads)
+    while process.poll() is None and len(finished(tmp_path)) < 2:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert time.monotonic() - began < 20
+    assert "interrupted" in error
+    assert "Traceback" not in error
+    assert json.loads((tmp_path / ".out.partial" / "settings.json").read_text())
+    assert main(command(tmp_path, "--resume")) == 0
+    assert tree(tmp_path / "out") == whole

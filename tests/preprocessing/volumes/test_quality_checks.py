@@ -1,0 +1,139 @@
+"""What a sound-looking case is doubted for, what its fingerprint holds, and which cases are twins."""
+
+import itertools
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from preprocessing.datasets.duplicates import duplicates_of
+from preprocessing.tasks import PRESETS
+from preprocessing.volumes.geometry import Volume, to_task_space
+from preprocessing.volumes.quality_checks import check_image, check_labels
+
+CT, DBT = PRESETS["ct_liver"], PRESETS["dbt_lesion"]
+AFFINE = np.diag([0.8, 0.8, 5.0, 1.0])
+AXIS_CODES = [
+    "".join(ends)
+    for order in itertools.permutations(("RL", "AP", "SI"))
+    for ends in itertools.product(*order)
+]
+
+
+def ct(shape=(12, 10, 8)):
+    """Tissue around 50 HU in a frame of air."""
+    voxels = np.full(shape, -1000, np.int16)
+    inside = tuple(slice(2, size - 2) for size in shape[:2])
+    noise = np.random.default_rng(0).integers(-60, 120, shape, np.int16)
+    voxels[inside] = noise[inside] + 50
+    return voxels
+
+
+def liver(shape=(12, 10, 8)):
+    label = np.zeros(shape, np.uint8)
+    label[4:8, 4:7, 2:6] = 1
+    label[5, 5, 3:5] = 2
+    return label
+
+
+def found(voxels, label=None, affine=AFFINE, task=CT):
+    image = Volume(voxels, affine)
+    findings = list(check_image(image, task).findings)
+    if label is not None:
+        image_zyx, _ = to_task_space(image, task)
+        label_zyx, _ = to_task_space(Volume(label, affine), task, label=True)
+        findings += check_labels(image_zyx, label_zyx, task)[1]
+    assert {finding.severity for finding in findings} <= {"warning"}
+    assert not any("\n" in finding.text for finding in findings)
+    return {finding.code: finding.text for finding in findings}
+
+
+def test_a_sound_case_is_not_doubted():
+    assert found(ct(), liver()) == {}
+    checked = check_image(Volume(ct(), AFFINE), CT)
+    assert (checked.low, checked.high) == (-1000, ct().max())
+    counts, findings = check_labels(ct(), liver(), CT)
+    assert counts.shape == (len(ct()), 3)
+    assert counts.sum(axis=0).tolist() == [960 - 48, 46, 2]
+    assert findings == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        (lambda v: v + 1024, "unscaled", "smallest 24"),
+        (lambda v: np.clip(v, -200, 250), "no_air", "smallest intensity -200 HU"),
+        (lambda v: v.astype(float) / 1000, "no_tissue", "largest intensity 0.169 HU"),
+        (lambda v: np.where(v == -1000, -2000, v), "below_air", "% of the voxels"),
+        (lambda v: v.astype(np.int32) * 300, "clipped", "-300000 to"),
+        (lambda v: np.where(np.arange(8) == 3, 7, v), "constant_slices", "1 of 8 slices (3)"),
+        (lambda v: v[:, :, [0, 1, 1, 1, 4, 5, 5, 7]], "repeated_slices", "3 of 8 slices (2, 3, 6)"),
+        (lambda v: v[:, :, ::-1][:, :, [0] * 8], "repeated_slices", "7 of 8 slices (1, 2, 3, 4, 5"),
+    ],
+)
+def test_images(change, code, words):
+    assert words in found(change(ct()))[code]
+
+
+def test_slices_are_counted_along_the_slice_axis_of_the_grid():
+    coronal = ct((12, 8, 10)).transpose(0, 2, 1)[:, ::-1]
+    coronal[:, 1] = -1000
+    affine = nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt("RPS"), (12, 10, 8))
+    affine = np.diag([0.8, 4, 0.8, 1]) @ affine
+    # The axis runs to the back: its second row is the last but one from the back.
+    assert "1 of 10 slices (8)" in found(coronal, affine=affine)["constant_slices"]
+
+
+def test_spacing():
+    assert "spacing 800 x 800 x 5000 mm" in found(ct(), affine=AFFINE * 1000)["spacing"]
+    dbt = np.random.default_rng(0).integers(0, 900, (9, 9, 9)).astype(np.uint16)
+    assert found(dbt, affine=np.diag([0.1, 0.1, 1, 1]), task=DBT) == {}
+    assert "0.02 to 0.5 in the plane" in found(dbt, task=DBT)["spacing"]
+
+
+def test_labels():
+    assert found(ct(), liver() * 0).keys() == {"no_foreground"}
+    # Most screened breasts hold no lesion.
+    counts, findings = check_labels(ct().astype(np.uint16), liver() * 0, DBT)
+    assert (counts.sum(axis=0).tolist(), findings) == ([960, 0], ())
+    # Two slices down; four columns to the right.
+    assert "reaches the first slice" in found(ct(), np.roll(liver(), -2, 2))["label_at_border"]
+    for label in (np.roll(liver(), 4, 0), np.roll(liver(), -4, 1)):
+        assert found(ct(), label)["label_at_border"] == "foreground reaches the edge of 4 slices"
+    halfway = found(
+        ct((64, 64, 8)), np.roll(np.pad(liver(), ((0, 52), (0, 54), (0, 0))), -4, (0, 1))
+    )
+    assert "darker than -500 HU" in halfway["label_in_air"]
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_fingerprint_is_of_the_voxels_however_they_are_turned_packed_or_placed(data):
+    shape = data.draw(st.tuples(*[st.integers(2, 6)] * 3))
+    random = np.random.default_rng(data.draw(st.integers(0, 99)))
+    image = nib.Nifti1Image(random.integers(-999, 999, shape, np.int16), np.diag([1, 1, 5, 1.0]))
+    codes = data.draw(st.sampled_from(AXIS_CODES))
+    change = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes)
+    )
+    other = image.as_reoriented(change)
+    voxels = np.asarray(other.dataobj).astype(data.draw(st.sampled_from(["i2", ">i2", "f4", "i4"])))
+    affine = other.affine
+    affine[:3, 3] += 7
+
+    def fingerprint(voxels, affine):
+        return check_image(Volume(voxels, affine), CT).fingerprint
+
+    original = fingerprint(np.asarray(image.dataobj), image.affine)
+    assert fingerprint(voxels, affine) == original
+    changed = voxels.copy()
+    changed[tuple(data.draw(st.integers(0, size - 1)) for size in voxels.shape)] += 1
+    assert fingerprint(changed, affine) != original
+
+
+def test_the_second_of_two_is_the_duplicate():
+    fingerprints = [("c", "1"), ("a", "2"), ("b", "1"), ("d", "2"), ("e", "3"), ("f", "1")]
+    assert duplicates_of(fingerprints) == {"b": "c", "d": "a", "f": "c"}
+    assert duplicates_of([]) == {}

@@ -1,0 +1,218 @@
+"""The client: what it sends, when it tries again, and what its errors say."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+from tensorflow_serving.apis import predict_pb2
+
+from ahnet_tf.inference.predictor import is_address
+from preprocessing.errors import ModelError, ServingError
+from serving import protocol
+from serving.client.sync import AHNetClient, open_predictor
+from serving.embedded.core import Limits
+from serving.embedded.running import start_server
+
+
+@pytest.fixture
+def predict_server():
+    """Starts servers whose Predict is a given function: for answers no sound server gives."""
+    started = []
+
+    def start(predict, port=0):
+        handler = grpc.unary_unary_rpc_method_handler(
+            predict,
+            request_deserializer=predict_pb2.PredictRequest.FromString,
+            response_serializer=predict_pb2.PredictResponse.SerializeToString,
+        )
+        service = {"Predict": handler}
+        running = grpc.server(ThreadPoolExecutor(2))
+        running.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler(protocol.PREDICTION_SERVICE, service)]
+        )
+        bound = running.add_insecure_port(f"127.0.0.1:{port}")
+        running.start()
+        started.append(running)
+        return f"127.0.0.1:{bound}"
+
+    yield start
+    for running in started:
+        running.stop(None).wait()
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("localhost:8500", ("localhost:8500", "ahnet")),
+        ("localhost:8500/liver", ("localhost:8500", "liver")),
+        ("10.0.0.7:1/a-b.c", ("10.0.0.7:1", "a-b.c")),
+        ("[::1]:8500/liver", ("[::1]:8500", "liver")),
+        ("localhost:8500/liver/versions/12", ("localhost:8500", "liver", 12)),
+        ("localhost:8500/liver/labels/stable", ("localhost:8500", "liver", None, "stable")),
+    ],
+)
+def test_targets(target, expected):
+    assert protocol.parse_target(target, "ahnet") == protocol.Target(*expected)
+    assert is_address(target)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("", "localhost", ":8500", "host:", "host:0", "host:65536", "h:1/a/b"),
+        *("h:1/a/versions/x", "h:1/a/labels/", "h:1/a/versions/1/2"),
+    ],
+)
+def test_targets_that_are_none(target):
+    with pytest.raises(ServingError, match="expected HOST:PORT or HOST:PORT/MODEL"):
+        AHNetClient(target)
+
+
+def test_description_is_what_was_exported(server, settings):
+    with AHNetClient(server.target) as client:
+        assert client.describe() == settings
+        assert client.target == server.target
+
+
+def test_model_argument_names_the_model(server, settings):
+    assert AHNetClient(server.address, "ahnet").describe() == settings
+    with pytest.raises(ServingError, match=r"NOT_FOUND: model 'liver' is not served here"):
+        AHNetClient(server.address, "liver").describe()
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7, 1), (1, 3, 5, 7, 2), (0,)])
+def test_windows_of_another_shape_are_not_sent(server, shape):
+    with pytest.raises(ModelError, match=r"expected windows \[batch, z, y, x, 1\], found shape"):
+        AHNetClient(server.target).predict_windows(np.zeros(shape, np.int16))
+
+
+def test_version_that_is_not_served(server, windows):
+    client = AHNetClient(server.target, version=4)
+    with pytest.raises(ServingError, match="no version 4 loaded; version 1 is being served"):
+        client.predict_windows(windows)
+
+
+def test_values_that_are_no_intensities(server):
+    windows = np.full((1, 1, 2, 2, 1), np.nan, np.float32)
+    with pytest.raises(ServingError, match=r"INVALID_ARGUMENT: .*expected finite numbers"):
+        AHNetClient(server.target).predict_windows(windows)
+
+
+def test_messages_above_the_limit_are_not_sent(server):
+    client = AHNetClient(server.target, max_message_bytes=10_000)
+    fits = np.zeros((1, 1, 20, 40, 1), np.int16)
+    assert client.predict_windows(fits).nbytes == 9600
+    with pytest.raises(ServingError, match="2000 bytes to send and 12000 to receive"):
+        client.predict_windows(np.zeros((1, 1, 25, 40, 1), np.int16))
+
+
+def test_message_above_the_servers_limit(models):
+    with start_server(models, limits=Limits(10_000, 10_000)) as small:
+        client = AHNetClient(small.target)
+        with pytest.raises(ServingError, match="RESOURCE_EXHAUSTED: the answer of 12000 bytes"):
+            client.predict_windows(np.zeros((1, 1, 25, 40, 1), np.int16))
+        with pytest.raises(ServingError, match=r"RESOURCE_EXHAUSTED: .*Send fewer or smaller"):
+            client.predict_windows(np.zeros((1, 1, 100, 100, 1), np.int16))
+
+
+def test_no_server():
+    port = free_port()
+    start = time.monotonic()
+    with pytest.raises(ServingError) as caught:
+        AHNetClient(f"127.0.0.1:{port}", attempts=2).describe()
+    assert time.monotonic() - start < 5
+    line = str(caught.value)
+    assert line.startswith(f"127.0.0.1:{port}/ahnet: expected a model server, found UNAVAILABLE")
+    assert "python -m serving.server --model-base-path DIR" in line
+    assert "\n" not in line
+
+
+def test_server_that_comes_up_late_is_waited_for(models, settings):
+    port = free_port()
+    found = []
+    client = AHNetClient(f"127.0.0.1:{port}", attempts=8, timeout_s=60)
+    asking = threading.Thread(target=lambda: found.append(client.describe()))
+    asking.start()
+    time.sleep(0.3)
+    with start_server(models, port=port):
+        asking.join(timeout=60)
+    assert found == [settings]
+
+
+def test_only_unavailable_is_tried_again(predict_server):
+    for code, calls_expected in (
+        (grpc.StatusCode.UNAVAILABLE, 3),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, 1),
+        (grpc.StatusCode.INTERNAL, 1),
+        (grpc.StatusCode.INVALID_ARGUMENT, 1),
+    ):
+        calls = []
+
+        def refuse(request, context, code=code, calls=calls):
+            calls.append(request.model_spec.signature_name)
+            context.abort(code, "for this test")
+
+        client = AHNetClient(predict_server(refuse), attempts=3)
+        with pytest.raises(ServingError, match=f"{code.name}: for this test"):
+            client.describe()
+        assert calls == ["describe"] * calls_expected
+
+
+def test_deadline_covers_all_attempts(predict_server):
+    def sleep(request, context):
+        time.sleep(1.0)
+        return predict_pb2.PredictResponse()
+
+    start = time.monotonic()
+    with pytest.raises(ServingError, match=r"DEADLINE_EXCEEDED.*Raise timeout_s"):
+        AHNetClient(predict_server(sleep), timeout_s=0.2).describe()
+    with pytest.raises(ServingError, match=r"UNAVAILABLE|DEADLINE_EXCEEDED"):
+        AHNetClient(f"127.0.0.1:{free_port()}", timeout_s=0.5, attempts=50).describe()
+    assert time.monotonic() - start < 3
+
+
+def test_another_program_at_the_port():
+    other = grpc.server(ThreadPoolExecutor(2))
+    port = other.add_insecure_port("127.0.0.1:0")
+    other.start()
+    with pytest.raises(ServingError, match=r"UNIMPLEMENTED.*Another program answers at this port"):
+        AHNetClient(f"127.0.0.1:{port}").describe()
+    other.stop(None).wait()
+
+
+def test_answers_that_are_not_the_expected_ones(predict_server, settings, windows):
+    def answer(outputs):
+        response = predict_pb2.PredictResponse()
+        for name, array in outputs.items():
+            response.outputs[name].CopyFrom(protocol.encode_tensor(array))
+        return response
+
+    def predict(request, context):
+        if request.model_spec.signature_name == "describe":
+            return answer({"settings": np.array(json.dumps(settings.to_dict()).encode())})
+        return answer({"probabilities": np.zeros((1, 2), np.float32)})
+
+    predictor = open_predictor(predict_server(predict))
+    with pytest.raises(
+        ServingError, match=r"shape \(2, 3, 5, 7, 3\), found float32 of shape \(1, 2\)"
+    ):
+        predictor.predict(windows)
+
+    empty = predict_server(lambda request, context: answer({}))
+    with pytest.raises(ServingError, match="expected an output 'settings', found none"):
+        open_predictor(empty)
+    foreign = predict_server(lambda request, context: answer({"settings": np.array(b"{}")}))
+    with pytest.raises(ModelError, match="expected the entries task, model"):
+        open_predictor(foreign)

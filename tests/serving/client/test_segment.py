@@ -1,0 +1,205 @@
+"""Whole volumes through a server, by the sync and the asyncio client: what the same model gives here."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from ahnet_tf.config import ModelConfig
+from ahnet_tf.inference.predictor import ExportSettings, Predictor, open_predictor
+from ahnet_tf.inference.segment import PredictionSettings, segment_volume
+from ahnet_tf.inference.sliding_window import predict_labels
+from ahnet_tf.networks import build_network
+from preprocessing.errors import SettingsError
+from preprocessing.volumes.geometry import Volume
+from serving.client.aio import AsyncAHNetClient
+from serving.client.errors import NotServedError, UnreachableError
+from serving.client.sync import AHNetClient
+from serving.embedded.running import start_server
+from serving.export.exporter import export_model
+
+SMALL = {
+    "width": 1 / 16,
+    "blocks": (1, 1, 1, 1),
+    "growth": 4,
+    "dense_layers": 1,
+    "pvp_levels": 2,
+}
+WITH_MAPS = PredictionSettings(probabilities=True)
+
+
+@pytest.fixture(scope="module")
+def ahnet_models(task, tmp_path_factory):
+    """A folder with version 1 of a small network whose answer depends on where windows lie."""
+    config = ModelConfig(**SMALL, architecture="unet3d")
+    settings = ExportSettings(task, config, (4, 32, 32))
+    base = tmp_path_factory.mktemp("unet")
+    export_model(build_network(config, seed=5), settings, base / "1")
+    return base
+
+
+@pytest.fixture(scope="module")
+def ahnet_server(ahnet_models):
+    with start_server(ahnet_models) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def volume():
+    """int16 HU [x, y, z] of 18 windows, in LPS order to make the way back matter."""
+    voxels = np.random.default_rng(4).integers(-1000, 1000, (70, 75, 6)).astype(np.int16)
+    return Volume(voxels, np.diag([-0.8, -0.8, 2.5, 1.0]))
+
+
+@pytest.fixture(scope="module")
+def local(ahnet_models, volume):
+    return segment_volume(volume, open_predictor(str(ahnet_models)), WITH_MAPS)
+
+
+def assert_same(found, local):
+    for one, other in zip(found.probabilities, local.probabilities, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    certain = np.sort(np.stack(local.probabilities), axis=0)
+    certain = certain[-1] - certain[-2] > 1e-4
+    assert certain.mean() > 0.9
+    np.testing.assert_array_equal(found.labels[certain], local.labels[certain])
+
+
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_volume_through_the_server_is_the_local_one(ahnet_server, volume, local, in_flight):
+    steps = []
+    with AHNetClient(ahnet_server.target, in_flight=in_flight) as client:
+        found = client.segment(volume, WITH_MAPS, progress=lambda *step: steps.append(step))
+    assert_same(found, local)
+    assert np.ptp(local.probabilities[1]) > 1e-2
+    assert sum(done for done, _ in steps) == steps[0][1] == 18
+
+
+def test_volume_by_asyncio_is_the_local_one(ahnet_server, volume, local):
+    async def segment_two():
+        async with AsyncAHNetClient(ahnet_server.target, in_flight=2) as client:
+            assert (await client.status())[0].version == 1
+            assert (await client.describe()).window_shape_zyx == (4, 32, 32)
+            windows = np.zeros((1, 4, 32, 32, 1), np.int16)
+            assert (await client.predict_windows(windows)).shape == (1, 4, 32, 32, 3)
+            ticks = asyncio.create_task(count_ticks())
+            both = await asyncio.gather(*(client.segment(volume, WITH_MAPS) for _ in range(2)))
+            ticks.cancel()
+            return both
+
+    beats = []
+
+    async def count_ticks():
+        while True:
+            beats.append(time.monotonic())
+            await asyncio.sleep(0.01)
+
+    for found in asyncio.run(segment_two()):
+        assert_same(found, local)
+    # The event loop went on with other work meanwhile.
+    assert len(beats) > 5
+
+
+def test_cancelled_volume_stops_calling(ahnet_server, volume):
+    async def cancel():
+        steps = []
+        async with AsyncAHNetClient(ahnet_server.target, in_flight=1) as client:
+            segmenting = asyncio.create_task(
+                client.segment(volume, progress=lambda done, total: steps.append(done))
+            )
+            while not steps:
+                await asyncio.sleep(0.001)
+            segmenting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await segmenting
+        return steps
+
+    steps = asyncio.run(cancel())
+    assert sum(steps) < 18
+
+
+def test_asyncio_errors_are_the_same():
+    async def ask():
+        async with AsyncAHNetClient("127.0.0.1:9", attempts=2) as client:
+            await client.describe()
+
+    with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:9/ahnet: expected a model server"):
+        asyncio.run(ask())
+
+
+def test_windows_in_flight_are_bounded_and_in_order(settings):
+    """Answers come back in any order; the volume is put together in the right one."""
+    volume = np.arange(6 * 16 * 16, dtype=np.int16).reshape(6, 16, 16)
+    lock, running, most = threading.Lock(), [0], [0]
+
+    def predict(batch):
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        time.sleep(0.03 if batch.min() % 3 else 0.001)
+        with lock:
+            running[0] -= 1
+        odd = batch[..., 0] % 2
+        return np.stack([1 - odd, odd], axis=-1).astype(np.float32)
+
+    found = predict_labels(volume, predict, (2, 5, 16), 2, in_flight=4)
+    np.testing.assert_array_equal(found, volume % 2)
+    assert most[0] == 4
+
+
+def test_error_in_flight_ends_the_volume(task):
+    def predict(batch):
+        raise UnreachableError("here", "an answer", "none")
+
+    settings = ExportSettings(task, ModelConfig(), (4, 16, 16))
+    predictor = Predictor(settings, predict, in_flight=3)
+    voxels = np.zeros((64, 64, 8), np.int16)
+    with pytest.raises(UnreachableError):
+        segment_volume(Volume(voxels, np.eye(4)), predictor)
+
+
+def test_volume_begins_again_when_its_version_is_replaced(tmp_path, export_linear):
+    """Version n answers with the logits (0, HU / 100, n): no volume may mix two of them."""
+    base = tmp_path / "models"
+    export_linear(base, 1)
+    voxels = np.zeros((64, 64, 40), np.int16)
+    volume = Volume(voxels, np.eye(4))
+    seen = []
+    with start_server(base, poll_s=0.1, report=lambda line: None) as running:
+        versions = running.versions_of("ahnet")
+
+        def publish(done, total):
+            seen.append(done)
+            if len(seen) == 3:
+                export_linear(base, 2)
+                deadline = time.monotonic() + 60
+                while versions.statuses().get(1).state != 50:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.02)
+
+        client = AHNetClient(running.target)
+        found = client.segment(volume, WITH_MAPS, progress=publish)
+        tumour = np.exp(2.0) / (2 + np.exp(2.0))
+        np.testing.assert_allclose(found.probabilities[2], tumour, atol=1e-5)
+        fixed = AHNetClient(f"{running.target}/versions/1")
+        with pytest.raises(NotServedError, match="no version 1 loaded"):
+            fixed.segment(volume)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"version": 1, "label": "stable"}, "expected one of both"),
+        ({"in_flight": 0}, "in_flight: expected at least 1"),
+        ({"attempts": 0}, "attempts: expected at least 1"),
+        ({"timeout_s": 0}, "timeout_s: expected a time above 0"),
+        ({"tls_roots": "roots.pem"}, "expected tls=True with it"),
+    ],
+)
+def test_settings_that_are_not_possible(settings, words):
+    with pytest.raises(SettingsError, match=words):
+        AHNetClient("localhost:8500", **settings)

@@ -1,0 +1,267 @@
+"""Thousands of malformed requests, slow and silent connections, noise: the server stays up and small."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import gzip
+import itertools
+import json
+import random
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from serving import protocol
+from serving.client.sync import AHNetClient
+from serving.embedded.core import Limits
+from serving.embedded.http_guard import ConnectionLimits
+from serving.embedded.running import start_server
+from tests.serving.malformed_requests import (
+    CASES,
+    EXPECTED_CODES,
+    of_array,
+    sized,
+    sound_request,
+    spoiled,
+    with_spec,
+)
+from tests.serving.server_process import ServerProcess
+
+
+@pytest.fixture(scope="module")
+def process(models):
+    running = ServerProcess(models)
+    yield running
+    assert running.stop() == (0, "", "")
+
+
+@pytest.fixture(scope="module")
+def channel(process):
+    options = [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(process.address, options) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def still_answering(process, windows, linear_probabilities):
+    yield
+    with AHNetClient(process.address) as client:
+        found = client.predict_windows(windows)
+    np.testing.assert_allclose(found, linear_probabilities(windows, 1.0), atol=1e-5)
+
+
+def noise(generator, length):
+    return bytes(generator.randrange(256) for _ in range(length))
+
+
+def malformed_messages():
+    """Yields serialized requests, none of which is sound."""
+    generator = random.Random(0)
+    for request, _, _ in CASES:
+        yield request.SerializeToString()
+    sound = sound_request().SerializeToString()
+    yield from (sound[:length] for length in range(len(sound)))
+    for dtype, size in ((np.float32, 96), (np.int16, 48)):
+        name = "segment" if dtype is np.float32 else "segment_int16"
+        for length in itertools.chain(range(1, size), range(size + 1, size + 60)):
+            request = sound_request(name, dtype)
+            request.inputs["image"].tensor_content = bytes(length)
+            yield request.SerializeToString()
+    extremes = (-(2**63), -1, 0, 1, 2, 512, 2**31, 2**40, 2**63 - 1)
+    for _ in range(500):
+        sizes = [generator.choice(extremes) for _ in range(5)]
+        if not 0 < np.prod([float(size) for size in sizes]) <= 512:
+            yield sized(*sizes).SerializeToString()
+    for rank in [*range(5), *range(6, 60)]:
+        yield sized(*[1] * rank).SerializeToString()
+    for value in (np.nan, np.inf, -np.inf):
+        yield spoiled(value).SerializeToString()
+    for number in (*range(2, 27), *range(101, 127), *range(1000, 1100), -1, -(2**31)):
+        request = sound_request()
+        request.inputs["image"].dtype = number
+        yield request.SerializeToString()
+    for dtype in (tf.bool, tf.uint8, tf.int64, tf.complex64, tf.bfloat16, tf.float16, tf.float64):
+        for shape in ((1, 2, 3, 4, 1), (1,), ()):
+            array = np.ones(shape, dtype.as_numpy_dtype)
+            request = of_array(array.astype(bool) if dtype == tf.bool else array)
+            yield request.SerializeToString()
+    for _ in range(150):
+        text = "".join(chr(generator.randrange(1, 0xD800)) for _ in range(generator.randrange(40)))
+        yield with_spec(name=text).SerializeToString()
+        yield with_spec(signature_name=text + "?").SerializeToString()
+        yield with_spec(version_label=text + "?").SerializeToString()
+        yield with_spec(version=generator.randrange(2, 2**63)).SerializeToString()
+    for _ in range(300):
+        yield noise(generator, generator.randrange(1, 400))
+
+
+def test_thousands_of_malformed_requests(process, channel):
+    """Each gets the status of a refusal, and the server's memory doesn't follow what they claim."""
+    predict = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+    before = process.now_mib()
+    codes = collections.Counter()
+    wrong = []
+    for content in malformed_messages():
+        try:
+            predict(content, timeout=30)
+            code = grpc.StatusCode.OK
+        except grpc.RpcError as error:
+            code = error.code()
+        codes[code] += 1
+        if code not in EXPECTED_CODES:
+            wrong.append((content[:200], code))
+    assert not wrong
+    assert sum(codes.values()) >= 2000
+    assert codes[grpc.StatusCode.INVALID_ARGUMENT] >= 1000
+    assert codes[grpc.StatusCode.NOT_FOUND] >= 300
+    assert process.peak_mib() - before < 200
+
+
+def test_compressed_requests_are_not_unpacked(process):
+    """A megabyte of gzip can unpack to one of zeros a thousand times as large."""
+    before = process.peak_mib()
+    request = sized(1, 1, 1, 1, 1, content=bytes(60 * 2**20)).SerializeToString()
+    with grpc.insecure_channel(process.address) as channel:
+        predict = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+        with pytest.raises(grpc.RpcError) as caught:
+            predict(request, timeout=30, compression=grpc.Compression.Gzip)
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    packed = gzip.compress(bytes(2**28), 1)
+    address = f"{process.rest_address}/v1/models/ahnet:predict"
+    unpacking = urllib.request.Request(address, packed, {"Content-Encoding": "gzip"})
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(unpacking, timeout=30)
+    assert process.peak_mib() - before < 100
+
+
+def connect(port):
+    return socket.create_connection(("127.0.0.1", port), timeout=30)
+
+
+@pytest.mark.parametrize("which", ["port", "rest_port"])
+def test_noise_on_the_ports(process, which):
+    generator = random.Random(1)
+    openings = (b"", b"GET / HTTP/1.1\r\n", b"POST /v1/models/ahnet:predict HTTP/1.1\r\n\r\n")
+    openings += (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00")
+    before = process.now_mib()
+    for number in range(200):
+        with connect(getattr(process, which)) as connection:
+            opening = openings[number % len(openings)]
+            try:
+                connection.sendall(opening + noise(generator, generator.randrange(1500)))
+            except OSError:
+                # Closed already: that is an answer too.
+                continue
+    assert process.peak_mib() - before < 200
+
+
+def http_status(process, content):
+    address = f"{process.rest_address}/v1/models/ahnet:predict"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, content), timeout=30) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_changed_json_gets_an_answer_or_a_refusal(process):
+    generator = random.Random(2)
+    sound = json.dumps({"instances": np.ones((1, 1, 2, 2, 1)).tolist()}).encode()
+    assert http_status(process, sound) == 200
+    for _ in range(300):
+        content = bytearray(sound)
+        for _ in range(generator.randrange(1, 5)):
+            content[generator.randrange(len(content))] = generator.randrange(256)
+        assert http_status(process, bytes(content)) in (200, 400)
+
+
+def test_gigabyte_messages_are_not_kept(process, channel):
+    """gRPC receives a message before it knows its size, so a few may be on their way; none is kept."""
+    before = process.now_mib()
+    predict = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+    peaks = []
+    for _ in range(2):
+        with pytest.raises(grpc.RpcError) as caught:
+            predict(bytes(2**30), timeout=60)
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        peaks.append(process.peak_mib())
+    assert peaks[0] - before < 1300
+    assert peaks[1] - peaks[0] < 200
+
+
+def test_slow_and_silent_connections_are_closed(models, linear_probabilities):
+    """Slow-loris: none holds its connection longer than it may, and others are served after that."""
+    limits = ConnectionLimits(connections=4, header_s=0.5, body_s=0.5, request_s=20)
+    with start_server(models, rest_port=0, rest_limits=limits) as running:
+        port = int(running.rest_address.rpartition(":")[2])
+        head = b"POST /v1/models/ahnet:predict HTTP/1.1\r\nHost: here\r\n"
+        for dribbled in (
+            b"",
+            head + b"X-Slow: " + b"a" * 200,
+            head + b"Content-Length: 100000\r\n\r\n" + b"[" * 200,
+            head + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\n[\r\n" * 100,
+        ):
+            begin, answer = time.monotonic(), b""
+            with connect(port) as connection:
+                start = min(len(dribbled), len(head))
+                connection.sendall(dribbled[:start])
+                try:
+                    for byte in dribbled[start:]:
+                        connection.sendall(bytes([byte]))
+                        time.sleep(0.02)
+                    answer = connection.recv(1000)
+                except OSError:
+                    pass
+            assert time.monotonic() - begin < 4
+            assert b"200 OK" not in answer
+        silent = [connect(port) for _ in range(10)]
+        # Four are kept until their time is over, the others are turned away at once.
+        begin = time.monotonic()
+        for connection in reversed(silent):
+            with connection, contextlib.suppress(ConnectionResetError):
+                assert connection.recv(10) == b""
+        assert 0.3 < time.monotonic() - begin < 4
+        body = json.dumps({"instances": np.zeros((1, 1, 1, 1, 1)).tolist()}).encode()
+        address = f"{running.rest_address}/v1/models/ahnet:predict"
+        with urllib.request.urlopen(urllib.request.Request(address, body), timeout=20) as response:
+            found = json.load(response)["predictions"]
+    expected = linear_probabilities(np.zeros((1, 1, 1, 1, 1)), 1.0)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_messages_that_do_not_come_are_given_up(models, windows, linear_probabilities):
+    """More clients that begin calls and send nothing than messages are read at a time."""
+    with start_server(models, limits=Limits(reads=2, read_s=0.3)) as running:
+        done = threading.Event()
+
+        def nothing():
+            done.wait(30)
+            yield from ()
+
+        with grpc.insecure_channel(running.address) as channel:
+            begin = channel.stream_unary("/tensorflow.serving.PredictionService/Predict").future
+            silent = [begin(nothing(), timeout=30) for _ in range(6)]
+            time.sleep(0.1)
+            with AHNetClient(running.target, timeout_s=20) as client:
+                found = client.predict_windows(windows)
+            codes = {call.code() for call in silent}
+            done.set()
+        assert codes <= {grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN}
+    np.testing.assert_allclose(found, linear_probabilities(windows, 1.0), atol=1e-5)
+
+
+def test_limits_of_a_request_are_those_of_the_protocol(process, channel):
+    """One voxel more than allowed is refused before it is unpacked."""
+    predict = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+    content = sized(1, 512, 512, 65, 1).SerializeToString()
+    with pytest.raises(grpc.RpcError) as caught:
+        predict(content, timeout=30)
+    assert str(protocol.MAX_REQUEST_VOXELS) in caught.value.details()
