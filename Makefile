@@ -14,7 +14,7 @@ help:
 	@echo "make demo DATA=DIR     the same on your own folder of CT volumes and label maps"
 	@echo "make test              all tests; make test-fast leaves out the whole runs"
 	@echo "make test-flink        the conversion on Flink; fetches nothing, says where the job server comes from"
-	@echo "make lint              format and style checks"
+	@echo "make lint              format, style and types"
 	@echo "make lock              resolves requirements.lock and requirements-gpu.lock anew from setup.py"
 	@echo "make clean             removes the environment and the demo's output"
 
@@ -45,7 +45,7 @@ test-flink:
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON_BIN) -m pytest tests/preprocessing/records/test_flink.py
 
 lint: env
-	@$(PYTHON_BIN) -m ruff format --check . && $(PYTHON_BIN) -m ruff check .
+	@$(PYTHON_BIN) -m ruff format --check . && $(PYTHON_BIN) -m ruff check . && $(PYTHON_BIN) -m mypy
 
 lock: env
 	@.uv/bin/uv pip compile -q setup.py --extra test --python $(PYTHON_BIN) \
