@@ -22,7 +22,7 @@ from benchmarks.comparison_plan import (
     Plan,
     voxels_a_step,
 )
-from preprocessing.files import replacing
+from preprocessing.files import atomic_write
 
 # By task: its title, and its measures with their names, the first being the one that is drawn.
 TITLES = {"ct": "CT: liver and tumours", "dbt": "Tomosynthesis: masses"}
@@ -82,7 +82,7 @@ def plot_png(path: Path, summary: Mapping[str, Any]) -> None:
         axes.set_yticks(range(len(variants)), [VARIANTS[name].title for name in variants])
         axes.grid(axis="x", alpha=0.3)
     panels[0].invert_yaxis()
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))
 
 

@@ -24,7 +24,7 @@ from benchmarks.report import goal, machine, versions, write_report
 from pipeline.demo import only_run_in
 from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import SettingsError
-from preprocessing.files import replacing, write_json
+from preprocessing.files import atomic_write, write_json
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 COMMAND = "python -m benchmarks.paper_comparison --output comparison"
@@ -74,7 +74,7 @@ def write_page(
 
     plot_png(folder / "images" / "comparison.png", summarise(results, plan))
     text = page(results, plan, machine(), "images/comparison.png", command)
-    with replacing(folder / "comparison.md") as temporary:
+    with atomic_write(folder / "comparison.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     return folder / "comparison.md"
 

@@ -1,4 +1,4 @@
-"""Outputs appear whole or not at all: written under a temporary name, then renamed."""
+"""Atomic output: files and folders are written under a temporary name and then renamed."""
 
 from __future__ import annotations
 
@@ -14,50 +14,51 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-# Errors of a disk without room; the last is what a limit on the size of files gives.
+# Error numbers of a full disk, an exceeded quota and an exceeded file-size limit.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-# As `replacing` names its folders: the target's name and what mkdtemp appends.
+# Names of the folders that `atomic_write` works in: the target's name and mkdtemp's random part.
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside `path` (same suffixes); on success it is renamed to `path`.
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary path with the suffixes of `path`; on success it is renamed to `path`.
 
-    On an error the temporary file or folder is removed and `path` stays as it was.
+    What is written there may be a file or a folder. On an error it is removed and `path` stays as
+    it was.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     suffix = "".join(target.suffixes[-2:])
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    temporary = folder / f"unfinished{suffix}"
+    temporary = folder / f"temporary{suffix}"
     try:
         yield temporary
         if temporary.is_dir() and target.is_dir():
-            # A folder cannot be renamed over a full one: move the old one aside first.
+            # A folder can't be renamed over one that is not empty: move the old one aside first.
             os.rename(target, folder / "replaced")
         os.replace(temporary, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_unfinished(folder: str | os.PathLike) -> None:
-    """Removes what `replacing` left in a folder where its process was killed; no other may write there."""
+def remove_stale_temporaries(folder: str | os.PathLike) -> None:
+    """Removes what killed processes left of `atomic_write`; no other process may write there now."""
     for path in Path(folder).glob(".*"):
         if path.is_dir() and _TEMPORARY.fullmatch(path.name):
             shutil.rmtree(path)
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
-    """Writes `content` as indented JSON with sorted keys; the file appears whole or not at all."""
+    """Writes `content` as indented JSON with sorted keys, atomically."""
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def without_nan(content: Any) -> Any:
-    """Returns nested content with None for NaN, which JSON doesn't know; keys become texts."""
+    """Returns nested content with None for NaN, which JSON lacks; keys become strings."""
     if isinstance(content, Mapping):
         return {str(name): without_nan(value) for name, value in content.items()}
     if isinstance(content, list | tuple):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from preprocessing.files import replacing, without_nan, write_json
+from preprocessing.files import atomic_write, without_nan, write_json
 
 # Columns of the printed table: heading, column of `scores.csv`, format.
 TABLE = (
@@ -62,7 +62,7 @@ def write_scores(
     write_json(folder / "scores.json", without_nan(record))
     columns = list(next(iter(rows.values()), {}))
     with (
-        replacing(folder / "scores.csv") as temporary,
+        atomic_write(folder / "scores.csv") as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file)

@@ -16,7 +16,7 @@ import tensorflow as tf
 from ahnet_tf.config import ModelConfig, load_config, save_config
 from ahnet_tf.networks.factory import build_network, named_weights
 from preprocessing.errors import ModelError
-from preprocessing.files import replacing
+from preprocessing.files import atomic_write
 
 SETTINGS = "model.json"
 WEIGHTS = "weights.safetensors"
@@ -29,7 +29,7 @@ def save_network(folder: str | Path, model: tf.keras.Model, config: ModelConfig)
     """
     arrays = {name: variable.numpy() for name, variable in named_weights(model).items()}
     save_config(Path(folder) / SETTINGS, config)
-    with replacing(Path(folder) / WEIGHTS) as temporary:
+    with atomic_write(Path(folder) / WEIGHTS) as temporary:
         temporary.write_bytes(safetensors.numpy.save(arrays))
 
 

@@ -25,7 +25,7 @@ from ahnet_tf.report.reformat import (
     slices_to_show,
 )
 from preprocessing.errors import InputError
-from preprocessing.files import replacing
+from preprocessing.files import atomic_write
 from preprocessing.page.colours import class_colour
 from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import Volume, axis_codes, to_task_space
@@ -87,7 +87,7 @@ def overlay_png(
     for axes in rows[1]:
         _mark_slices(axes, slices, spacing_mm[2], upward=orientation[2] in UPWARD)
     _describe(figure, title, class_names, arrays[1:], spacing_mm)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from preprocessing.files import replacing
+from preprocessing.files import atomic_write
 from preprocessing.page.colours import CLASS_COLOURS
 
 SIZE_INCHES, DPI = (11.0, 7.0), 110
@@ -46,7 +46,7 @@ def curves_png(path: str | Path, rows: Sequence[Mapping[str, float]], title: str
     waiting.set_ylabel("share of time waiting for data", color=SECOND)
     for axes in panels:
         axes.grid(alpha=0.3)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))
 
 

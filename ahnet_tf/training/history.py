@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from preprocessing.files import replacing
+from preprocessing.files import atomic_write
 
 COLUMNS = (
     "step",
@@ -49,7 +49,7 @@ class History:
         self._columns += [f"{kind}_{name}" for name in dice_names for kind in ("dice", "undefined")]
         self.kept = [row for row in read_history(begun_with or path) if row["step"] <= last_step]
         with (
-            replacing(path) as temporary,
+            atomic_write(path) as temporary,
             open(temporary, "w", newline="", encoding="utf-8") as file,
         ):
             writer = csv.DictWriter(file, self._columns, restval="")

@@ -33,7 +33,7 @@ from ahnet_tf.networks.checkpoint import save_network
 from ahnet_tf.training.validation import CaseDice, mean_over_classes
 from ahnet_tf.training.workers import sum_over_workers, workers_of
 from preprocessing.errors import SettingsError
-from preprocessing.files import remove_unfinished, without_nan, write_json
+from preprocessing.files import remove_stale_temporaries, without_nan, write_json
 from preprocessing.tasks import Task
 
 CHECKPOINTS, HISTORY = "checkpoints", "history.csv"
@@ -110,7 +110,7 @@ def own_folder(output: Path, chief: bool) -> Iterator[Path]:
     """
     if chief:
         for folder in (output, output / "last"):
-            remove_unfinished(folder)
+            remove_stale_temporaries(folder)
         yield output
         return
     with tempfile.TemporaryDirectory(prefix="ahnet-worker-") as folder:

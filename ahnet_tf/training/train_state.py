@@ -19,7 +19,7 @@ from ahnet_tf.training.distribution import precision
 from ahnet_tf.training.ema import WeightAverage
 from ahnet_tf.training.optimizer import Optimizer, make_optimizer
 from ahnet_tf.training.run_folder import CHECKPOINTS, State
-from preprocessing.files import replacing
+from preprocessing.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def make_learner(
     begun = bool(finished_checkpoints(output / CHECKPOINTS))
     if initial is not None and not begun:
         report = start_from(initial, model)
-        with replacing(own / "transfer.txt") as temporary:
+        with atomic_write(own / "transfer.txt") as temporary:
             temporary.write_text(f"{report}\n", encoding="utf-8")
     optimizer = make_optimizer(strategy, model, config)
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "state": State()}

@@ -14,7 +14,7 @@ from tfx.orchestration.kubeflow.v2.kubeflow_v2_dag_runner import (
 from tfx.orchestration.pipeline import Pipeline
 
 from pipeline.kubeflow.cluster import KubeflowSettings, PodSettings, quantity
-from preprocessing.files import replacing, write_json
+from preprocessing.files import atomic_write, write_json
 
 ResourceSpec = pipeline_spec_pb2.PipelineDeploymentConfig.PipelineContainerSpec.ResourceSpec
 
@@ -75,7 +75,7 @@ def write_yaml(job: dict[str, Any], settings: KubeflowSettings, path: Path) -> N
     platform = platform_spec(job, settings)
     if platform:
         documents.append(platform)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(yaml.safe_dump_all(documents, sort_keys=True), encoding="utf-8")
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from preprocessing.errors import InputError
-from preprocessing.files import replacing
+from preprocessing.files import atomic_write
 from preprocessing.volumes.lesions import LesionBox
 
 VOLUME_COLUMNS = ("PatientID", "StudyUID", "View")
@@ -173,7 +173,7 @@ def write_table(
     lines = [line for _, line in table_lines(path, columns)] if path.exists() else []
     kept = [line for line in lines if line[column] != value]
     with (
-        replacing(path) as temporary,
+        atomic_write(path) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from preprocessing.datasets.bcs_dbt import VOLUME_COLUMNS, Key, table_lines
 from preprocessing.errors import InputError
-from preprocessing.files import replacing
+from preprocessing.files import atomic_write
 
 DETECTION_COLUMNS = (*VOLUME_COLUMNS, "Score", "Z", "X", "Y", "Depth", "Width", "Height")
 
@@ -77,7 +77,7 @@ def write_detections(path: Path, rows: Iterable[tuple[Key, Detection]]) -> None:
       rows: each lesion with the PatientID, StudyUID and View of its volume.
     """
     with (
-        replacing(path) as temporary,
+        atomic_write(path) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")

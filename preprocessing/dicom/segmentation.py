@@ -26,7 +26,7 @@ from preprocessing.dicom.multiframe import frame_places
 from preprocessing.dicom.planes import plane_of
 from preprocessing.dicom.series import find_series
 from preprocessing.errors import InputError
-from preprocessing.files import replacing
+from preprocessing.files import atomic_write
 
 # Attributes of patient and study that a SEG must have, empty if need be; archives strip some of them.
 _REQUIRED = (
@@ -205,7 +205,7 @@ def write_segmentation(
             )
             # Texts were decoded from whatever the source has.
             segmentation.SpecificCharacterSet = "ISO_IR 192"
-            with replacing(path) as temporary:
+            with atomic_write(path) as temporary:
                 segmentation.save_as(temporary, enforce_file_format=True)
     except OSError:
         raise

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from preprocessing.files import replacing, without_nan
+from preprocessing.files import atomic_write, without_nan
 from preprocessing.page.volumes import PageVolume
 
 STATIC = Path(__file__).parent / "static"
@@ -58,7 +58,7 @@ def write_page(
     for name, value in (("policy", policy), ("style", style), ("title", html.escape(title))):
         head = head.replace("{{" + name + "}}", value)
     cases = [dict(case) for case in content["cases"]]
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(head)
         for index, volume, note in volumes:
             cases[index]["note"] = note

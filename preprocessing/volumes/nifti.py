@@ -13,7 +13,7 @@ import numpy as np
 from isal import igzip
 
 from preprocessing.errors import InputError
-from preprocessing.files import replacing
+from preprocessing.files import atomic_write
 from preprocessing.volumes.geometry import Volume, axis_codes, checked_affine, spacing_mm
 from preprocessing.volumes.nifti_bytes import MAX_IMAGE_RATIO, check_shape, read_header, read_stored
 from preprocessing.volumes.resampling import SLAB_VOXELS
@@ -201,7 +201,7 @@ def _write(path: Path, voxels: np.ndarray, header: nib.Nifti1Header) -> None:
     content = io.BytesIO()
     header.write_to(content)
     content.write(bytes(header.single_vox_offset - content.tell()))
-    with replacing(path) as temporary, open(temporary, "wb") as raw:
+    with atomic_write(path) as temporary, open(temporary, "wb") as raw:
         if path.name.lower().endswith(".gz"):
             # No time and no name in the gzip header: the same voxels give the same bytes.
             stream = igzip.IGzipFile("", "wb", fileobj=raw, mtime=0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import ModelError, SettingsError
-from preprocessing.files import replacing, write_json
+from preprocessing.files import atomic_write, write_json
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -58,7 +58,7 @@ def export_model(
     settings = dataclasses.replace(settings, precision=precision)
     network = _in_precision(model, settings)
     module, signatures = build_signatures(network, settings)
-    with replacing(output) as folder:
+    with atomic_write(output) as folder:
         tf.saved_model.save(module, str(folder), signatures=signatures)
         write_json(folder / SETTINGS_FILE, settings.to_dict())
         write_warm_up(

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from ahnet_tf.inference.predictor import IMAGE_INPUT, PROBABILITIES_OUTPUT, ExportSettings
 from ahnet_tf.networks.inputs import class_probabilities
-from preprocessing.files import replacing
+from preprocessing.files import atomic_write
 
 # The newest that the converter writes and that runtimes have known for years.
 OPSET = 17
@@ -54,7 +54,7 @@ def export_onnx(network: tf.keras.Model, settings: ExportSettings, output: str |
         )
     model = optimizer.optimize_graph(converted, False, _optimizers(optimizer)).make_model("ahnet")
     onnx.helper.set_model_props(model, {SETTINGS_KEY: json.dumps(settings.to_dict())})
-    with replacing(output) as temporary:
+    with atomic_write(output) as temporary:
         onnx.save(model, str(temporary))
     return Path(output)
 

@@ -7,7 +7,7 @@ import pytest
 
 from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import AHNetError, InputError
-from preprocessing.files import replacing, write_json
+from preprocessing.files import atomic_write, write_json
 from preprocessing.tasks import PRESETS, Task, load_task, task_from_dict
 
 
@@ -65,14 +65,14 @@ class TestCommands:
 class TestFiles:
     def test_a_file_appears_whole_or_not_at_all(self, tmp_path):
         path = tmp_path / "new" / "a.nii.gz"
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             assert temporary.name.endswith(".nii.gz")
             temporary.write_text("1")
             assert not path.exists()
         assert path.read_text() == "1"
 
         def fail():
-            with replacing(path) as temporary:
+            with atomic_write(path) as temporary:
                 temporary.write_text("2")
                 raise ValueError("half way")
 
@@ -84,7 +84,7 @@ class TestFiles:
     def test_a_folder_replaces_a_folder(self, tmp_path):
         target = tmp_path / "model"
         for content in "12":
-            with replacing(target) as temporary:
+            with atomic_write(target) as temporary:
                 temporary.mkdir()
                 (temporary / content).write_text(content)
         assert [each.name for each in target.iterdir()] == ["2"]
