@@ -19,7 +19,7 @@ from pipeline.stages import Stages
 from preprocessing.cli import make_parser, run_command
 from preprocessing.datasets.case import Case
 from preprocessing.datasets.discovery import find_cases
-from preprocessing.datasets.reading import read_image_of, read_label_of
+from preprocessing.datasets.reading import read_case_image, read_case_label
 from preprocessing.errors import InputError
 from preprocessing.files import write_json
 from preprocessing.records.splits import EVAL_FRACTION, split_by_hash
@@ -166,8 +166,8 @@ def is_sound(case: Case, task: Task) -> bool:
     if case.problem:
         return False
     try:
-        label = read_label_of(case, task)
-        check_pair(read_image_of(case), label, case.case_id)
+        label = read_case_label(case, task)
+        check_pair(read_case_image(case), label, case.case_id)
     except InputError:
         return False
     return True

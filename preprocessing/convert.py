@@ -141,10 +141,10 @@ def _convert_all(cases, splits, eval_fraction, settings, partial, runner, progre
 def _with_split(case: Case, splits: dict[str, str], splits_file: str) -> Case:
     if case.problem or case.case_id in splits:
         return case
-    from preprocessing.datasets.case import shown
+    from preprocessing.datasets.case import redact_case_path
 
     problem = (
-        f"{shown(case, case.image_path)}: expected {case.case_id!r} in a split of {splits_file}, "
+        f"{redact_case_path(case, case.image_path)}: expected {case.case_id!r} in a split of {splits_file}, "
         "found none"
     )
     return dataclasses.replace(case, problem=problem)

@@ -81,10 +81,10 @@ def verify_case(case: Case, task: Task, allow: Collection[str]) -> dict[str, Any
     `findings` is always there; shape and spacing (both in the order of the file), orientation, slice
     axis, intensities, and the voxels a label on the task's grid are there as far as they can be read.
     """
-    from preprocessing.datasets.case import public, shown
-    from preprocessing.datasets.reading import read_image_of
+    from preprocessing.datasets.case import redact_case_path, redact_message
+    from preprocessing.datasets.reading import read_case_image
     from preprocessing.records.targets import read_target
-    from preprocessing.volumes.geometry import to_task_space
+    from preprocessing.volumes.geometry import to_target_grid
     from preprocessing.volumes.quality_checks import ERROR, Finding, check_image, check_labels
 
     entry: dict[str, Any] = {"case_id": case.case_id, "source": case.source}
@@ -92,8 +92,8 @@ def verify_case(case: Case, task: Task, allow: Collection[str]) -> dict[str, Any
     stage = "image"
     try:
         if case.image_path is not None:
-            entry["image"] = Path(shown(case, case.image_path)).name
-            image = read_image_of(case, allow=allow)
+            entry["image"] = Path(redact_case_path(case, case.image_path)).name
+            image = read_case_image(case, allow=allow)
             checked = check_image(image, task)
             entry |= _geometry(image, task) | {
                 "intensity": {"min": checked.low, "max": checked.high} | _quantiles(image),
@@ -102,7 +102,7 @@ def verify_case(case: Case, task: Task, allow: Collection[str]) -> dict[str, Any
             findings += checked.findings
             if not case.problem:
                 stage = "annotation"
-                image_zyx, space = to_task_space(image, task)
+                image_zyx, space = to_target_grid(image, task)
                 target = read_target(case, image, space, task, allow=allow)
                 counts, further = check_labels(image_zyx, target.label_zyx, task)
                 voxels = map(int, counts.sum(axis=0))
@@ -111,14 +111,14 @@ def verify_case(case: Case, task: Task, allow: Collection[str]) -> dict[str, Any
                 findings += further
     except (AHNetError, OSError, MemoryError) as error:
         reason = str(error) or "expected a volume that fits into memory, found a larger one"
-        findings.append(Finding(ERROR, stage, public(case, reason)))
+        findings.append(Finding(ERROR, stage, redact_message(case, reason)))
     return entry | {"findings": [dataclasses.asdict(finding) for finding in findings]}
 
 
 def _geometry(image: Volume, task: Task) -> dict[str, Any]:
-    from preprocessing.volumes.geometry import axis_codes, task_space
+    from preprocessing.volumes.geometry import axis_codes, target_grid
 
-    space = task_space(image.voxels.shape, image.affine, task)
+    space = target_grid(image.voxels.shape, image.affine, task)
     codes = axis_codes(image.affine)
     return {
         "shape": list(space.input_shape),
@@ -150,10 +150,10 @@ def _mapped(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
 
 def _mark_twins(entries: Sequence[dict[str, Any]]) -> None:
     """Adds an error to each case whose voxels an earlier one has."""
-    from preprocessing.datasets.duplicates import duplicate_reason, duplicates_of
+    from preprocessing.volumes.quality_checks import duplicate_reason, find_duplicates
 
     sound = [entry for entry in entries if not _errors_of(entry)]
-    twins = duplicates_of((entry["case_id"], entry["fingerprint"]) for entry in sound)
+    twins = find_duplicates((entry["case_id"], entry["fingerprint"]) for entry in sound)
     for entry in sound:
         if entry["case_id"] in twins:
             text = duplicate_reason(entry["image"], twins[entry["case_id"]])

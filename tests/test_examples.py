@@ -10,7 +10,7 @@ import pytest
 
 from ahnet_tf.presets import run_config
 from preprocessing.datasets.discovery import find_cases
-from preprocessing.datasets.reading import read_label_of
+from preprocessing.datasets.reading import read_case_label
 from preprocessing.tasks import load_task
 from preprocessing.volumes.geometry import Volume
 from preprocessing.volumes.nifti import write_image
@@ -39,7 +39,7 @@ def test_tumours_are_learned_as_liver(task, tmp_path):
     for name, voxels in (("ct", np.arange(6, dtype=np.int16).reshape(1, 2, 3)), ("liver", labels)):
         write_image(tmp_path / "scan" / f"{name}.nii.gz", Volume(voxels, np.eye(4)))
     (case,) = find_cases([tmp_path / "scan"], need_labels=True)
-    assert np.array_equal(read_label_of(case, task).voxels, labels > 0)
+    assert np.array_equal(read_case_label(case, task).voxels, labels > 0)
 
 
 def test_files_that_the_page_names_exist():

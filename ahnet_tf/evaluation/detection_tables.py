@@ -18,7 +18,7 @@ from ahnet_tf.evaluation.froc import (
     match_volume,
     score_names,
 )
-from preprocessing.datasets.bcs_dbt import Key, Tables, dbt_case_id, read_tables
+from preprocessing.datasets.bcs_dbt import Tables, VolumeKey, dbt_case_id, read_tables
 from preprocessing.datasets.detection_table import Detection, read_detections
 from preprocessing.errors import InputError, SettingsError
 from preprocessing.volumes.lesions import LesionBox
@@ -36,9 +36,9 @@ class MatchedTables:
       problems: a line for every row that can't be scored; names no patient.
     """
 
-    volumes: dict[Key, ScoredVolume]
-    detections: dict[Key, list[Detection]]
-    boxes: dict[Key, list[LesionBox]]
+    volumes: dict[VolumeKey, ScoredVolume]
+    detections: dict[VolumeKey, list[Detection]]
+    boxes: dict[VolumeKey, list[LesionBox]]
     tables: Tables
     problems: list[str]
 
@@ -87,7 +87,7 @@ def match_tables(inputs: Sequence[Path], references: Sequence[Path]) -> MatchedT
     return MatchedTables(volumes, own, boxes, tables, problems)
 
 
-def volume_rows(volumes: dict[Key, ScoredVolume]) -> dict[str, dict[str, int]]:
+def volume_rows(volumes: dict[VolumeKey, ScoredVolume]) -> dict[str, dict[str, int]]:
     """Returns a row of counts for each volume, by case id: the lines of `scores.csv`."""
     rows = {}
     for key, volume in volumes.items():
@@ -104,7 +104,7 @@ def volume_rows(volumes: dict[Key, ScoredVolume]) -> dict[str, dict[str, int]]:
 
 
 def summarise_detections(
-    volumes: dict[Key, ScoredVolume], seed: int
+    volumes: dict[VolumeKey, ScoredVolume], seed: int
 ) -> dict[str, dict[str, float]]:
     """Returns the FROC scores as {"value", "low", "high"}, with intervals by bootstrap over patients.
 
@@ -126,7 +126,7 @@ def summarise_detections(
     }
 
 
-def froc_curves(volumes: dict[Key, ScoredVolume]) -> dict[str, dict[str, list[float]]]:
+def froc_curves(volumes: dict[VolumeKey, ScoredVolume]) -> dict[str, dict[str, list[float]]]:
     """Returns the points of the curves of the volumes with boxes and of all volumes."""
     groups = {
         "volumes_with_boxes": [volume for volume in volumes.values() if volume.boxes],

@@ -15,13 +15,13 @@ from tqdm import tqdm
 from ahnet_tf.inference.prediction_record import image_state, prediction_name
 from ahnet_tf.inference.predictor import Predictor
 from ahnet_tf.inference.segment import PredictionSettings, Segmentation, segment_volume
-from preprocessing.datasets.case import Case, public, shown
+from preprocessing.datasets.case import Case, redact_case_path, redact_message
 from preprocessing.datasets.detection_table import Detection, write_detections
 from preprocessing.datasets.reading import (
     is_dicom_image,
-    read_image_of,
-    read_label_of,
-    read_source_of,
+    read_case_image,
+    read_case_label,
+    read_case_source,
 )
 from preprocessing.dicom.segmentation import Software, write_segmentation
 from preprocessing.errors import AHNetError, InputError
@@ -69,8 +69,8 @@ def predict_case(
     try:
         entry["image_state"] = image_state(case.image_path)
         # Read first: what can't be referred to need not be predicted.
-        source = read_source_of(case, allow=allow) if dicom_seg else None
-        volume = read_image_of(case, allow=allow)
+        source = read_case_source(case, allow=allow) if dicom_seg else None
+        volume = read_case_image(case, allow=allow)
         segmentation = _segmented(case, volume, predictor, settings)
         task = predictor.settings.task
         names = _write(case, volume, segmentation, task, output)
@@ -84,8 +84,10 @@ def predict_case(
     except (InputError, OSError) as error:
         if debug or (isinstance(error, OSError) and error.errno in DISK_FULL):
             raise
-        where = "" if isinstance(error, AHNetError) else f"{shown(case, case.image_path)}: "
-        problem = public(case, f"{where}{error}")
+        where = (
+            "" if isinstance(error, AHNetError) else f"{redact_case_path(case, case.image_path)}: "
+        )
+        problem = redact_message(case, f"{where}{error}")
         print(f"error: {problem}", file=sys.stderr)
         return entry | {"status": "failed", "problem": problem}
     seconds = round(time.perf_counter() - start, 2)
@@ -172,8 +174,8 @@ def _draw(
 
     reference = None
     if case.label_path is not None:
-        reference = read_label_of(case, task, allow=allow)
-        check_pair(volume, reference, shown(case, case.label_path))
+        reference = read_case_label(case, task, allow=allow)
+        check_pair(volume, reference, redact_case_path(case, case.label_path))
     name = f"overlays/{case.case_id}.png"
     voxels = None if reference is None else reference.voxels
     overlay_case(output / name, volume, labels, voxels, task, title=case.case_id)

@@ -15,10 +15,10 @@ from ahnet_tf.inference.predictor import Predictor
 from ahnet_tf.inference.segment import PredictionSettings, is_resampled, kept_maps
 from ahnet_tf.inference.sliding_window import plan_windows
 from preprocessing.datasets.case import Case
-from preprocessing.datasets.reading import read_image_of
+from preprocessing.datasets.reading import read_case_image
 from preprocessing.errors import InputError
 from preprocessing.tasks import Task
-from preprocessing.volumes.geometry import TaskSpace, Volume, task_space
+from preprocessing.volumes.geometry import TargetGrid, Volume, target_grid
 from preprocessing.volumes.resampling import SLAB_VOXELS
 
 _FLOAT = 4
@@ -48,13 +48,13 @@ def print_expectations(
     for case in tqdm(cases, "looking at volumes", unit="case", leave=False):
         start = time.perf_counter()
         try:
-            volume = read_image_of(case, allow=allow)
+            volume = read_case_image(case, allow=allow)
         except InputError as error:
             failed += 1
             print(f"error: {error}", file=sys.stderr)
             continue
         task = predictor.settings.task
-        space = task_space(volume.voxels.shape, volume.affine, task)
+        space = target_grid(volume.voxels.shape, volume.affine, task)
         window = predictor.settings.window_shape_zyx
         windows = plan_windows(space.shape_zyx, window, settings.overlap).count
         seconds = time.perf_counter() - start
@@ -84,7 +84,7 @@ def batch_seconds(predictor: Predictor, batch_size: int) -> tuple[float, float]:
 
 def expected_bytes(
     volume: Volume,
-    space: TaskSpace,
+    space: TargetGrid,
     task: Task,
     window_zyx: tuple[int, int, int],
     settings: PredictionSettings,
@@ -136,7 +136,7 @@ def _blending_bytes(
     return slab + settings.batch_size * a_window
 
 
-def _finishing_bytes(space: TaskSpace, task: Task, settings: PredictionSettings) -> int:
+def _finishing_bytes(space: TargetGrid, task: Task, settings: PredictionSettings) -> int:
     """Returns what comes on the input's grid, beside the results on the task's."""
     copied = is_resampled(space) or any(space.flipped) or space.axes != (0, 1, 2)
     labels, a_map = 1, _FLOAT if copied else 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocessing.datasets.case import Case
-from preprocessing.dicom.deidentify import shown_path
+from preprocessing.dicom.deidentify import redact_path
 from preprocessing.errors import InputError, SettingsError
 
 RECORD_FILE = "prediction.json"
@@ -33,7 +33,7 @@ def shown_input(path: str, cases: Sequence[Case]) -> str:
     """Returns a path that was typed, without what names the patient of a case below it."""
     inside = [case for case in cases if case.image_path.is_relative_to(path)]
     identifying = {each for case in inside for each in case.identifiers}
-    return shown_path(path, identifying) if identifying else path
+    return redact_path(path, identifying) if identifying else path
 
 
 def content_digest(location: str) -> str | None:

@@ -19,11 +19,11 @@ from ahnet_tf.inference.sliding_window import most_probable, plan_windows, predi
 from preprocessing.datasets.detection_table import Detection
 from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import (
-    TaskSpace,
+    TargetGrid,
     Volume,
-    from_task_space,
+    from_target_grid,
     spacing_mm,
-    to_task_space,
+    to_target_grid,
 )
 
 
@@ -99,7 +99,7 @@ def segment_volume(
     classes = len(task.class_names)
     if settings.lesions_in_organ:
         check_has_organ(classes)
-    array, space = to_task_space(volume, task)
+    array, space = to_target_grid(volume, task)
     windows = plan_windows(array.shape, window, settings.overlap).count
     labels = np.empty(array.shape, np.uint8)
     maps = {value: np.empty(array.shape, np.float32) for value in kept_maps(task, space, settings)}
@@ -123,24 +123,24 @@ def segment_volume(
     if is_resampled(space):
         voxels = _most_probable_on_input_grid(list(maps.values()), space)
     else:
-        voxels = from_task_space(labels, space)
+        voxels = from_target_grid(labels, space)
     voxels = _postprocessed(voxels, settings, classes, spacing_mm(volume.affine))
     lesions: Sequence[Detection] = ()
     if task.target == "heat_map":
-        heat_map = from_task_space(maps[1], space, label=False)
+        heat_map = from_target_grid(maps[1], space, label=False)
         lesions = detect_lesions(heat_map, spacing_mm(volume.affine), settings.detection)
     if not settings.probabilities:
         return Segmentation(voxels, lesions=tuple(lesions))
-    on_input_grid = (from_task_space(one, space, label=False) for one in maps.values())
+    on_input_grid = (from_target_grid(one, space, label=False) for one in maps.values())
     return Segmentation(voxels, tuple(on_input_grid), tuple(lesions))
 
 
-def is_resampled(space: TaskSpace) -> bool:
+def is_resampled(space: TargetGrid) -> bool:
     """Returns whether a task's grid is another than the input's, turned."""
     return tuple(space.input_shape[axis] for axis in reversed(space.axes)) != space.shape_zyx
 
 
-def kept_maps(task: Task, space: TaskSpace, settings: PredictionSettings) -> range:
+def kept_maps(task: Task, space: TargetGrid, settings: PredictionSettings) -> range:
     """Returns the classes whose probabilities are kept for the whole volume; labels alone need none."""
     if is_resampled(space) or settings.probabilities:
         return range(len(task.class_names))
@@ -163,12 +163,12 @@ def _postprocessed(
     return labels
 
 
-def _most_probable_on_input_grid(maps: Sequence[np.ndarray], space: TaskSpace) -> np.ndarray:
+def _most_probable_on_input_grid(maps: Sequence[np.ndarray], space: TargetGrid) -> np.ndarray:
     """Resamples one class at a time, so that two maps in the input's resolution are enough."""
-    best = from_task_space(maps[0], space, label=False)
+    best = from_target_grid(maps[0], space, label=False)
     labels = np.zeros(best.shape, np.uint8)
     for value, one in enumerate(maps[1:], start=1):
-        probability = from_task_space(one, space, label=False)
+        probability = from_target_grid(one, space, label=False)
         better = probability > best
         labels[better] = value
         np.maximum(best, probability, out=best)

@@ -21,10 +21,10 @@ from ahnet_tf.report.label_page import (
 )
 from preprocessing.datasets.bcs_dbt import dbt_case_id
 from preprocessing.datasets.case import Case
-from preprocessing.datasets.case_files import folders_below, nifti_files
+from preprocessing.datasets.case_files import nifti_files, walk_folders
 from preprocessing.datasets.detection_table import Detection
 from preprocessing.datasets.discovery import cases_of_tables
-from preprocessing.datasets.reading import read_image_of
+from preprocessing.datasets.reading import read_case_image
 from preprocessing.errors import InputError, SettingsError
 from preprocessing.page.boxes import reference_boxes
 from preprocessing.page.contents import column, page_content, table
@@ -101,7 +101,7 @@ def write_detection_page(
     def coded() -> Iterator[tuple[int, PageVolume | None, str]]:
         for index in tqdm(chosen, desc="report", unit="volume", leave=False):
             key, case = keys[index], found[cases[index]["id"]]
-            image, note = image_or_problem(lambda case=case: read_image_of(case), problems)
+            image, note = image_or_problem(lambda case=case: read_case_image(case), problems)
             if image is None:
                 yield index, None, note
                 continue
@@ -139,7 +139,7 @@ def _images(matched: MatchedTables, folder: Path | None) -> dict[str, Case]:
         if not folder.is_dir():
             raise SettingsError("--images", "the folder of the volumes", folder)
         tables = dataclasses.replace(tables, folder=folder)
-    files = nifti_files(list(folders_below(tables.folder)))
+    files = nifti_files(list(walk_folders(tables.folder)))
     cases = cases_of_tables(tables, files, need_labels=True)
     found = {case.case_id: case for case in cases if case.image_path is not None}
     if folder is not None and not found:

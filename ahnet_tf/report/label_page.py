@@ -13,7 +13,7 @@ from ahnet_tf.evaluation.lits import CaseScores
 from ahnet_tf.evaluation.pairing import Pair
 from ahnet_tf.evaluation.score_files import TABLE
 from ahnet_tf.report.charts import label_charts
-from preprocessing.datasets.reading import read_image_of
+from preprocessing.datasets.reading import read_case_image
 from preprocessing.errors import InputError
 from preprocessing.page.contents import column, page_content, table, without_folders
 from preprocessing.page.volumes import PageVolume, page_volume
@@ -142,7 +142,7 @@ def _volume(pair: Pair, task: Task, budget: int, problems: list[str]) -> tuple[P
     if pair.image is not None and pair.image.image_path is not None:
 
         def read():
-            volume = read_image_of(pair.image)
+            volume = read_case_image(pair.image)
             check_pair(reference, volume, pair.image.image_path)
             return volume
 

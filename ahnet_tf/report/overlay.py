@@ -28,7 +28,7 @@ from preprocessing.errors import InputError
 from preprocessing.files import atomic_write
 from preprocessing.page.colours import class_colour
 from preprocessing.tasks import Task
-from preprocessing.volumes.geometry import Volume, axis_codes, to_task_space
+from preprocessing.volumes.geometry import Volume, axis_codes, to_target_grid
 
 BACKGROUND, TEXT = "#000000", "#F2F2F2"
 SLICES = 4
@@ -110,9 +110,11 @@ def overlay_case(
       title: headline of the picture.
     """
     keep = dataclasses.replace(task, resampling="keep", spacing_mm=None)
-    image_zyx, space = to_task_space(image, keep)
+    image_zyx, space = to_target_grid(image, keep)
     labels = [
-        None if voxels is None else to_task_space(Volume(voxels, image.affine), keep, label=True)[0]
+        None
+        if voxels is None
+        else to_target_grid(Volume(voxels, image.affine), keep, label=True)[0]
         for voxels in (prediction, reference)
     ]
     overlay_png(

@@ -14,7 +14,7 @@ from ahnet_tf.evaluation.froc import ScoredVolume, count, froc_scores, match_vol
 from ahnet_tf.inference.lesion_nms import DetectionSettings, detect_lesions
 from preprocessing.datasets.detection_table import Detection
 from preprocessing.records.schema import CASE_ID, HEAT_MAP
-from preprocessing.volumes.lesions import LESION, LesionBox
+from preprocessing.volumes.lesions import LESION_THRESHOLD, LesionBox
 
 # The model's output that this looks at, see `serving.export.signatures`.
 LESION_PROBABILITY = "lesion_probability"
@@ -126,7 +126,7 @@ def cut_maps(patch: tfma.metrics.StandardMetricInputs, probability: np.ndarray) 
     volume, origin, valid = triple("volume"), triple("origin"), triple("valid")
     inside = tuple(slice(size) for size in valid)
     stored = np.frombuffer(np.asarray(patch.features[HEAT_MAP]).item(), np.uint8)
-    reference = stored.reshape(triple("shape"))[inside] >= LESION
+    reference = stored.reshape(triple("shape"))[inside] >= LESION_THRESHOLD
     probability = probability[inside]
     kept = probability >= LEAST_KEPT
     if np.count_nonzero(kept) > MOST_KEPT:

@@ -38,7 +38,7 @@ LESION_CLASSES = ("benign", "cancer")
 _NEEDED_OF_BOXES = tuple(name for name in BOX_COLUMNS if name not in ("Subject", "AD"))
 
 # PatientID, StudyUID and View of one volume.
-Key = tuple[str, str, str]
+VolumeKey = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Tables:
     """
 
     folder: Path
-    rows: dict[Key, _Row]
+    rows: dict[VolumeKey, _Row]
     has_labels: bool
     has_paths: bool
 
@@ -117,15 +117,15 @@ def read_tables(folder: Path, paths: Sequence[Path] | None = None) -> Tables | N
             files[kind[1]].append(path)
     if not files["boxes"]:
         return None
-    rows: dict[Key, _Row] = {}
+    rows: dict[VolumeKey, _Row] = {}
     for path in files["labels"]:
-        for where, line in table_lines(path, LABEL_COLUMNS):
+        for where, line in read_rows(path, LABEL_COLUMNS):
             _add_outcomes(_row(rows, line, where), line, where)
     for path in files["boxes"]:
-        for where, line in table_lines(path, _NEEDED_OF_BOXES):
+        for where, line in read_rows(path, _NEEDED_OF_BOXES):
             _add_box(_row(rows, line, where), line, where)
     for path in files["paths"]:
-        for where, line in table_lines(path, (*VOLUME_COLUMNS, PATH_COLUMNS[0])):
+        for where, line in read_rows(path, (*VOLUME_COLUMNS, PATH_COLUMNS[0])):
             found = (line.get(column) for column in PATH_COLUMNS)
             _row(rows, line, where).paths += [path for path in found if path]
     return Tables(folder, rows, bool(files["labels"]), bool(files["paths"]))
@@ -139,7 +139,7 @@ def find_volumes(tables: Tables, images: Sequence[Path]) -> list[DBTVolume]:
       images: the NIfTI images below its folder.
     """
     places = _by_path(tables) if tables.has_paths else _by_name(tables, images)
-    owners: dict[Path, list[Key]] = defaultdict(list)
+    owners: dict[Path, list[VolumeKey]] = defaultdict(list)
     for key, paths in places.items():
         for path in paths:
             owners[path].append(key)
@@ -166,11 +166,11 @@ def find_volumes(tables: Tables, images: Sequence[Path]) -> list[DBTVolume]:
     return volumes
 
 
-def write_table(
+def replace_rows(
     path: Path, columns: Sequence[str], column: str, value: str, rows: Sequence[dict[str, object]]
 ) -> None:
     """Writes rows to a table in the place of those that have `value` in `column`; the others stay."""
-    lines = [line for _, line in table_lines(path, columns)] if path.exists() else []
+    lines = [line for _, line in read_rows(path, columns)] if path.exists() else []
     kept = [line for line in lines if line[column] != value]
     with (
         atomic_write(path) as temporary,
@@ -181,7 +181,7 @@ def write_table(
         writer.writerows([*kept, *rows])
 
 
-def table_lines(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Yields each row of a table with its place, "boxes.csv, row 2"; row 1 is the header.
 
     Raises:
@@ -206,7 +206,7 @@ def table_lines(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[
         raise InputError(path, "a CSV table in UTF-8", error) from None
 
 
-def _row(rows: dict[Key, _Row], line: dict[str, str], where: str) -> _Row:
+def _row(rows: dict[VolumeKey, _Row], line: dict[str, str], where: str) -> _Row:
     empty = [column for column in VOLUME_COLUMNS if not line[column]]
     if empty:
         raise InputError(where, f"a {' and a '.join(VOLUME_COLUMNS)}", f"no {', '.join(empty)}")
@@ -274,7 +274,7 @@ def _annotation_problem(row: _Row, tables: Tables) -> str:
     return ""
 
 
-def _by_path(tables: Tables) -> dict[Key, list[Path]]:
+def _by_path(tables: Tables) -> dict[VolumeKey, list[Path]]:
     """Returns each volume's file by the paths table."""
     places = {}
     for key, row in tables.rows.items():
@@ -288,10 +288,10 @@ def _by_path(tables: Tables) -> dict[Key, list[Path]]:
     return places
 
 
-def _by_name(tables: Tables, images: Sequence[Path]) -> dict[Key, list[Path]]:
+def _by_name(tables: Tables, images: Sequence[Path]) -> dict[VolumeKey, list[Path]]:
     """Returns each volume's files by the names in their paths."""
-    places: dict[Key, list[Path]] = defaultdict(list)
-    by_patient: dict[str, list[Key]] = defaultdict(list)
+    places: dict[VolumeKey, list[Path]] = defaultdict(list)
+    by_patient: dict[str, list[VolumeKey]] = defaultdict(list)
     for key in tables.rows:
         by_patient[_plain(key[0])].append(key)
     by_id = {dbt_case_id(*key): key for key in tables.rows}

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocessing.dicom.deidentify import shown_path
+from preprocessing.dicom.deidentify import redact_path
 from preprocessing.volumes.lesions import LesionBox
 
 # With what is put before and behind it, a name of this length fits every file system.
@@ -44,16 +44,16 @@ class Case:
     pseudonym: str = ""
 
 
-def shown(case: Case, path: Path) -> str:
+def redact_case_path(case: Case, path: Path) -> str:
     """Returns a path of a case as it may be printed, without the case's identifiers."""
-    return shown_path(path, case.identifiers) if case.identifiers else str(path)
+    return redact_path(path, case.identifiers) if case.identifiers else str(path)
 
 
-def public(case: Case, text: str) -> str:
+def redact_message(case: Case, text: str) -> str:
     """Returns a message about a case in one line, its paths as they may be printed."""
     for path in (case.image_path, case.label_path):
         if path is not None:
-            text = text.replace(str(path), shown(case, path))
+            text = text.replace(str(path), redact_case_path(case, path))
     return one_line(text)
 
 

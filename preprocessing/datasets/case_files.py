@@ -38,7 +38,7 @@ class DicomImage:
     pseudonym: str
 
 
-def folders_below(root: Path) -> Iterator[tuple[Path, list[str]]]:
+def walk_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
     """Yields each folder with its files' names, sorted; links are followed, loops are not.
 
     Hidden ones are left out: archives from macOS carry a "._volume-0.nii" beside each volume.

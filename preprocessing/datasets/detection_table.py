@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocessing.datasets.bcs_dbt import VOLUME_COLUMNS, Key, table_lines
+from preprocessing.datasets.bcs_dbt import VOLUME_COLUMNS, VolumeKey, read_rows
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_write
 
@@ -39,7 +39,7 @@ class Detection:
     depth: float
 
 
-def read_detections(path: Path) -> tuple[dict[Key, list[Detection]], dict[Key, str]]:
+def read_detections(path: Path) -> tuple[dict[VolumeKey, list[Detection]], dict[VolumeKey, str]]:
     """Reads a table of detected lesions.
 
     Returns:
@@ -50,9 +50,9 @@ def read_detections(path: Path) -> tuple[dict[Key, list[Detection]], dict[Key, s
       InputError: no CSV, a column missing, or a value that is no finite number or no size; names
         file and row, and nothing of whose volume it is.
     """
-    detections: dict[Key, list[Detection]] = defaultdict(list)
-    places: dict[Key, str] = {}
-    for where, line in table_lines(path, DETECTION_COLUMNS):
+    detections: dict[VolumeKey, list[Detection]] = defaultdict(list)
+    places: dict[VolumeKey, str] = {}
+    for where, line in read_rows(path, DETECTION_COLUMNS):
         empty = [column for column in VOLUME_COLUMNS if not line[column]]
         if empty:
             raise InputError(where, f"a {' and a '.join(VOLUME_COLUMNS)}", f"no {', '.join(empty)}")
@@ -69,7 +69,7 @@ def read_detections(path: Path) -> tuple[dict[Key, list[Detection]], dict[Key, s
     return dict(detections), places
 
 
-def write_detections(path: Path, rows: Iterable[tuple[Key, Detection]]) -> None:
+def write_detections(path: Path, rows: Iterable[tuple[VolumeKey, Detection]]) -> None:
     """Writes a table of detected lesions; the file appears whole or not at all.
 
     Args:

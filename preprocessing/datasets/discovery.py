@@ -17,15 +17,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from preprocessing.datasets.bcs_dbt import Tables, find_volumes, read_tables
-from preprocessing.datasets.case import Case, folder_name, identifier, public, shown
+from preprocessing.datasets.case import (
+    Case,
+    folder_name,
+    identifier,
+    redact_case_path,
+    redact_message,
+)
 from preprocessing.datasets.case_files import (
     IRCADB_IMAGE,
     IRCADB_MASKS,
     DicomImage,
     dicom_file,
     dicom_images,
-    folders_below,
     nifti_files,
+    walk_folders,
 )
 from preprocessing.datasets.decathlon import FILE, DecathlonSet, read_decathlon
 from preprocessing.datasets.pairing import UNLABELLED_FOLDERS, paired, stem_of
@@ -68,7 +74,7 @@ def _cases_below(path: Path, need_labels: bool) -> list[Case]:
         files, dicom, source = [], [dicom_file(path)], folder_name(path.parent)
         sets = []
     elif path.is_dir():
-        folders = list(folders_below(path))
+        folders = list(walk_folders(path))
         tables = read_tables(path)
         if tables is not None:
             return cases_of_tables(tables, nifti_files(folders), need_labels=need_labels)
@@ -195,7 +201,7 @@ def _without_identifiers(
         case = replace(case, case_id=own)
     if is_identifying(case.source, identifiers):
         case = replace(case, source=ANONYMOUS_SOURCE)
-    return replace(case, problem=public(case, case.problem))
+    return replace(case, problem=redact_message(case, case.problem))
 
 
 def _with_unique_ids(cases: list[Case]) -> list[Case]:
@@ -225,9 +231,9 @@ def _with_unique_ids(cases: list[Case]) -> list[Case]:
                 break
         else:
             raise InputError(
-                shown(twins[1], _path(twins[1])),
+                redact_case_path(twins[1], _path(twins[1])),
                 "a name of its own for each case",
-                f"{case_id!r} for {shown(twins[0], _path(twins[0]))} too",
+                f"{case_id!r} for {redact_case_path(twins[0], _path(twins[0]))} too",
                 "Rename one of the files, or their folders.",
             )
         for index, name in zip(indices, unique, strict=True):

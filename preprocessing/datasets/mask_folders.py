@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocessing.datasets.label_names import class_value, is_tumour
-from preprocessing.dicom.deidentify import shown_path
+from preprocessing.dicom.deidentify import redact_path
 from preprocessing.dicom.pixels import stored_frames
 from preprocessing.dicom.series import find_series
 from preprocessing.errors import InputError
@@ -42,7 +42,7 @@ def read_masks(
       InputError: no folder for a class, slices that don't make a volume, or masks on different grids.
     """
     folder = Path(folder)
-    shown = shown_path(folder, identifying)
+    shown = redact_path(folder, identifying)
     if not folder.is_dir():
         raise InputError(shown, "a folder of masks", "no folder")
     found = {

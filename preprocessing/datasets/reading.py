@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocessing.datasets.case import Case, public, shown
+from preprocessing.datasets.case import Case, redact_case_path, redact_message
 from preprocessing.datasets.label_names import task_values
 from preprocessing.datasets.mask_folders import read_masks
 from preprocessing.dicom.header import is_dicom
-from preprocessing.dicom.reading import read_dicom
+from preprocessing.dicom.multiframe import read_dicom
 from preprocessing.dicom.segmentation import Source, read_source
 from preprocessing.errors import InputError
 from preprocessing.tasks import Task
@@ -20,7 +20,7 @@ from preprocessing.volumes.geometry import Volume
 from preprocessing.volumes.nifti import has_nifti_suffix, read_image, read_label
 
 
-def read_image_of(case: Case, *, allow: Collection[str] = ()) -> Volume:
+def read_case_image(case: Case, *, allow: Collection[str] = ()) -> Volume:
     """Reads a case's image.
 
     Args:
@@ -41,7 +41,7 @@ def read_image_of(case: Case, *, allow: Collection[str] = ()) -> Volume:
         return read_image(case.image_path)
 
 
-def read_label_of(
+def read_case_label(
     case: Case,
     task: Task,
     *,
@@ -81,7 +81,7 @@ def _labels(case: Case, names: Sequence[str], shape, allow: Collection[str]) -> 
     return _translated(case, values, shape)
 
 
-def read_source_of(case: Case, *, allow: Collection[str] = ()) -> Source:
+def read_case_source(case: Case, *, allow: Collection[str] = ()) -> Source:
     """Reads what a DICOM SEG takes over from the images of a case whose image is DICOM.
 
     Raises:
@@ -121,7 +121,9 @@ def _named(case: Case) -> Iterator[None]:
         yield
     except InputError as error:
         parts = (error.where, error.expected, error.found, error.remedy)
-        raise type(error)(*(public(case, part) for part in parts)) from None
+        raise type(error)(*(redact_message(case, part) for part in parts)) from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise InputError(shown(case, case.image_path), "files that can be read", reason) from None
+        raise InputError(
+            redact_case_path(case, case.image_path), "files that can be read", reason
+        ) from None

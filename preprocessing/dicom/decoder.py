@@ -19,7 +19,7 @@ import numpy as np
 from pydicom import config
 from pydicom.pixels import iter_pixels
 
-from preprocessing.dicom.damage import DAMAGE
+from preprocessing.dicom.deidentify import DAMAGE
 
 # Address space: libraries, one encoded and one decoded frame, and their copies.
 MEMORY_BYTES = 4 * 2**30

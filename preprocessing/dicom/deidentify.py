@@ -9,14 +9,22 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import struct
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
 
-from preprocessing.dicom.damage import DAMAGE
+# Exceptions that pydicom raises on malformed files. Their messages may quote patient data from the header,
+# so callers report only the exception type.
+DAMAGE = (
+    *(InvalidDicomError, BytesLengthException, ValueError, TypeError, KeyError, IndexError),
+    *(AttributeError, LookupError),
+    *(NotImplementedError, OverflowError, RuntimeError, EOFError, OSError, struct.error),
+)
 
 NAMES = (
     *("PatientName", "OtherPatientNames", "PatientBirthName", "PatientMotherBirthName"),
@@ -71,17 +79,17 @@ def is_identifying(name: str, identifying: Collection[str]) -> bool:
 
 
 @dataclass(frozen=True)
-class ShownPath:
+class RedactedPath:
     """A path that is made fit to be shown when it is shown: that takes a while, and is seldom needed."""
 
     path: Path
     identifying: Collection[str]
 
     def __str__(self) -> str:
-        return shown_path(self.path, self.identifying)
+        return redact_path(self.path, self.identifying)
 
 
-def shown_path(path: str | os.PathLike, identifying: Collection[str]) -> str:
+def redact_path(path: str | os.PathLike, identifying: Collection[str]) -> str:
     """Returns a path as it may be printed: an identifying part gives its place by name, `#3`."""
     parts = Path(path).parts
     shown = [

@@ -23,8 +23,13 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from preprocessing.dicom.damage import DAMAGE
-from preprocessing.dicom.deidentify import IDENTIFYING_TAGS, ShownPath, identifiers, shown_path
+from preprocessing.dicom.deidentify import (
+    DAMAGE,
+    IDENTIFYING_TAGS,
+    RedactedPath,
+    identifiers,
+    redact_path,
+)
 from preprocessing.errors import InputError
 from preprocessing.volumes.nifti_bytes import MAX_VOXELS
 
@@ -69,7 +74,7 @@ class Image:
     """
 
     path: Path
-    shown: ShownPath
+    shown: RedactedPath
     header: Dataset
     frames: int
     rows: int
@@ -115,22 +120,24 @@ def read_header(path: str | os.PathLike, identifying: Collection[str] = ()) -> D
     path = Path(path)
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
-        raise InputError(shown_path(path, identifying), "a DICOM file", found)
+        raise InputError(redact_path(path, identifying), "a DICOM file", found)
     if not is_dicom(path):
         found = "a file of another kind"
-        raise InputError(shown_path(path, identifying), "a DICOM file", found)
+        raise InputError(redact_path(path, identifying), "a DICOM file", found)
     try:
         if _is_deflated(path):
             # pydicom inflates it as a whole, whatever size comes out.
             found = DeflatedExplicitVRLittleEndian.name
-            raise InputError(shown_path(path, identifying), "a file not deflated as a whole", found)
+            raise InputError(
+                redact_path(path, identifying), "a file not deflated as a whole", found
+            )
         with open(path, "rb") as file:
             header = dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
             header.pixel_offset = file.tell()
             header.pixel_bytes = os.fstat(file.fileno()).st_size - header.pixel_offset
     except DAMAGE as error:
         found = f"a damaged one ({type(error).__name__})"
-        raise InputError(shown_path(path, identifying), "a DICOM header", found) from None
+        raise InputError(redact_path(path, identifying), "a DICOM header", found) from None
     return header
 
 
@@ -164,7 +171,7 @@ def read_image_header(path: str | os.PathLike, identifying: Collection[str] = ()
 
 def image_of(path: Path, header: Dataset, identifying: Collection[str]) -> Image:
     """Returns the image that a header describes; see `read_image_header`."""
-    shown = ShownPath(path, identifying)
+    shown = RedactedPath(path, identifying)
     if "Rows" not in header or "Columns" not in header:
         raise InputError(shown, "a DICOM image", "no Rows and Columns")
     rows, columns = whole(header, "Rows", shown), whole(header, "Columns", shown)

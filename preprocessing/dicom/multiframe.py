@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from preprocessing.allowances import MixedSeriesError, refuse_unless_allowed
 from preprocessing.dicom.header import Image, read_image_header, text
 from preprocessing.dicom.pixels import padding_mask, rescaled, stacked, stored_frames
 from preprocessing.dicom.planes import Plane, alike, is_ct, plane_of, scaling_of
-from preprocessing.dicom.series import hounsfield
+from preprocessing.dicom.series import hounsfield, read_series
 from preprocessing.dicom.slice_geometry import plane_axes, stack_affine, stack_slices
 from preprocessing.errors import InputError, SettingsError
 from preprocessing.volumes.geometry import Volume, checked_affine
@@ -27,6 +28,23 @@ from preprocessing.volumes.geometry import Volume, checked_affine
 SLICE_MM = 1.0
 PIXEL_MM = 0.085
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+def read_dicom(
+    path: str | os.PathLike,
+    *,
+    view: str = "",
+    allow: Collection[str] = (),
+    identifying: Collection[str] = (),
+) -> Volume:
+    """Reads a folder of slices (`series.read_series`) or one file (`frames.read_frames`).
+
+    Raises:
+      InputError: see there; no message holds an identifier of a header.
+    """
+    if Path(path).is_dir():
+        return read_series(path, allow=allow, identifying=identifying)
+    return read_frames(path, view=view, allow=allow, identifying=identifying)
 
 
 def read_frames(

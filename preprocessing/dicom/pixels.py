@@ -17,7 +17,7 @@ import numpy as np
 from pydicom.pixels import get_decoder
 from pydicom.uid import RLELossless
 
-from preprocessing.dicom.damage import DAMAGE
+from preprocessing.dicom.deidentify import DAMAGE
 from preprocessing.dicom.header import Image, numbers
 from preprocessing.errors import InputError
 

@@ -19,8 +19,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
-from preprocessing.dicom.damage import DAMAGE
-from preprocessing.dicom.deidentify import ShownPath
+from preprocessing.dicom.deidentify import DAMAGE, RedactedPath
 from preprocessing.dicom.header import Image, read_image_header
 from preprocessing.dicom.multiframe import frame_places
 from preprocessing.dicom.planes import plane_of
@@ -125,7 +124,7 @@ def read_source(
     else:
         images = [read_image_header(path, identifying)]
         places, turned = frame_places(path, view=view, allow=allow, identifying=identifying)
-    shown = ShownPath(path, images[0].shown.identifying)
+    shown = RedactedPath(path, images[0].shown.identifying)
     headers = tuple(map(_whole_header, images))
     planes = [plane_of(image, frame) for image in images for frame in range(image.frames)]
     known = all(plane.orientation and plane.pixel_spacing_mm for plane in planes)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocessing.allowances import MixedSeriesError, refuse_unless_allowed
-from preprocessing.dicom.deidentify import identifiers, shown_path
+from preprocessing.dicom.deidentify import identifiers, redact_path
 from preprocessing.dicom.header import (
     Image,
     has_image,
@@ -99,7 +99,7 @@ def find_series(
     folder = Path(folder)
     names = slice_files(folder)
     images, identifying = _images(names, frozenset(identifying))
-    shown = shown_path(folder, identifying)
+    shown = redact_path(folder, identifying)
     if not images:
         raise InputError(shown, "DICOM images", f"none among {len(names)} files")
     slices = [

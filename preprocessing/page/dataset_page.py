@@ -9,9 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from preprocessing.datasets.case import Case, public
+from preprocessing.datasets.case import Case, redact_message
 from preprocessing.datasets.discovery import find_cases
-from preprocessing.datasets.reading import read_image_of, read_label_of
+from preprocessing.datasets.reading import read_case_image, read_case_label
 from preprocessing.errors import AHNetError
 from preprocessing.page.boxes import reference_boxes
 from preprocessing.page.colours import CLASS_COLOURS, class_colour
@@ -86,17 +86,17 @@ def _volume(
     """Returns a case's volume as far as it can be read, and what can't."""
     reason = ""
     try:
-        image = read_image_of(case, allow=allow)
+        image = read_case_image(case, allow=allow)
     except (AHNetError, OSError) as error:
-        return None, without_folders(public(case, str(error)))
+        return None, without_folders(redact_message(case, str(error)))
     label: Volume | None = None
     try:
         if case.label_path is not None:
-            label = read_label_of(case, task, shape=image.voxels.shape, allow=allow)
+            label = read_case_label(case, task, shape=image.voxels.shape, allow=allow)
             check_pair(image, label, case.label_path)
     except (AHNetError, OSError) as error:
         label = None
-        reason = f"Without its label map: {without_folders(public(case, str(error)))}"
+        reason = f"Without its label map: {without_folders(redact_message(case, str(error)))}"
     boxes = reference_boxes(case.boxes or (), spacing_mm(image.affine))
     return page_volume(image, label, None, task, budget_bytes=budget, boxes=boxes), reason
 

@@ -14,12 +14,12 @@ from scipy import ndimage
 from preprocessing.page.coding import OUTER_SLOPE, code_image, code_labels
 from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import (
-    TaskSpace,
+    TargetGrid,
     Volume,
     axis_codes,
-    task_space,
-    to_task_space,
-    turned,
+    reoriented,
+    target_grid,
+    to_target_grid,
 )
 
 # Room left around the foreground where a volume is cropped to it.
@@ -104,11 +104,11 @@ def page_volume(
     whole_shape = grid.voxels.shape
     region = [slice(0, size) for size in whole_shape]
     if crop:
-        space = task_space(whole_shape, grid.affine, keep)
+        space = target_grid(whole_shape, grid.affine, keep)
         region = _around_content(list(labels.values()), boxes, space, region)
     starts = tuple(axis.start for axis in region)
     grid = _cropped(grid, region)
-    native = task_space(grid.voxels.shape, grid.affine, keep)
+    native = target_grid(grid.voxels.shape, grid.affine, keep)
     most = min(MOST_VOXELS, budget_bytes * 0.8 / BYTES_PER_VOXEL)
     while True:
         page_task = dataclasses.replace(task, resampling="full", spacing_mm=coarsened(native, most))
@@ -121,7 +121,7 @@ def page_volume(
             break
         # Labels as ragged as noise.
         most /= 2
-    space = task_space(grid.voxels.shape, grid.affine, page_task)
+    space = target_grid(grid.voxels.shape, grid.affine, page_task)
 
     low, high = task.intensity_window
     margin = _KNEE_SHARE * (high - low)
@@ -137,7 +137,7 @@ def page_volume(
     }
     note = _grid_note(native, space, cropped=native.input_shape != whole_shape)
     if image is not None:
-        image_zyx, _ = to_task_space(_cropped(image, region), page_task)
+        image_zyx, _ = to_target_grid(_cropped(image, region), page_task)
         coded = code_image(image_zyx, tuple(facts["knees"]), max(1, budget_bytes - taken))
         facts["step"] = coded.step
         blocks["image"] = coded.payload
@@ -146,7 +146,7 @@ def page_volume(
     return PageVolume(facts, blocks, note)
 
 
-def coarsened(space: TaskSpace, most_voxels: float) -> tuple[float, float, float]:
+def coarsened(space: TargetGrid, most_voxels: float) -> tuple[float, float, float]:
     """Returns the spacing (x, y, z) in mm at which a grid has at most so many voxels.
 
     No axis becomes finer, and none coarser while another one is finer.
@@ -194,12 +194,12 @@ def kept_regions(nearest_zyx: np.ndarray, label_zyx: np.ndarray) -> np.ndarray:
     return result
 
 
-def _page_labels(volume: Volume, page_task: Task, native: TaskSpace) -> np.ndarray:
-    nearest, space = to_task_space(volume, page_task, label=True)
+def _page_labels(volume: Volume, page_task: Task, native: TargetGrid) -> np.ndarray:
+    nearest, space = to_target_grid(volume, page_task, label=True)
     nearest = np.ascontiguousarray(nearest)
     if space.shape_zyx == native.shape_zyx:
         return nearest
-    return kept_regions(nearest, turned(volume.voxels, native))
+    return kept_regions(nearest, reoriented(volume.voxels, native))
 
 
 def _cropped(volume: Volume, region: Sequence[slice]) -> Volume:
@@ -209,7 +209,7 @@ def _cropped(volume: Volume, region: Sequence[slice]) -> Volume:
 
 
 def _around_content(
-    labels: Sequence[Volume], boxes: Sequence[Box], space: TaskSpace, whole: list[slice]
+    labels: Sequence[Volume], boxes: Sequence[Box], space: TargetGrid, whole: list[slice]
 ) -> list[slice]:
     """Returns the region of the file's grid around all labels and boxes; all of it without any."""
     region = []
@@ -230,7 +230,7 @@ def _around_content(
     return region
 
 
-def _file_lines(space: TaskSpace, starts: Sequence[int]) -> list[tuple[float, float]]:
+def _file_lines(space: TargetGrid, starts: Sequence[int]) -> list[tuple[float, float]]:
     """Returns for the page's z, y and x the file's index there as (start, step)."""
     lines = []
     for position, axis in enumerate(space.axes):
@@ -241,7 +241,7 @@ def _file_lines(space: TaskSpace, starts: Sequence[int]) -> list[tuple[float, fl
     return lines[::-1]
 
 
-def _page_box(box: Box, space: TaskSpace, starts: Sequence[int]) -> dict[str, Any]:
+def _page_box(box: Box, space: TargetGrid, starts: Sequence[int]) -> dict[str, Any]:
     """Returns a box with its edges in the page's voxels, z, y, x; voxel i reaches i - 1/2 to i + 1/2."""
     edges = []
     for axis, (start, step) in zip(reversed(space.axes), _file_lines(space, starts), strict=True):
@@ -256,7 +256,7 @@ def _page_box(box: Box, space: TaskSpace, starts: Sequence[int]) -> dict[str, An
     }
 
 
-def _grid_note(native: TaskSpace, space: TaskSpace, *, cropped: bool) -> str:
+def _grid_note(native: TargetGrid, space: TargetGrid, *, cropped: bool) -> str:
     """Returns in words how the page's grid differs from the file's."""
     own, shown = (
         " x ".join(f"{mm:.3g}" for mm in each.spacing_mm) + " mm" for each in (native, space)

@@ -17,7 +17,7 @@ from preprocessing.datasets.bcs_dbt import (
     LABEL_COLUMNS,
     OUTCOMES,
     dbt_case_id,
-    write_table,
+    replace_rows,
 )
 from preprocessing.errors import SettingsError
 from preprocessing.files import write_json
@@ -111,8 +111,8 @@ def _write_dbt(output: Path, seed: int, number: int, settings: DBTSettings) -> d
     classes = {box.lesion_class for box in case.boxes}
     outcome = next((each for each in ("cancer", "benign") if each in classes), "normal")
     outcomes = {each: int(each.lower() == outcome) for each in OUTCOMES}
-    write_table(output / "boxes.csv", BOX_COLUMNS, "PatientID", patient, boxes)
-    write_table(output / "labels.csv", LABEL_COLUMNS, "PatientID", patient, [volume | outcomes])
+    replace_rows(output / "boxes.csv", BOX_COLUMNS, "PatientID", patient, boxes)
+    replace_rows(output / "labels.csv", LABEL_COLUMNS, "PatientID", patient, [volume | outcomes])
     voxels = np.bincount(case.label.voxels.ravel(), minlength=2)
     return {"case_id": dbt_case_id(*volume.values()), "label_voxels": [int(n) for n in voxels]}
 

@@ -14,8 +14,8 @@ import numpy as np
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import Metrics
 
-from preprocessing.datasets.case import Case, public, shown
-from preprocessing.datasets.reading import read_image_of
+from preprocessing.datasets.case import Case, redact_case_path, redact_message
+from preprocessing.datasets.reading import read_case_image
 from preprocessing.errors import AHNetError
 from preprocessing.records.patches import evaluation_tiles, training_patches
 from preprocessing.records.schema import encode_patch
@@ -23,7 +23,7 @@ from preprocessing.records.shards import Shard, is_intact, write_shards
 from preprocessing.records.storage import read_json, write_json
 from preprocessing.records.targets import Target, read_target
 from preprocessing.tasks import Task
-from preprocessing.volumes.geometry import TaskSpace, axis_codes, to_task_space
+from preprocessing.volumes.geometry import TargetGrid, axis_codes, to_target_grid
 from preprocessing.volumes.quality_checks import check_image, check_labels
 
 CONVERTED, REJECTED = "converted", "rejected"
@@ -51,7 +51,7 @@ class ConversionSettings:
 
 def read_case(
     case: Case, task: Task, *, allow: Collection[str] = ()
-) -> tuple[np.ndarray, Target, np.ndarray, TaskSpace, dict[str, Any]]:
+) -> tuple[np.ndarray, Target, np.ndarray, TargetGrid, dict[str, Any]]:
     """Reads and checks an image with its annotation, on the task's grid.
 
     Returns:
@@ -61,13 +61,13 @@ def read_case(
     Raises:
       InputError: a file is missing or damaged, or image and annotation don't fit together.
     """
-    image = read_image_of(case, allow=allow)
+    image = read_case_image(case, allow=allow)
     checked = check_image(image, task)
-    image_zyx, space = to_task_space(image, task)
+    image_zyx, space = to_target_grid(image, task)
     target = read_target(case, image, space, task, allow=allow)
     counts, findings = check_labels(image_zyx, target.label_zyx, task)
     facts = {
-        "image": Path(shown(case, case.image_path)).name,
+        "image": Path(redact_case_path(case, case.image_path)).name,
         **target.facts,
         "orientation": axis_codes(image.affine),
         "input_shape_xyz": list(space.input_shape),
@@ -103,7 +103,7 @@ def convert_case(
         image_zyx, target, counts, space, facts = read_case(case, task, allow=settings.allow)
     except (AHNetError, OSError, MemoryError) as error:
         reason = str(error) or "expected a volume that fits into memory, found a larger one"
-        return entry | {"status": REJECTED, "reason": public(case, reason)}
+        return entry | {"status": REJECTED, "reason": redact_message(case, reason)}
     volume = (image_zyx, target.label_zyx, counts, space, task)
     given = {"case_id": case.case_id, "source": case.source, "heat_map_zyx": target.heat_map_zyx}
     if split == "train":

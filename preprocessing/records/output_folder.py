@@ -12,7 +12,6 @@ from typing import Any
 
 from apache_beam.io.filesystems import FileSystems
 
-from preprocessing.datasets.duplicates import duplicate_reason, duplicates_of
 from preprocessing.errors import SettingsError
 from preprocessing.records.case_conversion import CONVERTED, OUTCOMES, REJECTED, ConversionSettings
 from preprocessing.records.splits import SPLITS
@@ -25,6 +24,7 @@ from preprocessing.records.storage import (
     write_json,
 )
 from preprocessing.tasks import Task
+from preprocessing.volumes.quality_checks import duplicate_reason, find_duplicates
 
 MANIFEST, TASK = "manifest.json", "task.json"
 _RECORDS = re.compile(r"^(train|eval)/[^/]+\.tfrecord$")
@@ -80,7 +80,7 @@ def reject_duplicates(entries: dict[str, dict[str, Any]]) -> None:
     Args:
       entries: the manifest's entries by case id, in the order of the cases.
     """
-    twins = duplicates_of(
+    twins = find_duplicates(
         (case_id, entry["fingerprint"])
         for case_id, entry in entries.items()
         if entry["status"] == CONVERTED

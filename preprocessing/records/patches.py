@@ -11,7 +11,7 @@ import numpy as np
 
 from preprocessing.records.schema import INTENSITY_QUANTILES, Patch
 from preprocessing.tasks import Task
-from preprocessing.volumes.geometry import TaskSpace, contiguous
+from preprocessing.volumes.geometry import TargetGrid, contiguous
 
 # Quantiles of so many voxels are as good as the volume's own: drawn at random, they would be off by a
 # thousandth in rank.
@@ -22,7 +22,7 @@ def training_patches(
     image_zyx: np.ndarray,
     label_zyx: np.ndarray,
     counts: np.ndarray,
-    space: TaskSpace,
+    space: TargetGrid,
     task: Task,
     *,
     case_id: str,
@@ -35,7 +35,7 @@ def training_patches(
     The first `task.foreground_fraction` of them are centred on a voxel of a foreground class, each
     class present being equally likely, and so is each of its voxels; the rest lie anywhere. Patches
     are moved into the volume where they would stick out; where the volume is smaller, they are
-    padded behind it. `counts` are the label map's, see `volume.label_voxels_by_slice`.
+    padded behind it. `counts` are the label map's, see `volume.count_labels_by_slice`.
     """
     random = np.random.default_rng([seed, *_words_of(case_id)])
     present = [value for value in range(1, counts.shape[1]) if counts[:, value].any()]
@@ -56,7 +56,7 @@ def evaluation_tiles(
     image_zyx: np.ndarray,
     label_zyx: np.ndarray,
     counts: np.ndarray,
-    space: TaskSpace,
+    space: TargetGrid,
     task: Task,
     *,
     case_id: str,
@@ -65,7 +65,7 @@ def evaluation_tiles(
 ) -> Iterator[Patch]:
     """Yields patches that hold every voxel of the volume exactly once, padded behind its edges.
 
-    `counts` are the label map's, see `volume.label_voxels_by_slice`.
+    `counts` are the label map's, see `volume.count_labels_by_slice`.
     """
     cut = _Cutter(image_zyx, label_zyx, space, task, case_id, source, counts, heat_map_zyx)
     steps = (

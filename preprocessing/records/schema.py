@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from preprocessing.errors import InputError
 from preprocessing.tasks import Task
-from preprocessing.volumes.geometry import label_voxels
+from preprocessing.volumes.geometry import count_labels
 
 IMAGE = "image"
 LABEL = "label"
@@ -94,7 +94,7 @@ def encode_patch(patch: Patch, task: Task) -> bytes:
         )
     label = np.ascontiguousarray(patch.label_zyx)
     valid = label[tuple(slice(size) for size in patch.valid_zyx)]
-    counts = label_voxels(valid, len(task.class_names))
+    counts = count_labels(valid, len(task.class_names))
     if sum(counts) != valid.size:
         raise InputError(
             f"case {patch.case_id}",

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocessing.datasets.case import Case, shown
-from preprocessing.datasets.reading import read_label_of
+from preprocessing.datasets.case import Case, redact_case_path
+from preprocessing.datasets.reading import read_case_label
 from preprocessing.errors import InputError
 from preprocessing.tasks import Task
-from preprocessing.volumes.geometry import TaskSpace, Volume, to_task_space
-from preprocessing.volumes.lesions import LESION, box_heat_map, mask_heat_map
+from preprocessing.volumes.geometry import TargetGrid, Volume, to_target_grid
+from preprocessing.volumes.lesions import LESION_THRESHOLD, box_heat_map, mask_heat_map
 from preprocessing.volumes.nifti import check_pair
 
 
@@ -33,7 +33,7 @@ class Target:
 
 
 def read_target(
-    case: Case, image: Volume, space: TaskSpace, task: Task, *, allow: Collection[str] = ()
+    case: Case, image: Volume, space: TargetGrid, task: Task, *, allow: Collection[str] = ()
 ) -> Target:
     """Returns the target of a case.
 
@@ -52,16 +52,16 @@ def read_target(
     """
     if task.target == "heat_map" and case.boxes is not None:
         heat_map = box_heat_map(case.boxes, space)
-        labels = np.greater_equal(heat_map, LESION).view(np.uint8)
+        labels = np.greater_equal(heat_map, LESION_THRESHOLD).view(np.uint8)
         return Target(labels, heat_map, {"boxes": len(case.boxes)})
     if case.label_path is None:
         found = "none" if case.boxes is None else "boxes alone"
-        where = shown(case, case.image_path)
+        where = redact_case_path(case, case.image_path)
         raise InputError(where, f"a label map for the task {task.name}", found)
-    label = read_label_of(case, task, shape=image.voxels.shape, allow=allow)
-    check_pair(image, label, shown(case, case.label_path))
-    label_zyx, _ = to_task_space(label, task, label=True)
-    facts = {"label": Path(shown(case, case.label_path)).name}
+    label = read_case_label(case, task, shape=image.voxels.shape, allow=allow)
+    check_pair(image, label, redact_case_path(case, case.label_path))
+    label_zyx, _ = to_target_grid(label, task, label=True)
+    facts = {"label": Path(redact_case_path(case, case.label_path)).name}
     if task.target == "labels":
         return Target(label_zyx, None, facts)
     return Target(label_zyx, mask_heat_map(label_zyx, space.spacing_mm), facts)

@@ -2,8 +2,8 @@
 
 The axis contract of the project stands here. On disk and in public functions about geometry, voxels
 are [x, y, z] in the order of the file, and a 4x4 affine takes voxel indices to RAS+ millimetres
-(x towards the patient's right, y anterior, z superior: nibabel's convention). `to_task_space` is the
-one place that turns such a volume into a tensor's [z, y, x], z being the slice axis; `from_task_space`
+(x towards the patient's right, y anterior, z superior: nibabel's convention). `to_target_grid` is the
+one place that turns such a volume into a tensor's [z, y, x], z being the slice axis; `from_target_grid`
 is its way back.
 """
 
@@ -40,7 +40,7 @@ class Volume:
 
 
 @dataclass(frozen=True)
-class TaskSpace:
+class TargetGrid:
     """The grid that a task's tensors live on, and what leads back to the input's own grid.
 
     Attributes:
@@ -108,7 +108,7 @@ def slice_axis(canonical_spacing_mm: tuple[float, float, float]) -> int:
     return 2
 
 
-def task_space(shape: tuple[int, int, int], affine: np.ndarray, task: Task) -> TaskSpace:
+def target_grid(shape: tuple[int, int, int], affine: np.ndarray, task: Task) -> TargetGrid:
     """Returns the grid of a task's tensors for an input grid.
 
     The axes are turned to RAS+ (an oblique grid keeps its rotation: axes are only permuted and
@@ -147,7 +147,7 @@ def task_space(shape: tuple[int, int, int], affine: np.ndarray, task: Task) -> T
         step = spacings[position] / input_spacing[axis] * (-1 if flipped[position] else 1)
         to_input[axis, position] = step
         to_input[axis, 3] = (shape[axis] - 1) / 2 - step * (sizes[position] - 1) / 2
-    return TaskSpace(
+    return TargetGrid(
         shape_zyx=tuple(reversed(sizes)),
         spacing_mm=tuple(spacings),
         affine=tuple(tuple(float(v) for v in row) for row in affine @ to_input),
@@ -158,14 +158,14 @@ def task_space(shape: tuple[int, int, int], affine: np.ndarray, task: Task) -> T
     )
 
 
-def turned(voxels: np.ndarray, space: TaskSpace) -> np.ndarray:
+def reoriented(voxels: np.ndarray, space: TargetGrid) -> np.ndarray:
     """Returns a view [z, y, x] of voxels in file order: turned to RAS+, but not resampled."""
     return voxels.transpose(space.axes).transpose()[_flips(space)]
 
 
-def to_task_space(
+def to_target_grid(
     volume: Volume, task: Task, *, label: bool = False
-) -> tuple[np.ndarray, TaskSpace]:
+) -> tuple[np.ndarray, TargetGrid]:
     """Turns a volume into the array that a task's tensors are cut from.
 
     Nothing is copied where the task keeps the grid and the voxels have the stored dtype already.
@@ -186,8 +186,8 @@ def to_task_space(
     """
     if volume.voxels.ndim != 3:
         raise InputError("volume", "three axes x, y, z", f"shape {volume.voxels.shape}")
-    space = task_space(volume.voxels.shape, volume.affine, task)
-    array = turned(volume.voxels, space)
+    space = target_grid(volume.voxels.shape, volume.affine, task)
+    array = reoriented(volume.voxels, space)
     dtype = np.dtype(np.uint8) if label else np.dtype(task.image_dtype)
     turned_spacing = _turned_spacing(space)
     if label:
@@ -196,12 +196,12 @@ def to_task_space(
     return linear(array, turned_spacing, space.shape_zyx, space.spacing_mm[::-1], dtype), space
 
 
-def from_task_space(array_zyx: np.ndarray, space: TaskSpace, *, label: bool = True) -> np.ndarray:
+def from_target_grid(array_zyx: np.ndarray, space: TargetGrid, *, label: bool = True) -> np.ndarray:
     """Takes an array on a task's grid back to the input's own grid.
 
     Args:
       array_zyx: [z, y, x] of `space.shape_zyx`; label values, or a map of real numbers.
-      space: what `to_task_space` returned with the input.
+      space: what `to_target_grid` returned with the input.
       label: True takes the nearest voxel, False interpolates linearly (float32).
 
     Returns:
@@ -234,16 +234,16 @@ def contiguous(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.ascontiguousarray(array[flips])[flips])
 
 
-def label_voxels(label: np.ndarray, classes: int) -> list[int]:
+def count_labels(label: np.ndarray, classes: int) -> list[int]:
     """Returns how many voxels of a uint8 array have each of the values 0 to `classes` - 1."""
     # A few comparisons of bytes are several times as fast as a histogram of 64-bit numbers.
     return [int(np.count_nonzero(label == value)) for value in range(classes)]
 
 
-def label_voxels_by_slice(label_zyx: np.ndarray, classes: int) -> np.ndarray:
+def count_labels_by_slice(label_zyx: np.ndarray, classes: int) -> np.ndarray:
     """Returns the number of voxels [slice, class] of a uint8 label map."""
     # Counts don't depend on flips, and reading memory forwards is several times as fast.
-    return np.array([label_voxels(each[forwards(each)], classes) for each in label_zyx])
+    return np.array([count_labels(each[forwards(each)], classes) for each in label_zyx])
 
 
 def _target_spacing(task: Task, position: int) -> float | None:
@@ -252,9 +252,9 @@ def _target_spacing(task: Task, position: int) -> float | None:
     return task.spacing_mm[position]
 
 
-def _turned_spacing(space: TaskSpace) -> tuple[float, ...]:
+def _turned_spacing(space: TargetGrid) -> tuple[float, ...]:
     return tuple(space.input_spacing_mm[axis] for axis in reversed(space.axes))
 
 
-def _flips(space: TaskSpace) -> tuple[slice, ...]:
+def _flips(space: TargetGrid) -> tuple[slice, ...]:
     return tuple(slice(None, None, -1 if flip else 1) for flip in reversed(space.flipped))

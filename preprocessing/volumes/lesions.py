@@ -17,10 +17,10 @@ import numpy as np
 from scipy import ndimage
 
 from preprocessing.errors import InputError
-from preprocessing.volumes.geometry import TaskSpace
+from preprocessing.volumes.geometry import TargetGrid
 
 # A stored heat map of at least this is at least 1/2: the voxel belongs to the lesion.
-LESION = 128
+LESION_THRESHOLD = 128
 # Where the profile reaches 0, in radii.
 REACH = math.sqrt(2)
 # Radii in voxels: at least half a voxel's diagonal, so that every lesion holds a voxel's centre.
@@ -101,7 +101,7 @@ def check_boxes(boxes: Sequence[LesionBox], shape: tuple[int, int, int]) -> None
             )
 
 
-def box_heat_map(boxes: Sequence[LesionBox], space: TaskSpace) -> np.ndarray:
+def box_heat_map(boxes: Sequence[LesionBox], space: TargetGrid) -> np.ndarray:
     """Returns the heat map of boxes on a task's grid, uint8 [z, y, x]; the maximum where they meet.
 
     Each ellipsoid (`box_ellipsoid`) is evaluated on the grid itself, within its reach only, so nothing
@@ -110,7 +110,7 @@ def box_heat_map(boxes: Sequence[LesionBox], space: TaskSpace) -> np.ndarray:
 
     Args:
       boxes: in voxels of the input volume, in the order of its file.
-      space: the task's grid, see `preprocessing.volumes.geometry.task_space`.
+      space: the task's grid, see `preprocessing.volumes.geometry.target_grid`.
 
     Raises:
       InputError: see `check_boxes`.
@@ -132,7 +132,7 @@ def box_heat_map(boxes: Sequence[LesionBox], space: TaskSpace) -> np.ndarray:
 
 
 def mask_heat_map(label_zyx: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """Returns the heat map of a lesion mask, uint8 [z, y, x]; `LESION` and more exactly on the mask.
+    """Returns the heat map of a lesion mask, uint8 [z, y, x]; `LESION_THRESHOLD` and more exactly on the mask.
 
     Each connected region (26 neighbours) has a depth D, the largest distance in mm from its inside
     to its surface, which lies half a voxel before the nearest voxel of the other side. At a distance d

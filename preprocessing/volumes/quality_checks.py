@@ -8,6 +8,7 @@ labels on the task's grid, every voxel once, slice by slice.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +18,10 @@ from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import (
     Volume,
     contiguous,
+    count_labels_by_slice,
     forwards,
-    label_voxels_by_slice,
-    task_space,
-    turned,
+    reoriented,
+    target_grid,
 )
 from preprocessing.volumes.resampling import to_dtype
 
@@ -77,8 +78,8 @@ def check_image(image: Volume, task: Task) -> CheckedImage:
       image: voxels [x, y, z] of any integer or real dtype, all finite.
       task: what the image should fit.
     """
-    space = task_space(image.voxels.shape, image.affine, task)
-    image_zyx = turned(image.voxels, space)
+    space = target_grid(image.voxels.shape, image.affine, task)
+    image_zyx = reoriented(image.voxels, space)
     lows, highs, sums, below = [], [], [], 0
     for plane in image_zyx:
         plane = contiguous(plane)
@@ -113,7 +114,7 @@ def check_labels(
     Returns:
       The number of voxels [slice, class], and all that was found.
     """
-    counts = label_voxels_by_slice(label_zyx, len(task.class_names))
+    counts = count_labels_by_slice(label_zyx, len(task.class_names))
     labelled = counts[:, 1:].any(axis=1)
     seen = in_air = at_edge = 0
     for z in np.flatnonzero(labelled):
@@ -146,6 +147,29 @@ def check_labels(
         )
         findings.append(Finding(WARNING, "label_in_air", text))
     return counts, tuple(findings)
+
+
+def find_duplicates(fingerprints: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Returns, for each case whose voxels came before, the first case that has them.
+
+    Args:
+      fingerprints: (case id, fingerprint) in the order of the cases, see `checks.Checked`.
+    """
+    first: dict[str, str] = {}
+    twins = {}
+    for case_id, fingerprint in fingerprints:
+        original = first.setdefault(fingerprint, case_id)
+        if original != case_id:
+            twins[case_id] = original
+    return twins
+
+
+def duplicate_reason(image: str, original: str) -> str:
+    """Returns in one line why a case is refused whose voxels are those of `original`."""
+    return (
+        f"{image}: expected an image of its own, found the voxels of case {original}. "
+        "Keep one of the two."
+    )
 
 
 def _slice_findings(lows, highs, sums) -> list[Finding]:

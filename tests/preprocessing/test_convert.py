@@ -15,7 +15,7 @@ from preprocessing.convert import main
 from preprocessing.phantom.writing import PhantomSettings, make_case, write_cases
 from preprocessing.records.schema import parse_example
 from preprocessing.tasks import PRESETS, load_task
-from preprocessing.volumes.geometry import to_task_space
+from preprocessing.volumes.geometry import to_target_grid
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = PhantomSettings(shape_xyz=(48, 40, 12), spacing_mm=(6.5, 6.5, 13.0))
@@ -115,8 +115,8 @@ class TestRecords:
         for name, (image, label, seen) in rebuilt.items():
             assert (seen == 1).all()
             expected = make_case(0, int(name[7:]), SETTINGS)
-            assert np.array_equal(image, to_task_space(expected[0], task)[0])
-            assert np.array_equal(label, to_task_space(expected[1], task, label=True)[0])
+            assert np.array_equal(image, to_target_grid(expected[0], task)[0])
+            assert np.array_equal(label, to_target_grid(expected[1], task, label=True)[0])
 
     def test_training_records_are_balanced_patches(self, records):
         train = records_of(records, "train")

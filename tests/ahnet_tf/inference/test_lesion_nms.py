@@ -17,7 +17,7 @@ from preprocessing.datasets.detection_table import (
 from preprocessing.errors import SettingsError
 from preprocessing.phantom.dbt import make_case
 from preprocessing.tasks import PRESETS
-from preprocessing.volumes.geometry import from_task_space, spacing_mm, task_space
+from preprocessing.volumes.geometry import from_target_grid, spacing_mm, target_grid
 from preprocessing.volumes.lesions import box_heat_map
 
 
@@ -107,9 +107,9 @@ def test_masses_are_found_where_they_are_in_volumes_of_either_orientation():
     masses = 0
     for number in range(6):
         case = make_case(5, number)
-        space = task_space(case.image.voxels.shape, case.image.affine, PRESETS["dbt_lesion_small"])
+        space = target_grid(case.image.voxels.shape, case.image.affine, PRESETS["dbt_lesion_small"])
         heat_map = box_heat_map(case.boxes, space).astype(np.float32) / 255
-        on_file_grid = from_task_space(heat_map, space, label=False)
+        on_file_grid = from_target_grid(heat_map, space, label=False)
         found = detect_lesions(on_file_grid, spacing_mm(case.image.affine))
         assert len(found) == len(case.boxes)
         for box in case.boxes:

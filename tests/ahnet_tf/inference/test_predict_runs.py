@@ -16,11 +16,11 @@ from ahnet_tf.inference.dry_run import expected_bytes
 from ahnet_tf.inference.predictor import ExportSettings, Predictor
 from ahnet_tf.inference.segment import PredictionSettings, segment_volume
 from ahnet_tf.predict import main
-from preprocessing.datasets.bcs_dbt import BOX_COLUMNS, write_table
+from preprocessing.datasets.bcs_dbt import BOX_COLUMNS, replace_rows
 from preprocessing.datasets.detection_table import read_detections
 from preprocessing.files import write_json
 from preprocessing.tasks import PRESETS, Task
-from preprocessing.volumes.geometry import Volume, task_space
+from preprocessing.volumes.geometry import Volume, target_grid
 
 
 def write(path, voxels, affine=None):
@@ -176,7 +176,7 @@ def test_lesions_stand_in_a_table_under_their_names_in_the_data_set(
         box | {"PatientID": patient, "StudyUID": "1.2.3", "View": view}
         for patient, view in (("P-1", "lcc"), ("P-1", "rmlo"), ("P-2", "lcc"))
     ]
-    write_table(cases / "boxes.csv", BOX_COLUMNS, "PatientID", "", rows)
+    replace_rows(cases / "boxes.csv", BOX_COLUMNS, "PatientID", "", rows)
     options = ["--model", str(heat_map_model), str(cases), str(output)]
     assert main(options) == 0
     found = lesion_rows(output)
@@ -289,6 +289,6 @@ def check_memory(task, settings, dtype, sign):
     segment_volume(volume, predictor, settings)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    space = task_space(volume.voxels.shape, volume.affine, task)
+    space = target_grid(volume.voxels.shape, volume.affine, task)
     expected = expected_bytes(volume, space, task, window, settings)
     assert peak == pytest.approx(expected, rel=0.25)

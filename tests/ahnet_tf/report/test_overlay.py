@@ -13,7 +13,7 @@ from ahnet_tf.report.reformat import cut_plane, focus_voxel, slices_to_show
 from preprocessing.errors import InputError
 from preprocessing.page.colours import CLASS_COLOURS
 from preprocessing.tasks import PRESETS
-from preprocessing.volumes.geometry import Volume, axis_codes, to_task_space
+from preprocessing.volumes.geometry import Volume, axis_codes, to_target_grid
 
 NAMES = ("background", "liver", "tumour")
 ORIENTATIONS = [
@@ -87,7 +87,7 @@ def test_every_orientation_is_looked_at_alike(codes):
     )
     assert "".join(nib.aff2axcodes(stored.affine)) == codes
     volume = Volume(np.asarray(stored.dataobj), stored.affine)
-    array, space = to_task_space(volume, PRESETS["ct_liver"])
+    array, space = to_target_grid(volume, PRESETS["ct_liver"])
     orientation = axis_codes(np.array(space.affine))
     box = (slice(None),) * 3
     cuts = [

@@ -11,7 +11,7 @@ import tensorflow as tf
 from preprocessing.convert import main as convert_main
 from preprocessing.datasets.bcs_dbt import dbt_case_id, read_tables
 from preprocessing.datasets.discovery import find_cases
-from preprocessing.datasets.reading import read_image_of
+from preprocessing.datasets.reading import read_case_image
 from preprocessing.errors import InputError
 from preprocessing.records.schema import parse_example
 from preprocessing.tasks import load_task
@@ -246,7 +246,7 @@ def test_public_layout_in_dicom_turned_to_its_view(tmp_path, dicom):
     options = ["--task", "dbt_lesion", "--patch-shape", "12", "48", "40", "--patches-per-case", "1"]
     # The same voxels twice, once turned: allowed to be found, for this is what is tested.
     first, second = find_cases([folder], need_labels=True)
-    images = [read_image_of(case).voxels for case in (first, second)]
+    images = [read_case_image(case).voxels for case in (first, second)]
     np.testing.assert_array_equal(*images)
     np.testing.assert_array_equal(images[0], stored.transpose(2, 1, 0))
     (folder / other).unlink()

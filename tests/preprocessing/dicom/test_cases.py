@@ -17,9 +17,9 @@ from preprocessing.convert import main
 from preprocessing.datasets import case_files
 from preprocessing.datasets.case import Case
 from preprocessing.datasets.discovery import find_cases
-from preprocessing.datasets.reading import read_image_of, read_label_of
-from preprocessing.dicom.deidentify import identifiers, is_identifying, pseudonym, shown_path
-from preprocessing.dicom.reading import read_dicom
+from preprocessing.datasets.reading import read_case_image, read_case_label
+from preprocessing.dicom.deidentify import identifiers, is_identifying, pseudonym, redact_path
+from preprocessing.dicom.multiframe import read_dicom
 from preprocessing.errors import InputError
 from preprocessing.records.schema import parse_example
 from preprocessing.tasks import load_task
@@ -86,7 +86,7 @@ class TestFinding:
         (case,) = find_cases([tmp_path / "two"], need_labels=False)
         assert case.case_id == "two"
         assert np.array_equal(
-            read_image_of(case).voxels, STORED.transpose(2, 1, 0).astype(int) - 1024
+            read_case_image(case).voxels, STORED.transpose(2, 1, 0).astype(int) - 1024
         )
 
     def test_multi_frame_files_are_cases_each(self, tmp_path, dicom):
@@ -98,7 +98,7 @@ class TestFinding:
         }
         (case,) = find_cases([tmp_path / "views" / "lcc.dcm"], need_labels=False)
         assert case.case_id == "lcc"
-        assert np.array_equal(read_image_of(case).voxels, STORED.transpose(2, 1, 0))
+        assert np.array_equal(read_case_image(case).voxels, STORED.transpose(2, 1, 0))
 
     @pytest.mark.parametrize(
         ("image", "label", "case_id"),
@@ -162,7 +162,7 @@ class TestFinding:
                 continue
             assert re.fullmatch("dicom-[0-9a-f]{12}", case.case_id)
             with pytest.raises(InputError, match="expected a"):
-                read_image_of(case)
+                read_case_image(case)
 
     @pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small_implicit.dcm", "MR_small_RLE.dcm"])
     def test_damaged_files_are_cases_that_read_or_are_refused(self, tmp_path, name):
@@ -178,7 +178,7 @@ class TestFinding:
             (tmp_path / "a.dcm").write_bytes(damaged)
             (case,) = find_cases([tmp_path], need_labels=False)
             try:
-                assert read_image_of(case).voxels.nbytes <= 4 * len(content)
+                assert read_case_image(case).voxels.nbytes <= 4 * len(content)
             except InputError:
                 refused += 1
         assert refused > 20
@@ -188,7 +188,7 @@ class TestMasks:
     def test_classes_from_the_folders_names(self, tmp_path, dicom):
         ircadb(dicom, tmp_path / "x")
         (case,) = find_cases([tmp_path], need_labels=True)
-        label, image = read_label_of(case, TASK), read_image_of(case)
+        label, image = read_case_label(case, TASK), read_case_image(case)
         assert label.voxels.dtype == np.uint8
         # Tumours win over the liver around them; the vena cava is no class.
         assert np.array_equal(label.voxels, LABELS.transpose(2, 1, 0))
@@ -198,16 +198,16 @@ class TestMasks:
         ircadb(dicom, tmp_path / "x")
         (case,) = find_cases([tmp_path], need_labels=True)
         with pytest.raises(InputError, match="a folder of masks for spleen, found liver, livert"):
-            read_label_of(case, with_classes("background", "liver", "spleen"))
+            read_case_label(case, with_classes("background", "liver", "spleen"))
         # Without a class of their own tumours are what their folder's name says no more.
-        label = read_label_of(case, with_classes("background", "liver"))
+        label = read_case_label(case, with_classes("background", "liver"))
         assert np.array_equal(label.voxels, (LABELS > 0).transpose(2, 1, 0))
 
     def test_labels_that_count_as_one_class(self, tmp_path, dicom):
         ircadb(dicom, tmp_path / "x")
         (case,) = find_cases([tmp_path], need_labels=True)
         liver = with_classes("background", "liver", label_classes=TUMOURS_ARE_LIVER)
-        label = read_label_of(case, liver).voxels
+        label = read_case_label(case, liver).voxels
         assert label.dtype == np.uint8
         assert np.array_equal(label, (LABELS > 0).transpose(2, 1, 0))
 
@@ -219,7 +219,7 @@ class TestMasks:
         dicom.ct_series(folder, TUMOUR, step=(0, 0, 3))
         (case,) = find_cases([tmp_path], need_labels=True)
         with pytest.raises(InputError, match=r"corners up to 2\.5 mm apart"):
-            read_label_of(case, TASK)
+            read_case_label(case, TASK)
 
 
 class TestDecathlon:
@@ -258,7 +258,7 @@ class TestDecathlon:
     def test_labels_are_paired_with_classes_by_name(self, tmp_path):
         root = self.write(tmp_path, labels={"0": "background", "1": "cancer", "2": "liver"})
         case = find_cases([root], need_labels=True)[0]
-        label = read_label_of(case, TASK).voxels
+        label = read_case_label(case, TASK).voxels
         assert np.array_equal(label, np.array([0, 2, 1], np.uint8)[LABELS.transpose(2, 1, 0)])
 
     def test_labels_that_count_as_one_class(self, tmp_path):
@@ -266,7 +266,7 @@ class TestDecathlon:
         case = find_cases([root], need_labels=True)[0]
         for classes in (TUMOURS_ARE_LIVER, (*TUMOURS_ARE_LIVER[:2], ("tumour", "background"))):
             task = with_classes("background", "liver", label_classes=classes)
-            label = read_label_of(case, task).voxels
+            label = read_case_label(case, task).voxels
             values = np.array([0, task.class_values[2], 1], np.uint8)
             assert np.array_equal(label, values[LABELS.transpose(2, 1, 0)])
 
@@ -274,7 +274,7 @@ class TestDecathlon:
         root = self.write(tmp_path, labels={"background": 0, "liver": 1, "tumor": 2}, training=None)
         cases = find_cases([root], need_labels=True)
         assert [case.case_id for case in cases] == ["liver_0", "liver_1", "liver_2"]
-        assert np.array_equal(read_label_of(cases[0], TASK).voxels, LABELS.transpose(2, 1, 0))
+        assert np.array_equal(read_case_label(cases[0], TASK).voxels, LABELS.transpose(2, 1, 0))
 
     def test_labels_of_another_task(self, tmp_path):
         root = self.write(tmp_path, labels={"0": "background", "1": "spleen"})
@@ -282,13 +282,13 @@ class TestDecathlon:
         with pytest.raises(
             InputError, match=r"\(background, liver, tumour\), found 0 back.*spleen"
         ):
-            read_label_of(case, TASK)
+            read_case_label(case, TASK)
 
     def test_values_without_a_name(self, tmp_path):
         root = self.write(tmp_path, labels={"0": "background", "1": "liver", "3": "cancer"})
         case = find_cases([root], need_labels=True)[0]
         with pytest.raises(InputError, match="value 2, which has no name"):
-            read_label_of(case, TASK)
+            read_case_label(case, TASK)
 
     @pytest.mark.parametrize(
         "labels", [[], {}, {"0": "a", "zero": "b"}, {"0": "a", "300": "b"}, {"a": 0, "b": 0}, "x"]
@@ -308,7 +308,7 @@ class TestDecathlon:
         assert sum("below its folder" in case.problem for case in cases) == 3
         (missing,) = [case for case in cases if case.case_id == "liver_7"]
         with pytest.raises(InputError, match="no such file"):
-            read_image_of(missing)
+            read_case_image(missing)
 
     def test_no_json(self, tmp_path):
         (tmp_path / "dataset.json").write_text("{")
@@ -335,7 +335,7 @@ class TestIdentity:
     def test_a_place_instead_of_a_name(self, tmp_path):
         for name in ("a", "Doehring", "z"):
             (tmp_path / name).mkdir()
-        shown = shown_path(tmp_path / "Doehring" / "CT", ["doehring"])
+        shown = redact_path(tmp_path / "Doehring" / "CT", ["doehring"])
         assert shown == str(tmp_path / "#1" / "CT")
 
     def test_names_without_identifiers_stay(self, tmp_path, dicom):
@@ -486,4 +486,4 @@ def test_views_turn_tomosynthesis(tmp_path, dicom):
     stored[0, :, -1] += 5000
     path = dicom.save(dicom.multi_frame(stored), tmp_path / "a.dcm")
     case = Case("a", path, None, "x", view="lmlo")
-    assert np.array_equal(read_image_of(case).voxels, np.flip(stored, (1, 2)).transpose(2, 1, 0))
+    assert np.array_equal(read_case_image(case).voxels, np.flip(stored, (1, 2)).transpose(2, 1, 0))

@@ -20,8 +20,7 @@ from preprocessing.allowances import (
     GapError,
     MixedSeriesError,
 )
-from preprocessing.dicom.multiframe import breast_side, read_frames
-from preprocessing.dicom.reading import read_dicom
+from preprocessing.dicom.multiframe import breast_side, read_dicom, read_frames
 from preprocessing.errors import InputError, SettingsError
 
 STORED = np.random.default_rng(1).integers(0, 1024, (5, 8, 6)).astype(np.uint16)

@@ -6,7 +6,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import SegmentationStorage
 
-from preprocessing.dicom.reading import read_dicom
+from preprocessing.dicom.multiframe import read_dicom
 from preprocessing.dicom.segmentation import Software, read_source, write_segmentation
 from preprocessing.errors import InputError
 

@@ -14,7 +14,7 @@ from preprocessing.allowances import (
     MixedSeriesError,
     parse_allowances,
 )
-from preprocessing.dicom.reading import read_dicom
+from preprocessing.dicom.multiframe import read_dicom
 from preprocessing.errors import InputError, SettingsError
 
 STORED = np.random.default_rng(0).integers(0, 4000, (6, 9, 7)).astype(np.uint16)

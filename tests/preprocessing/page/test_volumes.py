@@ -9,7 +9,7 @@ import pytest
 
 from preprocessing.page.volumes import MARGIN_MM, Box, coarsened, kept_regions, page_volume
 from preprocessing.tasks import PRESETS
-from preprocessing.volumes.geometry import Volume, task_space
+from preprocessing.volumes.geometry import Volume, target_grid
 
 TASK = PRESETS["ct_liver"]
 ORIENTATIONS = [
@@ -76,7 +76,7 @@ def test_crop_keeps_a_margin_in_mm():
 
 
 def test_coarser_only_as_far_as_needed():
-    space = task_space((256, 256, 40), np.diag([0.8, 0.8, 5.0, 1.0]), TASK)
+    space = target_grid((256, 256, 40), np.diag([0.8, 0.8, 5.0, 1.0]), TASK)
     assert coarsened(space, 10**7) == space.spacing_mm
     spacing = coarsened(space, 256 * 256 * 40 / 4)
     # A quarter of the voxels: half the resolution in the plane, slices as they are.

@@ -14,23 +14,23 @@ from preprocessing.records.patches import (
     training_patches,
 )
 from preprocessing.tasks import PRESETS
-from preprocessing.volumes.geometry import label_voxels_by_slice, task_space
+from preprocessing.volumes.geometry import count_labels_by_slice, target_grid
 
 TASK = dataclasses.replace(PRESETS["ct_liver"], patch_shape_zyx=(4, 8, 6), patches_per_case=40)
 
 
 def space_of(shape_zyx):
-    return task_space(shape_zyx[::-1], np.diag([1.0, 1, 5, 1]), TASK)
+    return target_grid(shape_zyx[::-1], np.diag([1.0, 1, 5, 1]), TASK)
 
 
 def draw(image, label, *, case_id="a", seed=0, task=TASK):
-    counts = label_voxels_by_slice(label, len(task.class_names))
+    counts = count_labels_by_slice(label, len(task.class_names))
     volume = (image, label, counts, space_of(image.shape), task)
     return list(training_patches(*volume, case_id=case_id, source="s", seed=seed))
 
 
 def tiles(image, label, task=TASK):
-    counts = label_voxels_by_slice(label, len(task.class_names))
+    counts = count_labels_by_slice(label, len(task.class_names))
     volume = (image, label, counts, space_of(image.shape), task)
     return list(evaluation_tiles(*volume, case_id="a", source="s"))
 
@@ -148,7 +148,7 @@ def test_quantiles_reach_the_dtypes_ends(dtype):
 
 def test_label_counts_by_slice():
     label = np.array([[[0, 1], [1, 1]], [[0, 0], [0, 2]]], np.uint8)
-    assert label_voxels_by_slice(label, 4).tolist() == [[1, 3, 0, 0], [3, 0, 1, 0]]
+    assert count_labels_by_slice(label, 4).tolist() == [[1, 3, 0, 0], [3, 0, 1, 0]]
 
 
 @pytest.mark.parametrize("axes", [(1,), (2,), (0, 1, 2)])
@@ -162,7 +162,7 @@ def test_a_turned_view_gives_what_its_copy_gives(volume, axes):
             assert np.array_equal(patch.label_zyx, expected.label_zyx)
             assert patch.origin_zyx == expected.origin_zyx
             assert patch.intensity_quantiles == expected.intensity_quantiles
-    counts = [label_voxels_by_slice(labels, 4).tolist() for labels in (views[1], copies[1])]
+    counts = [count_labels_by_slice(labels, 4).tolist() for labels in (views[1], copies[1])]
     assert counts[0] == counts[1]
 
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from preprocessing.convert import convert
 from preprocessing.records.schema import parse_example
 from preprocessing.tasks import Task, load_task
-from preprocessing.volumes.geometry import from_task_space, task_space
+from preprocessing.volumes.geometry import from_target_grid, target_grid
 
 TASK = Task(
     "round_trip",
@@ -81,7 +81,7 @@ def test_labels_land_on_their_own_voxels(data, tmp_path, policy):
         array[place] = record["label"][tuple(map(slice, valid))]
     assert rebuilt.keys() == labels.keys()
     for name, (label, affine) in labels.items():
-        space = task_space(label.shape, affine, task)
+        space = target_grid(label.shape, affine, task)
         assert space.shape_zyx == rebuilt[name].shape
         assert (rebuilt[name] < 9).all()
-        assert np.array_equal(from_task_space(rebuilt[name], space), label), name
+        assert np.array_equal(from_target_grid(rebuilt[name], space), label), name

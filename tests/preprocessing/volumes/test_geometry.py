@@ -13,11 +13,11 @@ from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import (
     Volume,
     axis_codes,
-    from_task_space,
+    from_target_grid,
     slice_axis,
     spacing_mm,
-    task_space,
-    to_task_space,
+    target_grid,
+    to_target_grid,
 )
 
 AXIS_CODES = [
@@ -54,8 +54,8 @@ def rotated(affine, degrees, axis):
 def test_way_back_is_exact_for_every_axis_code(codes):
     voxels = np.arange(3 * 4 * 5, dtype=np.int16).reshape(3, 4, 5)
     volume = Volume(voxels, affine_of(codes))
-    array, space = to_task_space(volume, task())
-    assert from_task_space(array, space).tolist() == voxels.tolist()
+    array, space = to_target_grid(volume, task())
+    assert from_target_grid(array, space).tolist() == voxels.tolist()
     # An independent implementation of the same turn: nibabel's own.
     canonical = nib.as_closest_canonical(nib.Nifti1Image(voxels, volume.affine))
     assert array.tolist() == np.asarray(canonical.dataobj).transpose(2, 1, 0).tolist()
@@ -71,9 +71,9 @@ def test_there_are_48_axis_codes():
 def test_oblique_grids_keep_their_rotation_and_their_voxels(codes):
     affine = rotated(rotated(affine_of(codes), 17, 0), -11, 2)
     voxels = np.arange(3 * 4 * 5, dtype=np.int16).reshape(3, 4, 5)
-    array, space = to_task_space(Volume(voxels, affine), task())
+    array, space = to_target_grid(Volume(voxels, affine), task())
     assert sorted(array.ravel()) == sorted(voxels.ravel())
-    assert from_task_space(array, space).tolist() == voxels.tolist()
+    assert from_target_grid(array, space).tolist() == voxels.tolist()
     # Every voxel still lies where it lay: compare places of the same value.
     for value in (0, 17, 59):
         (index,), (turned,) = np.argwhere(voxels == value), np.argwhere(array == value)
@@ -101,16 +101,16 @@ def test_coronal_slices_become_the_first_tensor_axis():
     voxels = np.zeros((6, 3, 8), np.int16)
     voxels[1, 2, 5] = 9
     volume = Volume(voxels, np.diag([0.7, 4.0, 0.9, 1.0]))
-    array, space = to_task_space(volume, task())
+    array, space = to_target_grid(volume, task())
     assert space.shape_zyx == (3, 8, 6)
     assert space.spacing_mm == (0.7, 0.9, 4.0)
     assert array[2, 5, 1] == 9
-    assert from_task_space(array, space).tolist() == voxels.tolist()
+    assert from_target_grid(array, space).tolist() == voxels.tolist()
 
 
 def test_resampled_grid_has_the_tasks_spacing_and_the_inputs_centre():
     affine = rotated(affine_of("LPS"), 8, 1)
-    space = task_space((50, 60, 7), affine, task("full", (2.5, 2.5, 4.0)))
+    space = target_grid((50, 60, 7), affine, task("full", (2.5, 2.5, 4.0)))
     assert space.spacing_mm == (2.5, 2.5, 4.0)
     assert space.shape_zyx == (9, 19, 14)  # 35/4 -> 9, 48/2.5 -> 19, 35/2.5 -> 14
     np.testing.assert_allclose(spacing_mm(np.array(space.affine)), (2.5, 2.5, 4.0))
@@ -121,7 +121,7 @@ def test_resampled_grid_has_the_tasks_spacing_and_the_inputs_centre():
 
 def test_in_plane_resampling_leaves_the_slices_alone():
     voxels = np.arange(8 * 8 * 3, dtype=np.int16).reshape(8, 8, 3)
-    array, space = to_task_space(
+    array, space = to_target_grid(
         Volume(voxels, np.diag([1.0, 1, 5, 1])), task("in_plane", (2.0, 2.0, 1.0))
     )
     assert array.shape == (3, 4, 4)
@@ -133,7 +133,9 @@ def test_in_plane_resampling_leaves_the_slices_alone():
 
 def test_linear_resampling_by_hand():
     voxels = np.array([0, 40, 80], np.int16).reshape(3, 1, 1)
-    array, _ = to_task_space(Volume(voxels, np.diag([2.0, 2, 2, 1])), task("full", (1.0, 1.0, 1.0)))
+    array, _ = to_target_grid(
+        Volume(voxels, np.diag([2.0, 2, 2, 1])), task("full", (1.0, 1.0, 1.0))
+    )
     # Voxel centres at -0.25, 0.25, ... of the old grid; beyond its centres the edge value holds.
     assert array[0, 0].tolist() == [0, 10, 30, 50, 70, 80]
 
@@ -142,7 +144,7 @@ def test_coarser_grid_does_not_alias_fine_stripes():
     stripes = np.tile(np.array([0, 1000], np.int16), 40)[:, None, None] + np.zeros(
         (80, 8, 8), np.int16
     )
-    array, _ = to_task_space(
+    array, _ = to_target_grid(
         Volume(stripes, np.diag([1.0, 1, 1, 1])), task("full", (4.0, 4.0, 1.0))
     )
     inner = array[:, :, 3:-3]
@@ -160,10 +162,10 @@ def test_labels_on_a_finer_grid_come_back_exactly(data):
     )
     affine = affine_of(codes, (1.5, 2.0, 5.0))
     finer = task("full", (1.5 / factor, 2.0 / factor, 5.0 / factor))
-    array, space = to_task_space(Volume(voxels, affine), finer, label=True)
+    array, space = to_target_grid(Volume(voxels, affine), finer, label=True)
     assert array.dtype == np.uint8
     assert array.shape == space.shape_zyx
-    assert np.array_equal(from_task_space(array, space), voxels)
+    assert np.array_equal(from_target_grid(array, space), voxels)
 
 
 @given(st.data())
@@ -172,9 +174,9 @@ def test_way_back_takes_the_nearest_voxel_of_any_grid(data):
     shape = data.draw(st.tuples(*[st.integers(1, 9)] * 3))
     affine = affine_of(data.draw(st.sampled_from(AXIS_CODES)), (0.8, 0.8, 3.0))
     spacing = data.draw(st.tuples(st.floats(0.4, 4), st.floats(0.4, 4), st.floats(1, 9)))
-    space = task_space(shape, affine, task("full", spacing))
+    space = target_grid(shape, affine, task("full", spacing))
     array = np.arange(np.prod(space.shape_zyx)).reshape(space.shape_zyx)
-    back = from_task_space(array, space)
+    back = from_target_grid(array, space)
     assert back.shape == shape
     # Brute force in millimetres: no grid voxel is nearer (along any axis) than the one taken.
     to_grid = np.linalg.inv(np.array(space.affine)) @ affine
@@ -185,8 +187,8 @@ def test_way_back_takes_the_nearest_voxel_of_any_grid(data):
 
 
 def test_real_maps_go_back_linearly():
-    space = task_space((4, 1, 1), np.eye(4), task("full", (2.0, 1.0, 1.0)))
-    back = from_task_space(np.array([[[0.0, 1.0]]], np.float32), space, label=False)
+    space = target_grid((4, 1, 1), np.eye(4), task("full", (2.0, 1.0, 1.0)))
+    back = from_target_grid(np.array([[[0.0, 1.0]]], np.float32), space, label=False)
     assert back[:, 0, 0].tolist() == [0.0, 0.25, 0.75, 1.0]
 
 
@@ -196,9 +198,9 @@ def test_labels_of_every_policy_come_back_to_their_own_voxels(codes, resampling)
     voxels = np.random.default_rng(0).integers(0, 3, (7, 6, 5), np.uint8)
     affine = rotated(affine_of(codes), 13, 1)
     finer = task(resampling, (0.61, 0.77, 1.9))
-    array, space = to_task_space(Volume(voxels, affine), finer, label=True)
+    array, space = to_target_grid(Volume(voxels, affine), finer, label=True)
     assert (array.size == voxels.size) == (resampling == "keep")
-    assert np.array_equal(from_task_space(array, space), voxels)
+    assert np.array_equal(from_target_grid(array, space), voxels)
 
 
 @pytest.mark.parametrize("tilt_degrees", [-30, -12.5, 7, 25])
@@ -210,9 +212,9 @@ def test_sheared_grids_of_tilted_gantries_go_there_and_back(codes, tilt_degrees)
     affine[1, slices] = 5.0 * np.tan(np.deg2rad(tilt_degrees))
     voxels = np.random.default_rng(1).integers(0, 3, (6, 7, 8), np.uint8)
     for policy in (task(), task("in_plane", (0.5, 0.5, 1)), task("full", (0.5, 0.5, 2.5))):
-        array, space = to_task_space(Volume(voxels, affine), policy, label=True)
+        array, space = to_target_grid(Volume(voxels, affine), policy, label=True)
         assert axis_codes(np.array(space.affine)) == "RAS"
-        assert np.array_equal(from_task_space(array, space), voxels)
+        assert np.array_equal(from_target_grid(array, space), voxels)
         # The same voxels lie at the same millimetres, shear included.
         to_grid = np.linalg.inv(np.array(space.affine)) @ affine
         for index in itertools.product((0, 3, 5), repeat=3):
@@ -228,32 +230,32 @@ def test_very_anisotropic_and_tiny_volumes():
     ]:
         voxels = np.random.default_rng(2).integers(0, 3, shape, np.uint8)
         finer = task("full", (0.1, 0.1, 0.2))
-        array, space = to_task_space(Volume(voxels, affine), finer, label=True)
-        assert np.array_equal(from_task_space(array, space), voxels)
-        image, _ = to_task_space(Volume(voxels.astype(np.int16), affine), finer)
+        array, space = to_target_grid(Volume(voxels, affine), finer, label=True)
+        assert np.array_equal(from_target_grid(array, space), voxels)
+        image, _ = to_target_grid(Volume(voxels.astype(np.int16), affine), finer)
         assert image.shape == array.shape
 
 
 def test_one_slice_goes_there_and_back():
     voxels = np.arange(20, dtype=np.uint8).reshape(4, 5, 1) % 2
-    array, space = to_task_space(
+    array, space = to_target_grid(
         Volume(voxels, np.diag([1.0, 1, 1.6, 1])), task("full", (0.5, 0.5, 5.0)), label=True
     )
     assert array.shape == (1, 10, 8)
-    assert np.array_equal(from_task_space(array, space), voxels)
+    assert np.array_equal(from_target_grid(array, space), voxels)
 
 
 def test_image_is_rounded_and_clipped_to_the_stored_dtype():
     voxels = np.array([-2e6, -0.6, 0.4, 1.5, 2.5, 2e6]).reshape(6, 1, 1)
-    array, _ = to_task_space(Volume(voxels, np.eye(4)), task())
+    array, _ = to_target_grid(Volume(voxels, np.eye(4)), task())
     assert array.ravel().tolist() == [-32768, -1, 0, 2, 2, 32767]
-    array, _ = to_task_space(Volume(voxels, np.eye(4)), task(dtype="uint16"))
+    array, _ = to_target_grid(Volume(voxels, np.eye(4)), task(dtype="uint16"))
     assert array.ravel().tolist() == [0, 0, 0, 2, 2, 65535]
 
 
 def test_kept_grid_is_not_copied():
     voxels = np.zeros((4, 5, 6), np.int16, order="F")
-    array, _ = to_task_space(Volume(voxels, affine_of("LPS")), task())
+    array, _ = to_target_grid(Volume(voxels, affine_of("LPS")), task())
     assert np.shares_memory(array, voxels)
 
 
@@ -271,12 +273,12 @@ def test_kept_grid_is_not_copied():
 )
 def test_impossible_affines_are_refused(bad):
     with pytest.raises(InputError, match="invertible"):
-        task_space((2, 2, 2), bad, task())
+        target_grid((2, 2, 2), bad, task())
 
 
 def test_wrong_shapes_are_refused():
     with pytest.raises(InputError, match="three axes"):
-        to_task_space(Volume(np.zeros((2, 2)), np.eye(4)), task())
-    space = task_space((2, 3, 4), np.eye(4), task())
+        to_target_grid(Volume(np.zeros((2, 2)), np.eye(4)), task())
+    space = target_grid((2, 3, 4), np.eye(4), task())
     with pytest.raises(InputError, match=r"\(4, 3, 2\)"):
-        from_task_space(np.zeros((2, 3, 4)), space)
+        from_target_grid(np.zeros((2, 3, 4)), space)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from preprocessing.errors import InputError
 from preprocessing.tasks import PRESETS
-from preprocessing.volumes.geometry import Volume, task_space, to_task_space
+from preprocessing.volumes.geometry import Volume, target_grid, to_target_grid
 from preprocessing.volumes.lesions import (
-    LESION,
+    LESION_THRESHOLD,
     LesionBox,
     box_ellipsoid,
     box_heat_map,
@@ -29,7 +29,7 @@ def grid(shape=SHAPE, spacing=(0.5, 0.5, 1.0), task=TASK, codes="RAS"):
     affine = np.diag([*spacing, 1.0])
     for axis, (code, positive) in enumerate(zip(codes, "RAS", strict=True)):
         affine[axis, axis] *= 1 if code == positive else -1
-    return task_space(shape, affine, task)
+    return target_grid(shape, affine, task)
 
 
 def test_ellipsoid_touches_the_boxes_sides_and_is_as_deep_as_it_is_wide():
@@ -59,7 +59,7 @@ def test_depth_rule_on_the_masses_known_depth(real_data):
     assert within > 0.95
     # The ellipsoid holds nearly all of the mass, and not much more than a lobed mass leaves of one.
     space = grid(mask.shape, (0.2, 0.2, 1.0))
-    ellipsoid = box_heat_map([box], space).T >= LESION
+    ellipsoid = box_heat_map([box], space).T >= LESION_THRESHOLD
     assert (ellipsoid & (mask > 0)).sum() / mask.sum() > 0.95
     assert mask.sum() / ellipsoid.sum() > 0.55
 
@@ -78,7 +78,7 @@ def test_heat_map_by_hand():
 
 
 def test_label_is_what_lies_in_the_ellipse():
-    label = box_heat_map([BOX], grid()) >= LESION
+    label = box_heat_map([BOX], grid()) >= LESION_THRESHOLD
     y, x = np.mgrid[:20, :24]
     squares = ((x - 11) / 3.5) ** 2 + ((y - 9) / 5.5) ** 2
     np.testing.assert_array_equal(label[10], squares <= 1)
@@ -137,7 +137,7 @@ def test_every_box_leaves_a_lesion_on_every_grid(data):
     # Where rounding the grid's size leaves the outermost voxels outside, so it may a lesion there.
     edge = min(box.x, box.y, 24 - x - box.width, 20 - y - box.height) * 0.5 < spacing
     depth_edge = min(box.slice_index, 19 - box.slice_index) < spacing
-    assert edge or depth_edge or (heat_map >= LESION).any()
+    assert edge or depth_edge or (heat_map >= LESION_THRESHOLD).any()
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_mask_heat_map_is_the_mask_from_one_half_on(seed):
     mask = random.random((6, 9, 8)) < random.choice([0.02, 0.3, 0.9])
     spacing = tuple(random.uniform(0.2, 3, 3))
     heat_map = mask_heat_map(mask.astype(np.uint8), spacing)
-    np.testing.assert_array_equal(heat_map >= LESION, mask)
+    np.testing.assert_array_equal(heat_map >= LESION_THRESHOLD, mask)
 
 
 def test_a_regions_halo_does_not_depend_on_where_it_lies_or_on_others():
@@ -207,7 +207,7 @@ def test_resampled_masks_and_boxes_agree():
     mask = np.zeros(SHAPE, np.uint8)
     mask[8:15, 4:15, 8:13] = 1
     coarse = dataclasses.replace(TASK, resampling="in_plane", spacing_mm=(1.0, 1.0, 1.0))
-    label, space = to_task_space(Volume(mask, np.diag([0.5, 0.5, 1, 1])), coarse, label=True)
+    label, space = to_target_grid(Volume(mask, np.diag([0.5, 0.5, 1, 1])), coarse, label=True)
     heat = mask_heat_map(label, space.spacing_mm)
     assert heat.shape == space.shape_zyx
-    np.testing.assert_array_equal(heat >= LESION, label > 0)
+    np.testing.assert_array_equal(heat >= LESION_THRESHOLD, label > 0)

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocessing.datasets.duplicates import duplicates_of
 from preprocessing.tasks import PRESETS
-from preprocessing.volumes.geometry import Volume, to_task_space
-from preprocessing.volumes.quality_checks import check_image, check_labels
+from preprocessing.volumes.geometry import Volume, to_target_grid
+from preprocessing.volumes.quality_checks import check_image, check_labels, find_duplicates
 
 CT, DBT = PRESETS["ct_liver"], PRESETS["dbt_lesion"]
 AFFINE = np.diag([0.8, 0.8, 5.0, 1.0])
@@ -42,8 +41,8 @@ def found(voxels, label=None, affine=AFFINE, task=CT):
     image = Volume(voxels, affine)
     findings = list(check_image(image, task).findings)
     if label is not None:
-        image_zyx, _ = to_task_space(image, task)
-        label_zyx, _ = to_task_space(Volume(label, affine), task, label=True)
+        image_zyx, _ = to_target_grid(image, task)
+        label_zyx, _ = to_target_grid(Volume(label, affine), task, label=True)
         findings += check_labels(image_zyx, label_zyx, task)[1]
     assert {finding.severity for finding in findings} <= {"warning"}
     assert not any("\n" in finding.text for finding in findings)
@@ -135,5 +134,5 @@ def test_fingerprint_is_of_the_voxels_however_they_are_turned_packed_or_placed(d
 
 def test_the_second_of_two_is_the_duplicate():
     fingerprints = [("c", "1"), ("a", "2"), ("b", "1"), ("d", "2"), ("e", "3"), ("f", "1")]
-    assert duplicates_of(fingerprints) == {"b": "c", "d": "a", "f": "c"}
-    assert duplicates_of([]) == {}
+    assert find_duplicates(fingerprints) == {"b": "c", "d": "a", "f": "c"}
+    assert find_duplicates([]) == {}
