@@ -1,4 +1,4 @@
-"""Argo workflows for Kubeflow Pipelines' first API: what `tfx --engine=kubeflow` compiles and uploads."""
+"""Compiles the pipeline into an Argo workflow for the v1 API of Kubeflow Pipelines."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tfx.orchestration.pipeline import Pipeline
 from pipeline.kubeflow.cluster import KubeflowSettings, PodSettings
 from preprocessing.errors import PipelineError
 
-# Linux takes no argument of a program from here on.
+# Linux' limit on one argument of a program (MAX_ARG_STRLEN).
 LONGEST_ARGUMENT = 128 * 1024
-# Not at the root of the file system, TFX's default: the image's user may not write there.
+# TFX's default is in the root folder, which the image's user can't write to.
 UI_METADATA_PATH = "/tmp/mlpipeline-ui-metadata.json"
 
 
@@ -40,7 +40,7 @@ def argo_runner(settings: KubeflowSettings, output: Path, file_name: str) -> Kub
 
 
 class _Runner(KubeflowDagRunner):
-    """TFX's runner, which has no setting for the secrets of the image's registry."""
+    """TFX's runner plus image pull secrets, for which it has no setting."""
 
     def __init__(
         self,
@@ -60,10 +60,10 @@ class _Runner(KubeflowDagRunner):
 
 
 def _shorten(op: dsl.ContainerOp) -> dsl.ContainerOp:
-    """Shortens the pipeline's description, which TFX hands on as an argument, and puts it in order.
+    """Minifies the pipeline description that TFX passes as an argument, with sorted keys.
 
     Raises:
-      PipelineError: no pod could be started with it nevertheless.
+      PipelineError: the argument is still too long to start a pod.
     """
     arguments = list(op.arguments)
     place = arguments.index("--tfx_ir") + 1
@@ -71,7 +71,7 @@ def _shorten(op: dsl.ContainerOp) -> dsl.ContainerOp:
     if len(description.encode()) >= LONGEST_ARGUMENT:
         raise PipelineError(
             f"component {op.human_name}",
-            f"a description of less than {LONGEST_ARGUMENT} bytes, as Linux passes to programs",
+            f"a pipeline description below {LONGEST_ARGUMENT} bytes, Linux' limit for an argument",
             f"{len(description.encode())} bytes",
         )
     arguments[place] = description
@@ -80,7 +80,7 @@ def _shorten(op: dsl.ContainerOp) -> dsl.ContainerOp:
 
 
 def _storage(settings: KubeflowSettings) -> Callable[[dsl.ContainerOp], dsl.ContainerOp]:
-    """Returns what mounts volumes and secrets into every pod."""
+    """Returns a function that mounts volumes and secrets into a pod."""
 
     def change(op: dsl.ContainerOp) -> dsl.ContainerOp:
         for number, volume in enumerate(settings.volumes):
@@ -107,10 +107,10 @@ def _mount(op: dsl.ContainerOp, volume: client.V1Volume, path: str) -> None:
 
 
 def _resources(settings: KubeflowSettings) -> Callable[[dsl.ContainerOp], dsl.ContainerOp]:
-    """Returns what gives every pod its own limits, machines, variables and labels."""
+    """Returns a function that sets a pod's limits, node selection, variables and labels."""
 
     def change(op: dsl.ContainerOp) -> dsl.ContainerOp:
-        # The operator's own name is the component's id.
+        # The human name of an operator is the component's id.
         pod: PodSettings = settings.pod(op.human_name)
         op.container.set_image_pull_policy(settings.image_pull_policy)
         if pod.cpu:

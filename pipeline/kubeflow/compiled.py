@@ -1,11 +1,10 @@
-"""Compiled pipelines as plain data: each node's command and what it waits for, whatever the format."""
+"""Parses Argo workflows and Kubeflow v2 pipeline specs into nodes with commands and dependencies."""
 
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -23,22 +22,22 @@ class Node:
     """One container of a compiled pipeline.
 
     Attributes:
-      name: the component's id.
-      needs: ids of those that it waits for.
-      image: the image that it runs in.
-      command: its command with all arguments; placeholders stand as they were compiled.
-      first: a command that the engine runs before it (example generators in version 2); may be empty.
-      inputs: parameters and artifacts as version 2 describes them.
-      outputs: the same of what it makes.
+      name: id of the component.
+      needs: ids of the components that it depends on.
+      image: container image.
+      command: command with all arguments; placeholders are left as compiled.
+      driver: command that the engine runs before it (example generators in v2 specs); may be empty.
+      inputs: parameters and artifacts, as in the v2 spec.
+      outputs: output artifacts, as in the v2 spec.
     """
 
     name: str
     needs: tuple[str, ...]
     image: str
     command: tuple[str, ...]
-    first: tuple[str, ...] = ()
-    inputs: Mapping[str, Any] | None = None
-    outputs: Mapping[str, Any] | None = None
+    driver: tuple[str, ...] = ()
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    outputs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,9 @@ class CompiledPipeline:
 
     Attributes:
       format: `ARGO` or `V2`.
-      name: the pipeline's name.
-      root: where its outputs lie, as the pods see it.
-      nodes: in an order in which they can run.
+      name: name of the pipeline.
+      root: folder or address of its outputs, as seen by the pods.
+      nodes: in topological order.
     """
 
     format: str
@@ -58,46 +57,41 @@ class CompiledPipeline:
     nodes: tuple[Node, ...]
 
     def node(self, name: str) -> Node:
-        """Returns the node of a name."""
+        """Returns the node called `name`."""
         return next(node for node in self.nodes if node.name == name)
 
 
 def read_compiled(path: str | Path) -> CompiledPipeline:
-    """Reads an Argo workflow (YAML, or within a .tar.gz) or a pipeline spec of version 2.
+    """Reads an Argo workflow (YAML) or a v2 pipeline spec (JSON or YAML).
 
     Raises:
-      InputError: no such file, or none of these.
+      InputError: the file is missing or neither of them.
     """
-    expected = "an Argo workflow or a pipeline spec that python -m pipeline.kubeflow_runner wrote"
+    expected = "an Argo workflow or a pipeline spec written by python -m pipeline.kubeflow_runner"
     try:
-        if str(path).endswith((".tar.gz", ".tgz")):
-            with tarfile.open(path) as archive:
-                text = archive.extractfile("pipeline.yaml").read().decode()
-        else:
-            text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8")
         documents = [json.loads(text)] if text.startswith("{") else list(yaml.safe_load_all(text))
     except OSError as error:
         raise InputError(path, expected, error.strerror or error) from None
-    except (ValueError, KeyError, tarfile.TarError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise InputError(path, expected, f"{type(error).__name__}: {error}") from None
     content = documents[0] if documents and isinstance(documents[0], dict) else {}
     try:
         if content.get("kind") == "Workflow":
             return _from_argo(content)
-        specification = content.get("pipelineSpec", content)
-        if "deploymentSpec" in specification:
+        spec = content.get("pipelineSpec", content)
+        if "deploymentSpec" in spec:
             job = content.get("runtimeConfig", {})
-            root = job.get("gcsOutputDirectory") or specification["defaultPipelineRoot"]
-            return _from_v2(specification, root)
+            return _from_v2(spec, job.get("gcsOutputDirectory") or spec["defaultPipelineRoot"])
     except (KeyError, TypeError, ValueError, StopIteration, CycleError) as error:
         raise InputError(path, expected, f"{type(error).__name__}: {error}") from None
     raise InputError(path, expected, "neither")
 
 
 def _from_argo(workflow: Mapping[str, Any]) -> CompiledPipeline:
-    specification = workflow["spec"]
-    templates = {template["name"]: template for template in specification["templates"]}
-    tasks = templates[specification["entrypoint"]]["dag"]["tasks"]
+    spec = workflow["spec"]
+    templates = {template["name"]: template for template in spec["templates"]}
+    tasks = templates[spec["entrypoint"]]["dag"]["tasks"]
     ids = {task["name"]: _argument(templates[task["template"]], "--node_id") for task in tasks}
     nodes = {}
     for task in tasks:
@@ -109,35 +103,32 @@ def _from_argo(workflow: Mapping[str, Any]) -> CompiledPipeline:
             image=container["image"],
             command=(*container["command"], *container["args"]),
         )
-    parameters = {
-        parameter["name"]: parameter["value"]
-        for parameter in specification["arguments"]["parameters"]
-    }
+    parameters = {each["name"]: each["value"] for each in spec["arguments"]["parameters"]}
     name = workflow["metadata"]["generateName"].rstrip("-")
     return CompiledPipeline(ARGO, name, parameters["pipeline-root"], _sorted(nodes))
 
 
-def _from_v2(specification: Mapping[str, Any], root: str) -> CompiledPipeline:
+def _from_v2(spec: Mapping[str, Any], root: str) -> CompiledPipeline:
     nodes = {}
-    for name, task in specification["root"]["dag"]["tasks"].items():
-        component = specification["components"][task["componentRef"]["name"]]
-        executor = specification["deploymentSpec"]["executors"][component["executorLabel"]]
+    for name, task in spec["root"]["dag"]["tasks"].items():
+        component = spec["components"][task["componentRef"]["name"]]
+        executor = spec["deploymentSpec"]["executors"][component["executorLabel"]]
         container = executor["container"]
-        first = container.get("lifecycle", {}).get("preCacheCheck")
+        driver = container.get("lifecycle", {}).get("preCacheCheck")
         nodes[name] = Node(
             name=name,
             needs=tuple(task.get("dependentTasks", ())),
             image=container["image"],
             command=(*container["command"], *container["args"]),
-            first=(*first["command"], *first["args"]) if first else (),
+            driver=(*driver["command"], *driver["args"]) if driver else (),
             inputs=task.get("inputs", {}),
             outputs=component.get("outputDefinitions", {}).get("artifacts", {}),
         )
-    return CompiledPipeline(V2, specification["pipelineInfo"]["name"], root, _sorted(nodes))
+    return CompiledPipeline(V2, spec["pipelineInfo"]["name"], root, _sorted(nodes))
 
 
 def _sorted(nodes: Mapping[str, Node]) -> tuple[Node, ...]:
-    graph = {name: nodes[name].needs for name in nodes}
+    graph = {name: node.needs for name, node in nodes.items()}
     return tuple(nodes[name] for name in TopologicalSorter(graph).static_order())
 
 

@@ -1,4 +1,4 @@
-"""What a pod of version 2 runs: TFX's executor, which sees artifacts as folders of the pod."""
+"""Entry point of v2 pods: TFX's executor, with artifact addresses mapped to mounted folders."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from tfx.dsl.io import fileio
 
 EXECUTOR = "tfx.orchestration.kubeflow.v2.container.kubeflow_v2_run_executor"
 INPUT_OPTION = "--json_serialized_invocation_args"
-# Vertex AI mounts every bucket here; Kubeflow Pipelines 2 puts inputs here and fetches outputs.
+# Vertex AI mounts every bucket here; Kubeflow Pipelines 2 copies inputs to and outputs from it.
 ADDRESS, FOLDER = "gs://", "/gcs/"
 
 
 def main(arguments: list[str], folder: str = FOLDER) -> None:
-    """Runs TFX's executor on the arguments of a container.
+    """Runs TFX's executor with the arguments of a container.
 
-    Code that reads and writes artifacts then needs no client of an object store. Parameters stay as
-    they are: the folder of records and that of pushed models are no artifacts.
+    With mapped addresses, code that reads and writes artifacts needs no client of an object store.
+    Parameters are not mapped: the folders of records and of pushed models are not artifacts.
 
     Args:
-      arguments: as the engine hands them over.
-      folder: where the pod sees the buckets.
+      arguments: arguments from the engine.
+      folder: where the pod mounts buckets.
     """
     place = arguments.index(INPUT_OPTION) + 1
     executor_input = json.loads(arguments[place])
@@ -45,7 +45,7 @@ def main(arguments: list[str], folder: str = FOLDER) -> None:
 
 
 def run_module(name: str, arguments: list[str]) -> None:
-    """Runs `python -m NAME ARGUMENTS` in this process; ends it if that fails."""
+    """Runs `python -m NAME ARGUMENTS` in this process, which exits if the module fails."""
     sys.argv = [name, *arguments]
     try:
         runpy.run_module(name, run_name="__main__", alter_sys=True)
@@ -55,7 +55,7 @@ def run_module(name: str, arguments: list[str]) -> None:
 
 
 def _replaced(content: Any, old: str, new: str) -> Any:
-    """Returns nested content with another beginning for every text that begins with `old`."""
+    """Returns nested content with the prefix `old` of every string replaced by `new`."""
     if isinstance(content, dict):
         return {name: _replaced(value, old, new) for name, value in content.items()}
     if isinstance(content, list):

@@ -1,4 +1,4 @@
-"""A store of ML metadata behind gRPC, as a cluster has one: SQLite here, the same protocol."""
+"""Serves an ML Metadata store in SQLite by the gRPC protocol of a cluster's metadata service."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 @contextlib.contextmanager
 def serve_metadata(file: str | Path) -> Iterator[int]:
-    """Serves the store in an SQLite file on this machine alone; yields the port.
+    """Serves the store in an SQLite file on the loopback interface; yields the port.
 
-    Requests go, as they come, to the library that the metadata store's own server is made of.
+    Requests are passed unchanged to the library behind ML Metadata's own server.
     """
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
     server.add_generic_rpc_handlers([_Store(file)])
@@ -33,7 +33,7 @@ def serve_metadata(file: str | Path) -> Iterator[int]:
 
 
 class _Store(grpc.GenericRpcHandler):
-    """Answers every method of the service from one store, one request at a time."""
+    """Handles every method of the service with one store, one request at a time."""
 
     def __init__(self, file: str | Path):
         connection = metadata_store_pb2.ConnectionConfig()
@@ -45,7 +45,7 @@ class _Store(grpc.GenericRpcHandler):
         self._lock = threading.Lock()
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-        """Returns what answers a method, or None if the service has none of that name."""
+        """Returns the handler of a method, or None if the service has no such method."""
         name = details.method.removeprefix(_SERVICE)
         method = getattr(metadata_store, name, None)
         if method is None or not details.method.startswith(_SERVICE):

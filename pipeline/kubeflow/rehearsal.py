@@ -1,4 +1,4 @@
-"""`python -m pipeline.kubeflow.rehearsal`: a compiled pipeline's containers, run on this machine."""
+"""`python -m pipeline.kubeflow.rehearsal`: runs the containers of a compiled pipeline locally."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.kubeflow.compiled import ARGO, CompiledPipeline, read_compiled
-from pipeline.kubeflow.containers import Start, Surroundings, run_node, start_process
+from pipeline.kubeflow.containers import RunContext, Start, run_node, start_process
 from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import PipelineError, SettingsError
 from preprocessing.files import write_json
@@ -21,20 +21,20 @@ from preprocessing.files import write_json
 RUN_FILE = "run.json"
 
 PURPOSE = """\
-Runs what python -m pipeline.kubeflow_runner compiled: every container's command as a process of
-this machine, in the order of the graph and with the inputs that its pod would get. For a rehearsal
-before an upload, and for a failed pod: one node again, with --node.
-An Argo workflow keeps its lineage in OUTPUT/metadata.sqlite, behind the protocol of the cluster's
-metadata store, or, with --metadata, in that store itself.
+Runs a pipeline compiled by python -m pipeline.kubeflow_runner on this machine: every container's
+command as a local process, in the order of the graph and with the inputs of its pod. Use it to
+rehearse a pipeline before uploading it, or to debug a failed pod with --node.
+For an Argo workflow, lineage goes to OUTPUT/metadata.sqlite, served by the protocol of the cluster's
+metadata store, or with --metadata to that store itself.
 
-Writes OUTPUT/logs/NODE.log and OUTPUT/run.json (seconds per node); the pipeline's own outputs lie
-in its storage root. The image is not used: the commands run in this environment."""
+Writes OUTPUT/logs/NODE.log and OUTPUT/run.json (seconds per node); the pipeline's outputs go to its
+storage root. The container image is not used: the commands run in this environment."""
 
 EXAMPLES = (
     "python -m pipeline.kubeflow.rehearsal compiled/ahnet.yaml --output rehearsal --mount /mnt/ahnet=volume",
     "python -m pipeline.kubeflow.rehearsal compiled/ahnet.yaml --output rehearsal --node Trainer3D",
     "",
-    "a node of a run in the cluster, after",
+    "one node of a run in the cluster, after",
     "kubectl port-forward --namespace kubeflow service/metadata-grpc-service 8080:8080",
     "  python -m pipeline.kubeflow.rehearsal compiled/ahnet.yaml --output debug --node Trainer3D \\",
     "      --metadata localhost:8080 --run ahnet-x7k2p --mount /mnt/ahnet=/nfs/ahnet",
@@ -44,10 +44,10 @@ EXAMPLES = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = make_parser("pipeline.kubeflow.rehearsal", PURPOSE, EXAMPLES)
-    parser.add_argument("spec", metavar="SPEC", help="compiled pipeline: .yaml, .json or .tar.gz")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder of logs")
+    parser.add_argument("spec", metavar="SPEC", help="compiled pipeline, .yaml or .json")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for logs")
     parser.add_argument(
-        "--node", metavar="NAME", help="this one alone, of the last or the named run"
+        "--node", metavar="NAME", help="run only this node, of the last run or of --run"
     )
     parser.add_argument(
         "--mount",
@@ -68,21 +68,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_compiled(
     pipeline: CompiledPipeline,
-    surroundings: Surroundings,
+    context: RunContext,
     *,
     only: str | None = None,
     start: Start = start_process,
 ) -> dict[str, float]:
-    """Runs the nodes of a compiled pipeline one after another; returns the seconds of each.
+    """Runs the nodes of a compiled pipeline in order; returns the seconds of each.
 
     Args:
-      pipeline: what to run.
-      surroundings: what a cluster would provide.
-      only: the one node to run, after those that it waits for ran before.
-      start: how a command is started.
+      pipeline: the compiled pipeline.
+      context: run name, mounts and metadata store.
+      only: run this node only; the nodes that it depends on must have run before.
+      start: runs a command.
 
     Raises:
-      SettingsError: there is no node of that name.
+      SettingsError: there is no node called `only`.
       PipelineError: a node failed.
     """
     names = [node.name for node in pipeline.nodes]
@@ -96,7 +96,7 @@ def run_compiled(
             continue
         print(f"[{number}/{len(names)}] {node.name}: started", flush=True)
         begun = time.monotonic()
-        run_node(pipeline, node, surroundings, start)
+        run_node(pipeline, node, context, start)
         seconds[node.name] = round(time.monotonic() - begun, 1)
         print(f"[{number}/{len(names)}] {node.name}: finished, {seconds[node.name]} s", flush=True)
     return seconds
@@ -108,17 +108,17 @@ def _run(arguments: argparse.Namespace) -> None:
     run = arguments.run or _run_name(pipeline, folder, again=arguments.node is not None)
     mounts = dict(_mount(text) for text in arguments.mount)
     with _metadata(pipeline, folder, arguments.metadata) as address:
-        surroundings = Surroundings(folder, run, address, mounts)
+        context = RunContext(folder, run, address, mounts)
         record = {"spec": str(Path(arguments.spec).resolve()), "run": run}
         write_json(folder / RUN_FILE, record)
         try:
-            seconds = run_compiled(pipeline, surroundings, only=arguments.node)
+            seconds = run_compiled(pipeline, context, only=arguments.node)
         except PipelineError as error:
             name = error.where.removeprefix("component ")
             print(f"to run it again: {_again(arguments, run, name)}", file=sys.stderr)
             raise
     write_json(folder / RUN_FILE, record | {"seconds": seconds})
-    print(f"outputs below {surroundings.here(pipeline.root)}")
+    print(f"outputs below {context.local(pipeline.root)}")
 
 
 def _run_name(pipeline: CompiledPipeline, folder: Path, again: bool) -> str:

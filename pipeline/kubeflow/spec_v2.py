@@ -1,4 +1,4 @@
-"""Pipeline specs of version 2: for Vertex AI as JSON, for Kubeflow Pipelines 2 as YAML."""
+"""Compiles the pipeline into v2 specs: JSON for Vertex AI, YAML for Kubeflow Pipelines 2."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def v2_runner(settings: KubeflowSettings, output: Path, file_name: str) -> Kubef
 
 
 class _Runner(KubeflowV2DagRunner):
-    """TFX's runner, which has no setting for the variables of pods."""
+    """TFX's runner plus environment variables of pods, for which it has no setting."""
 
     settings: KubeflowSettings
 
@@ -42,7 +42,7 @@ class _Runner(KubeflowV2DagRunner):
         parameter_values: dict[str, Any] | None = None,
         write_out: bool | None = True,
     ) -> dict[str, Any] | None:
-        """Writes the spec of a pipeline and returns it; None where the tfx command line does not compile."""
+        """Writes and returns the spec of a pipeline; None if the tfx command line only inspects it."""
         job = super().run(pipeline, parameter_values, write_out)
         if job is None:
             return None
@@ -55,13 +55,13 @@ class _Runner(KubeflowV2DagRunner):
                     {"name": variable, "value": value} for variable, value in environment.items()
                 ]
         if write_out:
-            # The tfx command line may have chosen another place meanwhile.
+            # The tfx command line may have changed the output folder.
             write_json(Path(self._output_dir) / self._output_filename, job)
         return job
 
 
 def set_resources(pipeline: Pipeline, settings: KubeflowSettings) -> None:
-    """Gives every component its limits; its machines and volumes are `platform_spec`."""
+    """Sets CPU, memory and GPU limits of every component; see `platform_spec` for the rest."""
     for node in pipeline.components:
         resources = _resources(settings.pod(node.id))
         if resources.ByteSize():
@@ -69,7 +69,7 @@ def set_resources(pipeline: Pipeline, settings: KubeflowSettings) -> None:
 
 
 def write_yaml(job: dict[str, Any], settings: KubeflowSettings, path: Path) -> None:
-    """Writes what Kubeflow Pipelines 2 takes: the spec, and what is Kubernetes' own beside it."""
+    """Writes the YAML of Kubeflow Pipelines 2: the pipeline spec and the platform spec."""
     root = job["runtimeConfig"]["gcsOutputDirectory"]
     documents = [job["pipelineSpec"] | {"defaultPipelineRoot": root}]
     platform = platform_spec(job, settings)
@@ -80,10 +80,10 @@ def write_yaml(job: dict[str, Any], settings: KubeflowSettings, path: Path) -> N
 
 
 def platform_spec(job: dict[str, Any], settings: KubeflowSettings) -> dict[str, Any]:
-    """Returns volumes, secrets and machines of every pod, as Kubeflow's Kubernetes platform has them.
+    """Returns volumes, secrets and node selection of every pod for Kubeflow's Kubernetes platform.
 
-    Names and structure are those of kubernetes_executor_config.proto of Kubeflow Pipelines; empty
-    where the settings ask for nothing of the kind.
+    The structure follows kubernetes_executor_config.proto of Kubeflow Pipelines; empty if the
+    settings contain none of them.
     """
     specification = job["pipelineSpec"]
     executors = {}

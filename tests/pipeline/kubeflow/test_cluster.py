@@ -1,4 +1,4 @@
-"""Settings of a cluster: what is read, what it is worth, and what is refused in one sentence."""
+"""Cluster settings: reading, quantities, and errors for invalid values."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write(tmp_path):
     return write_settings
 
 
-def test_settings_are_read_and_written_back_the_same(write):
+def test_settings_survive_a_round_trip(write):
     settings = read_settings(write())
     assert settings.volumes == (VolumeSettings("ahnet", "/mnt/ahnet"),)
     assert settings.pod("Trainer3D") == PodSettings(gpus=1, memory="32Gi")
@@ -40,7 +40,7 @@ def test_settings_are_read_and_written_back_the_same(write):
     ("text", "number"),
     [("4", 4), ("500m", 0.5), ("1.5", 1.5), ("2k", 2000), ("1Ki", 1024), ("32Gi", 32 * 2**30)],
 )
-def test_quantities_of_kubernetes(text, number):
+def test_kubernetes_quantities(text, number):
     assert quantity("cpu", text) == number
 
 
@@ -75,7 +75,7 @@ def test_quantities_of_kubernetes(text, number):
         ({"beam_options": ["runner"]}, "beam_options: expected options like"),
     ],
 )
-def test_what_cannot_be_is_refused_with_its_place(write, changes, sentence):
+def test_invalid_settings_are_rejected_with_their_place(write, changes, sentence):
     with pytest.raises(SettingsError, match=sentence):
         read_settings(write(**changes))
 
@@ -97,7 +97,9 @@ def test_what_cannot_be_is_refused_with_its_place(write, changes, sentence):
         (["--threshold-liver", "2"], "a Dice from 0 to 1, found 2"),
     ],
 )
-def test_the_command_refuses_at_once_in_one_line(write, tmp_path, capsys, options, sentence):
+def test_the_command_rejects_invalid_settings_in_one_line(
+    write, tmp_path, capsys, options, sentence
+):
     command = ["--cluster", str(write()), "--input", "/mnt/ahnet/records", "--task", "ct_liver"]
     assert main([*command, "--output", str(tmp_path / "compiled"), *options]) == 1
     (line,) = capsys.readouterr().err.splitlines()

@@ -1,4 +1,4 @@
-"""Compiled pipelines read back, and their containers run: order, inputs, failures, the metadata store."""
+"""Compiled pipelines: parsing, running containers locally, failures, the metadata store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ml_metadata import MetadataStore, errors
 from ml_metadata.proto import metadata_store_pb2
 
 from pipeline.kubeflow.compiled import read_compiled
-from pipeline.kubeflow.containers import Surroundings
+from pipeline.kubeflow.containers import RunContext
 from pipeline.kubeflow.metadata_server import serve_metadata
 from pipeline.kubeflow.rehearsal import main
 from preprocessing.errors import InputError
@@ -38,11 +38,11 @@ def container(node: str, script: str) -> dict:
 
 @pytest.fixture
 def workflow(tmp_path):
-    """Writes a workflow of three nodes, the last of which fails as long as there is no file `mended`."""
+    """Writes a workflow of three nodes, the last of which fails while there is no file `fixed`."""
 
     def write(folder: Path) -> Path:
         note = 'echo "$WORKFLOW_ID $0 $*" >> /mnt/volume/order'
-        failing = f"{note}; cat /mnt/volume/mended || {{ echo 'the cause' >&2; exit 3; }}"
+        failing = f"{note}; cat /mnt/volume/fixed || {{ echo 'the cause' >&2; exit 3; }}"
         scripts = {"Third": failing, "First": note, "Second": note}
         needs = {"Third": ["second"], "Second": ["first"], "First": []}
         tasks = [
@@ -66,7 +66,7 @@ def workflow(tmp_path):
     return write(tmp_path)
 
 
-def test_nodes_stand_in_an_order_in_which_they_can_run(workflow):
+def test_nodes_are_in_topological_order(workflow):
     pipeline = read_compiled(workflow)
     assert [node.name for node in pipeline.nodes] == ["First", "Second", "Third"]
     assert (pipeline.name, pipeline.root, pipeline.node("Third").needs) == (
@@ -76,7 +76,7 @@ def test_nodes_stand_in_an_order_in_which_they_can_run(workflow):
     )
 
 
-def test_a_failed_container_says_why_and_runs_again_by_the_printed_command(
+def test_a_failed_container_reports_its_cause_and_the_command_to_run_it_again(
     workflow, tmp_path, capsys, monkeypatch
 ):
     volume = tmp_path / "volume"
@@ -97,7 +97,7 @@ def test_a_failed_container_says_why_and_runs_again_by_the_printed_command(
     )
     assert [line.split()[4] for line in others] == ["Second", "Third"]
 
-    (volume / "mended").touch()
+    (volume / "fixed").touch()
     printed = shlex.split(again.removeprefix("to run it again: "))
     assert printed[:3] == ["python", "-m", "pipeline.kubeflow.rehearsal"]
     assert main(printed[3:]) == 0
@@ -107,7 +107,7 @@ def test_a_failed_container_says_why_and_runs_again_by_the_printed_command(
         "Third",
         "Third",
     ]
-    # The same run goes on.
+    # It is still the same run.
     assert {line.split()[0] for line in (volume / "order").read_text().splitlines()} == {run}
 
 
@@ -122,7 +122,7 @@ def test_a_failed_container_says_why_and_runs_again_by_the_printed_command(
         (["--metadata", "localhost"], "--metadata: expected HOST:PORT, found 'localhost'"),
     ],
 )
-def test_options_that_cannot_work_are_refused(workflow, tmp_path, capsys, options, sentence):
+def test_invalid_options_are_rejected(workflow, tmp_path, capsys, options, sentence):
     assert main([str(workflow), "--output", str(tmp_path / "rehearsal"), *options]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert sentence in line
@@ -132,7 +132,7 @@ def test_options_that_cannot_work_are_refused(workflow, tmp_path, capsys, option
 @pytest.mark.parametrize(
     "text", ["", "[1]", "kind: Workflow\nspec: {}", "{", "kind: Pod", "a: b: c"]
 )
-def test_files_that_are_no_compiled_pipeline_are_refused(tmp_path, text):
+def test_other_files_are_rejected(tmp_path, text):
     path = tmp_path / "pipeline.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=r"pipeline.yaml: expected an Argo workflow or a pipeline"):
@@ -141,15 +141,15 @@ def test_files_that_are_no_compiled_pipeline_are_refused(tmp_path, text):
         read_compiled(tmp_path / "nowhere.yaml")
 
 
-def test_only_whole_paths_are_mounted():
-    here = Surroundings(Path("/x"), "run", mounts={"/mnt/a": "/v", "gs://bucket": "/b"}).here
-    assert here('{"root": "/mnt/a/records", "other": "/mnt/ab", "/data/mnt/a": 1}') == (
+def test_mounts_match_whole_path_components():
+    local = RunContext(Path("/x"), "run", mounts={"/mnt/a": "/v", "gs://bucket": "/b"}).local
+    assert local('{"root": "/mnt/a/records", "other": "/mnt/ab", "/data/mnt/a": 1}') == (
         '{"root": "/v/records", "other": "/mnt/ab", "/data/mnt/a": 1}'
     )
-    assert here("gs://bucket/runs gs://buckets") == "/b/runs gs://buckets"
+    assert local("gs://bucket/runs gs://buckets") == "/b/runs gs://buckets"
 
 
-def test_the_metadata_store_answers_by_grpc_as_it_does_by_itself(tmp_path):
+def test_the_metadata_store_answers_the_same_over_grpc(tmp_path):
     file = tmp_path / "metadata.sqlite"
     with serve_metadata(file) as port:
         config = metadata_store_pb2.MetadataStoreClientConfig(host="localhost", port=port)
@@ -165,8 +165,8 @@ def test_the_metadata_store_answers_by_grpc_as_it_does_by_itself(tmp_path):
     assert found.uri == "gs://bucket/model"
 
 
-def test_this_environment_comes_first_on_the_path(workflow, tmp_path):
-    """Commands begin with `python`: in the image that is the project's environment, and here too."""
+def test_this_environment_is_first_on_the_path(workflow, tmp_path):
+    """Commands start with `python`, which must be that of the project's environment, as in the image."""
     content = yaml.safe_load(workflow.read_text())
     template = content["spec"]["templates"][1]
     template["container"]["command"] = ["sh", "-c", f"command -v python > {tmp_path}/python"]

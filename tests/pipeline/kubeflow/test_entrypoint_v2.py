@@ -1,4 +1,4 @@
-"""A pod of version 2 sees artifacts of a bucket as its own folders, and answers with addresses."""
+"""A v2 pod sees a bucket's artifacts as local folders and reports their bucket addresses."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pipeline.kubeflow.entrypoint_v2 import main
 pytestmark = pytest.mark.slow
 
 
-def test_a_component_writes_into_its_folder_and_the_answer_names_the_bucket(tmp_path):
-    """The component is a real one, and the executor TFX's own."""
+def test_a_component_writes_to_its_folder_and_reports_the_bucket_address(tmp_path):
+    """A real component, run by TFX's own executor."""
     answer = tmp_path / "executor_output.json"
     schema = {"name": "schema", "uri": "gs://bucket/run/schema"}
     schema["type"] = {"schemaTitle": "tfx.Schema"}

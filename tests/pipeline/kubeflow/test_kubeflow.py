@@ -1,7 +1,7 @@
-"""The pipeline compiled for clusters: specs that fit their schemas, and containers that really run.
+"""The pipeline compiled for clusters: specs match their schemas, and every container really runs.
 
-`AHNET_TEST_PROCESSES=1` starts every container's command as a new interpreter instead of a fork of
-one that has the frameworks imported already: minutes more, and the same results.
+`AHNET_TEST_PROCESSES=1` runs every container's command in a new interpreter instead of a fork of one
+that has already imported the frameworks: minutes slower, same results.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ml_metadata.proto import metadata_store_pb2
 
 from ahnet_tf.inference.predictor import open_predictor
 from pipeline.kubeflow.compiled import read_compiled
-from pipeline.kubeflow.containers import Start, Surroundings, start_process
+from pipeline.kubeflow.containers import RunContext, Start, start_process
 from pipeline.kubeflow.metadata_server import serve_metadata
 from pipeline.kubeflow.rehearsal import run_compiled
 from pipeline.kubeflow_runner import main
@@ -66,7 +66,7 @@ def command(folder: Path, engine: str, records: Path, options: tuple[str, ...]) 
     file.write_text(json.dumps(cluster), encoding="utf-8")
     task = str(records / "task.json")
     own = ["--cluster", str(file), "--input", f"{data}/records", "--output", str(folder / "specs")]
-    # What is learned is not at issue here: two steps, and every model is good enough.
+    # Training quality does not matter here: two steps, and any model is blessed.
     short = ["--steps", "2", "--set", "warmup_steps=0", "--set", "evaluate_every=0"]
     short += ["--threshold-liver", "0"]
     return [*own, "--task", task, *options, *short]
@@ -84,7 +84,7 @@ def compiled(tmp_path_factory, phantom_records, tiny_options) -> Path:
 
 @pytest.fixture(scope="module")
 def start() -> Start:
-    """What starts a container's command (see the module's docstring)."""
+    """Runs a container's command (see the module's docstring)."""
     if os.environ.get("AHNET_TEST_PROCESSES"):
         yield start_process
         return
@@ -110,7 +110,7 @@ def start() -> Start:
 
 @pytest.fixture
 def volume(tmp_path, phantom_records) -> Path:
-    """A folder in the place of the cluster's volume or bucket, with the records on it."""
+    """A folder that stands for the cluster's volume or bucket, with the records in it."""
     folder = tmp_path / "volume"
     shutil.copytree(phantom_records, folder / "records")
     return folder
@@ -123,7 +123,7 @@ def check_pushed_model(volume: Path, task) -> None:
     np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-5)
 
 
-def test_pods_of_the_argo_workflow_have_what_the_settings_say(compiled):
+def test_pods_of_the_argo_workflow_match_the_settings(compiled):
     workflow = yaml.safe_load((compiled / "ahnet.yaml").read_text())
     assert workflow["spec"]["imagePullSecrets"] == [{"name": "registry"}]
     pods = {each["name"]: each for each in workflow["spec"]["templates"] if "container" in each}
@@ -155,8 +155,8 @@ def test_pods_of_the_argo_workflow_have_what_the_settings_say(compiled):
             assert "nodeSelector" not in pod
 
 
-def test_the_spec_of_version_2_fits_the_schema_of_kubeflow_pipelines(compiled):
-    """Parsing into the messages of kfp-pipeline-spec refuses every name and type that is not theirs."""
+def test_the_v2_spec_matches_the_schema_of_kubeflow_pipelines(compiled):
+    """Parsing into the messages of kfp-pipeline-spec rejects unknown names and wrong types."""
     from google.protobuf import json_format
     from kfp.pipeline_spec import pipeline_spec_pb2
 
@@ -176,7 +176,7 @@ def test_the_spec_of_version_2_fits_the_schema_of_kubeflow_pipelines(compiled):
     for name, task in tasks.items():
         component = spec.components[task.component_ref.name]
         executor = deployment.executors[component.executor_label]
-        # Kubeflow Pipelines 2 runs containers and importers, no resolvers.
+        # Kubeflow Pipelines 2 runs containers and importers, but no resolvers.
         assert executor.WhichOneof("spec") == "container"
         assert executor.container.image == CLUSTER["image"]
         assert set(component.input_definitions.artifacts) == set(task.inputs.artifacts)
@@ -185,7 +185,7 @@ def test_the_spec_of_version_2_fits_the_schema_of_kubeflow_pipelines(compiled):
             made = spec.components[tasks[producer].component_ref.name].output_definitions.artifacts
             assert producer in task.dependent_tasks
             assert source.task_output_artifact.output_artifact_key in made
-        # Nothing may be taken from a cache that does not see when records change.
+        # The engine's cache does not notice changed records, so it must be off.
         assert not task.caching_options.enable_cache, name
 
     resources = deployment.executors["Trainer3D_executor"].container.resources
@@ -219,7 +219,7 @@ def test_the_spec_of_version_2_fits_the_schema_of_kubeflow_pipelines(compiled):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_tfx_command_line_compiles_the_same(
+def test_the_tfx_command_line_compiles_the_same_pipeline(
     compiled, tmp_path, phantom_records, tiny_options, monkeypatch, engine
 ):
     from click.testing import CliRunner
@@ -237,7 +237,7 @@ def test_the_tfx_command_line_compiles_the_same(
     assert read_compiled(tmp_path / "specs" / name) == read_compiled(compiled / name)
 
 
-def test_pods_of_a_component_that_the_pipeline_has_not_are_refused(
+def test_pod_settings_for_an_unknown_component_are_rejected(
     tmp_path, phantom_records, tiny_options, capsys
 ):
     options = command(tmp_path, "kubeflow", phantom_records, tiny_options)
@@ -257,10 +257,10 @@ def test_every_container_of_the_argo_workflow_runs_to_a_pushed_model(
 
     def run(only: str | None = None, name: str = "ahnet-abcde", how: Callable = start) -> None:
         with serve_metadata(file) as port:
-            surroundings = Surroundings(
+            context = RunContext(
                 tmp_path / "logs", name, ("localhost", port), {"/mnt/ahnet": str(volume)}
             )
-            run_compiled(pipeline, surroundings, only=only, start=how)
+            run_compiled(pipeline, context, only=only, start=how)
 
     run()
     check_pushed_model(volume, task)
@@ -272,22 +272,22 @@ def test_every_container_of_the_argo_workflow_runs_to_a_pushed_model(
     assert len(executions) == len(pipeline.nodes)
     assert {each.last_known_state for each in executions} == {states.COMPLETE}
     pods = {each.custom_properties["kfp_pod_name"].string_value for each in executions}
-    # Resolvers have no execution of their own code, and TFX notes no pod for them.
+    # TFX records no pod for resolvers.
     assert {f"ahnet-abcde-{node.name.lower()}" for node in pipeline.nodes} - pods == {
         "ahnet-abcde-latestblessedmodel"
     }
 
-    # One node again, as an interpreter of its own whatever the others were: it has the longest
-    # arguments, and finds that it is done in this run.
+    # One node again, always in a new interpreter: it has the longest arguments, and finds its
+    # finished execution of this run.
     run("ExampleValidator", how=start_process)
     assert len(store.get_executions()) == len(pipeline.nodes)
-    # The next run finds that nothing has changed.
+    # In the next run nothing has changed.
     run("TaskSchema", name="ahnet-fghij")
     newest = max(store.get_executions(), key=lambda each: each.id)
     assert newest.last_known_state == states.CACHED
 
 
-def test_volumes_spans_and_a_warm_start_are_compiled_for_a_store_of_metadata(
+def test_volumes_spans_and_warm_start_need_a_metadata_store(
     start, tmp_path, phantom_records, tiny_options, capsys
 ):
     kubeflow = command(tmp_path, "kubeflow", phantom_records, tiny_options)
@@ -302,13 +302,13 @@ def test_volumes_spans_and_a_warm_start_are_compiled_for_a_store_of_metadata(
     assert settings["input"] == "/mnt/ahnet/records"
     assert settings["thresholds"] == {"tumour": 0.25, "liver": 0.0}
 
-    # The volumes lie where the pod sees them, and nowhere on this machine under that name.
+    # The path of the volumes exists in the pod only, not on this machine.
     phantom = PhantomSettings(shape_xyz=(32, 32, 16), spacing_mm=(10.0, 10.0, 10.0))
     write_cases(tmp_path / "volume" / "records" / "span-7", 2, seed=5, settings=phantom)
     with serve_metadata(tmp_path / "metadata.sqlite") as port:
         mounts = {"/mnt/ahnet": str(tmp_path / "volume")}
-        surroundings = Surroundings(tmp_path / "logs", "one", ("localhost", port), mounts)
-        run_compiled(pipeline, surroundings, only="ConvertVolumes", start=start)
+        context = RunContext(tmp_path / "logs", "one", ("localhost", port), mounts)
+        run_compiled(pipeline, context, only="ConvertVolumes", start=start)
     (manifest,) = (tmp_path / "volume").glob(
         "runs/artifacts/ConvertVolumes/manifest/*/manifest.json"
     )
@@ -321,22 +321,22 @@ def test_volumes_spans_and_a_warm_start_are_compiled_for_a_store_of_metadata(
         assert "expected an engine with a store of metadata" in capsys.readouterr().err
 
 
-def test_every_container_of_the_spec_of_version_2_runs_to_a_pushed_model(
+def test_every_container_of_the_v2_spec_runs_to_a_pushed_model(
     compiled, start, volume, tmp_path, task
 ):
     pipeline = read_compiled(compiled / "ahnet-kfp2.yaml")
-    surroundings = Surroundings(tmp_path / "logs", "one", mounts={BUCKET: str(volume)})
-    run_compiled(pipeline, surroundings, start=start)
+    context = RunContext(tmp_path / "logs", "one", mounts={BUCKET: str(volume)})
+    run_compiled(pipeline, context, start=start)
     check_pushed_model(volume, task)
 
     def blessing() -> dict:
-        (made,) = json.loads(surroundings.made("Evaluator").read_text())["blessing"]["artifacts"]
+        (made,) = json.loads(context.artifacts("Evaluator").read_text())["blessing"]["artifacts"]
         return made["metadata"]
 
     assert blessing()["blessed"] == 1
     assert "baseline_model" not in blessing()
-    # From now on there is a model to compare with: the pushed one, and here the same one.
+    # Now there is a pushed model to compare with; here it is the same model.
     for name in ("LastPushedModel", "Evaluator"):
-        run_compiled(pipeline, surroundings, only=name, start=start)
+        run_compiled(pipeline, context, only=name, start=start)
     assert blessing()["blessed"] == 1
     assert blessing()["baseline_model"].endswith("/one/LastPushedModel/model")
