@@ -1,7 +1,6 @@
-"""The whole road in one command: volumes, records, pipeline, server, prediction, score, picture.
+"""End-to-end demonstration: volumes, records, pipeline, model server, prediction, scores, picture.
 
-Every stage is a command that is printed and run as a user would type it; only what ties them
-together is here.
+Every stage is a command, printed and run as a user would type it.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from preprocessing.volumes.nifti import check_pair
 
 MODEL_NAME = "ahnet"
 PHANTOM_CASES = 32
-# Numbered far from the training cases: no stage before the prediction ever sees it.
+# Outside the numbers of the training cases: no stage before the prediction sees it.
 UNSEEN_CASE = 1000
 STAGE_FOLDERS = ("data", "unseen", "records", "pipeline", "prediction", "scores", ".stages")
 EXAMPLES = (
@@ -42,38 +41,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         "pipeline.demo",
         "From CT volumes to a served segmentation: synthetic cases (or your own), Beam conversion,\n"
-        "TFX pipeline, model server, prediction of a case never seen, its score and a picture.\n"
-        "An interrupted run takes up after its last finished stage; a finished one starts anew.",
+        "TFX pipeline, model server, prediction of an unseen case, its scores and a picture.\n"
+        "An interrupted run resumes after its last finished stage; a finished run starts over.",
         EXAMPLES,
     )
-    parser.add_argument("--output", default="demo", help="folder for everything (default: demo)")
+    parser.add_argument("--output", default="demo", help="output folder (default: demo)")
     parser.add_argument(
         "--input",
         nargs="+",
         metavar="DIR",
-        help="your own labelled cases, two or more (LiTS naming, or a folder a case); "
-        "one is kept from training for the prediction (default: synthetic cases)",
+        help="your own labelled cases, at least two (any layout that preprocessing.convert reads); "
+        "one is held out of training and predicted (default: synthetic cases)",
     )
     parser.add_argument(
         "--task", default="ct_liver_small", help="preset or JSON file (default: ct_liver_small)"
     )
     parser.add_argument(
-        "--preset", default="ct_liver_small", help="of the training (default: ct_liver_small)"
+        "--preset", default="ct_liver_small", help="training preset (default: ct_liver_small)"
     )
     parser.add_argument(
         "--threshold-liver",
         type=float,
-        help="liver Dice per case that a model must reach to be served (default: 0.8 on synthetic "
-        "cases; 0 on your own, where a short training is a first look and no quality gate)",
+        help="mean liver Dice per case that blesses the model (default: 0.8 on synthetic cases, 0 on "
+        "your own, where a short training is only a first look)",
     )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a training setting, handed on to the pipeline; repeatable",
+        help="a training setting, passed to the pipeline; repeatable",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of data, sampling and training")
+    parser.add_argument("--seed", type=int, default=0, help="seed of data, sampling and training")
     return run_command(run, parser.parse_args(argv))
 
 
@@ -92,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def run_stages(arguments: argparse.Namespace, output: Path, stages: Stages) -> None:
-    """Runs the stages in order; each one's output lies in a folder of its name in `output`."""
+    """Runs the stages in order, each with an output folder of its name in `output`."""
     seed = ["--seed", str(arguments.seed)]
     data, unseen, records = output / "data", output / "unseen", output / "records"
     convert = ["preprocessing.convert", "--task", arguments.task, "--output", records, *seed]
@@ -118,7 +117,7 @@ def run_stages(arguments: argparse.Namespace, output: Path, stages: Stages) -> N
     stages.run("pipeline", pipeline)
     with stages.server(output / "pipeline" / "serving_model", MODEL_NAME) as address:
         predict = ["ahnet_tf.predict", "--target", f"{address}/{MODEL_NAME}", "--overlay"]
-        # The server's port is another one in every run: predict again rather than compare.
+        # The port differs in every run, so this stage is never skipped.
         stages.run("predict", [*predict, unseen, output / "prediction"])
     evaluate = ["ahnet_tf.evaluate", "--input", output / "prediction", "--reference", unseen]
     stages.run("evaluate", [*evaluate, "--output", output / "scores"])
@@ -127,26 +126,25 @@ def run_stages(arguments: argparse.Namespace, output: Path, stages: Stages) -> N
 
 
 def hold_one_out(inputs: Sequence[str], task: Task, data: Path, unseen: Path) -> float:
-    """Links the user's cases into `data`, and the last sound one of them into `unseen`.
+    """Links the user's cases into `data`, and the last readable one into `unseen`.
 
-    Of only two cases the one that conversion gives to the eval split is predicted as well: it is not
-    trained on either.
+    With only two cases, the one in the eval split is also predicted: it is not trained on.
 
     Returns:
-      0.0: linking takes no memory to speak of.
+      0.0, the peak memory in MiB: links need none.
 
     Raises:
-      InputError: fewer than two labelled cases that can be read.
+      InputError: fewer than two readable labelled cases.
     """
     for folder in (data, unseen):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     cases = find_cases(inputs, need_labels=True)
-    held_out = next((case for case in reversed(cases) if is_sound(case, task)), None)
+    held_out = next((case for case in reversed(cases) if is_readable(case, task)), None)
     if held_out is None or len(cases) < 2:
         raise InputError(
             ", ".join(inputs),
-            "two or more sound cases with label maps",
+            "two or more readable cases with label maps",
             ", ".join(case.problem or case.case_id for case in cases),
             "python -m preprocessing.convert says what is wrong with each case.",
         )
@@ -157,12 +155,14 @@ def hold_one_out(inputs: Sequence[str], task: Task, data: Path, unseen: Path) ->
         if case is not held_out or len(cases) == 2:
             link(case, data)
     link(held_out, unseen)
-    print(f"{len(cases)} cases; {held_out.case_id} is not trained on and predicted at the end")
+    print(
+        f"{len(cases)} cases; {held_out.case_id} is held out of training and predicted at the end"
+    )
     return 0.0
 
 
-def is_sound(case: Case, task: Task) -> bool:
-    """Says whether a case's image and label map can be read and lie on one grid."""
+def is_readable(case: Case, task: Task) -> bool:
+    """Returns whether a case's image and label map can be read and share one grid."""
     if case.problem:
         return False
     try:
@@ -174,7 +174,7 @@ def is_sound(case: Case, task: Task) -> bool:
 
 
 def link(case: Case, folder: Path) -> None:
-    """Links a case's files into a folder of the case's own."""
+    """Links the files of a case into a folder named after it."""
     place = folder / case.case_id
     place.mkdir()
     for path in filter(None, (case.image_path, case.label_path)):
@@ -182,7 +182,7 @@ def link(case: Case, folder: Path) -> None:
 
 
 def summarize(output: Path, stages: Stages) -> dict[str, Any]:
-    """Returns the scores of the predicted case, and what each stage cost."""
+    """Returns the scores of the predicted case and the cost of each stage."""
     scores = json.loads((output / "scores" / "scores.json").read_text(encoding="utf-8"))
     pipeline = json.loads((output / "pipeline" / "result.json").read_text(encoding="utf-8"))
     seconds = {name: cost["seconds"] for name, cost in stages.costs.items()}
@@ -194,7 +194,7 @@ def summarize(output: Path, stages: Stages) -> dict[str, Any]:
         "seconds": seconds,
         "seconds_total": round(sum(seconds.values()) - seconds["server"], 1),
         "seconds_pipeline": pipeline["seconds"],
-        # The server runs while the prediction does; all other stages run alone.
+        # The server runs during the prediction; all other stages run alone.
         "peak_memory_mib": max(memory["server"] + memory["predict"], *memory.values()),
         "peak_memory_mib_by_stage": memory,
         "model": pipeline["pushed"],
@@ -202,19 +202,19 @@ def summarize(output: Path, stages: Stages) -> dict[str, Any]:
 
 
 def print_summary(summary: dict[str, Any], output: Path) -> None:
-    """Prints the scores and where to look."""
-    print(f"\ncase {summary['case']}, which the network was not trained on:")
+    """Prints the scores and the paths of the results."""
+    print(f"\ncase {summary['case']}, not used in training:")
     for name in ("liver", "tumour"):
         dice = summary[f"dice_{name}"]
         print(f"  Dice {name:<8}{'undefined' if dice is None else format(dice, '.3f')}")
-    print(f"{summary['seconds_total']:.0f} s, at most {summary['peak_memory_mib']} MiB at a time")
+    print(f"{summary['seconds_total']:.0f} s, peak memory {summary['peak_memory_mib']} MiB")
     print(f"picture  {output / 'overlay.png'}")
     print(f"figures  {output / 'summary.json'}")
     print(f"model    {summary['model']}")
 
 
 def clear(output: Path) -> None:
-    """Removes what an earlier, finished run left; nothing else in the folder."""
+    """Removes the output of an earlier, finished run; nothing else in the folder."""
     (output / "summary.json").unlink()
     (output / "overlay.png").unlink(missing_ok=True)
     for name in STAGE_FOLDERS:

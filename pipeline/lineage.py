@@ -1,4 +1,4 @@
-"""`python -m pipeline.lineage MODEL`: data, settings, scores and code of a pushed model."""
+"""`python -m pipeline.lineage MODEL`: data, settings, scores and code behind a pushed model."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from preprocessing.errors import InputError
 METADATA_FILE = "metadata.sqlite"
 
 PURPOSE = """\
-Shows where a pushed model comes from, out of the pipeline's metadata: the data it learned from, what
-validation found, the settings of every training, the scores that blessed it, and the code that made it."""
+Shows the lineage of a pushed model from the pipeline's metadata: its training data, the results of
+data validation, the settings of every training, the scores that blessed it, and the code version."""
 EXAMPLES = (
     "python -m pipeline.lineage run/serving_model/1732600000",
     "python -m pipeline.lineage run/serving_model      (the newest version)",
@@ -28,21 +28,21 @@ EXAMPLES = (
 )
 _INPUT, _OUTPUT = metadata_store_pb2.Event.INPUT, metadata_store_pb2.Event.OUTPUT
 _COMPLETE = metadata_store_pb2.Execution.COMPLETE
-# Parameters of a component that are shown; those of TFX's own are long and say the same again.
+# Parameters to show; those of TFX's own components are long and redundant.
 _SHOWN = ("span", "fingerprint", "input_fingerprint", "volumes", "input_base", "run_fn", "requests")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One execution on the way to a model.
+    """One execution in the lineage of a model.
 
     Attributes:
-      name: the component's id.
-      execution: its number in the metadata.
-      state: COMPLETE or CACHED, among others.
-      parameters: what it was given, beside its inputs.
-      inputs: numbers and addresses of the artifacts it took, by name.
-      outputs: of those it made.
+      name: id of the component.
+      execution: id of the execution in the metadata.
+      state: COMPLETE, CACHED, ...
+      parameters: execution parameters.
+      inputs: ids and addresses of the input artifacts, by name.
+      outputs: ids and addresses of the output artifacts, by name.
     """
 
     name: str
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs `python -m pipeline.lineage`."""
     parser = make_parser("pipeline.lineage", PURPOSE, EXAMPLES)
     parser.add_argument(
-        "model", metavar="MODEL", help="a pushed version, or the folder of versions"
+        "model", metavar="MODEL", help="a pushed version, or the folder with all versions (newest)"
     )
     parser.add_argument(
         "--metadata",
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def open_store(metadata: Path) -> MetadataStore:
-    """Opens a pipeline's metadata.
+    """Opens a pipeline's metadata store for reading.
 
     Raises:
       InputError: no such file.
@@ -79,24 +79,24 @@ def open_store(metadata: Path) -> MetadataStore:
             metadata,
             "a pipeline's metadata",
             "no such file",
-            "Name it with --metadata; it lies in the folder of the run.",
+            "It is in the folder of the run; name it with --metadata.",
         )
     connection = metadata_store_pb2.ConnectionConfig()
     connection.sqlite.filename_uri = str(metadata)
-    # Nothing is written: a run that goes on meanwhile is not disturbed.
+    # Reading does not disturb a run in progress.
     connection.sqlite.connection_mode = metadata_store_pb2.SqliteMetadataSourceConfig.READONLY
     return MetadataStore(connection)
 
 
 def lineage_of(store: MetadataStore, model: Path) -> list[Step]:
-    """Returns every execution that led to a pushed model, and those that judged it; oldest first.
+    """Returns all executions that produced, validated or reported on a pushed model, oldest first.
 
     Args:
       store: the pipeline's metadata.
-      model: the pushed version's folder.
+      model: folder of the pushed version.
 
     Raises:
-      InputError: the metadata knows no such model.
+      InputError: the model is not in the metadata.
     """
     pushed = [
         artifact.id
@@ -104,7 +104,7 @@ def lineage_of(store: MetadataStore, model: Path) -> list[Step]:
         if artifact.custom_properties["pushed_destination"].string_value == str(model)
     ]
     if not pushed:
-        raise InputError(model, "a model that this pipeline pushed", "none such in its metadata")
+        raise InputError(model, "a model that this pipeline pushed", "none in its metadata")
     makers, artifacts = _makers(store, set(pushed))
     judges = _takers(store, artifacts, "stop_on_anomalies") | _takers(store, pushed, "write_report")
     validated = {artifact for artifact, _ in _sides(store, judges, _INPUT)}
@@ -112,9 +112,9 @@ def lineage_of(store: MetadataStore, model: Path) -> list[Step]:
 
 
 def _makers(store: MetadataStore, artifacts: set[int]) -> tuple[set[int], set[int]]:
-    """Returns all executions that led to some artifacts, and all artifacts on the way.
+    """Returns the executions upstream of `artifacts`, and all artifacts between them.
 
-    The model that a new one was compared with has a lineage of its own, which is left out.
+    The lineage of a baseline model is not followed.
     """
     executions: set[int] = set()
     waiting, seen = set(artifacts), set(artifacts)
@@ -130,9 +130,9 @@ def _makers(store: MetadataStore, artifacts: set[int]) -> tuple[set[int], set[in
 
 
 def _takers(store: MetadataStore, artifacts: Iterable[int], function: str) -> set[int]:
-    """Returns the finished executions of one of our components that took any of some artifacts.
+    """Returns the finished executions of one of our components with any of `artifacts` as input.
 
-    Data validation and the report lead to nothing further, so that no way back finds them.
+    Data validation and the report have no outputs upstream of a model, so `_makers` misses them.
     """
     takers = {
         event.execution_id
@@ -148,9 +148,9 @@ def _takers(store: MetadataStore, artifacts: Iterable[int], function: str) -> se
 
 
 def _finished(store: MetadataStore, executions: Iterable[int]) -> dict[int, int]:
-    """Returns the numbers and types of those of some executions that really ran, and to their end.
+    """Returns id and type of those executions that ran to completion.
 
-    Later runs that took an artifact over have it among their outputs too.
+    Cached executions of later runs have the same output artifacts.
     """
     return {
         execution.id: execution.type_id
@@ -160,7 +160,7 @@ def _finished(store: MetadataStore, executions: Iterable[int]) -> dict[int, int]
 
 
 def _sides(store: MetadataStore, executions: set[int], kind: int) -> Iterator[tuple[int, str]]:
-    """Yields number and name of every artifact that some executions took, or made."""
+    """Yields id and name of every input (or output) artifact of `executions`."""
     for event in store.get_events_by_execution_ids(list(executions)):
         if event.type == kind:
             yield event.artifact_id, event.path.steps[0].key
@@ -194,7 +194,7 @@ def _steps(store: MetadataStore, executions: Sequence[int]) -> list[Step]:
 
 
 def _component(store: MetadataStore, execution: metadata_store_pb2.Execution) -> str:
-    """Returns the id of the component that an execution belongs to: its node context, less the pipeline."""
+    """Returns the id of an execution's component: its node context without the pipeline's name."""
     names = {
         context.type: context.name for context in store.get_contexts_by_execution(execution.id)
     }
@@ -234,14 +234,14 @@ def _version(model: Path) -> Path:
 
 
 def _lines(model: Path, steps: Sequence[Step]) -> Iterator[str]:
-    """Yields the report for people; what was found out in the run comes from its report."""
+    """Yields the lines of the printed report, starting with the model card of the run."""
     from pipeline.components.model_card import model_card
 
     reports = [address for step in steps for _, address in step.outputs.get("report", [])]
     facts = Path(reports[-1]) / "facts.json" if reports else None
     if facts is not None and facts.is_file():
         yield model_card(json.loads(facts.read_text(encoding="utf-8")))
-    yield f"## Where {model} comes from"
+    yield f"## Lineage of {model}"
     for step in steps:
         yield f"\n{step.name} (execution {step.execution}, {step.state.lower()})"
         for name, value in step.parameters.items():

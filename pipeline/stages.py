@@ -1,4 +1,4 @@
-"""Stages of a long run as commands: printed, run in processes of their own, measured, resumed."""
+"""Runs the stages of a long run as commands in subprocesses: printed, measured, resumable."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from pathlib import Path
 from preprocessing.errors import PipelineError
 from preprocessing.files import write_json
 
-# A server that is not ready by then won't be.
+# Time limit for a server to become ready.
 START_S = 300.0
 
 
 class Stages:
-    """Runs commands one after another and remembers, on disk, which are done and what they cost.
+    """Runs commands in order and records on disk which have finished and what they cost.
 
     Args:
-      folder: where each finished stage leaves a small JSON file.
-      debug: hand `--debug` on to every command.
+      folder: folder for one small JSON file per finished stage.
+      debug: pass `--debug` to every command.
 
     Attributes:
-      costs: seconds and peak memory (MiB) of every stage of this run and of those done before.
+      costs: seconds and peak memory (MiB) of every stage, of this and earlier runs.
     """
 
     def __init__(self, folder: Path, debug: bool = False):
@@ -40,10 +40,10 @@ class Stages:
         self._debug = ["--debug"] if debug else []
 
     def run(self, name: str, command: Sequence[object]) -> None:
-        """Runs `python -m COMMAND` unless it has finished before with the same arguments.
+        """Runs `python -m COMMAND` unless it finished before with the same arguments.
 
         Raises:
-          PipelineError: the command's exit code is not 0; its own message stands above.
+          PipelineError: the command failed; it has printed its own message.
         """
         words = [str(word) for word in command] + self._debug
 
@@ -55,19 +55,19 @@ class Stages:
                     f"stage {name}",
                     "exit code 0",
                     code,
-                    "Its message is above; mend it and run the same command again.",
+                    "Its message is above; fix the cause and run the same command again.",
                 )
             return peak_memory_mib
 
         self.call(name, work, words)
 
     def call(self, name: str, work: Callable[[], float], words: Sequence[str] = ()) -> None:
-        """Does `work`, which returns its peak memory in MiB, unless it is done already."""
+        """Calls `work`, which returns its peak memory in MiB, unless the stage has finished before."""
         record = self.folder / f"{name}.json"
         if record.exists():
             done = json.loads(record.read_text(encoding="utf-8"))
             if done.pop("command") == list(words):
-                print(f"\n[{name}] done before, in {done['seconds']:.0f} s", flush=True)
+                print(f"\n[{name}] finished before, in {done['seconds']:.0f} s", flush=True)
                 self.costs[name] = done
                 return
         start = time.monotonic()
@@ -76,7 +76,7 @@ class Stages:
 
     @contextlib.contextmanager
     def server(self, models: Path, model_name: str) -> Iterator[str]:
-        """Serves the folder `models` in a process of its own and yields host:port (see `served`)."""
+        """Serves the folder `models` in a subprocess and yields HOST:PORT (see `served`)."""
         start = time.monotonic()
         with served(models, model_name, self._debug, announce=True) as (address, memory_mib):
             yield address
@@ -98,13 +98,13 @@ def served(
       models: numbered SavedModel folders.
       model_name: name that requests must give.
       options: further options of the command.
-      announce: print the command and what it prints.
+      announce: print the command and its output.
 
     Yields:
-      HOST:PORT, and a function that gives the server's peak memory in MiB once the context has ended.
+      HOST:PORT, and a function that returns the server's peak memory in MiB after the context ends.
 
     Raises:
-      PipelineError: the server ends before it is ready, or is not ready in `START_S`.
+      PipelineError: the server exits before it is ready, or is not ready within `START_S`.
     """
     words = ["serving.server", "--model-base-path", str(models), "--model-name", model_name]
     words += ["--port", "0", *options]
@@ -127,12 +127,12 @@ def served(
                 messages.seek(0)
                 last = messages.read().strip().splitlines()[-1:] or ["no message"]
                 raise PipelineError(
-                    f"model server of {models}", "a line that says it is ready", last[0]
+                    f"model server of {models}", "a line saying that it is ready", last[0]
                 )
             yield address, lambda: peaks[0]
         finally:
             deadline.cancel()
-            # Not send_signal, which would take the exit code of a server that has ended from `_wait`.
+            # send_signal would reap a server that has exited, and `_wait` needs its exit status.
             os.kill(process.pid, signal.SIGTERM)
             peaks[0] = _wait(process)[1]
             process.stdout.close()
@@ -151,7 +151,7 @@ def _wait(process: subprocess.Popen) -> tuple[int, float]:
 
 
 def _address(process: subprocess.Popen, announce: bool) -> str | None:
-    """Reads the server's ready line and returns the host:port in it; None if it ends before."""
+    """Returns HOST:PORT from the server's ready line; None if the server exits before."""
     for line in process.stdout:
         if announce:
             print(line, end="", flush=True)

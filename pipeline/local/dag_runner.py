@@ -1,4 +1,4 @@
-"""Runs a pipeline's components one after another in this process, and tells what each one did."""
+"""Runs the components of a pipeline in this process and reports what each one did."""
 
 from __future__ import annotations
 
@@ -27,15 +27,14 @@ _IN_BEAM = re.compile(r"\s*\[while running '.*?'\]")
 
 @dataclass(frozen=True)
 class ComponentRun:
-    """What became of one component.
+    """Outcome of one component.
 
     Attributes:
-      name: the component's id in the pipeline.
-      seconds: wall-clock time, metadata included.
-      executed: its executor ran; else its earlier output was taken over, or, if it is a resolver,
-        looked up.
-      outputs: folders of its output artifacts, by output name.
-      properties: custom properties of those artifacts, by output name.
+      name: id of the component.
+      seconds: wall-clock time, metadata access included.
+      executed: whether its executor ran; False for cached outputs and for resolvers.
+      outputs: folders of the output artifacts, by output name.
+      properties: custom properties of the output artifacts, by output name.
     """
 
     name: str
@@ -46,10 +45,9 @@ class ComponentRun:
 
 
 class ReportingRunner(local_dag_runner.LocalDagRunner):
-    """TFX's local runner that announces each component and keeps what it did in `components`.
+    """TFX's local runner, which also announces each component and records it in `components`.
 
-    Unlike its parent it stops at a component whose inputs can't be resolved, which the parent
-    records as failed and passes over.
+    Unlike the base class it stops at a component whose inputs can't be resolved.
     """
 
     def __init__(self, announce: Announce):
@@ -65,7 +63,7 @@ class ReportingRunner(local_dag_runner.LocalDagRunner):
         """Runs the compiled pipeline; called by `run`.
 
         Raises:
-          PipelineError: a component failed, with its own message.
+          PipelineError: a component failed; contains its message.
         """
         run_id = time.strftime("%Y-%m-%dT%H:%M:%S") + f".{time.time_ns() % 10**9:09d}"
         runtime_parameter_utils.substitute_runtime_parameter(
@@ -100,11 +98,11 @@ class ReportingRunner(local_dag_runner.LocalDagRunner):
 
 @contextlib.contextmanager
 def quiet_logs(debug: bool) -> Iterator[None]:
-    """Keeps TFX, Beam and TensorFlow from logging below errors, unless in `debug`."""
+    """Limits the logs of TFX, Beam and TensorFlow to errors, except with `debug`."""
     if debug:
         yield
         return
-    # Restored afterwards, for whoever runs a pipeline inside a larger program.
+    # Restored afterwards, for programs that embed a pipeline.
     loggers = [logging.getLogger(name) for name in ("apache_beam", "root", "tensorflow")]
     levels = [logger.level for logger in loggers]
     verbosity = absl_logging.get_verbosity()
@@ -123,11 +121,11 @@ def quiet_logs(debug: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_error(name: str) -> Iterator[None]:
-    """Turns whatever a component raises into one typed error that says what it said."""
+    """Converts any exception of a component into a typed error with its message."""
     try:
         yield
     except Exception as error:
-        # Beam writes where it was into the middle of an error of our own, which it raises again.
+        # Beam inserts the failing step into the text of an error that it raises again.
         if isinstance(error, AHNetError) and not _IN_BEAM.search(str(error)):
             raise
         cause: BaseException = error
@@ -139,9 +137,9 @@ def _own_error(name: str) -> Iterator[None]:
 
 
 def _own_words(error: BaseException) -> str:
-    """Returns what went wrong without the framework's lines.
+    """Returns the message of an error without the lines of the framework.
 
-    Beam hands an error of a worker on as the text of a traceback, which ends with the error itself.
+    Beam passes on a worker's error as the text of a traceback, whose last line is the error.
     """
     lines = [line.strip() for line in str(error).splitlines()]
     raised = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b", line)]
@@ -154,7 +152,7 @@ def _own_words(error: BaseException) -> str:
 def _read_execution(
     connection: metadata_store_pb2.ConnectionConfig, name: str, execution_id: int
 ) -> tuple[bool, dict[str, str], dict[str, dict[str, object]]]:
-    """Returns whether the cache was used, and folders and properties of the outputs by name."""
+    """Returns whether the execution was cached, and folders and properties of its outputs by name."""
     with metadata.Metadata(connection) as handle:
         store = handle.store
         (execution,) = store.get_executions_by_id([execution_id])
