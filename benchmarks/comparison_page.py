@@ -1,8 +1,9 @@
-"""The page of the paper's comparison: tables, a plot and sentences, all of them made from the results."""
+"""The page of the paper's comparison: tables, a plot and sentences, all generated from the results."""
 
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,44 +109,77 @@ def page(
     for task in plan.tasks:
         parts += [f"## {TITLES[task]}", _table(summary[task], task, parameters, len(plan.seeds))]
         if len(plan.seeds) > 1:
-            parts.append("\n".join(_sentences(summary[task], task)))
+            lines = [_paragraph(line, indent="  ") for line in _sentences(summary[task], task)]
+            parts.append("\n".join(lines))
     parts += [_cost(results, machine), _limits(plan)]
     return "\n\n".join(parts) + "\n"
+
+
+def _paragraph(text: str, indent: str = "") -> str:
+    """Returns one paragraph (or list item) of Markdown in lines of at most 120 bytes."""
+    return textwrap.fill(
+        text, 118, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _introduction(plan: Plan, command: str) -> str:
     step, share = voxels_a_step(plan), plan.steps - plan.steps_2d
     million = 1e6
     ct, dbt = PHANTOMS["ct"], PHANTOMS["dbt"]
-    return f"""# The paper's comparison, on phantoms
-
-    {command}
-
-trains the networks that the paper of AH-Net ([arXiv 1711.08580](https://arxiv.org/abs/1711.08580)) compares, small ones, on synthetic cases, and writes this page. Every number
-and every sentence about a score below is made from the runs' results. Synthetic cases, narrow networks and minutes of training say how the
-methods compare here; they are no evidence about patients.
-
-**CT** has slices of {ct.spacing_mm[2]:g} mm and pixels of {ct.spacing_mm[0]:g} mm. Tumours have a texture in the plane and reach over several slices. Each liver
-also holds lookalikes: cysts (up to {ct.cysts}), which reach over several slices without the texture, and slices of tumours that aren't there (up to {ct.flat_lookalikes}): texture, but in one slice only. Both count as liver.
-**Tomosynthesis** has up to {dbt.most_masses} masses a case, and up to {dbt.flat_masses} slices of masses that aren't there: in its own slice each looks as the mass would, and
-it is smeared into the slices next to it as far as the depth resolution says ({dbt.depth_resolution_mm:g} mm, slices of {dbt.spacing_mm[2]:g} mm).
-
-**Data.** {plan.volumes} cases are annotated as a whole; of {plan.further} further ones only slabs are, {plan.slabs} slabs of {SLICES_2D} slices x {_yx()} a case. The 2D networks (2D U-Net, MC-GCN, and the
-2D stage before a transfer) learn from slabs of all {plan.volumes + plan.further} cases, the 3D networks from patches of the {plan.volumes} volumes. That 2D annotations are plenty and volumes few is the paper's
-premise, not a finding of this page. {plan.unseen} cases that no network has seen are predicted as whole volumes, with the same windows for all. The 2D networks see each slice with its two neighbours.
-
-**Budget.** Every network sees {plan.steps * step / million:.1f} million voxels: {plan.steps} steps of {step:,} voxels. A transferred network has spent {plan.steps_2d * step / million:.1f} million of them in its 2D stage (an
-MC-GCN, trained once a seed and shared by the transferred networks) and {share * step / million:.1f} million on volumes. The one from scratch spends the whole budget on volumes; that with the 3D
-share only, {share * step / million:.1f} million, makes as many steps on volumes as a transferred one. All have the same augmentation, schedule and class weights. U-Nets and MC-GCN learn with a rate
-of {VARIANTS["mcgcn"].learning_rate:g}, AH-Nets with {VARIANTS[REFERENCE].learning_rate:g}, as in the project's small presets.
-
-{_numbers(plan)} Tumour and liver Dice are means
-over cases. Sensitivity is the share of masses found, at so many false positives a volume (FP), by the rules of the BCS-DBT challenge's scorer with boxes in its pixels of {DBT_PIXEL_MM} mm: the mean at 1/4, 1/2, 1 and 2 FP over all volumes, and
-the challenge's own mean at 1, 2, 3 and 4 FP over those with masses. Differences are taken seed by seed: the transferred AH-Net's score minus the other's."""
+    purpose = _paragraph(
+        "trains small versions of the networks that the AH-Net paper "
+        "([arXiv 1711.08580](https://arxiv.org/abs/1711.08580)) compares on synthetic cases and writes this page. "
+        "All numbers and all sentences about scores below are generated from the results. Synthetic cases, narrow "
+        "networks and minutes of training show how the methods compare here; they are no evidence about patients."
+    )
+    cases_ct = _paragraph(
+        f"**CT** has slices of {ct.spacing_mm[2]:g} mm and pixels of {ct.spacing_mm[0]:g} mm. Tumours have an in-plane "
+        "texture and extend over several slices. Each liver also contains lookalikes: cysts "
+        f"(up to {ct.cysts}), which extend over several slices without the texture, and flat lookalikes "
+        f"(up to {ct.flat_lookalikes}), which have the texture in one slice only. Both count as liver."
+    )
+    cases_dbt = _paragraph(
+        f"**Tomosynthesis** has up to {dbt.most_masses} masses and up to {dbt.flat_masses} flat lookalikes per case: "
+        "in its own slice each looks like a mass, and it is smeared into adjacent slices according to the depth "
+        f"resolution ({dbt.depth_resolution_mm:g} mm, slices of {dbt.spacing_mm[2]:g} mm)."
+    )
+    data = _paragraph(
+        f"**Data.** {plan.volumes} cases are annotated completely; {plan.further} more only in slabs, {plan.slabs} "
+        f"slabs of {SLICES_2D} slices x {_yx()} per case. The 2D networks (2D U-Net, MC-GCN and the 2D stage before a "
+        f"transfer) train on slabs of all {plan.volumes + plan.further} cases, the 3D networks on patches of the "
+        f"{plan.volumes} volumes. Plenty of 2D annotations and few volumes are the paper's premise, not a finding of "
+        f"this page. {plan.unseen} unseen cases are predicted as whole volumes, with the same windows for all "
+        "networks. The 2D networks see each slice with its two neighbours."
+    )
+    budget = _paragraph(
+        f"**Budget.** Every network sees {plan.steps * step / million:.1f} million voxels: {plan.steps} steps of "
+        f"{step:,} voxels. A transferred network spends {plan.steps_2d * step / million:.1f} million of them in its "
+        "2D stage (an MC-GCN, trained once per seed and shared by the transferred networks) and "
+        f"{share * step / million:.1f} million on volumes. The AH-Net from scratch spends the whole budget on volumes; "
+        f"the one with the 3D share only, {share * step / million:.1f} million, makes as many steps on volumes as a "
+        "transferred one. All use the same augmentation, schedule and class weights. The learning rate is "
+        f"{VARIANTS['mcgcn'].learning_rate:g} for U-Nets and MC-GCN and {VARIANTS[REFERENCE].learning_rate:g} for "
+        "AH-Nets, as in the project's small presets."
+    )
+    measures = _paragraph(
+        f"{_numbers(plan)} Tumour and liver Dice are means over cases. Sensitivity is the share of masses found at a "
+        "number of false positives per volume (FP), by the rules of the BCS-DBT challenge's scorer with boxes in its "
+        f"pixels of {DBT_PIXEL_MM} mm: the mean at 1/4, 1/2, 1 and 2 FP over all volumes, and the challenge's own mean "
+        "at 1, 2, 3 and 4 FP over volumes with masses. Differences are paired by seed: the score of the transferred "
+        "AH-Net minus that of the other network."
+    )
+    blocks = [
+        "# The paper's comparison, on phantoms",
+        f"    {command}",
+        purpose,
+        cases_ct,
+        cases_dbt,
+    ]
+    return "\n\n".join([*blocks, data, budget, measures])
 
 
 def _numbers(plan: Plan) -> str:
-    """Says what the numbers of the tables are."""
+    """Returns a sentence on what the numbers of the tables are."""
     drawn = "start weights, order of patches, augmentation"
     if len(plan.seeds) == 1:
         return (
@@ -183,12 +217,12 @@ def _text(numbers, sign: str = "") -> str:
 
 
 def _sentences(variants, task: str) -> list[str]:
-    """Says what the numbers show, whichever it is: ranks, and signs of the differences."""
+    """Returns sentences on the ranking and on the signs of the differences."""
     measure, name = next(iter(MEASURES[task].items()))
     ranked = sorted(variants, key=lambda each: -variants[each][measure]["mean"])
     first, last = ranked[0], ranked[-1]
     lines = [
-        f"- By {name} the highest mean is that of {VARIANTS[first].title} "
+        f"- By {name}, the highest mean is that of {VARIANTS[first].title} "
         f"({variants[first][measure]['mean']:.3f}), the lowest that of {VARIANTS[last].title} "
         f"({variants[last][measure]['mean']:.3f})."
     ]
@@ -213,7 +247,7 @@ def _verdict(title: str, differences) -> str:
 def _cost(results, machine) -> str:
     wall, cpu = (sum(r[f"{kind}_seconds"] for r in results) / 60 for kind in ("wall", "cpu"))
     cores = machine["cores"]
-    rows = ["| runs | number | CPU seconds a run | wall seconds a run |", "|---|---|---|---|"]
+    rows = ["| runs | number | CPU seconds per run | wall seconds per run |", "|---|---|---|---|"]
     for name in dict.fromkeys(r["variant"] for r in results):
         own = [r for r in results if r["variant"] == name]
         title = "the 2D stage" if name == PRETRAINING else VARIANTS[name].title
@@ -221,27 +255,30 @@ def _cost(results, machine) -> str:
             f"{statistics.mean(r[f'{kind}_seconds'] for r in own):.0f}" for kind in ("cpu", "wall")
         ]
         rows.append(f"| {title} | {len(own)} | {' | '.join(seconds)} |")
-    return (
-        f"## What it took\n\n"
-        f"{len(results)} runs took {cpu:.0f} minutes of CPU time on a machine ({machine['cpu']}, {cores} cores) that did other work "
-        f"beside them, and {wall:.0f} minutes by the clock if added up; some ran side by side. CPU time divided by the {cores} cores, {cpu / cores:.0f} minutes, is an estimate of the time on a quiet machine; it is a "
-        f"low one, since not all work keeps all cores busy.\n\n" + "\n".join(rows)
+    cost = _paragraph(
+        f"{len(results)} runs took {cpu:.0f} minutes of CPU time on a machine ({machine['cpu']}, {cores} cores) with "
+        f"other load, and {wall:.0f} minutes of wall-clock time in total; some ran in parallel. CPU time divided by "
+        f"the {cores} cores, {cpu / cores:.0f} minutes, is a lower estimate of the time on an idle machine, since not "
+        "all work keeps all cores busy."
     )
+    return "## Cost\n\n" + cost + "\n\n" + "\n".join(rows)
 
 
 def _significance(plan: Plan) -> str:
     if len(plan.seeds) == 1:
         return ""
     return (
-        f'With {len(plan.seeds)} seeds, "with every seed" is an observation and no test of significance; '
+        f'With {len(plan.seeds)} seeds, "with every seed" is an observation, not a test of significance; '
         "the spread over seeds says nothing about other cases. "
     )
 
 
 def _limits(plan: Plan) -> str:
-    return f"""## How far this goes
-
-{_significance(plan)}Learning rates
-were not searched for each network. The phantoms' difficulty, the number of steps and the weight of tumours were chosen by single runs on the very cases that
-are scored here, so that the tasks can be learned at all; no network was chosen by them. Networks are as wide as minutes on two cores allow, and stop long before they
-have learned all they could: rankings may change with more training, more volumes or wider networks. The 2D stage starts from random weights, not from ImageNet as in the paper."""
+    text = _paragraph(
+        f"{_significance(plan)}Learning rates were not tuned for each network. The difficulty of the phantoms, the "
+        "number of steps and the class weight of tumours were chosen by single runs on the cases that are scored here, "
+        "so that the tasks can be learned at all; no network was chosen by them. Networks are as wide as minutes on "
+        "two cores allow and stop long before convergence: rankings may change with more training, more volumes or "
+        "wider networks. The 2D stage starts from random weights, not from ImageNet as in the paper."
+    )
+    return f"## Limits\n\n{text}"
