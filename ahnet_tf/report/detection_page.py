@@ -19,11 +19,10 @@ from ahnet_tf.report.label_page import (
     problem_table,
     summary_table,
 )
-from preprocessing.datasets.bcs_dbt import dbt_case_id
+from preprocessing.datasets.bcs_dbt import cases_of_tables, dbt_case_id
 from preprocessing.datasets.case import Case
 from preprocessing.datasets.case_files import nifti_files, walk_folders
 from preprocessing.datasets.detection_table import Detection
-from preprocessing.datasets.discovery import cases_of_tables
 from preprocessing.datasets.reading import read_case_image
 from preprocessing.errors import InputError, SettingsError
 from preprocessing.page.boxes import reference_boxes

@@ -1,4 +1,4 @@
-"""One patient's volume: its image and annotation, and what of their names may be shown."""
+"""One case: its image and annotation, and how to name both without identifying the patient."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from pathlib import Path
 from preprocessing.dicom.deidentify import redact_path
 from preprocessing.volumes.lesions import LesionBox
 
-# With what is put before and behind it, a name of this length fits every file system.
+# Short enough for file names on every file system, including prefixes and suffixes.
 LONGEST_ID = 100
 
 
 @dataclass(frozen=True)
 class Case:
-    """One patient's volume.
+    """One volume of a patient.
 
     Attributes:
       case_id: unique among the cases found together; letters, digits, `.`, `_` and `-`.
-      image_path: the image, a file or a folder of DICOM slices; None where only a label map was found.
+      image_path: a file, or a folder of DICOM slices; None if only a label map was found.
       label_path: the label map, or a folder of DICOM masks, if there is one.
       source: name of the data set (the input folder).
       problem: why the case can't be used, in one line; empty if it can.
-      boxes: lesions of a DBT volume from a table of boxes; None where there is no such table.
-      view: "lcc", "rcc", "lmlo" or "rmlo" where a table says it, else empty.
-      identifiers: what names the patient in headers and tables; it gets into no output.
-      label_names: label values and their names as the data set has them; empty: they are the task's.
-      pseudonym: an id that tells nobody, for a case whose own name would tell somebody.
+      boxes: lesions of a tomosynthesis from a table of boxes; None if there is no such table.
+      view: "lcc", "rcc", "lmlo" or "rmlo" if known from a table, else empty.
+      identifiers: what identifies the patient in headers and tables; never part of any output.
+      label_names: label values and their names in the data set; empty if they are those of the task.
+      pseudonym: id to use if the case's own name could identify the patient.
     """
 
     case_id: str
@@ -43,22 +43,27 @@ class Case:
     label_names: tuple[tuple[int, str], ...] = ()
     pseudonym: str = ""
 
+    @property
+    def path(self) -> Path:
+        """The image, or else the label map, or else the name of the data set."""
+        return self.image_path or self.label_path or Path(self.source)
 
-def redact_case_path(case: Case, path: Path) -> str:
-    """Returns a path of a case as it may be printed, without the case's identifiers."""
-    return redact_path(path, case.identifiers) if case.identifiers else str(path)
+
+def redact_case_path(case: Case, path: Path | None) -> str:
+    """Returns a path of a case without the case's identifiers, for messages."""
+    return redact_path(path or "", case.identifiers) if case.identifiers else str(path)
 
 
 def redact_message(case: Case, text: str) -> str:
-    """Returns a message about a case in one line, its paths as they may be printed."""
+    """Returns a message about a case in one line, its paths without the case's identifiers."""
     for path in (case.image_path, case.label_path):
         if path is not None:
             text = text.replace(str(path), redact_case_path(case, path))
     return one_line(text)
 
 
-def identifier(name: str) -> str:
-    """Returns a name that is safe in file names, logs and JSON, and short enough for file names."""
+def safe_id(name: str) -> str:
+    """Returns a name reduced to characters and a length that are safe in file names, logs and JSON."""
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-") or "case"
     if len(safe) <= LONGEST_ID:
         return safe
@@ -67,7 +72,7 @@ def identifier(name: str) -> str:
 
 
 def folder_name(folder: Path) -> str:
-    """Returns a folder's own name, whatever way leads to it."""
+    """Returns the real name of a folder, with links and `..` resolved."""
     return os.path.basename(os.path.realpath(folder))
 
 

@@ -1,25 +1,25 @@
-"""Which files below a folder are images: NIfTI by name, DICOM by content, one header a series."""
+"""Finds image files below a folder: NIfTI by name, DICOM by content, reading one header per series."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom.dataset import Dataset
 from pydicom.uid import BreastTomosynthesisImageStorage
 
-from preprocessing.dicom.deidentify import identifiers, pseudonym
+from preprocessing.dicom.deidentify import header_identifiers, pseudonym
 from preprocessing.dicom.header import has_image, is_dicom, read_header, text
 from preprocessing.errors import InputError
 from preprocessing.volumes.nifti import has_nifti_suffix
 
-# Folders of 3D-IRCADb: the scan, a folder of masks a structure, and what repeats the two.
+# 3D-IRCADb's folders: the scan, one folder of masks per structure, and copies of both.
 IRCADB_IMAGE, IRCADB_MASKS = "PATIENT_DICOM", "MASKS_DICOM"
 _IRCADB_OTHERS = frozenset([IRCADB_MASKS, "LABELLED_DICOM", "MESHES_VTK"])
-# A file of these names that is no DICOM is a damaged one.
-_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+# Files with these suffixes that are not DICOM are reported as damaged.
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class DicomImage:
     """A volume in DICOM.
 
     Attributes:
-      path: a folder of slices, or a file of many frames.
-      identifiers: what names the patient in it, see `identity.identifiers`.
-      pseudonym: a case id that tells nobody: `ct-` or `dbt-` and 12 hexadecimal digits of the SHA-256
-        of the series' UID (of the file's own for a file).
+      path: a folder of slices, or a multi-frame file.
+      identifiers: what identifies the patient, see `deidentify.header_identifiers`.
+      pseudonym: a case id without identifiers: `ct-` or `dbt-` and 12 hexadecimal digits of the SHA-256
+        of the SeriesInstanceUID (for a file, of its SOPInstanceUID).
     """
 
     path: Path
@@ -39,9 +39,10 @@ class DicomImage:
 
 
 def walk_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yields each folder with its files' names, sorted; links are followed, loops are not.
+    """Yields each folder with the names of its files, sorted, following links except for loops.
 
-    Hidden ones are left out: archives from macOS carry a "._volume-0.nii" beside each volume.
+    Hidden files and folders are ignored; archives from macOS have a "._volume-0.nii" beside each
+    volume.
     """
     visited = set()
     for folder, subfolders, names in os.walk(root, onerror=_raise, followlinks=True):
@@ -62,19 +63,8 @@ def nifti_files(folders: Iterable[tuple[Path, list[str]]]) -> list[Path]:
 
 
 def dicom_images(folders: Iterable[tuple[Path, list[str]]], root: Path) -> list[DicomImage]:
-    """Returns the DICOM volumes in folders: series of slices, and files of many frames.
-
-    Of a folder of slices one header is read; of one with multi-frame files each file's.
-    """
-    return [
-        image
-        for folder, names in folders
-        for image in _images_of(
-            folder,
-            [name for name in names if not has_nifti_suffix(name) and name.upper() != "DICOMDIR"],
-            root,
-        )
-    ]
+    """Returns the DICOM volumes in folders: series of slices, and multi-frame files."""
+    return [image for folder, names in folders for image in _images_in(folder, names, root)]
 
 
 def dicom_file(path: Path) -> DicomImage:
@@ -83,16 +73,18 @@ def dicom_file(path: Path) -> DicomImage:
         header = read_header(path)
     except InputError:
         return DicomImage(path, (), pseudonym("dicom", path.name))
-    return _found(path, header, path.parent)
+    return _image(path, header, path.parent)
 
 
-def _images_of(folder: Path, names: list[str], root: Path) -> list[DicomImage]:
-    files: list[DicomImage] = []
+def _images_in(folder: Path, names: Sequence[str], root: Path) -> list[DicomImage]:
+    images: list[DicomImage] = []
     damaged: list[DicomImage] = []
     slices = False
     for name in names:
         path = folder / name
-        if not (name.lower().endswith(_DICOM_SUFFIXES) or is_dicom(path)) or not path.is_file():
+        if has_nifti_suffix(name) or name.upper() == "DICOMDIR":
+            continue
+        if not (name.lower().endswith(DICOM_SUFFIXES) or is_dicom(path)) or not path.is_file():
             continue
         try:
             header = read_header(path)
@@ -101,21 +93,17 @@ def _images_of(folder: Path, names: list[str], root: Path) -> list[DicomImage]:
             continue
         if not has_image(header):
             continue
-        if _is_volume(header):
-            files.append(_found(path, header, root))
+        multi_frame = text(header, "NumberOfFrames") not in ("", "0", "1")
+        if multi_frame or _is_mammogram(header):
+            images.append(_image(path, header, root))
         elif not slices:
             slices = True
-            series = _found(folder, header, root)
-            if not files:
-                # Slices: the reader looks at the rest, damaged ones included.
+            series = _image(folder, header, root)
+            if not images:
+                # The remaining files are checked when the series is read, damaged ones too.
                 return [series]
-            files.append(series)
-    return files + damaged
-
-
-def _is_volume(header: Dataset) -> bool:
-    """Returns whether a file is a volume of its own, and not a slice of one."""
-    return text(header, "NumberOfFrames") not in ("", "0", "1") or _is_mammogram(header)
+            images.append(series)
+    return images + damaged
 
 
 def _is_mammogram(header: Dataset) -> bool:
@@ -125,18 +113,19 @@ def _is_mammogram(header: Dataset) -> bool:
     )
 
 
-def _found(path: Path, header: Dataset, root: Path) -> DicomImage:
+def _image(path: Path, header: Dataset, root: Path) -> DicomImage:
     kind = "dbt" if _is_mammogram(header) else "ct"
     series_uid = text(header, "SeriesInstanceUID")
     if not series_uid:
-        # Cut off before it, and maybe before the patient's name too.
+        # The header is cut off, possibly before the patient's name.
         return _unreadable(path, root)
     uid = text(header, "SOPInstanceUID") if path.is_file() else series_uid
-    return DicomImage(path, tuple(sorted(identifiers(header))), pseudonym(kind, uid or series_uid))
+    identifiers = tuple(sorted(header_identifiers(header)))
+    return DicomImage(path, identifiers, pseudonym(kind, uid or series_uid))
 
 
 def _unreadable(path: Path, root: Path) -> DicomImage:
-    """Returns a file whose header can't be read: any name on the way to it may be its patient's."""
+    """Returns a file with an unreadable header; each part of its path counts as an identifier."""
     relative = path.relative_to(root)
     return DicomImage(path, relative.parts, pseudonym("dicom", str(relative)))
 

@@ -1,4 +1,4 @@
-"""Tables of detected lesions in the prediction columns of BCS-DBT: boxes with a depth and a score."""
+"""Reads and writes tables of detected lesions in the prediction columns of BCS-DBT."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocessing.datasets.bcs_dbt import VOLUME_COLUMNS, VolumeKey, read_rows
+from preprocessing.datasets.bcs_dbt import VOLUME_COLUMNS, VolumeKey, read_rows, volume_key
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_write
 
-DETECTION_COLUMNS = (*VOLUME_COLUMNS, "Score", "Z", "X", "Y", "Depth", "Width", "Height")
+_BOX_COLUMNS = ("Score", "Z", "X", "Y", "Depth", "Width", "Height")
+DETECTION_COLUMNS = (*VOLUME_COLUMNS, *_BOX_COLUMNS)
 
 
 @dataclass(frozen=True)
 class Detection:
-    """A box that a detector drew around a lesion, in voxels of the volume as it is read.
+    """A box that a detector drew around a lesion, in voxels of the volume in file order.
 
     Attributes:
-      score: the higher, the surer.
+      score: confidence; higher is more certain.
       x: first column (file axis 0).
       y: first row (file axis 1).
       z: first slice (file axis 2).
-      width: columns.
-      height: rows.
-      depth: slices.
+      width: number of columns.
+      height: number of rows.
+      depth: number of slices.
     """
 
     score: float
@@ -43,37 +44,31 @@ def read_detections(path: Path) -> tuple[dict[VolumeKey, list[Detection]], dict[
     """Reads a table of detected lesions.
 
     Returns:
-      The detections of each volume that the table names, in its order, and the row that names the
-      volume first, for messages: "predictions.csv, row 2".
+      The detections of each volume, in the order of the table, and the location of each volume's first
+      row, for messages: "predictions.csv, row 2".
 
     Raises:
-      InputError: no CSV, a column missing, or a value that is no finite number or no size; names
-        file and row, and nothing of whose volume it is.
+      InputError: not CSV, a missing column, a value that is not finite, or a negative size; names file
+        and row, but not the patient.
     """
     detections: dict[VolumeKey, list[Detection]] = defaultdict(list)
     places: dict[VolumeKey, str] = {}
     for where, line in read_rows(path, DETECTION_COLUMNS):
-        empty = [column for column in VOLUME_COLUMNS if not line[column]]
-        if empty:
-            raise InputError(where, f"a {' and a '.join(VOLUME_COLUMNS)}", f"no {', '.join(empty)}")
-        numbers = {
-            column.lower(): _number(line, column, where)
-            for column in DETECTION_COLUMNS[len(VOLUME_COLUMNS) :]
-        }
+        key = volume_key(line, where)
+        numbers = {column.lower(): _number(line, column, where) for column in _BOX_COLUMNS}
         for size in ("Depth", "Width", "Height"):
             if numbers[size.lower()] < 0:
                 raise InputError(where, f"a {size} of at least 0", line[size])
-        key = (line["PatientID"], line["StudyUID"], line["View"].lower())
         detections[key].append(Detection(**numbers))
         places.setdefault(key, where)
     return dict(detections), places
 
 
 def write_detections(path: Path, rows: Iterable[tuple[VolumeKey, Detection]]) -> None:
-    """Writes a table of detected lesions; the file appears whole or not at all.
+    """Writes a table of detected lesions, atomically.
 
     Args:
-      path: of the table.
+      path: output.
       rows: each lesion with the PatientID, StudyUID and View of its volume.
     """
     with (

@@ -1,11 +1,11 @@
-"""Finds the cases of a data set: which image belongs to which label map.
+"""Finds the cases of a data set.
 
-Understood are LiTS (`volume-N.nii`, `segmentation-N.nii`), the Medical Segmentation Decathlon
-(`dataset.json`) and nnU-Net (`imagesTr`, `labelsTr`), 3D-IRCADb (`PATIENT_DICOM`, `MASKS_DICOM`), a
-folder with one subfolder a case (`ct.nii.gz`, `label.nii.gz`), and pairs named alike in one folder
-(`a_ct.nii.gz`, `a_seg.nii.gz`) or in two (`images/a.nii.gz`, `labels/a.nii.gz`). An image may be DICOM: a
-folder of slices or a multi-frame file. A folder with BCS-DBT's tables holds what those name
-(`preprocessing.datasets.bcs_dbt`). Every image ends in a case; what has no partner is a case with a problem.
+Supported layouts are LiTS (`volume-N.nii`, `segmentation-N.nii`), the Medical Segmentation Decathlon
+(`dataset.json`) and nnU-Net (`imagesTr`, `labelsTr`), 3D-IRCADb (`PATIENT_DICOM`, `MASKS_DICOM`), one
+subfolder per case (`ct.nii.gz`, `label.nii.gz`), pairs with similar names in one folder
+(`a_ct.nii.gz`, `a_seg.nii.gz`) or two (`images/a.nii.gz`, `labels/a.nii.gz`), and BCS-DBT's tables
+(`preprocessing.datasets.bcs_dbt`). An image may be DICOM: a folder of slices or a multi-frame file.
+Every image becomes a case; images without a partner become cases with a problem.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from preprocessing.datasets.bcs_dbt import Tables, find_volumes, read_tables
+from preprocessing.datasets.bcs_dbt import cases_of_tables, read_tables
 from preprocessing.datasets.case import (
     Case,
     folder_name,
-    identifier,
     redact_case_path,
     redact_message,
+    safe_id,
 )
 from preprocessing.datasets.case_files import (
     IRCADB_IMAGE,
@@ -33,14 +33,19 @@ from preprocessing.datasets.case_files import (
     nifti_files,
     walk_folders,
 )
-from preprocessing.datasets.decathlon import FILE, DecathlonSet, read_decathlon
-from preprocessing.datasets.pairing import UNLABELLED_FOLDERS, paired, stem_of
+from preprocessing.datasets.pairing import (
+    DATASET_FILE,
+    DecathlonSet,
+    paired,
+    read_decathlon,
+    stem_of,
+)
 from preprocessing.dicom.deidentify import is_identifying, pseudonym
 from preprocessing.dicom.header import is_dicom
 from preprocessing.errors import InputError
 from preprocessing.volumes.nifti import has_nifti_suffix
 
-# What a data set is called whose folder's name would tell somebody.
+# Name of a data set whose folder name contains an identifier.
 ANONYMOUS_SOURCE = "dicom"
 
 
@@ -49,163 +54,111 @@ def find_cases(paths: Sequence[str | os.PathLike], *, need_labels: bool) -> list
 
     Args:
       paths: data-set folders, case folders, folders of DICOM slices, or single images.
-      need_labels: True: a case is an image with its label map, and whatever lacks its partner is
-        returned with a `problem`. False: every image is a case, whether it has a label map or not.
+      need_labels: True: a case needs an image and a label map, and those without a partner have a
+        `problem`. False: every image is a case.
 
     Raises:
-      InputError: a path doesn't exist, or holds no image; or two cases can't be told apart.
+      InputError: a path does not exist or has no image, or two cases would get the same id.
     """
     cases: list[Case] = []
     seen: set[str] = set()
     for path in map(Path, paths):
         resolved = os.path.realpath(path)
-        if resolved in seen:
-            continue
-        seen.add(resolved)
-        cases += _cases_below(path, need_labels)
+        if resolved not in seen:
+            seen.add(resolved)
+            cases += _cases_below(path, need_labels)
     return _with_unique_ids(cases)
 
 
 def _cases_below(path: Path, need_labels: bool) -> list[Case]:
-    if path.is_file() and has_nifti_suffix(path):
-        files, dicom, source = [path], [], folder_name(path.parent)
-        sets: list[DecathlonSet] = []
-    elif path.is_file() and is_dicom(path):
-        files, dicom, source = [], [dicom_file(path)], folder_name(path.parent)
-        sets = []
-    elif path.is_dir():
+    files: list[Path] = []
+    dicom: list[DicomImage] = []
+    cases: list[Case] = []
+    source = safe_id(folder_name(path if path.is_dir() else path.parent))
+    if path.is_dir():
         folders = list(walk_folders(path))
         tables = read_tables(path)
         if tables is not None:
             return cases_of_tables(tables, nifti_files(folders), need_labels=need_labels)
-        files, dicom, source = nifti_files(folders), dicom_images(folders, path), folder_name(path)
-        found_sets = [read_decathlon(folder) for folder, names in folders if FILE in names]
-        sets = [each for each in found_sets if each is not None]
+        files, dicom = nifti_files(folders), dicom_images(folders, path)
+        lists = [read_decathlon(folder) for folder, names in folders if DATASET_FILE in names]
+        for listed in filter(None, lists):
+            own = [file for file in files if listed.folder in file.parents]
+            files = [file for file in files if listed.folder not in file.parents]
+            cases += _cases_of_decathlon(listed, own, source, need_labels)
+    elif path.is_file() and has_nifti_suffix(path):
+        files = [path]
+    elif path.is_file() and is_dicom(path):
+        dicom = [dicom_file(path)]
     else:
-        raise InputError(path, "a folder of cases, a NIfTI or a DICOM file", _what(path))
-    source = identifier(source)
-    found = []
-    for each in sets:
-        own = [file for file in files if each.folder in file.parents]
-        files = [file for file in files if each.folder not in file.parents]
-        found += _cases_of_decathlon(each, own, source, need_labels)
-    ircadb = [image for image in dicom if _ircadb_masks(image.path)]
-    found += [
-        Case(identifier(folder_name(each.path.parent)), each.path, _ircadb_masks(each.path), source)
-        for each in ircadb
-    ]
-    rest = [image.path for image in dicom if image not in ircadb]
-    found += _paired(files, rest, source, need_labels)
+        raise InputError(path, "a folder of cases, a NIfTI or a DICOM file", _kind_of(path))
+    others = []
+    for image in dicom:
+        masks = image.path.parent / IRCADB_MASKS
+        if image.path.name == IRCADB_IMAGE and masks.is_dir():
+            case_id = safe_id(folder_name(image.path.parent))
+            cases.append(Case(case_id, image.path, masks, source))
+        else:
+            others.append(image.path)
+    cases += paired(files, others, source, need_labels)
     if not need_labels:
-        found = [case for case in found if case.image_path is not None]
-    if not found:
-        raise InputError(
-            path,
-            "NIfTI images (.nii, .nii.gz), for example volume-0.nii.gz, or DICOM ones",
-            "none in this folder or below",
-        )
-    return _anonymous(found, dicom, path)
-
-
-def _paired(
-    files: Sequence[Path], dicom: Sequence[Path], source: str, need_labels: bool
-) -> list[Case]:
-    if need_labels:
-        files = [file for file in files if file.parent.name.lower() not in UNLABELLED_FOLDERS]
-    return paired(files, dicom, source, need_labels)
-
-
-def _ircadb_masks(path: Path) -> Path | None:
-    """Returns the masks of a 3D-IRCADb scan; None for what is none, or has none."""
-    masks = path.parent / IRCADB_MASKS
-    return masks if path.name == IRCADB_IMAGE and masks.is_dir() else None
-
-
-def cases_of_tables(tables: Tables, files: list[Path], *, need_labels: bool) -> list[Case]:
-    """Returns the DBT volumes that tables of boxes name; masks beside them are kept as label maps.
-
-    Args:
-      tables: of the data set; paths in them count from `tables.folder`.
-      files: the NIfTI files below that folder.
-      need_labels: as in `find_cases`; False leaves out rows without a volume.
-
-    Raises:
-      InputError: there are no such cases.
-    """
-    source = identifier(folder_name(tables.folder))
-    masks = {case.image_path: case.label_path for case in paired(files, [], source, False)}
-    cases = [
-        Case(
-            volume.case_id,
-            volume.image_path,
-            masks.get(volume.image_path),
-            source,
-            volume.problem if need_labels else "",
-            boxes=volume.boxes,
-            view=volume.view,
-            identifiers=volume.identifiers,
-        )
-        for volume in find_volumes(tables, list(masks))
-    ]
-    cases = [case for case in cases if need_labels or case.image_path is not None]
+        cases = [case for case in cases if case.image_path is not None]
     if not cases:
-        raise InputError(tables.folder, "volumes that its tables name", "none")
-    return cases
+        expected = "NIfTI images (.nii, .nii.gz), for example volume-0.nii.gz, or DICOM ones"
+        raise InputError(path, expected, "none in this folder or below")
+    return _without_identifiers(cases, dicom, path)
 
 
 def _cases_of_decathlon(
-    decathlon: DecathlonSet, files: Sequence[Path], source: str, need_labels: bool
+    listed: DecathlonSet, files: Sequence[Path], source: str, need_labels: bool
 ) -> list[Case]:
-    """Returns the cases that a dataset.json lists, and those of files beside it that it doesn't."""
-    listed = dict.fromkeys(decathlon.pairs or ())
-    cases = [Case(_id_of(image), image, label, source) for image, label in listed]
+    """Returns the cases in a dataset.json, and those of the other files below its folder."""
+    pairs = dict.fromkeys(listed.pairs or ())
+    cases = [Case(_id_of(image), image, label, source) for image, label in pairs]
     if not need_labels:
-        cases += [Case(_id_of(path), path, None, source) for path in decathlon.test_images]
-    known = {path for pair in listed for path in pair} | set(decathlon.test_images)
-    others = _paired([file for file in files if file not in known], [], source, need_labels)
-    if decathlon.pairs is not None and need_labels:
-        expected = f"expected this case in {decathlon.folder / FILE}, found none"
-        others = [replace(each, problem=f"{_path(each)}: {expected}") for each in others]
+        cases += [Case(_id_of(path), path, None, source) for path in listed.test_images]
+    known = {path for pair in pairs for path in pair} | set(listed.test_images)
+    others = paired([file for file in files if file not in known], [], source, need_labels)
+    if listed.pairs is not None and need_labels:
+        expected = f"expected this case in {listed.folder / DATASET_FILE}, found none"
+        others = [replace(each, problem=f"{each.path}: {expected}") for each in others]
     cases += others
-    for number, problem in enumerate(decathlon.problems if need_labels else (), start=1):
+    for number, problem in enumerate(listed.problems if need_labels else (), start=1):
         cases.append(Case(f"{source}_entry-{number}", None, None, source, problem))
-    return [replace(case, label_names=decathlon.label_names) for case in cases]
+    return [replace(case, label_names=listed.label_names) for case in cases]
 
 
 def _id_of(image: Path) -> str:
-    return identifier(stem_of(image).removesuffix("_0000"))
+    return safe_id(stem_of(image).removesuffix("_0000"))
 
 
-def _anonymous(cases: list[Case], dicom: Sequence[DicomImage], root: Path) -> list[Case]:
-    """Gives cases the identifiers of their headers, and another name to one that holds them."""
+def _without_identifiers(cases: list[Case], dicom: Sequence[DicomImage], root: Path) -> list[Case]:
+    """Adds the identifiers of DICOM headers to cases, and renames cases named after them."""
     if not dicom:
         return cases
     images = {image.path: image for image in dicom}
-    everybody = frozenset().union(*(image.identifiers for image in dicom))
-    return [_without_identifiers(case, images, everybody, root) for case in cases]
-
-
-def _without_identifiers(
-    case: Case, images: dict[Path, DicomImage], everybody: Collection[str], root: Path
-) -> Case:
-    image = images.get(case.image_path)
-    if image is not None:
-        identifiers, own = image.identifiers, image.pseudonym
-    else:
-        # A NIfTI file between DICOM ones may carry the name of any of their patients.
-        names = "/".join(_path(case).parts)
-        identifiers = tuple(sorted(each for each in everybody if is_identifying(names, [each])))
-        own = pseudonym("case", str(_path(case).relative_to(root)))
-    case = replace(case, identifiers=identifiers, pseudonym=own)
-    if is_identifying(case.case_id, identifiers):
-        case = replace(case, case_id=own)
-    if is_identifying(case.source, identifiers):
-        case = replace(case, source=ANONYMOUS_SOURCE)
-    return replace(case, problem=redact_message(case, case.problem))
+    everybody: Collection[str] = {each for image in dicom for each in image.identifiers}
+    renamed = []
+    for case in cases:
+        image = None if case.image_path is None else images.get(case.image_path)
+        if image is not None:
+            identifiers, own = image.identifiers, image.pseudonym
+        else:
+            # A NIfTI file among DICOM files may be named after any of their patients.
+            names = "/".join(case.path.parts)
+            identifiers = tuple(sorted(each for each in everybody if is_identifying(names, [each])))
+            own = pseudonym("case", str(case.path.relative_to(root)))
+        case = replace(case, identifiers=identifiers, pseudonym=own)
+        if is_identifying(case.case_id, identifiers):
+            case = replace(case, case_id=own)
+        if is_identifying(case.source, identifiers):
+            case = replace(case, source=ANONYMOUS_SOURCE)
+        renamed.append(replace(case, problem=redact_message(case, case.problem)))
+    return renamed
 
 
 def _with_unique_ids(cases: list[Case]) -> list[Case]:
-    """Puts the data set's or the folder's name before ids that occur twice; DICOM takes pseudonyms."""
+    """Makes duplicate ids unique: by pseudonyms, or by the data set's or folder's name as a prefix."""
     counts = Counter(case.case_id for case in cases)
     cases = [
         replace(case, case_id=case.pseudonym)
@@ -230,10 +183,11 @@ def _with_unique_ids(cases: list[Case]) -> list[Case]:
             if len(set(unique)) == len(twins) and not by_id.keys() & set(unique):
                 break
         else:
+            first, second = (redact_case_path(case, case.path) for case in twins[:2])
             raise InputError(
-                redact_case_path(twins[1], _path(twins[1])),
+                second,
                 "a name of its own for each case",
-                f"{case_id!r} for {redact_case_path(twins[0], _path(twins[0]))} too",
+                f"{case_id!r} for {first} too",
                 "Rename one of the files, or their folders.",
             )
         for index, name in zip(indices, unique, strict=True):
@@ -243,16 +197,11 @@ def _with_unique_ids(cases: list[Case]) -> list[Case]:
 
 
 def _folder_id(case: Case) -> str:
-    name = identifier(folder_name(_path(case).parent))
+    name = safe_id(folder_name(case.path.parent))
     return ANONYMOUS_SOURCE if is_identifying(name, case.identifiers) else name
 
 
-def _path(case: Case) -> Path:
-    """Returns the file that a case is known by."""
-    return case.image_path or case.label_path or Path(case.source)
-
-
-def _what(path: Path) -> str:
+def _kind_of(path: Path) -> str:
     if not path.exists():
         return "nothing of that name"
     return "a file of another kind" if path.is_file() else "no folder"

@@ -1,77 +1,141 @@
-"""Pairs images with label maps by the names of files and folders."""
+"""Pairs images with label maps: by a `dataset.json`, or by the names of files and folders."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from preprocessing.datasets.case import Case, folder_name, identifier, one_line
+from preprocessing.datasets.case import Case, folder_name, one_line, safe_id
+from preprocessing.datasets.case_files import DICOM_SUFFIXES
+from preprocessing.errors import InputError
 from preprocessing.volumes.nifti import SUFFIXES
 
-LABEL_WORDS = frozenset(
-    [
-        "label",
-        "labels",
-        "lbl",
-        "seg",
-        "segs",
-        "segmentation",
-        "segmentations",
-        "mask",
-        "masks",
-        "gt",
-        "truth",
-        "annotation",
-        "annotations",
-        "reference",
-        "labelstr",
-        "labelsts",
-    ]
+# Words in the names of files and folders, in lower case.
+_LABEL = re.compile(
+    "labels?|lbl|segs?|segmentations?|masks?|gt|truth|annotations?|reference|labelst[rs]"
 )
-IMAGE_WORDS = frozenset(
-    [
-        "ct",
-        "image",
-        "images",
-        "img",
-        "imgs",
-        "volume",
-        "volumes",
-        "vol",
-        "scan",
-        "scans",
-        "dbt",
-        "imagestr",
-        "imagests",
-    ]
-)
-# Words that say "label map" only where no other word of the name says "image".
-ORGAN_WORDS = frozenset(
-    ["liver", "tumor", "tumour", "tumors", "tumours", "lesion", "lesions", "mass"]
-)
-# Names of DICOM folders that tell no case from another.
-ARCHIVE_WORDS = frozenset(["dicom", "dcm", "series", "study", "patient"])
-# Images that come without label maps by design.
-UNLABELLED_FOLDERS = frozenset(["imagests"])
+_IMAGE = re.compile("ct|images?|imgs?|volumes?|vol|scans?|dbt|imagest[rs]")
+# Words that indicate a label map only if no other word indicates an image.
+_ORGAN = re.compile("liver|tumou?rs?|lesions?|mass")
+# Words in the names of DICOM folders that do not distinguish cases.
+_ARCHIVE = re.compile("dicom|dcm|series|study|patient")
 
-DECATHLON_FOLDERS = frozenset(["imagesTr", "labelsTr", "imagesTs", "labelsTs"])
-
-KNOWN_SUFFIXES = (*SUFFIXES, ".dcm", ".dicom", ".ima")
-
+_DECATHLON_FOLDERS = frozenset(["imagesTr", "labelsTr", "imagesTs", "labelsTs"])
+# Images in this folder come without label maps by design.
+_UNLABELLED_FOLDER = "imagests"
 _LITS = re.compile(r"^(?:test-)?(volume|segmentation)-(\d+)$", re.IGNORECASE)
 _NNUNET_CHANNEL = re.compile(r"_0000$")
+
+DATASET_FILE = "dataset.json"
+# Larger files are not lists of cases.
+_MAX_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class DecathlonSet:
+    """Content of a dataset.json.
+
+    Attributes:
+      folder: where it is.
+      label_names: label values and their names, sorted by value.
+      pairs: image and label map of each training case; None if the file does not list them.
+      test_images: images without label maps.
+      problems: unusable entries, each in one line.
+    """
+
+    folder: Path
+    label_names: tuple[tuple[int, str], ...]
+    pairs: tuple[tuple[Path, Path], ...] | None
+    test_images: tuple[Path, ...]
+    problems: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _File:
     path: Path
     role: str  # "image" or "label"
-    group: Path  # partners are looked for within one group
+    group: Path  # partners are in the same group
     key: str  # partners have the same key
-    name: str  # what a case with this image is called, if its folder does not name it
+    name: str  # the case's name, if not named after its folder
+
+
+def read_decathlon(folder: Path) -> DecathlonSet | None:
+    """Reads the dataset.json of the Medical Segmentation Decathlon or of nnU-Net in a folder.
+
+    Returns None if there is none, or one of another kind. nnU-Net's names only the labels.
+
+    Raises:
+      InputError: not JSON, or labels that are not numbers with a name each.
+    """
+    path = folder / DATASET_FILE
+    if not path.is_file():
+        return None
+    if path.stat().st_size > _MAX_BYTES:
+        raise InputError(path, f"at most {_MAX_BYTES} bytes", path.stat().st_size)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(path, "JSON", type(error).__name__) from None
+    if not isinstance(content, dict) or "labels" not in content:
+        return None
+    training, test = content.get("training"), content.get("test")
+    problems = []
+    pairs = []
+    for entry in training if isinstance(training, list) else ():
+        named = entry if isinstance(entry, dict) else {}
+        image, label = (_inside(folder, named.get(kind)) for kind in ("image", "label"))
+        if image is None or label is None:
+            problems.append(_entry_problem(path, "training", entry))
+        else:
+            pairs.append((image, label))
+    test_images = []
+    for entry in test if isinstance(test, list) else ():
+        image = _inside(folder, entry.get("image") if isinstance(entry, dict) else entry)
+        if image is None:
+            problems.append(_entry_problem(path, "test", entry))
+        else:
+            test_images.append(image)
+    return DecathlonSet(
+        folder,
+        _label_names(path, content["labels"]),
+        tuple(pairs) if isinstance(training, list) else None,
+        tuple(test_images),
+        tuple(problems),
+    )
+
+
+def _label_names(path: Path, labels: Any) -> tuple[tuple[int, str], ...]:
+    """Returns (value, name) pairs from {"0": "background"} (Decathlon) or {"background": 0} (nnU-Net)."""
+    try:
+        items = [
+            (int(name), value) if isinstance(value, str) else (int(value), name)
+            for name, value in labels.items()
+        ]
+    except (AttributeError, TypeError, ValueError):
+        items = []
+    values = [value for value, _ in items]
+    if not items or len(set(values)) < len(values) or not all(0 <= v < 256 for v in values):
+        expected = 'labels such as {"0": "background", "1": "liver"}, each value from 0 to 255 once'
+        raise InputError(path, expected, str(labels)[:200])
+    return tuple(sorted(items))
+
+
+def _inside(folder: Path, name: Any) -> Path | None:
+    """Returns the file that an entry names; None unless it is below the folder."""
+    if not isinstance(name, str) or "\0" in name or not name.strip():
+        return None
+    relative = Path(name)
+    return None if relative.is_absolute() or ".." in relative.parts else folder / relative
+
+
+def _entry_problem(path: Path, kind: str, entry: Any) -> str:
+    text = f"{path}: expected files below its folder in each entry of {kind!r}, found {entry!r}"
+    return one_line(text)[:400]
 
 
 def paired(
@@ -81,12 +145,17 @@ def paired(
 
     Args:
       files: NIfTI files, images and label maps.
-      dicom: DICOM images, folders of slices or files; each is named by its folder.
+      dicom: DICOM images, folders of slices or files.
       source: name of the data set.
-      need_labels: as in `preprocessing.datasets.discovery.find_cases`.
+      need_labels: as in `discovery.find_cases`.
     """
+    if need_labels:
+        files = [file for file in files if file.parent.name.lower() != _UNLABELLED_FOLDER]
     groups: dict[Path, list[_File]] = defaultdict(list)
-    known = [*_classified(files, dicom), *_classified_dicom(files, dicom)]
+    roles_in = _roles_in([*files, *dicom])
+    known = [_classified(path, roles_in) for path in files] + _classified_dicom(
+        files, dicom, roles_in
+    )
     for file in _lits_partners_joined(known):
         groups[file.group].append(file)
     found = []
@@ -97,81 +166,83 @@ def paired(
     return [case for case in found if case.image_path is not None]
 
 
-def _classified(paths: Sequence[Path], dicom: Sequence[Path]) -> list[_File]:
-    """Tells images from label maps: by LiTS names, by folders of either kind, by the files' words."""
-    roles_in = _roles_in([*paths, *dicom])
-    files = []
-    for path in paths:
-        stem, folder = stem_of(path), path.parent
-        words = _words(stem)
-        key = "_".join(word for word in words if word not in LABEL_WORDS | IMAGE_WORDS)
-        folder_role = _role(_words(folder.name))
-        lits = _LITS.match(stem)
-        if lits:
-            role = "image" if lits[1].lower() == "volume" else "label"
-            name = f"volume-{int(lits[2])}"
-            files.append(_File(path, role, folder, name, name))
-        elif folder_role and (
-            {"image", "label"} <= roles_in[folder.parent] or folder.name in DECATHLON_FOLDERS
-        ):
-            if folder_role == "image":
-                stem, key = _NNUNET_CHANNEL.sub("", stem), _NNUNET_CHANNEL.sub("", key)
-            files.append(_File(path, folder_role, folder.parent, key or stem, stem))
-        else:
-            role = _role(words) or ("label" if ORGAN_WORDS.intersection(words) else "image")
-            if role == "label":
-                key = "_".join(word for word in key.split("_") if word not in ORGAN_WORDS)
-            files.append(_File(path, role, folder, key, key))
-    return files
+def stem_of(path: Path) -> str:
+    """Returns the name of an image without the suffix of its format."""
+    known = (*SUFFIXES, *DICOM_SUFFIXES)
+    suffixes = (suffix for suffix in known if path.name.lower().endswith(suffix))
+    return path.name[: -len(next(suffixes, "")) or None]
 
 
-def _classified_dicom(paths: Sequence[Path], dicom: Sequence[Path]) -> list[_File]:
-    """Returns DICOM images as files whose partner lies beside them, in them, or in a folder above.
+def _classified(path: Path, roles_in: dict[Path, set[str]]) -> _File:
+    """Classifies a NIfTI file: by LiTS names, by its folder (images, labels), or by its own words."""
+    stem, folder = stem_of(path), path.parent
+    words = _words(stem)
+    key = "_".join(_without(words, _LABEL, _IMAGE))
+    folder_role = _role(_words(folder.name))
+    lits = _LITS.match(stem)
+    if lits:
+        role = "image" if lits[1].lower() == "volume" else "label"
+        name = f"volume-{int(lits[2])}"
+        return _File(path, role, folder, name, name)
+    if folder_role and (
+        {"image", "label"} <= roles_in[folder.parent] or folder.name in _DECATHLON_FOLDERS
+    ):
+        if folder_role == "image":
+            stem, key = _NNUNET_CHANNEL.sub("", stem), _NNUNET_CHANNEL.sub("", key)
+        return _File(path, folder_role, folder.parent, key or stem, stem)
+    role = _role(words) or ("label" if any(map(_ORGAN.fullmatch, words)) else "image")
+    if role == "label":
+        key = "_".join(_without(words, _LABEL, _IMAGE, _ORGAN))
+    return _File(path, role, folder, key, key)
 
-    A label map in a folder above belongs to the one series below that folder, however deep archives
-    put it (PATIENT/STUDY/SERIES).
+
+def _classified_dicom(
+    files: Sequence[Path], dicom: Sequence[Path], roles_in: dict[Path, set[str]]
+) -> list[_File]:
+    """Classifies DICOM images; their label maps lie beside them, inside them, or in a folder above.
+
+    A label map in a folder above belongs to the only series below that folder, at any depth
+    (PATIENT/STUDY/SERIES).
     """
-    roles_in = _roles_in([*paths, *dicom])
-    with_nifti = {path.parent for path in paths}
+    with_nifti = {path.parent for path in files}
     below = Counter(folder for path in dicom for folder in path.parents)
-    files = []
+    found = []
     for path in dicom:
         stem, folder = stem_of(path), path.parent
-        key = "_".join(
-            word for word in _words(stem) if word not in LABEL_WORDS | IMAGE_WORDS | ARCHIVE_WORDS
-        )
+        key = "_".join(_without(_words(stem), _LABEL, _IMAGE, _ARCHIVE))
+        name = stem if key else ""
         above = next((each for each in path.parents if each in with_nifti), None)
         lits = _LITS.match(stem)
+        group = folder
         if lits and lits[1].lower() == "volume":
-            name = f"volume-{int(lits[2])}"
-            files.append(_File(path, "image", folder, name, name))
+            key = name = f"volume-{int(lits[2])}"
         elif path in with_nifti:
-            files.append(_File(path, "image", path, key, stem if key else ""))
+            group = path
         elif _role(_words(folder.name)) == "image" and "label" in roles_in[folder.parent]:
-            files.append(_File(path, "image", folder.parent, key or stem, stem))
+            group, key, name = folder.parent, key or stem, stem
         elif above is not None and below[above] == 1:
-            files.append(_File(path, "image", above, key, stem if key else ""))
-        else:
-            files.append(_File(path, "image", folder, key, stem if key else ""))
-    return files
+            group = above
+        found.append(_File(path, "image", group, key, name))
+    return found
 
 
-def _roles_in(paths: Sequence[Path]) -> dict[Path, set[str | None]]:
-    """Returns for each folder the roles that the names of its subfolders with files tell."""
-    roles: dict[Path, set[str | None]] = defaultdict(set)
+def _roles_in(paths: Sequence[Path]) -> dict[Path, set[str]]:
+    """Returns for each folder the roles of its subfolders with files, by their names."""
+    roles: dict[Path, set[str]] = defaultdict(set)
     for folder in {path.parent for path in paths}:
         roles[folder.parent].add(_role(_words(folder.name)))
     return roles
 
 
-def _role(words: Sequence[str]) -> str | None:
-    if LABEL_WORDS.intersection(words):
+def _role(words: Sequence[str]) -> str:
+    """Returns "label", "image", or an empty text if the words indicate neither."""
+    if any(map(_LABEL.fullmatch, words)):
         return "label"
-    return "image" if IMAGE_WORDS.intersection(words) else None
+    return "image" if any(map(_IMAGE.fullmatch, words)) else ""
 
 
 def _lits_partners_joined(files: list[_File]) -> list[_File]:
-    """Puts LiTS files whose partner lies in another folder into one group (volumes/, segmentations/)."""
+    """Puts LiTS partners from two folders (volumes/, segmentations/) into one group."""
     lits = [file for file in files if _LITS.match(stem_of(file.path))]
     here = Counter((file.group, file.key) for file in lits)
     alone = {file: file.role for file in lits if here[file.group, file.key] == 1}
@@ -190,48 +261,43 @@ def _cases_of_group(group: Path, files: list[_File], source: str, need_labels: b
     labels = [file for file in files if file.role == "label"]
     alone = len(images) == 1 and len(labels) == 1 and labels[0].group == labels[0].path.parent
     if alone and not _LITS.match(stem_of(images[0].path)):
-        # One of each in a folder of their own: the folder names the case, whatever the files' names.
-        name = identifier(folder_name(group))
-        return [Case(name, images[0].path, labels[0].path, source)]
+        # A folder with one image and one label map is a case named after it, whatever the files' names.
+        return [Case(safe_id(folder_name(group)), images[0].path, labels[0].path, source)]
     cases = []
     for key in sorted({file.key for file in files}):
         own_images = [file for file in images if file.key == key]
         own_labels = [file for file in labels if file.key == key]
-        one = (own_images or own_labels)[0]
-        case_id = identifier(one.name or folder_name(group))
-        image, label = (own[0].path if own else None for own in (own_images, own_labels))
+        own = own_images + own_labels
+        case_id = safe_id(own[0].name or folder_name(group))
+        image = own_images[0].path if own_images else None
+        label = own_labels[0].path if own_labels else None
         if len(own_images) <= 1 and len(own_labels) <= 1:
             cases.append(Case(case_id, image, label, source))
         elif need_labels:
-            names = ", ".join(file.path.name for file in own_images + own_labels)
+            names = ", ".join(file.path.name for file in own)
             problem = f"{group}: expected one image and one label map, found {names}"
             cases.append(Case(case_id, image, label, source, one_line(problem)))
         elif len(own_images) == 1:
             cases.append(Case(case_id, image, None, source))
         else:
-            ids = [identifier(stem_of(file.path)) for file in own_images]
-            paired = zip(ids, own_images, strict=True)
-            cases += [Case(own_id, file.path, None, source) for own_id, file in paired]
+            for file in own_images:
+                cases.append(Case(safe_id(stem_of(file.path)), file.path, None, source))
     return cases
 
 
 def _with_problem(case: Case) -> Case:
-    if case.problem:
+    if case.problem or (case.image_path and case.label_path):
         return case
     if case.image_path is None:
         problem = f"{case.label_path}: expected an image beside this label map, found none"
-    elif case.label_path is None:
-        problem = f"{case.image_path}: expected a label map beside this image, found none"
     else:
-        return case
+        problem = f"{case.image_path}: expected a label map beside this image, found none"
     return replace(case, problem=one_line(problem))
-
-
-def stem_of(path: Path) -> str:
-    """Returns the name of an image without the suffix that tells its format."""
-    suffixes = (suffix for suffix in KNOWN_SUFFIXES if path.name.lower().endswith(suffix))
-    return path.name[: -len(next(suffixes, "")) or None]
 
 
 def _words(name: str) -> list[str]:
     return [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
+
+
+def _without(words: Sequence[str], *kinds: re.Pattern[str]) -> list[str]:
+    return [word for word in words if not any(kind.fullmatch(word) for kind in kinds)]

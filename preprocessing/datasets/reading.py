@@ -1,4 +1,4 @@
-"""The one door to the voxels of a case: NIfTI or DICOM, by content."""
+"""Reads the image of a case, NIfTI or DICOM, and its label map in the values of the task."""
 
 from __future__ import annotations
 
@@ -9,114 +9,173 @@ from pathlib import Path
 import numpy as np
 
 from preprocessing.datasets.case import Case, redact_case_path, redact_message
-from preprocessing.datasets.label_names import task_values
-from preprocessing.datasets.mask_folders import read_masks
+from preprocessing.dicom.deidentify import redact_path
 from preprocessing.dicom.header import is_dicom
 from preprocessing.dicom.multiframe import read_dicom
+from preprocessing.dicom.pixels import stored_frames
 from preprocessing.dicom.segmentation import Source, read_source
+from preprocessing.dicom.series import ReadOptions, find_series
 from preprocessing.errors import InputError
 from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import Volume
-from preprocessing.volumes.nifti import has_nifti_suffix, read_image, read_label
+from preprocessing.volumes.nifti import check_pair, has_nifti_suffix, read_image, read_label
+
+BACKGROUND = frozenset(["background", "bg", "clearlabel", "unlabeled", "unlabelled"])
+# Synonyms; the Medical Segmentation Decathlon uses cancer, 3D-IRCADb livertumor.
+TUMOUR = frozenset(
+    [
+        *("tumour", "tumours", "tumor", "tumors", "cancer", "lesion", "lesions"),
+        *("livertumour", "livertumours", "livertumor", "livertumors"),
+        *("livercancer", "liverlesion", "liverlesions"),
+    ]
+)
+
+
+def is_dicom_image(path: Path) -> bool:
+    """Returns whether an image is read as DICOM: a folder, or a file with DICOM content."""
+    return path.is_dir() or (not has_nifti_suffix(path) and is_dicom(path))
 
 
 def read_case_image(case: Case, *, allow: Collection[str] = ()) -> Volume:
-    """Reads a case's image.
+    """Reads the image of a case.
 
     Args:
-      case: whose image it is; its view turns a tomosynthesis, see `frames.read_frames`.
-      allow: names of `preprocessing.allowances.ALLOWANCES`.
+      case: its view rotates a tomosynthesis, see `multiframe.read_frames`.
+      allow: irregularities to accept, names of `preprocessing.allowances.ALLOWANCES`.
 
     Returns:
-      Voxels [x, y, z] and affine, see `nifti.read_image` and `reading.read_dicom`.
+      Voxels [x, y, z] and affine, see `nifti.read_image` and `multiframe.read_dicom`.
 
     Raises:
-      InputError: see there; no message holds an identifier of the case.
+      InputError: see there; no message contains an identifier of the case.
     """
-    with _named(case):
-        if is_dicom_image(case.image_path):
-            return read_dicom(
-                case.image_path, view=case.view, allow=allow, identifying=case.identifiers
-            )
-        return read_image(case.image_path)
+    with _redacted_errors(case):
+        path = _given(case, case.image_path)
+        if is_dicom_image(path):
+            return read_dicom(path, _options(case, allow))
+        return read_image(path)
+
+
+def read_case_source(case: Case, *, allow: Collection[str] = ()) -> Source:
+    """Reads what a DICOM SEG needs from the images of a case whose image is DICOM.
+
+    Raises:
+      InputError: see `segmentation.read_source`; no message contains an identifier of the case.
+    """
+    with _redacted_errors(case):
+        return read_source(_given(case, case.image_path), _options(case, allow))
 
 
 def read_case_label(
-    case: Case,
-    task: Task,
-    *,
-    shape: tuple[int, int, int] | None = None,
-    allow: Collection[str] = (),
+    case: Case, task: Task, *, shape: tuple[int, ...] | None = None, allow: Collection[str] = ()
 ) -> Volume:
-    """Reads a case's label map in the values of the task's classes.
+    """Reads the label map of a case in the values of the task's classes.
 
     Args:
-      case: whose label map it is; its `label_names`, if any, are paired with the task's by name.
-      task: its labels, and the classes they count as.
-      shape: of the image; a NIfTI label map of another shape is refused before its voxels are read.
-      allow: names of `preprocessing.allowances.ALLOWANCES`.
+      case: its `label_names`, if any, are mapped to those of the task by name.
+      task: its labels, and the class of each.
+      shape: of the image; a NIfTI label map of another shape is refused before reading its voxels.
+      allow: irregularities to accept, names of `preprocessing.allowances.ALLOWANCES`.
 
     Returns:
       Voxels [x, y, z], uint8.
 
     Raises:
-      InputError: see `nifti.read_label`, `masks.read_masks` and `label_names.task_values`.
+      InputError: a damaged label map, a label that is not one of the task, or a class without masks;
+        no message contains an identifier of the case.
     """
-    with _named(case):
-        label = _labels(case, task.label_names, shape, allow)
+    with _redacted_errors(case):
+        path = _given(case, case.label_path)
+        if path.is_dir():
+            label = _read_masks(path, task.label_names, _options(case, allow))
+        elif case.label_names:
+            label = _read_named_labels(case, path, task.label_names, shape)
+        else:
+            label = read_label(path, task.label_names, shape=shape)
     if task.label_classes is None:
         return label
     return Volume(np.array(task.class_values, np.uint8)[label.voxels], label.affine)
 
 
-def _labels(case: Case, names: Sequence[str], shape, allow: Collection[str]) -> Volume:
-    """Returns the label map in the values of the task's labels."""
-    if case.label_path.is_dir():
-        return read_masks(case.label_path, names, allow=allow, identifying=case.identifiers)
-    if not case.label_names:
-        return read_label(case.label_path, names, shape=shape)
-    values = task_values(case.label_names, names, case.label_path)
-    if all(value == own for value, own in values.items()):
-        return read_label(case.label_path, names[: max(values) + 1], shape=shape)
-    return _translated(case, values, shape)
-
-
-def read_case_source(case: Case, *, allow: Collection[str] = ()) -> Source:
-    """Reads what a DICOM SEG takes over from the images of a case whose image is DICOM.
-
-    Raises:
-      InputError: see `segmentation.read_source`; no message holds an identifier of the case.
-    """
-    with _named(case):
-        return read_source(
-            case.image_path, view=case.view, allow=allow, identifying=case.identifiers
-        )
-
-
-def _translated(case: Case, values: dict[int, int], shape) -> Volume:
-    """Returns the label map in other values; `values` holds them by the data set's own."""
+def _read_named_labels(
+    case: Case, path: Path, class_names: Sequence[str], shape: tuple[int, ...] | None
+) -> Volume:
+    """Reads a label map whose data set names its values, in the values of the task's labels."""
     names = dict(case.label_names)
+    values = {}
+    for value, name in names.items():
+        own = _class_value(name, class_names)
+        if own is None:
+            found = ", ".join(f"{value} {name}" for value, name in names.items())
+            expected = f"labels that mean classes of the task ({', '.join(class_names)})"
+            raise InputError(path, expected, found, "Give a task with these classes.")
+        values[value] = own
     every = range(max(values) + 1)
-    every_name = [names.get(value, "no class") for value in every]
-    label = read_label(case.label_path, every_name, shape=shape)
-    unnamed = [value for value in every if value not in values]
-    for value in unnamed:
-        if (label.voxels == value).any():
+    if all(value == own for value, own in values.items()):
+        return read_label(path, class_names[: len(every)], shape=shape)
+    label = read_label(path, [names.get(value, "no class") for value in every], shape=shape)
+    for value in every:
+        if value not in values and (label.voxels == value).any():
             expected = f"the label values of {', '.join(map(str, values))}"
-            raise InputError(case.label_path, expected, f"value {value}, which has no name")
+            raise InputError(path, expected, f"value {value}, which has no name")
     table = np.zeros(len(every), np.uint8)
     table[list(values)] = list(values.values())
     return Volume(table[label.voxels], label.affine)
 
 
-def is_dicom_image(path: Path) -> bool:
-    """Returns whether an image is read as DICOM: a folder, or a file that is one by content."""
-    return path.is_dir() or (not has_nifti_suffix(path) and is_dicom(path))
+def _read_masks(folder: Path, class_names: Sequence[str], options: ReadOptions) -> Volume:
+    """Reads DICOM masks, one folder of slices per structure as in 3D-IRCADb, as one label map.
+
+    Pixels above 0 belong to the class that the folder's name means; names that mean none (`venacava`)
+    are ignored. Where masks overlap, the last folder by name wins (`livertumor01` over `liver`).
+    """
+    name = redact_path(folder, options.identifiers)
+    folders = sorted(path for path in folder.iterdir() if path.is_dir())
+    found = {path: value for path in folders if (value := _class_value(path.name, class_names))}
+    missing = [
+        own for value, own in enumerate(class_names) if value and value not in found.values()
+    ]
+    if missing or not found:
+        expected = f"a folder of masks for {', '.join(missing or class_names[1:])}"
+        raise InputError(name, expected, ", ".join(path.name for path in folders) or "none")
+    masks = [(find_series(path, options, one_series=True), own) for path, own in found.items()]
+    first, _ = masks[0]
+    label = Volume(np.zeros(first.shape, np.uint8, order="F"), first.affine)
+    for series, value in masks:
+        grid = Volume(np.broadcast_to(np.uint8(0), series.shape), series.affine)
+        check_pair(label, grid, series.name)
+        for z, stored in enumerate(stored_frames(series.images)):
+            label.voxels[:, :, z][stored.T > 0] = value
+    return label
+
+
+def _class_value(name: str, class_names: Sequence[str]) -> int | None:
+    """Returns the value of the class that a name means (`livertumor01` is a tumour); None if none.
+
+    Upper and lower case, digits and other characters than letters do not count.
+    """
+    meaning = _meaning(name)
+    return next((v for v, own in enumerate(class_names) if _meaning(own) == meaning), None)
+
+
+def _meaning(name: str) -> str | frozenset[str]:
+    letters = "".join(character for character in name.casefold() if character.isalpha())
+    return next((names for names in (BACKGROUND, TUMOUR) if letters in names), letters)
+
+
+def _given(case: Case, path: Path | None) -> Path:
+    if path is None:
+        raise InputError(case.case_id, "a file for image and label map", "none")
+    return path
+
+
+def _options(case: Case, allow: Collection[str]) -> ReadOptions:
+    return ReadOptions(case.view, allow, case.identifiers)
 
 
 @contextlib.contextmanager
-def _named(case: Case) -> Iterator[None]:
-    """Lets errors out with the case's files named as they may be."""
+def _redacted_errors(case: Case) -> Iterator[None]:
+    """Removes the case's identifiers from errors, and converts OSErrors to InputErrors."""
     try:
         yield
     except InputError as error:
@@ -124,6 +183,5 @@ def _named(case: Case) -> Iterator[None]:
         raise type(error)(*(redact_message(case, part) for part in parts)) from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise InputError(
-            redact_case_path(case, case.image_path), "files that can be read", reason
-        ) from None
+        name = redact_case_path(case, case.image_path)
+        raise InputError(name, "files that can be read", reason) from None

@@ -1,11 +1,11 @@
-"""The process that decodes compressed DICOM frames: `python -m preprocessing.dicom.decoder`.
+"""Process that decodes compressed DICOM frames: `python -m preprocessing.dicom.decoder`.
 
-The codecs are C++ that ends its process on some damaged streams, or allocates what a stream promises.
-Here that costs one case, not a worker: memory is limited and `preprocessing.dicom.pixels` sees the end.
+The codecs are C++ libraries that crash on some damaged streams, or allocate whatever size a stream
+states. In a process of its own with limited memory, this costs one case (see `pixels.stored_frames`).
 
-Standard input: a file's name and its number of frames, each ended by a zero byte, for each file.
-Standard output: for each frame a line of its dtype and shape as JSON, then its values, C order; after
-a failure a last line with "error".
+Standard input: for each file its name and its number of frames, each followed by a zero byte.
+Standard output: for each frame its dtype and shape as a line of JSON, then its values in C order;
+after a failure a last line with "error".
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydicom.pixels import iter_pixels
 
 from preprocessing.dicom.deidentify import DAMAGE
 
-# Address space: libraries, one encoded and one decoded frame, and their copies.
+# Address space for libraries, one encoded and one decoded frame, and their copies.
 MEMORY_BYTES = 4 * 2**30
 
 
@@ -35,11 +35,10 @@ def main() -> None:
         try:
             # Without indices pydicom fails on streams whose sign it has to correct.
             for frame in iter_pixels(os.fsdecode(name), raw=True, indices=range(int(count))):
-                frame = np.ascontiguousarray(frame)
                 head = {"dtype": frame.dtype.str, "shape": frame.shape}
                 out.write(json.dumps(head).encode() + b"\n")
-                out.write(frame)
-        except (*DAMAGE, OSError, MemoryError) as error:
+                out.write(np.ascontiguousarray(frame).data)
+        except (*DAMAGE, MemoryError) as error:
             out.write(json.dumps({"error": type(error).__name__}).encode() + b"\n")
             break
     out.flush()

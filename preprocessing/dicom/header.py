@@ -1,4 +1,4 @@
-"""Headers of DICOM files: read without the pixels, and what they promise held against the file."""
+"""Reads DICOM headers without pixels, and validates the image description against the file size."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from preprocessing.dicom.deidentify import (
     DAMAGE,
     IDENTIFYING_TAGS,
     RedactedPath,
-    identifiers,
+    header_identifiers,
     redact_path,
 )
 from preprocessing.errors import InputError
 from preprocessing.volumes.nifti_bytes import MAX_VOXELS
 
-# No codec takes an image of one colour further down than to this share of its size.
+# No codec compresses a grey image further than this.
 MAX_COMPRESSION = 10_000
-# The least that a frame takes in an encapsulated file: the head of its item and one pair of bytes.
-_LEAST_FRAME_BYTES = 10
+# Minimum size of an encapsulated frame: an item header and two bytes.
+_MIN_FRAME_BYTES = 10
 
 _MAGIC_AT, _MAGIC = 128, b"DICM"
 # First elements of files without preamble and meta header: group 8, little endian, low numbers.
@@ -55,26 +55,26 @@ _TAGS = (
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
 
-# A warning or log line of pydicom may quote a header.
+# pydicom's warnings and log lines may contain patient data.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module="pydicom")
 
 
 @dataclass(frozen=True)
 class Image:
-    """A DICOM image file: its header, and how its pixels are stored.
+    """A DICOM image file: its header and how its pixels are stored.
 
     Attributes:
       path: the file.
-      shown: its name in messages, without identifiers.
-      header: what of the header is used; no pixels.
-      frames, rows, columns: number and size of its frames.
-      bits_allocated, bits_stored, signed: of a stored pixel.
-      transfer_syntax: how the pixels are encoded.
+      name: its path without identifiers, for messages.
+      header: the elements in use, without pixels.
+      frames, rows, columns: number and size of the frames.
+      bits_allocated, bits_stored, signed: format of a stored pixel.
+      transfer_syntax: encoding of the pixels.
     """
 
     path: Path
-    shown: RedactedPath
+    name: RedactedPath
     header: Dataset
     frames: int
     rows: int
@@ -91,8 +91,8 @@ class Image:
 
 
 def is_dicom(path: str | os.PathLike) -> bool:
-    """Returns whether a file begins like a DICOM file, whatever its name; a DICOMDIR does too."""
-    # A pipe would keep its reader waiting.
+    """Returns whether a file starts like a DICOM file (or a DICOMDIR), regardless of its name."""
+    # Opening a pipe would block.
     if not os.path.isfile(path):
         return False
     try:
@@ -103,33 +103,32 @@ def is_dicom(path: str | os.PathLike) -> bool:
     return first[_MAGIC_AT:] == _MAGIC or first.startswith(_BARE_STARTS)
 
 
-def read_header(path: str | os.PathLike, identifying: Collection[str] = ()) -> Dataset:
-    """Reads what of a header is used, and none of the pixels.
+def read_header(path: str | os.PathLike, identifiers: Collection[str] = ()) -> Dataset:
+    """Reads the header elements in use, without pixels.
 
-    The dataset's `pixel_offset` is where the file's pixel data begins, and `pixel_bytes` what there is
-    from there to the file's end: 0 without pixel data, below 0 if an element promises more than that.
+    The result has the attributes `pixel_offset`, where pixel data starts, and `pixel_bytes`, the bytes
+    from there to the end of the file: 0 without pixel data, negative if the header exceeds the file.
 
     Args:
       path: DICOM file.
-      identifying: values that must not be shown besides the file's own, see
-        `identity.identifiers`.
+      identifiers: values that must not occur in messages, besides the header's own.
 
     Raises:
-      InputError: no DICOM file, or a damaged one.
+      InputError: not a DICOM file, or a damaged one.
     """
     path = Path(path)
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
-        raise InputError(redact_path(path, identifying), "a DICOM file", found)
+        raise InputError(redact_path(path, identifiers), "a DICOM file", found)
     if not is_dicom(path):
         found = "a file of another kind"
-        raise InputError(redact_path(path, identifying), "a DICOM file", found)
+        raise InputError(redact_path(path, identifiers), "a DICOM file", found)
     try:
         if _is_deflated(path):
-            # pydicom inflates it as a whole, whatever size comes out.
+            # pydicom inflates such files as a whole, without a limit.
             found = DeflatedExplicitVRLittleEndian.name
             raise InputError(
-                redact_path(path, identifying), "a file not deflated as a whole", found
+                redact_path(path, identifiers), "a file not deflated as a whole", found
             )
         with open(path, "rb") as file:
             header = dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
@@ -137,15 +136,15 @@ def read_header(path: str | os.PathLike, identifying: Collection[str] = ()) -> D
             header.pixel_bytes = os.fstat(file.fileno()).st_size - header.pixel_offset
     except DAMAGE as error:
         found = f"a damaged one ({type(error).__name__})"
-        raise InputError(redact_path(path, identifying), "a DICOM header", found) from None
+        raise InputError(redact_path(path, identifiers), "a DICOM header", found) from None
     return header
 
 
 def has_image(header: Dataset) -> bool:
-    """Returns whether a header is one of an image, not of a report, a plan, a dose or a DICOMDIR.
+    """Returns whether an object is an image, rather than a report, plan, dose or DICOMDIR.
 
-    The kind of object decides; a private kind is an image if it has pixels. A header that names no
-    possible kind is a damaged one, and counts, so that nothing is lost.
+    Decided by the SOP class; private classes are images if they have pixels. A header without a valid
+    class counts as a (damaged) image, so that it is reported rather than ignored.
     """
     kind = UID(text(header, "SOPClassUID") or text(header.file_meta, "MediaStorageSOPClassUID"))
     if kind.name != kind:
@@ -155,62 +154,56 @@ def has_image(header: Dataset) -> bool:
     return True
 
 
-def read_image_header(path: str | os.PathLike, identifying: Collection[str] = ()) -> Image:
-    """Reads the header of an image, and checks that the file can hold what it promises.
+def read_image_header(path: str | os.PathLike, identifiers: Collection[str] = ()) -> Image:
+    """Reads the header of an image; see `read_header` and `image_of`."""
+    header = read_header(path, identifiers)
+    return image_of(Path(path), header, {*identifiers, *header_identifiers(header)})
+
+
+def image_of(path: Path, header: Dataset, identifiers: Collection[str]) -> Image:
+    """Returns the image that a header describes.
 
     Args:
       path: DICOM file.
-      identifying: further values that must not be shown, see `identity.identifiers`.
+      header: from `read_header`.
+      identifiers: values that must not occur in messages.
 
     Raises:
-      InputError: as in `read_header`; or no single-channel image, or a file shorter than promised.
+      InputError: not a grey image of integers, or a file too short for it.
     """
-    header = read_header(path, identifying)
-    return image_of(Path(path), header, {*identifying, *identifiers(header)})
-
-
-def image_of(path: Path, header: Dataset, identifying: Collection[str]) -> Image:
-    """Returns the image that a header describes; see `read_image_header`."""
-    shown = RedactedPath(path, identifying)
+    name = RedactedPath(path, identifiers)
     if "Rows" not in header or "Columns" not in header:
-        raise InputError(shown, "a DICOM image", "no Rows and Columns")
-    rows, columns = whole(header, "Rows", shown), whole(header, "Columns", shown)
-    frames = whole(header, "NumberOfFrames", shown, 1)
-    allocated = whole(header, "BitsAllocated", shown)
-    stored = whole(header, "BitsStored", shown, allocated)
-    sign = whole(header, "PixelRepresentation", shown, 0)
-    samples = whole(header, "SamplesPerPixel", shown, 1)
+        raise InputError(name, "a DICOM image", "no Rows and Columns")
+    rows, columns = integer(header, "Rows", name), integer(header, "Columns", name)
+    frames = integer(header, "NumberOfFrames", name, 1)
+    allocated = integer(header, "BitsAllocated", name)
+    stored = integer(header, "BitsStored", name, allocated)
+    sign = integer(header, "PixelRepresentation", name, 0)
+    samples = integer(header, "SamplesPerPixel", name, 1)
     if min(rows, columns, frames) < 1:
-        raise InputError(shown, "at least one frame of one pixel", f"{frames}, {rows} x {columns}")
+        raise InputError(name, "at least one frame of one pixel", f"{frames}, {rows} x {columns}")
     if samples != 1:
-        raise InputError(shown, "one value a pixel", f"{samples}, a colour image")
-    if text(header, "PhotometricInterpretation") not in (
-        "",
-        "MONOCHROME1",
-        "MONOCHROME2",
-    ):
-        raise InputError(shown, "a grey image, MONOCHROME1 or MONOCHROME2", "another kind")
+        raise InputError(name, "one value per pixel", f"{samples}, a colour image")
+    if text(header, "PhotometricInterpretation") not in ("", "MONOCHROME1", "MONOCHROME2"):
+        raise InputError(name, "a grey image, MONOCHROME1 or MONOCHROME2", "another kind")
     if allocated not in (8, 16, 32) or not 1 <= stored <= allocated or sign not in (0, 1):
-        raise InputError(
-            shown,
-            "whole numbers of 8, 16 or 32 bits",
-            f"BitsAllocated {allocated}, BitsStored {stored}, PixelRepresentation {sign}",
-        )
-    if whole(header, "HighBit", shown, stored - 1) != stored - 1:
-        raise InputError(shown, f"HighBit {stored - 1} with BitsStored {stored}", "another one")
+        found = f"BitsAllocated {allocated}, BitsStored {stored}, PixelRepresentation {sign}"
+        raise InputError(name, "integers of 8, 16 or 32 bits", found)
+    if integer(header, "HighBit", name, stored - 1) != stored - 1:
+        raise InputError(name, f"HighBit {stored - 1} with BitsStored {stored}", "another one")
     if frames * rows * columns > MAX_VOXELS:
         found = f"a header of {frames} frames of {rows} x {columns}"
-        raise InputError(shown, f"at most {MAX_VOXELS} voxels", found)
+        raise InputError(name, f"at most {MAX_VOXELS} voxels", found)
     image = Image(
-        *(path, shown, header, frames, rows, columns, allocated, stored, bool(sign)),
-        _transfer_syntax(header, shown),
+        *(path, name, header, frames, rows, columns, allocated, stored, bool(sign)),
+        _transfer_syntax(header, name),
     )
     _check_size(image)
     return image
 
 
 def text(header: Dataset, keyword: str) -> str:
-    """Returns an element's value as text; empty where it is missing or damaged."""
+    """Returns the value of an element as text; empty if it is missing or damaged."""
     try:
         value = header.get(keyword)
     except DAMAGE:
@@ -218,24 +211,24 @@ def text(header: Dataset, keyword: str) -> str:
     return "" if value is None else str(value).strip()
 
 
-def whole(header: Dataset, keyword: str, shown: object, default: int | None = None) -> int:
-    """Returns a whole number of a header.
+def integer(header: Dataset, keyword: str, where: object, default: int | None = None) -> int:
+    """Returns the integer value of an element.
 
     Raises:
-      InputError: it is missing without a default, or no whole number.
+      InputError: missing without a default, or not an integer.
     """
-    (number,) = numbers(header, keyword, 1, shown) or (default,)
+    (number,) = numbers(header, keyword, 1, where) or (default,)
     if number is None or number != int(number):
         found = "none" if number is None else f"{number:g}"
-        raise InputError(shown, f"a whole number for {keyword}", found)
+        raise InputError(where, f"an integer for {keyword}", found)
     return int(number)
 
 
-def numbers(header: Dataset, keyword: str, count: int, shown: object) -> tuple[float, ...] | None:
-    """Returns the finite numbers of an element; None where it is missing or empty.
+def numbers(header: Dataset, keyword: str, count: int, where: object) -> tuple[float, ...] | None:
+    """Returns the values of an element; None if it is missing or empty.
 
     Raises:
-      InputError: other values, or another count.
+      InputError: not finite numbers, or not `count` of them.
     """
     expected = f"{count} finite number{'s' if count > 1 else ''} for {keyword}"
     try:
@@ -244,26 +237,24 @@ def numbers(header: Dataset, keyword: str, count: int, shown: object) -> tuple[f
             return None
         values = tuple(float(each) for each in (value if count > 1 else (value,)))
     except DAMAGE:
-        raise InputError(shown, expected, "something else") from None
+        raise InputError(where, expected, "something else") from None
     if len(values) != count or not all(map(math.isfinite, values)):
-        raise InputError(shown, expected, f"{len(values)}, or infinite ones")
+        raise InputError(where, expected, f"{len(values)}, or infinite ones")
     return values
 
 
-def sequence_item(header: Dataset, keyword: str, shown: object, index: int = 0) -> Dataset | None:
-    """Returns an item of a sequence; None where there is no such item.
+def sequence_item(header: Dataset, keyword: str, where: object, index: int = 0) -> Dataset | None:
+    """Returns an item of a sequence; None if there is none.
 
     Raises:
-      InputError: the element is no sequence.
+      InputError: the element is not a sequence.
     """
     try:
         items = header.get(keyword)
-        if items is None or len(items) <= index:
-            return None
-        return items[index]
+        return None if items is None or len(items) <= index else items[index]
     except DAMAGE as error:
         found = f"a damaged one ({type(error).__name__})"
-        raise InputError(shown, f"a sequence {keyword}", found) from None
+        raise InputError(where, f"a sequence {keyword}", found) from None
 
 
 def _is_deflated(path: Path) -> bool:
@@ -273,12 +264,12 @@ def _is_deflated(path: Path) -> bool:
     return read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
 
 
-def _transfer_syntax(header: Dataset, shown: object) -> UID:
-    """Returns the file's transfer syntax; without a meta header what pydicom read it as."""
+def _transfer_syntax(header: Dataset, where: object) -> UID:
+    """Returns the transfer syntax of the meta header, or else the one that pydicom has detected."""
     named = text(header.file_meta, "TransferSyntaxUID")
     if named:
         if named not in AllTransferSyntaxes:
-            raise InputError(shown, "a transfer syntax of DICOM", "another UID")
+            raise InputError(where, "a DICOM transfer syntax", "another UID")
         return UID(named)
     implicit, little = header.original_encoding
     if implicit:
@@ -292,14 +283,14 @@ def _check_size(image: Image) -> None:
         first = file.read(4)
     order = ">HH" if image.transfer_syntax == ExplicitVRBigEndian else "<HH"
     if len(first) < 4 or struct.unpack(order, first) != _PIXEL_DATA:
-        raise InputError(image.shown, "pixel data of whole numbers", "none")
+        raise InputError(image.name, "pixel data of integers", "none")
     there = image.header.pixel_bytes
     promised = image.frames * image.rows * image.columns * image.bits_allocated // 8
     what = f"{image.frames} frames of {image.rows} x {image.columns}"
     if not image.compressed:
         if there < promised:
             expected = f"the {promised} bytes of pixels that its header promises, {what}"
-            raise InputError(image.shown, expected, f"{there} (truncated?)")
-    elif image.frames * _LEAST_FRAME_BYTES > there or promised > there * MAX_COMPRESSION:
+            raise InputError(image.name, expected, f"{there} (truncated?)")
+    elif image.frames * _MIN_FRAME_BYTES > there or promised > there * MAX_COMPRESSION:
         expected = f"the {what} that its header promises"
-        raise InputError(image.shown, expected, f"{there} bytes of compressed pixels (truncated?)")
+        raise InputError(image.name, expected, f"{there} bytes of compressed pixels (truncated?)")

@@ -1,4 +1,4 @@
-"""Pixels of DICOM files: frame by frame, decoded, rescaled, stacked into voxels [x, y, z]."""
+"""Decodes and rescales the pixels of DICOM frames, and stacks frames into voxels [x, y, z]."""
 
 from __future__ import annotations
 
@@ -11,45 +11,71 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from pydicom.pixels import get_decoder
 from pydicom.uid import RLELossless
 
 from preprocessing.dicom.deidentify import DAMAGE
+from preprocessing.dicom.geometry import frame_numbers
 from preprocessing.dicom.header import Image, numbers
 from preprocessing.errors import InputError
 
-# A frame that takes longer to decode than this is one whose decoder hangs.
+# Time limit per frame for the decoder process.
 DECODER_SECONDS = 60
+# Padded CT pixels, outside the scanner's field of view, are set to air, below every tissue.
+AIR_HU = -1024
+# Padding with a value in this range could also be tissue, and is left as it is.
+TISSUE_HU = (-1000, 3071)
 
 
 def stored_frames(images: Sequence[Image]) -> Iterator[np.ndarray]:
     """Yields each frame [row, column] of each file, in order, as stored.
 
     Raises:
-      InputError: damaged or truncated pixels, or a transfer syntax that no codec here knows.
+      InputError: damaged or truncated pixels, or a transfer syntax without a codec.
     """
-    for apart, group in itertools.groupby(images, _is_decoded_apart):
+    for separately, group in itertools.groupby(images, _needs_process):
         several = list(group)
-        yield from _decoded_apart(several) if apart else _decoded_here(several)
+        yield from _decoded_in_process(several) if separately else _decoded_here(several)
+
+
+def hounsfield(image: Image, frame: int, stored: np.ndarray) -> np.ndarray:
+    """Returns a CT frame [row, column] in HU, with padding set to air."""
+    values = rescaled(stored, *scaling_of(image, frame))
+    mask = padding_mask(image, stored)
+    if mask is not None:
+        low, high = values[mask].min(), values[mask].max()
+        if high <= TISSUE_HU[0] or low > TISSUE_HU[1]:
+            values[mask] = AIR_HU
+    return values
+
+
+def scaling_of(image: Image, frame: int = 0) -> tuple[float, float]:
+    """Returns slope and intercept of a frame; 1 and 0 if the header has none.
+
+    Raises:
+      InputError: damaged numbers, or a slope of 0.
+    """
+    group = "PixelValueTransformationSequence"
+    slope = frame_numbers(image, frame, group, "RescaleSlope", 1) or (1.0,)
+    intercept = frame_numbers(image, frame, group, "RescaleIntercept", 1) or (0.0,)
+    if slope[0] == 0:
+        raise InputError(image.name, "a RescaleSlope other than 0", 0)
+    return slope[0], intercept[0]
 
 
 def rescaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
-    """Returns stored values with slope and intercept applied: int32 where that is exact, else float64."""
+    """Applies slope and intercept; returns int32 if that is exact, else float64."""
     small = stored.dtype.itemsize <= 2 and abs(slope) < 2**14 and abs(intercept) < 2**30
     if small and float(slope).is_integer() and float(intercept).is_integer():
-        values = stored.astype(np.int32)
-        if slope != 1:
-            values *= int(slope)
-        values += int(intercept)
-        return values
+        return stored.astype(np.int32) * np.int32(slope) + np.int32(intercept)
     return stored * np.float64(slope) + intercept
 
 
 def padding_mask(image: Image, stored: np.ndarray) -> np.ndarray | None:
-    """Returns where a frame is padding (PixelPaddingValue and -RangeLimit); None without any."""
+    """Returns where a frame is padding (PixelPaddingValue, PixelPaddingRangeLimit); None if nowhere."""
     value = _padding(image, "PixelPaddingValue")
     if value is None:
         return None
@@ -60,30 +86,27 @@ def padding_mask(image: Image, stored: np.ndarray) -> np.ndarray | None:
 
 
 def stacked(
-    slices: Iterable[np.ndarray],
-    places: Sequence[int],
-    where: object,
-    dtype: np.dtype | type = np.int16,
+    slices: Iterable[np.ndarray], places: Sequence[int], where: object, dtype: np.dtype
 ) -> np.ndarray:
     """Stacks slices into voxels.
 
     Args:
       slices: arrays [row, column] of one shape.
-      places: for each slice its z; below 0 for a slice to leave out.
+      places: z of each slice; slices with a negative one are left out.
       where: for messages.
-      dtype: the narrowest dtype; a slice that does not fit widens all to int32 or float32.
+      dtype: initial dtype; widened to int32 or float32 if a slice needs it.
 
     Returns:
-      Voxels [x, y, z], x the column, y the row, the first axis contiguous.
+      Voxels [x, y, z] (column, row, slice), first axis contiguous.
 
     Raises:
       InputError: infinite values, or no contrast.
     """
-    voxels, low, high = None, math.inf, -math.inf
+    voxels, low, high = np.empty((0, 0, 0), dtype), math.inf, -math.inf
     for z, values in zip(places, slices, strict=True):
         if z < 0:
             continue
-        if voxels is None:
+        if not voxels.size:
             voxels = np.empty((*values.T.shape, max(places) + 1), dtype, order="F")
         ends = values.min().item(), values.max().item()
         if not all(map(math.isfinite, ends)):
@@ -97,7 +120,7 @@ def stacked(
 
 
 def _wide_enough(voxels: np.ndarray, values: np.ndarray, ends: tuple) -> np.ndarray:
-    """Returns the voxels in the first dtype that takes what they and the new values hold."""
+    """Returns the voxels in the first dtype that also holds the new values."""
     for dtype in (voxels.dtype, np.int16, np.int32):
         if values.dtype.kind == "f" or voxels.dtype.kind == "f":
             break
@@ -109,8 +132,8 @@ def _wide_enough(voxels: np.ndarray, values: np.ndarray, ends: tuple) -> np.ndar
 
 
 def _padding(image: Image, keyword: str) -> int | None:
-    """Returns a padding value as the file's pixels hold it: writers disagree about its sign."""
-    found = numbers(image.header, keyword, 1, image.shown)
+    """Returns a padding value in the sign of the stored pixels, as headers disagree about it."""
+    found = numbers(image.header, keyword, 1, image.name)
     if found is None:
         return None
     size = 2**image.bits_allocated
@@ -118,7 +141,7 @@ def _padding(image: Image, keyword: str) -> int | None:
     return value - size if image.signed and value >= size // 2 else value
 
 
-def _is_decoded_apart(image: Image) -> bool:
+def _needs_process(image: Image) -> bool:
     return image.compressed and image.transfer_syntax != RLELossless
 
 
@@ -126,12 +149,23 @@ def _decoded_here(images: Iterable[Image]) -> Iterator[np.ndarray]:
     for image in images:
         frames = 0
         syntax = image.transfer_syntax
+        options: dict[str, Any] = {
+            "rows": image.rows,
+            "columns": image.columns,
+            "number_of_frames": image.frames,
+            "samples_per_pixel": 1,
+            "bits_allocated": image.bits_allocated,
+            "bits_stored": image.bits_stored,
+            "pixel_representation": int(image.signed),
+            "photometric_interpretation": "MONOCHROME2",
+            "pixel_keyword": "PixelData",
+            "pixel_vr": "OB" if image.compressed or image.bits_allocated == 8 else "OW",
+        }
         try:
             with open(image.path, "rb") as file:
-                # Behind the element's tag, VR and length.
+                # Skip the element's tag, VR and length.
                 file.seek(image.header.pixel_offset + (8 if syntax.is_implicit_VR else 12))
-                found = get_decoder(syntax).iter_array(file, raw=True, **_options(image))
-                for frame, _ in found:
+                for frame, _ in get_decoder(syntax).iter_array(file, raw=True, **options):
                     yield _checked(frame, image)
                     frames += 1
         except DAMAGE as error:
@@ -140,38 +174,23 @@ def _decoded_here(images: Iterable[Image]) -> Iterator[np.ndarray]:
             raise _undecodable(image, f"{frames} of {image.frames} frames")
 
 
-def _options(image: Image) -> dict[str, int | str]:
-    """Returns how pixels are stored, in pydicom's words."""
-    return {
-        "rows": image.rows,
-        "columns": image.columns,
-        "number_of_frames": image.frames,
-        "samples_per_pixel": 1,
-        "bits_allocated": image.bits_allocated,
-        "bits_stored": image.bits_stored,
-        "pixel_representation": int(image.signed),
-        "photometric_interpretation": "MONOCHROME2",
-        "pixel_keyword": "PixelData",
-        "pixel_vr": "OB" if image.compressed or image.bits_allocated == 8 else "OW",
-    }
-
-
-def _decoded_apart(images: Sequence[Image]) -> Iterator[np.ndarray]:
+def _decoded_in_process(images: Sequence[Image]) -> Iterator[np.ndarray]:
+    """Yields frames from a `preprocessing.dicom.decoder`, ended if a frame takes too long."""
     with _decoder(images) as process:
         for image in images:
             for _ in range(image.frames):
-                watch = threading.Timer(DECODER_SECONDS, process.kill)
-                watch.start()
+                timer = threading.Timer(DECODER_SECONDS, process.kill)
+                timer.start()
                 try:
-                    frame = _received(process.stdout, image)
+                    frame = _received(cast(BinaryIO, process.stdout), image)
                 finally:
-                    watch.cancel()
+                    timer.cancel()
                 yield _checked(frame, image)
 
 
 @contextlib.contextmanager
 def _decoder(images: Sequence[Image]) -> Iterator[subprocess.Popen]:
-    """Yields a running `preprocessing.dicom.decoder` that has been told the files."""
+    """Yields a running decoder process that has received the list of files."""
     process = subprocess.Popen(
         [sys.executable, "-m", "preprocessing.dicom.decoder"],
         stdin=subprocess.PIPE,
@@ -179,16 +198,17 @@ def _decoder(images: Sequence[Image]) -> Iterator[subprocess.Popen]:
         stderr=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
+    stdin, stdout = cast(BinaryIO, process.stdin), cast(BinaryIO, process.stdout)
     try:
         with contextlib.suppress(BrokenPipeError):
             for image in images:
                 name = os.fsencode(image.path.absolute())
-                process.stdin.write(name + b"\0" + str(image.frames).encode() + b"\0")
-            process.stdin.close()
+                stdin.write(name + b"\0" + str(image.frames).encode() + b"\0")
+            stdin.close()
         yield process
     finally:
         process.kill()
-        process.stdout.close()
+        stdout.close()
         process.wait()
 
 
@@ -200,8 +220,9 @@ def _received(stream: BinaryIO, image: Image) -> np.ndarray:
     dtype, shape = np.dtype(head["dtype"]), tuple(head["shape"])
     if shape != (image.rows, image.columns):
         raise _undecodable(image, f"a frame of shape {shape}")
-    content = stream.read(math.prod(shape) * dtype.itemsize)
-    if len(content) < math.prod(shape) * dtype.itemsize:
+    size = math.prod(shape) * dtype.itemsize
+    content = stream.read(size)
+    if len(content) < size:
         raise _undecodable(image, "the decoder broke down")
     return np.frombuffer(content, dtype).reshape(shape)
 
@@ -214,4 +235,4 @@ def _checked(frame: np.ndarray, image: Image) -> np.ndarray:
 
 def _undecodable(image: Image, found: str) -> InputError:
     expected = f"pixels of {image.rows} x {image.columns} in {image.transfer_syntax.name}"
-    return InputError(image.shown, expected, f"damaged or unknown ones ({found})")
+    return InputError(image.name, expected, f"damaged or unknown ones ({found})")

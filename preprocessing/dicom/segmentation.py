@@ -1,8 +1,8 @@
-"""Label maps as DICOM SEG: each class a segment on the frames of the series that was segmented.
+"""Writes label maps as DICOM SEG, one segment per class, on the frames of the source images.
 
-The standard ties a SEG to its source: it stands in the same study and frame of reference, refers to each
-source image, and repeats the patient's and the study's attributes. So unlike all other outputs it
-carries the patient's identity, as the images do that it is kept with.
+The standard ties a SEG to its source: it belongs to the same study and frame of reference, refers to
+each source image, and repeats the attributes of patient and study. Unlike all other outputs it thus
+contains the patient's identity, like the images it is stored with.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,33 +20,31 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from preprocessing.dicom.deidentify import DAMAGE, RedactedPath
+from preprocessing.dicom.geometry import plane_of
 from preprocessing.dicom.header import Image, read_image_header
 from preprocessing.dicom.multiframe import frame_places
-from preprocessing.dicom.planes import plane_of
-from preprocessing.dicom.series import find_series
+from preprocessing.dicom.series import DEFAULTS, ReadOptions, find_series
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_write
 
-# Attributes of patient and study that a SEG must have, empty if need be; archives strip some of them.
+# Attributes of patient and study that a SEG must have, possibly empty; some archives remove them.
 _REQUIRED = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
 )
 _SEXES = ("M", "F", "O")
-# So that it sorts behind the images of its study.
+# High, so that the SEG is listed after the images of its study.
 _SERIES_NUMBER = 1000
 
 _ANATOMY = Code("91723000", "SCT", "Anatomical Structure")
 _ABNORMAL = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 _TISSUE = Code("85756007", "SCT", "Tissue")
-_LIVER = Code("10200004", "SCT", "Liver")
 _NEOPLASM = Code("108369006", "SCT", "Neoplasm")
-_LESION = Code("52988006", "SCT", "Lesion")
 _BREAST = Code("76752008", "SCT", "Breast")
 
-# Property category and type of a class by its name (DICOM PS3.16, CID 7150 and 7151).
+# Property category and type by class name (DICOM PS3.16, CID 7150 and 7151).
 CONCEPTS: Mapping[str, tuple[Code, Code]] = {
-    "liver": (_ANATOMY, _LIVER),
+    "liver": (_ANATOMY, Code("10200004", "SCT", "Liver")),
     "kidney": (_ANATOMY, Code("64033007", "SCT", "Kidney")),
     "spleen": (_ANATOMY, Code("78961009", "SCT", "Spleen")),
     "pancreas": (_ANATOMY, Code("15776009", "SCT", "Pancreas")),
@@ -54,43 +52,43 @@ CONCEPTS: Mapping[str, tuple[Code, Code]] = {
     "breast": (_ANATOMY, _BREAST),
     "tumour": (_ABNORMAL, _NEOPLASM),
     "tumor": (_ABNORMAL, _NEOPLASM),
-    "lesion": (_ABNORMAL, _LESION),
+    "lesion": (_ABNORMAL, Code("52988006", "SCT", "Lesion")),
 }
-# Designators that begin with 99 are for codes of one's own.
+# Designators of private coding schemes begin with 99.
 _OWN_SCHEME = "99AHNET"
 _MAMMOGRAPHY = "MG"
-# Letters of a text (LO) and of a code (SH) in DICOM.
-_LONGEST, _LONGEST_CODE = 64, 16
+# Maximum lengths in DICOM of a text (LO) and of a code (SH).
+_TEXT_LENGTH, _CODE_LENGTH = 64, 16
 
-# Its messages quote headers.
+# highdicom's messages may contain patient data.
 logging.getLogger("highdicom").setLevel(logging.CRITICAL + 1)
 
 
 @dataclass(frozen=True)
 class Source:
-    """The DICOM images of a volume, which a SEG of it refers to.
+    """The DICOM images of a volume, to which a SEG refers.
 
     Attributes:
-      shown: their name in messages, without identifiers.
-      headers: of the slices in the volume's order, or of the one multi-frame file.
-      places: of each source frame its slice of the volume; below 0: left out of it.
-      turned: whether the volume shows the frames turned by 180 degrees.
+      name: their path without identifiers, for messages.
+      headers: of the slices in volume order, or of the one multi-frame file.
+      places: for each source frame its slice in the volume; negative if left out.
+      rotated: whether the volume contains the frames rotated by 180 degrees.
     """
 
-    shown: object
+    name: RedactedPath
     headers: tuple[Dataset, ...]
     places: np.ndarray
-    turned: bool = False
+    rotated: bool = False
 
 
 @dataclass(frozen=True)
 class Software:
-    """What made a label map.
+    """The program and model that made a label map.
 
     Attributes:
       name, version: of the program.
       algorithm: name of the algorithm.
-      serial_number: tells one model from another; at most 64 letters.
+      serial_number: identifies the model; at most 64 characters.
     """
 
     name: str
@@ -99,32 +97,24 @@ class Software:
     serial_number: str
 
 
-def read_source(
-    path: str | os.PathLike,
-    *,
-    view: str = "",
-    allow: Collection[str] = (),
-    identifying: Collection[str] = (),
-) -> Source:
-    """Reads what a SEG takes over from the images of a volume that `reading.read_dicom` reads.
+def read_source(path: str | os.PathLike, options: ReadOptions = DEFAULTS) -> Source:
+    """Reads what a SEG needs from the images of a volume.
 
     Args:
       path: a folder of slices, or a multi-frame file.
-      view: as in `frames.read_frames`.
-      allow: names of `preprocessing.allowances.ALLOWANCES`.
-      identifying: values that no message may show, besides the headers' own.
+      options: as given to `multiframe.read_dicom` for the volume.
 
     Raises:
-      InputError: as in `read_dicom`, or headers that don't say where in the patient each frame lies.
+      InputError: as in `read_dicom`, or headers that do not give the position of each frame.
     """
     path = Path(path)
     if path.is_dir():
-        images: Sequence[Image] = find_series(path, allow=allow, identifying=identifying).images
-        places, turned = np.arange(len(images)), False
+        images: Sequence[Image] = find_series(path, options).images
+        places, rotated = np.arange(len(images)), False
     else:
-        images = [read_image_header(path, identifying)]
-        places, turned = frame_places(path, view=view, allow=allow, identifying=identifying)
-    shown = RedactedPath(path, images[0].shown.identifying)
+        images = [read_image_header(path, options.identifiers)]
+        places, rotated = frame_places(path, options)
+    name = RedactedPath(path, images[0].name.identifiers)
     headers = tuple(map(_whole_header, images))
     planes = [plane_of(image, frame) for image in images for frame in range(image.frames)]
     known = all(plane.orientation and plane.pixel_spacing_mm for plane in planes)
@@ -132,8 +122,8 @@ def read_source(
     frame_of_reference = all(header.get("FrameOfReferenceUID") for header in headers)
     if not (frame_of_reference and known and len(positions) == len(planes)):
         expected = "FrameOfReferenceUID and a place in the patient for each frame, for a DICOM SEG"
-        raise InputError(shown, expected, "none, or not for all")
-    return Source(shown, headers, places, turned)
+        raise InputError(name, expected, "none, or not for all")
+    return Source(name, headers, places, rotated)
 
 
 def write_segmentation(
@@ -143,20 +133,20 @@ def write_segmentation(
     source: Source,
     software: Software,
 ) -> None:
-    """Writes a label map as a binary DICOM SEG; the file appears whole or not at all.
+    """Writes a label map as a binary DICOM SEG, atomically.
 
     Args:
       path: output.
       labels: label values uint8 [x, y, z] of the volume that was read from the source.
-      class_names: a name a label value, background first; each other one is a segment, whose number is
-        the label value.
+      class_names: a name per label value, background first; each other class becomes a segment, with
+        the label value as its number.
       source: from `read_source`.
       software: what made the label map.
 
     Raises:
-      InputError: the source's headers are too damaged to be referred to.
+      InputError: the source's headers are too damaged to refer to.
     """
-    # Seldom needed, and it takes a while to import.
+    # Imported here because it is slow and seldom needed.
     import highdicom as hd
 
     frames = _on_source_frames(labels, source)
@@ -170,12 +160,12 @@ def write_segmentation(
     regions = _organs(class_names, first)
     segments = []
     for number, name in enumerate(class_names[1:], start=1):
-        own = Code(name[:_LONGEST_CODE], _OWN_SCHEME, name[:_LONGEST])
+        own = Code(name[:_CODE_LENGTH], _OWN_SCHEME, name[:_TEXT_LENGTH])
         category, kind = CONCEPTS.get(name.lower(), (_TISSUE, own))
         segments.append(
             hd.seg.SegmentDescription(
                 segment_number=number,
-                segment_label=name[:_LONGEST],
+                segment_label=name[:_TEXT_LENGTH],
                 segmented_property_category=category,
                 segmented_property_type=kind,
                 algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
@@ -184,7 +174,7 @@ def write_segmentation(
             )
         )
     try:
-        # Warnings quote headers too.
+        # Warnings may contain patient data too.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             segmentation = hd.seg.Segmentation(
@@ -202,7 +192,7 @@ def write_segmentation(
                 device_serial_number=software.serial_number,
                 series_description=f"{software.algorithm} segmentation",
             )
-            # Texts were decoded from whatever the source has.
+            # All texts have been decoded from the source's character set.
             segmentation.SpecificCharacterSet = "ISO_IR 192"
             with atomic_write(path) as temporary:
                 segmentation.save_as(temporary, enforce_file_format=True)
@@ -210,11 +200,11 @@ def write_segmentation(
         raise
     except DAMAGE as error:
         expected = "headers that a DICOM SEG can refer to"
-        raise InputError(source.shown, expected, type(error).__name__) from None
+        raise InputError(source.name, expected, type(error).__name__) from None
 
 
 def _whole_header(image: Image) -> Dataset:
-    """Returns all of a header but the pixels, its texts decoded, nothing missing that a SEG must have."""
+    """Returns a complete header with decoded texts and all elements that a SEG requires."""
     try:
         header = dcmread(image.path, stop_before_pixels=True, force=True)
         header.decode()
@@ -225,14 +215,14 @@ def _whole_header(image: Image) -> Dataset:
             header.PatientSex = None
     except DAMAGE as error:
         found = f"a damaged one ({type(error).__name__})"
-        raise InputError(image.shown, "a DICOM header", found) from None
+        raise InputError(image.name, "a DICOM header", found) from None
     return header
 
 
 def _on_source_frames(labels: np.ndarray, source: Source) -> np.ndarray:
-    """Returns the label map as the source has its frames, [frame, row, column]."""
+    """Returns the label map on the frames of the source, [frame, row, column]."""
     slices = labels.transpose(2, 1, 0)
-    if source.turned:
+    if source.rotated:
         slices = slices[:, ::-1, ::-1]
     frames = np.zeros((len(source.places), *slices.shape[1:]), np.uint8)
     inside = source.places >= 0
@@ -241,7 +231,7 @@ def _on_source_frames(labels: np.ndarray, source: Source) -> np.ndarray:
 
 
 def _organs(class_names: Sequence[str], header: Dataset) -> list[Code]:
-    """Returns where lesions lie: in the organs that are segmented too, or else in what was scanned."""
+    """Returns the anatomic regions of lesions: the organs among the classes, or else the breast."""
     known = [CONCEPTS[name.lower()] for name in class_names if name.lower() in CONCEPTS]
     organs = [kind for category, kind in known if category == _ANATOMY]
     return organs or ([_BREAST] if header.get("Modality") == _MAMMOGRAPHY else [])

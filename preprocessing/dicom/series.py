@@ -1,9 +1,8 @@
-"""A folder of single-slice DICOM files -> one volume in HU, its slices sorted by position."""
+"""Reads a folder of single-slice DICOM files as one volume in HU, sorted by position."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +10,26 @@ from pathlib import Path
 import numpy as np
 
 from preprocessing.allowances import MixedSeriesError, refuse_unless_allowed
-from preprocessing.dicom.deidentify import identifiers, redact_path
+from preprocessing.dicom.deidentify import header_identifiers, redact_path
+from preprocessing.dicom.geometry import (
+    Plane,
+    grouped,
+    plane_axes,
+    plane_of,
+    same_plane,
+    stack_affine,
+    stack_slices,
+)
 from preprocessing.dicom.header import (
     Image,
     has_image,
     image_of,
+    integer,
     is_dicom,
     read_header,
     text,
-    whole,
 )
-from preprocessing.dicom.pixels import padding_mask, rescaled, stacked, stored_frames
-from preprocessing.dicom.planes import AIR_HU, TISSUE_HU, Plane, alike, plane_of, scaling_of
-from preprocessing.dicom.slice_geometry import plane_axes, stack_affine, stack_slices
+from preprocessing.dicom.pixels import hounsfield, stacked, stored_frames
 from preprocessing.errors import InputError
 from preprocessing.volumes.geometry import Volume, checked_affine
 from preprocessing.volumes.nifti import has_nifti_suffix
@@ -31,108 +37,128 @@ from preprocessing.volumes.nifti_bytes import MAX_VOXELS
 
 
 @dataclass(frozen=True)
-class _Slice:
-    image: Image
-    plane: Plane
-    series_uid: str
+class ReadOptions:
+    """What readers of DICOM need besides the path.
+
+    Attributes:
+      view: view of a tomosynthesis in the data set's table, for example "rmlo"; see
+        `multiframe.read_frames`.
+      allow: irregularities to accept, names of `preprocessing.allowances.ALLOWANCES`.
+      identifiers: values that must not occur in messages, besides those of the headers.
+    """
+
+    view: str = ""
+    allow: Collection[str] = ()
+    identifiers: Collection[str] = ()
+
+
+DEFAULTS = ReadOptions()
 
 
 @dataclass(frozen=True)
 class Series:
-    """The slices of one volume, in its order.
+    """The slices of one volume, in order.
 
     Attributes:
-      shown: the folder's name in messages, without identifiers.
-      images: one a slice.
+      name: path of the folder without identifiers, for messages.
+      images: one per slice.
       affine: 4x4, voxels [x, y, z] to RAS+ mm.
     """
 
-    shown: str
+    name: str
     images: tuple[Image, ...]
     affine: np.ndarray
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Size (x, y, z) in voxels."""
+        return self.images[0].columns, self.images[0].rows, len(self.images)
 
-def read_series(
-    folder: str | os.PathLike, *, allow: Collection[str] = (), identifying: Collection[str] = ()
-) -> Volume:
+
+@dataclass(frozen=True)
+class _Slice:
+    image: Image
+    plane: Plane
+    series_uid: str
+    uid: str
+
+
+def read_series(folder: str | os.PathLike, options: ReadOptions = DEFAULTS) -> Volume:
     """Reads the single-slice images of a folder as one volume.
 
     Args:
-      folder: of DICOM files of any names; files that hold no image (reports, a DICOMDIR) are passed
-        over, folders below too.
-      allow: names of `preprocessing.allowances.ALLOWANCES`.
-      identifying: values that no message may show, besides the headers' own.
+      folder: DICOM files of any names; subfolders and files without an image (reports, a DICOMDIR)
+        are ignored.
+      options: see `ReadOptions`.
 
     Returns:
-      Voxels [x, y, z] (column, row, position along the normal) with slope and intercept applied:
-      HU for CT, int16 if they fit, else int32, else float32. Padded pixels are air (`AIR_HU`).
+      Voxels [x, y, z] (column, row, position along the normal) with slope and intercept applied: HU
+      for CT, int16 if possible, else int32, else float32. Padding is air (`pixels.AIR_HU`).
 
     Raises:
-      SeriesError: slices that don't make one regular volume, see `preprocessing.allowances`.
-      InputError: no DICOM images, damaged or truncated ones, no position, orientation or spacing.
+      SeriesError: the slices do not form one regular volume, see `preprocessing.allowances`.
+      InputError: no DICOM images, damaged or truncated ones, or no position, orientation or spacing.
     """
-    series = find_series(folder, allow=allow, identifying=identifying)
+    series = find_series(folder, options)
     slices = (
         hounsfield(image, 0, stored)
         for image, stored in zip(series.images, stored_frames(series.images), strict=True)
     )
-    voxels = stacked(slices, range(len(series.images)), series.shown)
+    voxels = stacked(slices, range(len(series.images)), series.name, np.dtype(np.int16))
     return Volume(voxels, series.affine)
 
 
 def find_series(
-    folder: str | os.PathLike,
-    *,
-    allow: Collection[str] = (),
-    one_series: bool = False,
-    identifying: Collection[str] = (),
+    folder: str | os.PathLike, options: ReadOptions = DEFAULTS, *, one_series: bool = False
 ) -> Series:
     """Sorts the slices of a folder by their headers; see `read_series`.
 
     Args:
-      folder: of DICOM files.
-      allow: names of `preprocessing.allowances.ALLOWANCES`.
-      one_series: whether the folder itself says that its files belong together, whatever series
-        they name.
-      identifying: values that no message may show, besides the headers' own.
+      folder: DICOM files.
+      options: see `ReadOptions`.
+      one_series: treat all files as one series, regardless of their SeriesInstanceUID.
     """
     folder = Path(folder)
-    names = slice_files(folder)
-    images, identifying = _images(names, frozenset(identifying))
-    shown = redact_path(folder, identifying)
+    names = _slice_files(folder)
+    images, identifiers = _images(names, frozenset(options.identifiers))
+    name = redact_path(folder, identifiers)
     if not images:
-        raise InputError(shown, "DICOM images", f"none among {len(names)} files")
+        raise InputError(name, "DICOM images", f"none among {len(names)} files")
     slices = [
         _Slice(
-            image, plane_of(image), "" if one_series else text(image.header, "SeriesInstanceUID")
+            image,
+            plane_of(image),
+            "" if one_series else text(image.header, "SeriesInstanceUID"),
+            text(image.header, "SOPInstanceUID"),
         )
         for image in images
     ]
-    slices = _one_group(slices, shown, allow)
-    _check_complete(slices)
+    slices = _largest_group(slices, name, options.allow)
     if sum(s.image.rows * s.image.columns for s in slices) > MAX_VOXELS:
-        raise InputError(shown, f"at most {MAX_VOXELS} voxels", f"{len(slices)} slices")
-    # In one place the lowest instance number comes first.
-    slices.sort(key=lambda s: (whole(s.image.header, "InstanceNumber", s.image.shown, 0), _uid(s)))
-    first = slices[0].plane
-    axes = plane_axes(first.orientation, slices[0].image.shown)
+        raise InputError(name, f"at most {MAX_VOXELS} voxels", f"{len(slices)} slices")
+    # Of slices with the same position, the one with the lowest instance number comes first.
+    slices.sort(key=lambda s: (integer(s.image.header, "InstanceNumber", s.image.name, 0), s.uid))
+    first = slices[0]
+    positions = [_required(s, "ImagePositionPatient", s.plane.position_mm) for s in slices]
+    orientation = _required(first, "ImageOrientationPatient", first.plane.orientation)
+    pixel_spacing_mm = _required(first, "PixelSpacing", first.plane.pixel_spacing_mm)
+    axes = plane_axes(orientation, first.image.name)
     order, first_mm, step_mm = stack_slices(
-        np.array([s.plane.position_mm for s in slices]),
+        np.array(positions),
         axes,
-        shown,
-        single_step_mm=first.step_mm or 1.0,
-        allow=allow,
+        name,
+        single_step_mm=first.plane.step_mm or 1.0,
+        allow=options.allow,
     )
-    affine = stack_affine(axes, first.pixel_spacing_mm, first_mm, step_mm)
-    images = tuple(slices[index].image for index in order)
-    return Series(shown, images, checked_affine(affine, shown))
+    affine = stack_affine(axes, pixel_spacing_mm, first_mm, step_mm)
+    return Series(name, tuple(slices[i].image for i in order), checked_affine(affine, name))
 
 
-def slice_files(folder: Path) -> list[Path]:
-    """Returns the files of a folder that may be DICOM by their names, sorted.
+def _slice_files(folder: Path) -> list[Path]:
+    """Returns the files of a folder that may be DICOM, sorted by name.
 
-    A file that is none by its content counts only if its suffix is that of one that is: then it is a
-    slice that was damaged.
+    A file that does not start like DICOM counts if its suffix is that of one that does: then it is a
+    damaged slice.
     """
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_file())
@@ -146,84 +172,60 @@ def slice_files(folder: Path) -> list[Path]:
     return [path for path in paths if path in dicom or _suffix(path) in suffixes]
 
 
-def hounsfield(image: Image, frame: int, stored: np.ndarray) -> np.ndarray:
-    """Returns a frame [row, column] with its slope and intercept applied, and air for padding."""
-    slope, intercept = scaling_of(image, frame)
-    values = rescaled(stored, slope, intercept)
-    mask = padding_mask(image, stored)
-    if mask is not None:
-        low, high = values[mask].min(), values[mask].max()
-        if high <= TISSUE_HU[0] or low > TISSUE_HU[1]:
-            values[mask] = AIR_HU
-    return values
-
-
-def _uid(each: _Slice) -> str:
-    return text(each.image.header, "SOPInstanceUID")
-
-
 def _suffix(path: Path) -> str:
-    """Returns a file's suffix; what follows the last dot of a UID, or a number, is none."""
+    """Returns the suffix of a file; the last part of a UID, or a number, does not count."""
     suffix = path.suffix.lower()
     return "" if suffix[1:].isdigit() else suffix
 
 
 def _images(
-    paths: Sequence[Path], identifying: frozenset[str]
+    paths: Sequence[Path], identifiers: frozenset[str]
 ) -> tuple[list[Image], frozenset[str]]:
-    """Returns the images among files, and what none of their names may show."""
+    """Returns the images among files, and all identifiers that their names must not show."""
+    # Errors about damaged files ahead of the first readable one need its identifiers too.
     for path in paths:
         try:
-            identifying |= identifiers(read_header(path))
+            identifiers |= header_identifiers(read_header(path))
         except InputError:
             continue
         break
     headers = []
     for path in paths:
-        header = read_header(path, identifying)
-        identifying |= identifiers(header)
+        header = read_header(path, identifiers)
+        identifiers |= header_identifiers(header)
         if has_image(header):
             headers.append((path, header))
-    return [image_of(path, header, identifying) for path, header in headers], identifying
+    return [image_of(path, header, identifiers) for path, header in headers], identifiers
 
 
-def _one_group(slices: list[_Slice], shown: object, allow: Collection[str]) -> list[_Slice]:
-    """Returns the slices of one series, shape, orientation and spacing: the most there are."""
-    groups: list[list[_Slice]] = []
-    for each in slices:
-        group = next((group for group in groups if _together(group[0], each)), None)
-        if group is None:
-            groups.append([each])
-        else:
-            group.append(each)
+def _largest_group(slices: list[_Slice], name: str, allow: Collection[str]) -> list[_Slice]:
+    """Returns the largest group of slices of one series, shape, orientation and spacing."""
+    groups = grouped(
+        slices,
+        lambda one, other: (
+            one.series_uid == other.series_uid
+            and _shape(one) == _shape(other)
+            and same_plane(one.plane, other.plane)
+        ),
+    )
     if len(groups) > 1:
-        kinds = Counter(s.series_uid for s in slices)
-        shapes = Counter((s.image.frames, s.image.rows, s.image.columns) for s in slices)
-        found = f"{len(kinds)} series, {len(shapes)} shapes, {len(groups)} kinds of slices in all"
+        series, shapes = {s.series_uid for s in slices}, set(map(_shape, slices))
+        found = f"{len(series)} series, {len(shapes)} shapes, {len(groups)} kinds of slices in all"
         expected = "slices of one series, shape, orientation and spacing"
-        refuse_unless_allowed(MixedSeriesError(shown, expected, found), allow)
+        refuse_unless_allowed(MixedSeriesError(name, expected, found), allow)
     single = [group for group in groups if group[0].image.frames == 1]
     if not single:
-        raise InputError(shown, "single-slice DICOM images", "multi-frame ones alone")
-    return min(single, key=lambda group: (-len(group), group[0].series_uid, min(map(_uid, group))))
-
-
-def _together(one: _Slice, other: _Slice) -> bool:
-    return (
-        one.series_uid == other.series_uid
-        and (one.image.frames, one.image.rows, one.image.columns)
-        == (other.image.frames, other.image.rows, other.image.columns)
-        and alike(one.plane.orientation, other.plane.orientation)
-        and alike(one.plane.pixel_spacing_mm, other.plane.pixel_spacing_mm)
+        raise InputError(name, "single-slice DICOM images", "only multi-frame ones")
+    return min(
+        single, key=lambda group: (-len(group), group[0].series_uid, min(s.uid for s in group))
     )
 
 
-def _check_complete(slices: Sequence[_Slice]) -> None:
-    for each in slices:
-        for keyword, value in (
-            ("ImagePositionPatient", each.plane.position_mm),
-            ("ImageOrientationPatient", each.plane.orientation),
-            ("PixelSpacing", each.plane.pixel_spacing_mm),
-        ):
-            if value is None:
-                raise InputError(each.image.shown, f"the element {keyword}", "none")
+def _shape(each: _Slice) -> tuple[int, int, int]:
+    return each.image.frames, each.image.rows, each.image.columns
+
+
+def _required(each: _Slice, keyword: str, value: tuple[float, ...] | None) -> tuple[float, ...]:
+    if value is None:
+        raise InputError(each.image.name, f"the element {keyword}", "none")
+    return value

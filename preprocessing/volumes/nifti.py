@@ -1,7 +1,8 @@
-"""NIfTI files <-> volumes: fast, checked on the way in, exact on the way out."""
+"""Reads NIfTI files as volumes, checking their content, and writes volumes as NIfTI files."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
@@ -19,10 +20,10 @@ from preprocessing.volumes.nifti_bytes import MAX_IMAGE_RATIO, check_shape, read
 from preprocessing.volumes.resampling import SLAB_VOXELS
 
 SUFFIXES = (".nii.gz", ".nii")
-# Image and label lie on the same grid if their corners are apart by less than this share of a voxel.
+# Image and label map are on the same grid if their corners differ by less than this share of a voxel.
 SAME_GRID = 0.1
 
-# The header's fields that place the grid in space.
+# Header fields that define the grid.
 _GEOMETRY = (
     *("dim", "dim_info", "pixdim", "xyzt_units", "qform_code", "sform_code"),
     *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
@@ -34,15 +35,15 @@ def read_image(path: str | os.PathLike) -> Volume:
     """Reads a 3D image with the header's scaling applied.
 
     Returns:
-      Voxels [x, y, z] in the file's own dtype if it is an integer one without scaling, in the
-      smallest fitting of int16 and int32 if the scaling is a whole number, else float32.
+      Voxels [x, y, z], in the file's own dtype if it is an integer without scaling, in the smaller
+      of int16 and int32 that fits if the scaling is integral, else float32.
 
     Raises:
-      InputError: missing, damaged or truncated file, no NIfTI, not 3D, NaN or infinite voxels, or
-        all voxels the same.
+      InputError: missing, damaged or truncated file, not NIfTI, not 3D, NaN or infinite voxels, or
+        all voxels equal.
     """
     header, voxels = read_stored(Path(path), ratio=MAX_IMAGE_RATIO)
-    voxels = _scaled(voxels, *_scaling(header))
+    voxels = _scaled(voxels, header)
     if voxels.dtype.kind == "f":
         _finite_range(path, voxels)
     first = voxels.flat[0]
@@ -52,40 +53,33 @@ def read_image(path: str | os.PathLike) -> Volume:
 
 
 def read_label(
-    path: str | os.PathLike,
-    class_names: Sequence[str],
-    *,
-    shape: tuple[int, int, int] | None = None,
+    path: str | os.PathLike, class_names: Sequence[str], *, shape: tuple[int, ...] | None = None
 ) -> Volume:
-    """Reads a 3D label map.
+    """Reads a 3D label map as uint8 voxels [x, y, z].
 
     Args:
       path: NIfTI file.
-      class_names: a name a label value; sets the range of values allowed.
-      shape: of the image; a label map of another shape is refused before its voxels are read.
-
-    Returns:
-      Voxels [x, y, z], uint8.
+      class_names: a name per label value; other values are refused.
+      shape: of the image; a label map of another shape is refused before reading its voxels.
 
     Raises:
-      InputError: as in `read_image` (but for constant voxels), or a value that is no class.
+      InputError: as in `read_image` (except for equal voxels), or a value that is not a class.
     """
     header, voxels = read_stored(Path(path), expected=shape)
-    voxels = _scaled(voxels, *_scaling(header))
+    voxels = _scaled(voxels, header)
     low, high = _finite_range(path, voxels)
-    whole = voxels.dtype.kind != "f" or all(
+    integral = voxels.dtype.kind != "f" or all(
         np.array_equal(slab, np.rint(slab)) for slab in _slabs(voxels)
     )
-    if low < 0 or high >= len(class_names) or not whole:
+    if low < 0 or high >= len(class_names) or not integral:
         names = ", ".join(f"{value} {name}" for value, name in enumerate(class_names))
         raise InputError(path, f"label values {names}", f"values {_some_values(voxels)}")
-    return Volume(
-        voxels.astype(np.uint8, copy=False), checked_affine(header.get_best_affine(), path)
-    )
+    affine = checked_affine(header.get_best_affine(), path)
+    return Volume(voxels.astype(np.uint8, copy=False), affine)
 
 
 def check_pair(image: Volume, label: Volume, where: object) -> None:
-    """Checks that an image and its label map lie on the same grid.
+    """Checks that an image and its label map are on the same grid.
 
     Raises:
       InputError: different shapes, or corners further apart than a tenth of a voxel.
@@ -95,26 +89,23 @@ def check_pair(image: Volume, label: Volume, where: object) -> None:
     apart = (corners.reshape(-1, 4) @ (image.affine - label.affine).T)[:, :3]
     distance_mm = float(np.linalg.norm(apart, axis=1).max())
     if distance_mm > SAME_GRID * min(spacing_mm(image.affine)):
-        raise InputError(
-            where,
-            "a label map with the image's affine",
-            f"corners up to {distance_mm:.4g} mm apart (image {_place(image)}, "
-            f"label {_place(label)})",
-        )
+        grids = f"image {_described(image.affine)}, label {_described(label.affine)}"
+        found = f"corners up to {distance_mm:.4g} mm apart ({grids})"
+        raise InputError(where, "a label map with the image's affine", found)
 
 
 def write_on_grid(path: str | os.PathLike, voxels: np.ndarray, like: str | os.PathLike) -> None:
-    """Writes voxels in their own dtype on the grid of an existing file: its affine, codes and shape.
+    """Writes voxels in their own dtype on the grid of an existing file (affine, codes and shape).
 
-    Nothing else of that file's header is taken over, so no text in it travels on.
+    No other header field is copied, so that no text of that file is passed on.
 
     Args:
-      path: output, `.nii.gz` or `.nii`; appears whole or not at all.
-      voxels: [x, y, z] in the order of `like`'s file.
-      like: NIfTI file of the image that was segmented.
+      path: output, `.nii.gz` or `.nii`, written atomically.
+      voxels: [x, y, z] in the file order of `like`.
+      like: NIfTI file of the segmented image.
 
     Raises:
-      InputError: `like` can't be read, or has another shape.
+      InputError: `like` can't be read or has another shape.
     """
     source, shape = read_header(Path(like))
     if tuple(voxels.shape) != shape:
@@ -126,7 +117,7 @@ def write_on_grid(path: str | os.PathLike, voxels: np.ndarray, like: str | os.Pa
 
 
 def write_image(path: str | os.PathLike, volume: Volume) -> None:
-    """Writes a volume in its own dtype with its affine; the file appears whole or not at all."""
+    """Writes a volume in its own dtype with its affine, atomically."""
     header = nib.Nifti1Header()
     header.set_data_shape(volume.voxels.shape)
     header.set_qform(volume.affine, code="scanner")
@@ -136,30 +127,27 @@ def write_image(path: str | os.PathLike, volume: Volume) -> None:
 
 
 def has_nifti_suffix(path: str | os.PathLike) -> bool:
-    """Returns whether a path is named like a NIfTI file."""
+    """Returns whether a file name ends like that of a NIfTI file."""
     return os.fspath(path).lower().endswith(SUFFIXES)
 
 
-def _scaling(header: nib.Nifti1Header) -> tuple[float, float]:
-    slope, intercept = header.get_slope_inter()
-    return (1.0, 0.0) if slope is None else (float(slope), float(intercept))
-
-
-def _scaled(voxels: np.ndarray, slope: float, intercept: float) -> np.ndarray:
-    """Applies the header's scaling slab by slab."""
+def _scaled(voxels: np.ndarray, header: nib.Nifti1Header) -> np.ndarray:
+    """Applies the header's slope and intercept, slab by slab."""
+    slope, intercept = (1.0, 0.0)
+    if header.get_slope_inter()[0] is not None:
+        slope, intercept = map(float, header.get_slope_inter())
     if (slope, intercept) == (1.0, 0.0):
         return voxels
-    dtype = np.dtype(np.float32)
+    dtype: type[np.generic] = np.float32
     if voxels.dtype.kind in "iu" and voxels.size and slope.is_integer() and intercept.is_integer():
         ends = [int(v) * int(slope) + int(intercept) for v in (voxels.min(), voxels.max())]
-        for candidate in (np.int16, np.int32):
+        for candidate in (np.int32, np.int16):
             limits = np.iinfo(candidate)
             if limits.min <= min(ends) and max(ends) <= limits.max:
-                dtype = np.dtype(candidate)
-                break
+                dtype = candidate
     scaled = np.empty(voxels.shape, dtype, order="F")
     for source, target in zip(_slabs(voxels), _slabs(scaled), strict=True):
-        # What becomes infinite is told by whoever looks at the values.
+        # Infinite results are reported by the caller.
         with np.errstate(over="ignore", invalid="ignore"):
             target[...] = source * np.float64(slope) + intercept
     return scaled
@@ -180,16 +168,16 @@ def _finite_range(path: object, voxels: np.ndarray) -> tuple[float, float]:
 
 
 def _some_values(voxels: np.ndarray, most: int = 12) -> str:
-    """Returns the values of a label map in words, the first ones if there are many."""
+    """Returns the first values of a label map as text."""
     values = np.unique(np.concatenate([np.unique(slab) for slab in _slabs(voxels)]))
     text = ", ".join(f"{value:g}" for value in values[:most])
     return f"{text} and {len(values) - most} more" if len(values) > most else text
 
 
-def _place(volume: Volume) -> str:
-    origin = ", ".join(f"{v:g}" for v in volume.affine[:3, 3])
-    spacing = " x ".join(f"{v:.4g}" for v in spacing_mm(volume.affine))
-    return f"{axis_codes(volume.affine)} {spacing} mm from {origin}"
+def _described(affine: np.ndarray) -> str:
+    origin = ", ".join(f"{v:g}" for v in affine[:3, 3])
+    spacing = " x ".join(f"{v:.4g}" for v in spacing_mm(affine))
+    return f"{axis_codes(affine)} {spacing} mm from {origin}"
 
 
 def _write(path: Path, voxels: np.ndarray, header: nib.Nifti1Header) -> None:
@@ -201,14 +189,12 @@ def _write(path: Path, voxels: np.ndarray, header: nib.Nifti1Header) -> None:
     content = io.BytesIO()
     header.write_to(content)
     content.write(bytes(header.single_vox_offset - content.tell()))
-    with atomic_write(path) as temporary, open(temporary, "wb") as raw:
+    with contextlib.ExitStack() as stack:
+        temporary = stack.enter_context(atomic_write(path))
+        stream: io.BufferedIOBase = stack.enter_context(open(temporary, "wb"))
         if path.name.lower().endswith(".gz"):
-            # No time and no name in the gzip header: the same voxels give the same bytes.
-            stream = igzip.IGzipFile("", "wb", fileobj=raw, mtime=0)
-        else:
-            stream = raw
+            # Without time and name in the gzip header, equal voxels give equal bytes.
+            stream = stack.enter_context(igzip.IGzipFile("", "wb", fileobj=stream, mtime=0))
         stream.write(content.getvalue())
-        for start in range(voxels.shape[2]):
-            stream.write(voxels[:, :, start].tobytes(order="F"))
-        if stream is not raw:
-            stream.close()
+        for z in range(voxels.shape[2]):
+            stream.write(voxels[:, :, z].tobytes(order="F"))

@@ -1,4 +1,4 @@
-"""The bytes of a NIfTI file: opened, inflated, its header held against them before any memory is taken."""
+"""Reads the bytes of NIfTI files, validating the header against the file size before allocating."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
@@ -19,28 +19,30 @@ from nibabel.wrapstruct import WrapStructError
 
 from preprocessing.errors import InputError
 
-# More voxels than any scanner delivers (2048 x 1024 x 1024): a header that promises more lies.
+# More voxels than any scanner delivers (2048 x 1024 x 1024); larger headers are damaged.
 MAX_VOXELS = 2**31
-# Deflate can't shrink anything further than this (zlib's own figure).
+# Maximum compression ratio of deflate, according to zlib's documentation.
 MAX_GZIP_RATIO = 1032
-# No image of a scanner shrinks further than this; small ones may be synthetic, and harm nobody.
+# No scanner image compresses further than this. Small files may be synthetic, and are harmless.
 MAX_IMAGE_RATIO, SMALL_BYTES = 100, 2**27
 
-# Small enough to stay in the processor's cache on its way to the volume.
+# Small enough to stay in the processor's cache between inflating and copying.
 _CHUNK = 2**18
 _GZIP_MAGIC = b"\x1f\x8b"
+# The type stubs of isal declare its error as an instance.
+_ISAL_ERROR = cast(type[Exception], isal_zlib.error)
 
 
 def read_stored(
-    path: Path, *, ratio: int = MAX_GZIP_RATIO, expected: tuple[int, int, int] | None = None
+    path: Path, *, ratio: int = MAX_GZIP_RATIO, expected: tuple[int, ...] | None = None
 ) -> tuple[nib.Nifti1Header, np.ndarray]:
-    """Returns header and voxels [x, y, z] as stored: mapped if uncompressed, read if compressed.
+    """Returns header and voxels [x, y, z] as stored: memory-mapped if uncompressed, else inflated.
 
-    Nothing is inflated where the header has another shape than expected, or promises more than a
-    large file of this size can hold at a compression of `ratio`.
+    Nothing is inflated if the header's shape is not the expected one, or if a large file would have
+    to be compressed further than `ratio`.
 
     Raises:
-      InputError: missing, damaged or truncated file, no NIfTI, not 3D, or what was not expected.
+      InputError: missing, damaged or truncated file, not NIfTI, not 3D, or not as expected.
     """
     with _opened(path) as stream:
         header = _header(path, stream)
@@ -53,7 +55,7 @@ def read_stored(
         if isinstance(stream, io.FileIO):
             if promised > on_disk:
                 raise _truncated(path, promised, on_disk)
-            flat = np.memmap(path, dtype, "r", offset, (math.prod(shape),))
+            flat: np.ndarray = np.memmap(path, dtype, "r", offset, (math.prod(shape),))
         else:
             if promised > on_disk * MAX_GZIP_RATIO:
                 raise _truncated(path, promised, f"a file of {on_disk} bytes, too few")
@@ -65,21 +67,33 @@ def read_stored(
 
 
 def read_header(path: Path) -> tuple[nib.Nifti1Header, tuple[int, int, int]]:
-    """Returns a file's header and its size x, y, z; its voxels are not looked at.
+    """Returns the header and size (x, y, z) of a file, without reading its voxels.
 
     Raises:
-      InputError: missing or damaged file, no NIfTI, or not 3D.
+      InputError: missing or damaged file, not NIfTI, or not 3D.
     """
     with _opened(path) as stream:
         header = _header(path, stream)
     return header, _shape(path, header)
 
 
+def check_shape(shape: tuple[int, ...], expected: tuple[int, ...], where: object) -> None:
+    """Checks that a label map has the shape of its image.
+
+    Raises:
+      InputError: it has another shape.
+    """
+    if tuple(shape) != tuple(expected):
+        raise InputError(
+            where, f"a label map of the image's shape {tuple(expected)}", f"shape {tuple(shape)}"
+        )
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """Yields the file's bytes from the start, inflated if its first bytes say gzip."""
+    """Yields the file's bytes, inflated if they start like gzip (regardless of the file's name)."""
     if not path.is_file():
-        raise InputError(path, "a NIfTI file", _what_else(path))
+        raise InputError(path, "a NIfTI file", _kind_of(path))
     with open(path, "rb", buffering=0) as raw:
         compressed = raw.read(2) == _GZIP_MAGIC
         raw.seek(0)
@@ -89,17 +103,17 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         try:
             with igzip.open(raw) as stream:
                 yield stream
-        except (EOFError, zlib.error, isal_zlib.error, igzip.BadGzipFile) as error:
+        except (EOFError, zlib.error, _ISAL_ERROR, igzip.BadGzipFile) as error:
             raise InputError(path, "an intact gzip stream", error) from None
 
 
-def _what_else(path: Path) -> str:
-    """Returns what a path leads to that is no file."""
+def _kind_of(path: Path) -> str:
+    """Returns what a path refers to that is not a file."""
     if path.is_dir():
         return "a folder"
     if path.exists():
         return "a pipe, a socket or a device"
-    return "a link that leads nowhere" if path.is_symlink() else "no such file"
+    return "a broken link" if path.is_symlink() else "no such file"
 
 
 def _header(path: Path, stream: BinaryIO) -> nib.Nifti1Header:
@@ -112,31 +126,31 @@ def _header(path: Path, stream: BinaryIO) -> nib.Nifti1Header:
         raise InputError(path, "a NIfTI header (.nii or .nii.gz)", found)
     level = nib.imageglobals.logger.level
     try:
-        # What nibabel can mend by itself it would log.
+        # nibabel logs what it can fix by itself.
         nib.imageglobals.logger.setLevel(logging.CRITICAL)
         header = kinds[0](first[: kinds[0].sizeof_hdr])
-        # Both may be beyond repair in a header that passes nibabel's own checks.
+        # These may still fail on a header that passes nibabel's own checks.
         offset, _ = header.get_data_offset(), header.get_slope_inter()
     except (HeaderDataError, WrapStructError, ValueError, OverflowError) as error:
         raise InputError(path, "a valid NIfTI header", error) from None
     finally:
         nib.imageglobals.logger.setLevel(level)
     if offset < kinds[0].sizeof_hdr:
-        raise InputError(path, "voxels that begin behind the header", f"at byte {offset}")
+        raise InputError(path, "voxels after the header", f"an offset of {offset} bytes")
     return header
 
 
 def _shape(path: object, header: nib.Nifti1Header) -> tuple[int, int, int]:
-    """Returns the size x, y, z; a file of one 2D slice has one slice, trailing ones are dropped."""
+    """Returns the size (x, y, z); 2D files have one slice, and trailing axes of size 1 are dropped."""
     shape = tuple(int(size) for size in header.get_data_shape())
-    short = (*shape, 1, 1)[:3] if len(shape) < 3 else shape[:3]
+    x, y, z = (*shape, 1, 1)[:3] if len(shape) < 3 else shape[:3]
     if math.prod(shape[3:]) != 1:
         raise InputError(path, "a 3D volume", f"{len(shape)}D of shape {shape}")
-    if not shape or min(short) < 1:
+    if not shape or min(x, y, z) < 1:
         raise InputError(path, "at least one voxel along each axis", f"shape {shape}")
-    if math.prod(short) > MAX_VOXELS:
-        raise InputError(path, f"at most {MAX_VOXELS} voxels", f"a header of shape {short}")
-    return short
+    if x * y * z > MAX_VOXELS:
+        raise InputError(path, f"at most {MAX_VOXELS} voxels", f"a header of shape {(x, y, z)}")
+    return x, y, z
 
 
 def _dtype(path: object, header: nib.Nifti1Header) -> np.dtype:
@@ -147,7 +161,7 @@ def _dtype(path: object, header: nib.Nifti1Header) -> np.dtype:
 
 
 def _inflated(path: Path, stream: BinaryIO, offset: int, promised: int) -> np.ndarray:
-    """Returns the bytes from `offset` on; pages are only taken up as the stream delivers."""
+    """Returns the bytes from `offset`; memory is only touched as far as the stream delivers."""
     stream.seek(offset)
     content = np.empty(promised - offset, np.uint8)
     done = 0
@@ -155,26 +169,14 @@ def _inflated(path: Path, stream: BinaryIO, offset: int, promised: int) -> np.nd
         chunk = stream.read(min(_CHUNK, len(content) - done))
         if not chunk:
             raise _truncated(path, promised, offset + done)
-        # NumPy copies without holding up other threads; the stream's own readinto does not.
+        # NumPy copies without blocking other threads, unlike the stream's own readinto.
         content[done : done + len(chunk)] = np.frombuffer(chunk, np.uint8)
         done += len(chunk)
-    # Reading past the voxels makes the stream compare its checksum.
+    # Reading past the voxels makes the stream verify its checksum.
     stream.read(_CHUNK)
     return content
 
 
 def _truncated(path: Path, promised: int, found: object) -> InputError:
-    found = f"{found} (truncated?)"
-    return InputError(path, f"the {promised} bytes that its header promises", found)
-
-
-def check_shape(shape: tuple[int, ...], expected: tuple[int, ...], where: object) -> None:
-    """Checks that a label map has its image's shape.
-
-    Raises:
-      InputError: another shape.
-    """
-    if tuple(shape) != tuple(expected):
-        raise InputError(
-            where, f"a label map of the image's shape {tuple(expected)}", f"shape {tuple(shape)}"
-        )
+    expected = f"the {promised} bytes that its header promises"
+    return InputError(path, expected, f"{found} (truncated?)")

@@ -1,14 +1,14 @@
-"""Checks of a case that reads well: does it look like what the task expects?
+"""Checks whether readable cases look as the task expects, and finds duplicate images.
 
-What can't be read or doesn't fit together raises an error while it is read. Here are the doubts that
-remain: each is a `Finding`, and conversion goes on with it. Images are looked at as they were read,
-labels on the task's grid, every voxel once, slice by slice.
+Unreadable or inconsistent files raise errors when they are read. The checks here report what is only
+suspicious, as `Finding`s, and conversion continues. Images are checked as read, labels on the target
+grid; each voxel is visited once, slice by slice.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +16,11 @@ from isal import isal_zlib
 
 from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import (
+    TargetGrid,
     Volume,
     contiguous,
     count_labels_by_slice,
-    forwards,
+    flips_to_memory_order,
     reoriented,
     target_grid,
 )
@@ -27,25 +28,25 @@ from preprocessing.volumes.resampling import to_dtype
 
 ERROR, WARNING = "error", "warning"
 
-# CT is stored as int16. Air is -1000 HU, soft tissue lies around 50, and nothing is below air but
-# the scanners' padding outside the field of view.
+# CT is stored as int16. Air is at -1000 HU, soft tissue around 50 HU, and nothing is below air except
+# a scanner's padding outside the field of view.
 CT_DTYPE = "int16"
 NO_AIR_HU, NO_TISSUE_HU, BELOW_AIR_HU = -200, 100, -1100
-# Foreground darker than this is no tissue; more of it than this share is in the wrong place.
+# A label map is suspicious if more than this share of the foreground is darker than tissue.
 AIR_HU, SHARE_IN_AIR = -500, 0.25
-# Spacing in mm, in the slice plane and between the slices, that scanners of each kind deliver.
+# Plausible spacing in mm, in-plane and between slices, by stored dtype (CT, DBT).
 SPACING_MM = {"int16": ((0.2, 5.0), (0.2, 15.0)), "uint16": ((0.02, 0.5), (0.2, 5.0))}
-# Every so many rows of a slice are enough to see whether a label lies in air.
+# One row in so many is enough to see whether a label map lies in air.
 _STEP = 4
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about a case that a person should know.
+    """An observation about a case that the user should know.
 
     Attributes:
-      severity: ERROR, the case can't be converted, or WARNING, it can.
-      code: what kind of thing, one word.
+      severity: ERROR if it prevents conversion, else WARNING.
+      code: the kind of observation, one word.
       text: what was found, in one line.
     """
 
@@ -56,13 +57,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class CheckedImage:
-    """What one look at all voxels of an image gives.
+    """Results of one pass over the voxels of an image.
 
     Attributes:
-      fingerprint: the same for the same voxels, however they are turned, packed or placed.
+      fingerprint: equal for equal voxels, regardless of orientation, compression and position.
       low: smallest intensity.
       high: largest intensity.
-      findings: all that was found.
+      findings: all observations.
     """
 
     fingerprint: str
@@ -72,14 +73,14 @@ class CheckedImage:
 
 
 def check_image(image: Volume, task: Task) -> CheckedImage:
-    """Looks at an image that was read without an error.
+    """Checks an image that was read without an error.
 
     Args:
       image: voxels [x, y, z] of any integer or real dtype, all finite.
-      task: what the image should fit.
+      task: the task for which the image is meant.
     """
-    space = target_grid(image.voxels.shape, image.affine, task)
-    image_zyx = reoriented(image.voxels, space)
+    grid = target_grid(image.voxels.shape, image.affine, task)
+    image_zyx = reoriented(image.voxels, grid)
     lows, highs, sums, below = [], [], [], 0
     for plane in image_zyx:
         plane = contiguous(plane)
@@ -89,7 +90,7 @@ def check_image(image: Volume, task: Task) -> CheckedImage:
         if lows[-1] < BELOW_AIR_HU:
             below += np.count_nonzero(plane < BELOW_AIR_HU)
     low, high = float(min(lows)), float(max(highs))
-    findings = [*_slice_findings(lows, highs, sums), *_spacing_findings(space, task)]
+    findings = [*_slice_findings(lows, highs, sums), *_spacing_findings(grid, task)]
     limits = np.iinfo(task.image_dtype)
     if low < limits.min or high > limits.max:
         text = f"intensities {low:g} to {high:g} are clipped to {task.image_dtype}"
@@ -104,22 +105,21 @@ def check_image(image: Volume, task: Task) -> CheckedImage:
 def check_labels(
     image_zyx: np.ndarray, label_zyx: np.ndarray, task: Task
 ) -> tuple[np.ndarray, tuple[Finding, ...]]:
-    """Looks at a label map where it lies on its image.
+    """Checks a label map against its image.
 
     Args:
-      image_zyx: intensities [z, y, x] on the task's grid.
+      image_zyx: intensities [z, y, x] on the target grid.
       label_zyx: label values, uint8 [z, y, x], all of them classes of the task.
-      task: what the label map should fit.
+      task: the task for which the case is meant.
 
     Returns:
-      The number of voxels [slice, class], and all that was found.
+      The number of voxels [slice, class], and all observations.
     """
     counts = count_labels_by_slice(label_zyx, len(task.class_names))
     labelled = counts[:, 1:].any(axis=1)
     seen = in_air = at_edge = 0
     for z in np.flatnonzero(labelled):
-        # Reading memory forwards is several times as fast.
-        flips = forwards(label_zyx[z])
+        flips = flips_to_memory_order(label_zyx[z])
         image, label = image_zyx[z][flips], label_zyx[z][flips]
         # A single row or column has no inside.
         at_edge += any(
@@ -130,7 +130,7 @@ def check_labels(
         seen += np.count_nonzero(foreground)
         in_air += np.count_nonzero(foreground & (image[::_STEP] < AIR_HU))
     findings = []
-    # A volume without a lesion is an ordinary one.
+    # With lesions as heat maps, volumes without one are ordinary.
     if not labelled.any() and task.target == "labels":
         findings.append(Finding(WARNING, "no_foreground", "nothing is labelled"))
     ends = (("first", 0), ("last", -1)) if len(label_zyx) > 2 else ()
@@ -141,61 +141,61 @@ def check_labels(
         text = f"foreground reaches {', '.join(reached)}"
         findings.append(Finding(WARNING, "label_at_border", text))
     if task.image_dtype == CT_DTYPE and in_air > SHARE_IN_AIR * seen:
-        text = (
-            f"{100 * in_air / seen:.0f} % of the foreground is darker than {AIR_HU} HU: "
-            "is the label map flipped or shifted?"
-        )
+        share = f"{100 * in_air / seen:.0f} % of the foreground is darker than {AIR_HU} HU"
+        text = f"{share}: is the label map flipped or shifted?"
         findings.append(Finding(WARNING, "label_in_air", text))
     return counts, tuple(findings)
 
 
 def find_duplicates(fingerprints: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Returns, for each case whose voxels came before, the first case that has them.
+    """Returns the first case with the same voxels for each case that duplicates an earlier one.
+
+    Duplicates in both splits would leak training data into evaluation.
 
     Args:
-      fingerprints: (case id, fingerprint) in the order of the cases, see `checks.Checked`.
+      fingerprints: (case id, `CheckedImage.fingerprint`) in the order of the cases.
     """
     first: dict[str, str] = {}
-    twins = {}
+    duplicates = {}
     for case_id, fingerprint in fingerprints:
         original = first.setdefault(fingerprint, case_id)
         if original != case_id:
-            twins[case_id] = original
-    return twins
+            duplicates[case_id] = original
+    return duplicates
 
 
 def duplicate_reason(image: str, original: str) -> str:
-    """Returns in one line why a case is refused whose voxels are those of `original`."""
+    """Returns in one line why an image with the voxels of the case `original` is rejected."""
     return (
-        f"{image}: expected an image of its own, found the voxels of case {original}. "
-        "Keep one of the two."
+        f"{image}: expected an image different from all others, "
+        f"found the voxels of case {original}. Keep one of the two."
     )
 
 
-def _slice_findings(lows, highs, sums) -> list[Finding]:
+def _slice_findings(
+    lows: Sequence[float], highs: Sequence[float], sums: Sequence[int]
+) -> list[Finding]:
     constant = [z for z, (low, high) in enumerate(zip(lows, highs, strict=True)) if low == high]
     repeated = [z for z in range(1, len(sums)) if sums[z] == sums[z - 1] and lows[z] != highs[z]]
     findings = []
     if constant:
-        findings.append(
-            Finding(WARNING, "constant_slices", f"no contrast in {_slices(constant, len(sums))}")
-        )
+        text = f"no contrast in {_slices(constant, len(sums))}"
+        findings.append(Finding(WARNING, "constant_slices", text))
     if repeated:
-        text = f"the same voxels as in the slice before in {_slices(repeated, len(sums))}"
+        text = f"same voxels as the previous slice in {_slices(repeated, len(sums))}"
         findings.append(Finding(WARNING, "repeated_slices", text))
     return findings
 
 
-def _spacing_findings(space, task: Task) -> list[Finding]:
+def _spacing_findings(grid: TargetGrid, task: Task) -> list[Finding]:
     in_plane, across = SPACING_MM[task.image_dtype]
-    found = [space.input_spacing_mm[axis] for axis in space.axes]
+    found = [grid.input_spacing_mm[axis] for axis in grid.axes]
     ranges = (in_plane, in_plane, across)
     if all(low <= mm <= high for mm, (low, high) in zip(found, ranges, strict=True)):
         return []
     text = (
-        f"spacing {' x '.join(f'{mm:.4g}' for mm in found)} mm, expected "
-        f"{in_plane[0]:g} to {in_plane[1]:g} in the plane and {across[0]:g} to {across[1]:g} "
-        "between slices"
+        f"spacing {' x '.join(f'{mm:.4g}' for mm in found)} mm, expected {in_plane[0]:g} to "
+        f"{in_plane[1]:g} in the plane and {across[0]:g} to {across[1]:g} between slices"
     )
     return [Finding(WARNING, "spacing", text)]
 
@@ -203,10 +203,8 @@ def _spacing_findings(space, task: Task) -> list[Finding]:
 def _hounsfield_findings(low: float, high: float, share_below: float) -> list[Finding]:
     findings = []
     if low >= 0 and high >= NO_TISSUE_HU:
-        text = (
-            f"no intensity below 0 (smallest {low:g}, largest {high:g}): raw values without their "
-            "rescale intercept (often -1024)?"
-        )
+        range_found = f"no intensity below 0 (smallest {low:g}, largest {high:g})"
+        text = f"{range_found}: raw values without their rescale intercept (often -1024)?"
         findings.append(Finding(WARNING, "unscaled", text))
     elif low >= NO_AIR_HU:
         text = f"smallest intensity {low:g} HU, expected air near -1000: clipped or normalised?"
@@ -215,15 +213,13 @@ def _hounsfield_findings(low: float, high: float, share_below: float) -> list[Fi
         text = f"largest intensity {high:g} HU, expected tissue above {NO_TISSUE_HU}"
         findings.append(Finding(WARNING, "no_tissue", text))
     if share_below:
-        text = (
-            f"{100 * share_below:.2g} % of the voxels below air (smallest {low:g} HU): "
-            "padding outside the field of view?"
-        )
+        share = f"{100 * share_below:.2g} % of the voxels below air (smallest {low:g} HU)"
+        text = f"{share}: padding outside the field of view?"
         findings.append(Finding(WARNING, "below_air", text))
     return findings
 
 
 def _slices(indices: list[int], total: int, most: int = 6) -> str:
-    """Returns slice numbers (from 0) in words, the first ones if there are many."""
+    """Returns slice numbers (from 0) as text, only the first ones if there are many."""
     shown = ", ".join(map(str, indices[:most])) + (", ..." if len(indices) > most else "")
     return f"{len(indices)} of {total} slices ({shown})"

@@ -1,4 +1,4 @@
-"""From one voxel grid to another with the same centre and axes: linear for images, nearest for labels."""
+"""Resamples a voxel grid to another with the same centre and axes: linear for images, nearest for labels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage, sparse
 
-# Voxels converted or filtered at a time, so that no second copy of a whole volume is made.
+# Number of voxels converted or filtered at a time, to avoid a second copy of a whole volume.
 SLAB_VOXELS = 2**22
 
 
@@ -18,17 +18,17 @@ def linear(
     new_spacing_mm: Sequence[float],
     dtype: np.dtype,
 ) -> np.ndarray:
-    """Resamples linearly, after a Gaussian along each axis that becomes coarser.
+    """Resamples linearly, after Gaussian smoothing along each axis that becomes coarser.
 
-    Slices are resampled in their plane and then across: beside the result no more than a few slabs
-    of slices are in memory. Sums are taken in the same order on every machine, whatever its threads.
+    Works slab by slab, in-plane first, so memory beyond the result is a few slabs. The order of
+    summation, and so the result, does not depend on the machine or its threads.
 
     Args:
-      array: [z, y, x], as are the three next arguments.
-      spacing_mm: of the array's grid.
-      new_shape: of the new grid.
-      new_spacing_mm: of the new grid.
-      dtype: of the result; values are rounded and clipped to an integer one.
+      array: [z, y, x].
+      spacing_mm: spacing of the array (z, y, x).
+      new_shape: shape of the result (z, y, x).
+      new_spacing_mm: spacing of the result (z, y, x).
+      dtype: of the result; values are rounded and clipped to an integer dtype.
     """
     if array.shape == tuple(new_shape) and tuple(spacing_mm) == tuple(new_spacing_mm):
         return to_dtype(array, dtype)
@@ -56,13 +56,13 @@ def nearest(
     new_shape: Sequence[int],
     new_spacing_mm: Sequence[float],
 ) -> np.ndarray:
-    """Resamples by taking the nearest voxel; nothing is copied where the grid stays as it is.
+    """Resamples by taking the nearest voxel, without a copy if the grid does not change.
 
     Args:
-      array: [z, y, x], as are the three other arguments.
-      spacing_mm: of the array's grid.
-      new_shape: of the new grid.
-      new_spacing_mm: of the new grid.
+      array: [z, y, x].
+      spacing_mm: spacing of the array (z, y, x).
+      new_shape: shape of the result (z, y, x).
+      new_spacing_mm: spacing of the result (z, y, x).
     """
     for axis, new_size in enumerate(new_shape):
         size = array.shape[axis]
@@ -75,7 +75,7 @@ def nearest(
 
 
 def to_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Rounds and clips to an integer dtype, slab by slab; no copy where the dtype is there already."""
+    """Rounds and clips to an integer dtype slab by slab; no copy if the dtype does not change."""
     if array.dtype == dtype:
         return array
     if dtype.kind == "f":
@@ -92,16 +92,16 @@ def to_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _positions(size: int, spacing: float, new_size: int, new_spacing: float) -> tuple[float, float]:
-    """Returns step and start of the new grid's voxels in old indices; both grids share their centre."""
+    """Returns step and start of the new voxels in old indices; both grids have the same centre."""
     step = new_spacing / spacing
     return step, (size - 1) / 2 - step * (new_size - 1) / 2
 
 
 def _operator(size: int, spacing: float, new_size: int, new_spacing: float) -> sparse.csr_matrix:
-    """Returns what resamples one axis as a matrix [new, old], float32.
+    """Returns the resampling of one axis as a matrix [new, old], float32.
 
-    It is what SciPy's filter and interpolation make of each single old voxel; the matrix product is
-    faster than they are.
+    Its columns are the responses of SciPy's filter and interpolation to each single old voxel;
+    applying the matrix is faster than applying those.
     """
     step, start = _positions(size, spacing, new_size, new_spacing)
     units = np.eye(size)
@@ -120,7 +120,7 @@ def _operator(size: int, spacing: float, new_size: int, new_spacing: float) -> s
 
 
 def _applied(operator: sparse.csr_matrix, columns: np.ndarray) -> np.ndarray:
-    """Resamples the columns of a matrix, unless the operator leaves them as they are."""
+    """Resamples the columns of a matrix; returns them as they are if the operator is the identity."""
     rows, size = operator.shape
     unchanged = rows == size == operator.nnz and (operator.diagonal() == 1).all()
     return columns if unchanged else operator @ columns

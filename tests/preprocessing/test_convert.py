@@ -205,7 +205,7 @@ def damaged_set(folder):
     nan = image.voxels.astype(np.float32)
     nan[3, 3, 3] = np.nan
     case(10, ["volume-10.nii.gz", "finite", "NaN"], image_voxels=nan)
-    image_path, _ = case(11, ["volume-11.nii.gz", "a link that leads nowhere"])
+    image_path, _ = case(11, ["volume-11.nii.gz", "a broken link"])
     image_path.unlink()
     image_path.symlink_to("nowhere.nii.gz")
     case(12, ["volume-12.nii.gz", "NIfTI header"])[0].write_bytes(b"text" * 100)

@@ -125,7 +125,7 @@ def test_own_names_of_the_public_set_and_spreadsheets_marks(tmp_path):
     ("row", "message"),
     [
         (CANCER.replace("cancer", "mass"), "a Class among benign, cancer, found 'mass'"),
-        (CANCER.replace(",10,12,", ",ten,12,"), "a whole number in X, found 'ten'"),
+        (CANCER.replace(",10,12,", ",ten,12,"), "an integer in X, found 'ten'"),
         (CANCER.replace(",5,10,", ",12,10,"), "a Slice from 0 to below VolumeSlices 12, found 12"),
     ],
 )

@@ -18,8 +18,14 @@ from preprocessing.datasets import case_files
 from preprocessing.datasets.case import Case
 from preprocessing.datasets.discovery import find_cases
 from preprocessing.datasets.reading import read_case_image, read_case_label
-from preprocessing.dicom.deidentify import identifiers, is_identifying, pseudonym, redact_path
+from preprocessing.dicom.deidentify import (
+    header_identifiers,
+    is_identifying,
+    pseudonym,
+    redact_path,
+)
 from preprocessing.dicom.multiframe import read_dicom
+from preprocessing.dicom.series import ReadOptions
 from preprocessing.errors import InputError
 from preprocessing.records.schema import parse_example
 from preprocessing.tasks import load_task
@@ -319,7 +325,7 @@ class TestDecathlon:
 class TestIdentity:
     def test_what_identifies(self, dicom):
         header = dicom.ct_slice(STORED[0], (0, 0, 0))
-        known = identifiers(header)
+        known = header_identifiers(header)
         for name in (
             *("PID7748123", "pid-7748123_ct", "Doehring", "scan of XAVERIA", "Doehring_Xaveria"),
             *("1956-03-07", "OPI3302.nii.gz", dicom.series_uid, "1.3.6.1.4.1.99.5"),
@@ -453,7 +459,7 @@ def test_the_search_for_identifiers_finds_them(tmp_path, dicom):
 def test_records_of_dicom_are_those_of_nifti(tmp_path, dicom):
     """One volume as a DICOM series and as NIfTI gives the same records, also with allowances."""
     folder = dicom.ct_series(tmp_path / "dicom" / "a" / "ct", STORED, step=(0, 0.3, 2.5))
-    volume = read_dicom(folder, allow=["gantry_tilt"])
+    volume = read_dicom(folder, ReadOptions(allow=["gantry_tilt"]))
     label = Volume(LABELS.transpose(2, 1, 0), volume.affine)
     for kind in ("dicom", "nifti"):
         write_image(tmp_path / kind / "a" / "label.nii.gz", label)

@@ -21,6 +21,7 @@ from preprocessing.allowances import (
     MixedSeriesError,
 )
 from preprocessing.dicom.multiframe import breast_side, read_dicom, read_frames
+from preprocessing.dicom.series import ReadOptions
 from preprocessing.errors import InputError, SettingsError
 
 STORED = np.random.default_rng(1).integers(0, 1024, (5, 8, 6)).astype(np.uint16)
@@ -112,7 +113,7 @@ def test_a_picture_of_the_other_side_is_turned(tmp_path, dicom, view, turned):
     stored[0, :, -1] += 5000  # "R" by the first frame
     path = dicom.save(dicom.multi_frame(stored), tmp_path / "a.dcm")
     expected = np.flip(stored, (1, 2)) if turned else stored
-    volume = read_frames(path, view=view)
+    volume = read_frames(path, ReadOptions(view=view))
     assert np.array_equal(volume.voxels, expected.transpose(2, 1, 0))
     np.testing.assert_array_equal(volume.affine, np.diag([-0.085, -0.085, 1, 1]))
 
@@ -124,7 +125,10 @@ def test_a_known_geometry_turns_with_the_picture(tmp_path, dicom):
     path = dicom.save(
         dicom.multi_frame(stored, positions=positions, shared=GROUPS), tmp_path / "a.dcm"
     )
-    straight, turned = read_frames(path, view="rcc"), read_frames(path, view="lcc")
+    straight, turned = (
+        read_frames(path, ReadOptions(view="rcc")),
+        read_frames(path, ReadOptions(view="lcc")),
+    )
     for x, y, z in [(0, 0, 0), (5, 7, 4), (2, 3, 1)]:
         assert straight.voxels[x, y, z] == turned.voxels[5 - x, 7 - y, z]
         here, there = straight.affine @ [x, y, z, 1], turned.affine @ [5 - x, 7 - y, z, 1]
@@ -134,7 +138,7 @@ def test_a_known_geometry_turns_with_the_picture(tmp_path, dicom):
 def test_views_have_a_side(tmp_path, dicom):
     path = dicom.save(dicom.multi_frame(STORED), tmp_path / "a.dcm")
     with pytest.raises(SettingsError, match="begins with L or R"):
-        read_frames(path, view="cc")
+        read_frames(path, ReadOptions(view="cc"))
 
 
 CT_GROUPS = {
@@ -181,11 +185,11 @@ def test_irregular_frames(tmp_path, dicom):
     path = enhanced(dicom, tmp_path / "gap", [0, 1, 2, 4, 5])
     with pytest.raises(GapError):
         read_dicom(path)
-    assert read_dicom(path, allow=["gaps"]).affine[2, 2] == 1.25
+    assert read_dicom(path, ReadOptions(allow=["gaps"])).affine[2, 2] == 1.25
     path = enhanced(dicom, tmp_path / "twin", [0, 1, 1, 2, 3])
     with pytest.raises(DuplicateSliceError):
         read_dicom(path)
-    kept = read_dicom(path, allow=["duplicate_slices"]).voxels
+    kept = read_dicom(path, ReadOptions(allow=["duplicate_slices"])).voxels
     assert np.array_equal(kept, XYZ[:, :, [0, 1, 3, 4]].astype(int) - 1024)
     path = enhanced(dicom, tmp_path / "tilt", [(0, z, z) for z in range(5)])
     with pytest.raises(GantryTiltError, match=r"tilt of 45\.0 degrees"):
@@ -201,7 +205,9 @@ def test_irregular_frames(tmp_path, dicom):
     path = dicom.save(dataset, tmp_path / "mixed")
     with pytest.raises(MixedSeriesError):
         read_dicom(path)
-    assert np.array_equal(read_dicom(path, allow=["mixed_series"]).voxels, XYZ[:, :, :3])
+    assert np.array_equal(
+        read_dicom(path, ReadOptions(allow=["mixed_series"])).voxels, XYZ[:, :, :3]
+    )
 
 
 def test_enhanced_ct_needs_its_geometry(tmp_path, dicom):

@@ -8,6 +8,7 @@ from pydicom.uid import SegmentationStorage
 
 from preprocessing.dicom.multiframe import read_dicom
 from preprocessing.dicom.segmentation import Software, read_source, write_segmentation
+from preprocessing.dicom.series import ReadOptions
 from preprocessing.errors import InputError
 
 SOFTWARE = Software("maker", "1.2", "net", "0123abcd")
@@ -26,9 +27,10 @@ def thirds(volume):
 
 
 def segmented(path, output, classes=CLASSES, **options):
-    volume = read_dicom(path, **options)
+    options = ReadOptions(**options)
+    volume = read_dicom(path, options)
     labels = thirds(volume) % len(classes)
-    write_segmentation(output, labels, classes, read_source(path, **options), SOFTWARE)
+    write_segmentation(output, labels, classes, read_source(path, options), SOFTWARE)
     return volume, labels, dcmread(output)
 
 

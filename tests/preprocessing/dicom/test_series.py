@@ -15,6 +15,7 @@ from preprocessing.allowances import (
     parse_allowances,
 )
 from preprocessing.dicom.multiframe import read_dicom
+from preprocessing.dicom.series import ReadOptions
 from preprocessing.errors import InputError, SettingsError
 
 STORED = np.random.default_rng(0).integers(0, 4000, (6, 9, 7)).astype(np.uint16)
@@ -23,7 +24,7 @@ HU = STORED.transpose(2, 1, 0).astype(np.int16) - 1024
 
 def refusal(path, allow=()):
     with pytest.raises(InputError) as caught:
-        read_dicom(path, allow=allow)
+        read_dicom(path, ReadOptions(allow=allow))
     return str(caught.value)
 
 
@@ -117,7 +118,7 @@ def test_gantry_tilt(tmp_path, dicom):
     dicom.ct_series(tmp_path, STORED, step=(0, slip, 2.5))
     with pytest.raises(GantryTiltError, match=r"a gantry tilt of 15\.0 degrees"):
         read_dicom(tmp_path)
-    volume = read_dicom(tmp_path, allow=["gantry_tilt"])
+    volume = read_dicom(tmp_path, ReadOptions(allow=["gantry_tilt"]))
     assert np.array_equal(volume.voxels, HU)
     np.testing.assert_allclose(volume.affine[:3, 2], [0, -slip, 2.5], atol=1e-5)
 
@@ -129,7 +130,7 @@ def test_gaps(tmp_path, dicom):
             path.unlink()
     with pytest.raises(GapError, match=r"2\.5 to 5 mm .*about 1 slices are missing"):
         read_dicom(tmp_path)
-    volume = read_dicom(tmp_path, allow=["gaps"])
+    volume = read_dicom(tmp_path, ReadOptions(allow=["gaps"]))
     assert np.array_equal(volume.voxels, HU[:, :, [0, 1, 2, 4, 5]])
     assert volume.affine[2, 2] == pytest.approx(12.5 / 4)
 
@@ -149,7 +150,7 @@ def test_duplicate_slices(tmp_path, dicom, same):
     dicom.save(one, tmp_path / "A_first_by_name.dcm")
     with pytest.raises(DuplicateSliceError, match="1 too many, the first at 45 mm"):
         read_dicom(tmp_path)
-    assert np.array_equal(read_dicom(tmp_path, allow=["duplicate_slices"]).voxels, HU)
+    assert np.array_equal(read_dicom(tmp_path, ReadOptions(allow=["duplicate_slices"])).voxels, HU)
 
 
 def test_two_series_in_every_place(tmp_path, dicom):
@@ -159,7 +160,9 @@ def test_two_series_in_every_place(tmp_path, dicom):
         path.rename(tmp_path / "a" / f"other_{path.name}")
     with pytest.raises(MixedSeriesError, match="2 series, 1 shapes, 2 kinds"):
         read_dicom(tmp_path / "a")
-    assert np.array_equal(read_dicom(tmp_path / "a", allow=["mixed_series"]).voxels, HU)
+    assert np.array_equal(
+        read_dicom(tmp_path / "a", ReadOptions(allow=["mixed_series"])).voxels, HU
+    )
 
 
 def test_a_localizer_in_the_series(tmp_path, dicom):
@@ -170,7 +173,7 @@ def test_a_localizer_in_the_series(tmp_path, dicom):
     dicom.save(scout, tmp_path / "0.dcm")
     with pytest.raises(MixedSeriesError, match="1 series, 2 shapes"):
         read_dicom(tmp_path)
-    assert np.array_equal(read_dicom(tmp_path, allow=["mixed_series"]).voxels, HU)
+    assert np.array_equal(read_dicom(tmp_path, ReadOptions(allow=["mixed_series"])).voxels, HU)
 
 
 def test_what_is_no_slice_is_passed_over(tmp_path, dicom):
