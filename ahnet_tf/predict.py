@@ -1,4 +1,4 @@
-"""Segments whole volumes: NIfTI or DICOM in, label maps on the input's own grid out.
+"""Segments whole volumes: NIfTI or DICOM in, label maps on the grid of the input out.
 
 python -m ahnet_tf.predict --model models/ahnet cases/ predictions/
 """
@@ -7,43 +7,46 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import hashlib
 import importlib.metadata
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from ahnet_tf.inference.case_output import LESION_FILE, predict_case, write_lesion_table
-from ahnet_tf.inference.dry_run import print_expectations
-from ahnet_tf.inference.ensemble import flipped_predictor, mean_predictor
-from ahnet_tf.inference.options import (
-    add_model_options,
-    add_output_options,
-    add_window_options,
-    settings_of,
-)
-from ahnet_tf.inference.postprocessing import check_has_organ
-from ahnet_tf.inference.prediction_record import (
+import numpy as np
+
+from ahnet_tf.inference.case_output import (
+    LESION_FILE,
     RECORD_FILE,
-    content_digest,
     finished_cases,
-    image_state,
+    predict_case,
     prediction_name,
-    shown_input,
+    write_record,
 )
-from ahnet_tf.inference.predictor import Predictor, open_predictor
-from preprocessing.allowances import parse_allowances
+from ahnet_tf.inference.ensemble import flip_axes, flipped_predictor, mean_predictor
+from ahnet_tf.inference.lesion_nms import DetectionSettings
+from ahnet_tf.inference.postprocessing import check_has_organ
+from ahnet_tf.inference.predictor import Predictor, is_address, open_predictor
+from ahnet_tf.inference.segment import PredictionSettings
+from ahnet_tf.inference.sliding_window import check_overlap
+from preprocessing.allowances import ALLOWANCES, parse_allowances
 from preprocessing.cli import make_parser, run_command
-from preprocessing.datasets.case import Case
+from preprocessing.datasets.case import Case, redact_case_path
 from preprocessing.datasets.discovery import find_cases
-from preprocessing.datasets.reading import is_dicom_image
+from preprocessing.datasets.reading import is_dicom_image, read_case_label
+from preprocessing.dicom.deidentify import redact_path
 from preprocessing.dicom.segmentation import Software
 from preprocessing.errors import InputError, ModelError, SettingsError
-from preprocessing.files import DISK_FULL, write_json
+from preprocessing.files import DISK_FULL
+from preprocessing.tasks import Task
+from preprocessing.volumes.geometry import Volume
+from preprocessing.volumes.nifti import check_pair
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `python -m ahnet_tf.predict`."""
+    """Runs `python -m ahnet_tf.predict`; returns its exit code."""
     parser = make_parser(
         "ahnet_tf.predict",
         "Segments volumes with an exported model, a checkpoint or a server. Writes a label map for "
@@ -60,15 +63,143 @@ def main(argv: Sequence[str] | None = None) -> int:
             "python -m ahnet_tf.predict --model models/ahnet dicom_study/ predictions/ --dicom-seg",
         ],
     )
-    add_model_options(parser)
-    add_window_options(parser)
-    add_output_options(parser)
-    # Options may stand between the paths too.
+    _add_input_options(parser)
+    _add_result_options(parser)
+    # Intermixed, so that options may stand between the paths.
     return run_command(_run, parser.parse_intermixed_args(argv))
 
 
+def _add_input_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options for images, models and windows."""
+    add = parser.add_argument
+    add("input", nargs="+", metavar="IN", help="images (NIfTI, DICOM), or folders of cases")
+    add("output", metavar="OUT", help="folder for label maps")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--model",
+        action="append",
+        metavar="DIR",
+        help="SavedModel folder (or a folder of numbered versions: the newest), or checkpoint; "
+        "repeat it to average several",
+    )
+    source.add_argument(
+        "--target", metavar="HOST:PORT[/NAME]", help="model server with TF Serving's gRPC interface"
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="skip the cases that an earlier run with the same settings has predicted",
+    )
+    add(
+        "--allow",
+        default="",
+        metavar="CHECK,...",
+        help=f"accept DICOM series that fail a check: {', '.join(ALLOWANCES)} "
+        "(explained by python -m preprocessing.convert --help)",
+    )
+    add(
+        "--overlap",
+        type=float,
+        default=PredictionSettings.overlap,
+        metavar="F",
+        help="overlap of neighbouring windows, 0 to below 1 (default %(default)s)",
+    )
+    add(
+        "--batch-size",
+        type=int,
+        default=PredictionSettings.batch_size,
+        metavar="N",
+        help="windows computed at a time (default %(default)s)",
+    )
+    add(
+        "--flips",
+        default="",
+        metavar="AXES",
+        help="also predict each window mirrored along these of x, y and z, and average; each axis "
+        "doubles the time (default: none)",
+    )
+
+
+def _add_result_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options for post-processing, lesions and additional outputs."""
+    add = parser.add_argument
+    add(
+        "--largest-component",
+        action="store_true",
+        help="keep only the largest connected foreground region: the liver with its tumours",
+    )
+    add(
+        "--lesions-in-organ",
+        action="store_true",
+        help="remove lesions that don't touch the organ: tumours outside the liver",
+    )
+    add(
+        "--smallest-lesion-mm3",
+        type=float,
+        default=PredictionSettings.smallest_lesion_mm3,
+        metavar="V",
+        help="remove smaller lesions; in the organ they become organ (default: none)",
+    )
+    add(
+        "--threshold",
+        type=float,
+        default=DetectionSettings.threshold,
+        metavar="P",
+        help=f"lowest score of a lesion in {LESION_FILE} (default %(default)s)",
+    )
+    add(
+        "--most-lesions",
+        type=int,
+        default=DetectionSettings.most,
+        metavar="N",
+        help=f"largest number of lesions per volume in {LESION_FILE} (default %(default)s)",
+    )
+    add(
+        "--probabilities",
+        action="store_true",
+        help="also write a probability map of each class to OUT/probabilities",
+    )
+    add(
+        "--dicom-seg",
+        action="store_true",
+        help="also write a DICOM SEG of each DICOM image to OUT/dicom_seg; unlike all other outputs "
+        "it contains the patient's name and number, as the standard requires",
+    )
+    add(
+        "--overlay",
+        action="store_true",
+        help="also draw each case to OUT/overlays, with its reference labels if there are any",
+    )
+
+
+def _settings(arguments: argparse.Namespace) -> PredictionSettings:
+    """Returns the settings from the command line, checked before anything slow happens.
+
+    Raises:
+      SettingsError: an option out of range.
+    """
+    if arguments.target is not None and not is_address(arguments.target):
+        raise SettingsError("--target", "HOST:PORT or HOST:PORT/NAME", arguments.target)
+    if arguments.batch_size < 1:
+        raise SettingsError("--batch-size", "at least 1", arguments.batch_size)
+    if not 0 <= arguments.smallest_lesion_mm3 < float("inf"):
+        given = arguments.smallest_lesion_mm3
+        raise SettingsError("--smallest-lesion-mm3", "a volume of 0 or more", given)
+    check_overlap(arguments.overlap)
+    flip_axes(arguments.flips)
+    return PredictionSettings(
+        overlap=arguments.overlap,
+        batch_size=arguments.batch_size,
+        largest_component=arguments.largest_component,
+        lesions_in_organ=arguments.lesions_in_organ,
+        smallest_lesion_mm3=arguments.smallest_lesion_mm3,
+        probabilities=arguments.probabilities,
+        detection=DetectionSettings(arguments.threshold, arguments.most_lesions),
+    )
+
+
 def _run(arguments: argparse.Namespace) -> int:
-    settings = settings_of(arguments)
+    settings = _settings(arguments)
     allow = parse_allowances(arguments.allow)
     output = Path(arguments.output)
     cases = find_cases(arguments.input, need_labels=False)
@@ -76,7 +207,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.dicom_seg:
         _check_dicom(cases)
     locations = [arguments.target] if arguments.target else arguments.model
-    predictors = [open_predictor(each, arguments.precision) for each in locations]
+    predictors = [open_predictor(each) for each in locations]
     predictor = mean_predictor(predictors, locations)
     _check_channels(predictor, locations[0])
     task = predictor.settings.task
@@ -85,99 +216,52 @@ def _run(arguments: argparse.Namespace) -> int:
     models = [
         {
             "location": location,
-            "sha256": content_digest(location),
+            "sha256": _content_digest(location),
             "settings": each.settings.to_dict(),
         }
         for location, each in zip(locations, predictors, strict=True)
     ]
     record = {
         "models": models,
-        "precision": arguments.precision,
+        "precision": "float32",
         "flips": arguments.flips,
-        "input": [shown_input(path, cases) for path in arguments.input],
+        "input": [_shown_input(path, cases) for path in arguments.input],
         "settings": dataclasses.asdict(settings)
-        | {name: getattr(arguments, name) for name in ("overlay", "dicom_seg")}
+        | {"blend": "gaussian", "overlay": arguments.overlay, "dicom_seg": arguments.dicom_seg}
         | {"allow": sorted(allow)},
     }
     software = _software(models) if arguments.dicom_seg else None
-    entries = finished_cases(output, record) if arguments.resume else {}
+    draw = functools.partial(_draw_overlay, output, task, allow) if arguments.overlay else None
+    entries = finished_cases(output, record, cases) if arguments.resume else {}
     predictor = flipped_predictor(predictor, arguments.flips)
-    if arguments.dry_run:
-        left = [case for case in cases if case.case_id not in entries]
-        return print_expectations(left, predictor, settings, allow)
     try:
-        # Written first too: it marks the folder as one of predictions.
-        _write_record(output, record, cases, entries)
+        # Written before the first case: the record marks the folder as one of predictions.
+        write_record(output, record, cases, entries)
         for case in cases:
-            entry = entries.get(case.case_id)
-            if entry is None or entry["image_state"] != image_state(case.image_path):
+            if case.case_id not in entries:
                 entries[case.case_id] = predict_case(
                     case,
                     predictor,
                     settings,
                     output,
-                    overlay=arguments.overlay,
+                    draw=draw,
                     dicom_seg=software,
                     allow=allow,
                     debug=arguments.debug,
                 )
-                _write_record(output, record, cases, entries)
+                write_record(output, record, cases, entries)
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        remedy = "The finished cases are kept; make room and go on with --resume."
+        remedy = "The finished cases are kept; make room and continue with --resume."
         raise InputError(output, "room for the predictions", error.strerror, remedy) from None
-    return _summed_up(entries.values())
-
-
-def _write_record(
-    output: Path,
-    record: dict[str, Any],
-    cases: Sequence[Case],
-    entries: dict[str, dict[str, Any]],
-) -> None:
-    """Writes the record with the cases that are done, and the lesions of all of them."""
-    done = [entries[case.case_id] for case in cases if case.case_id in entries]
-    write_json(output / RECORD_FILE, record | {"cases": done})
-    if any("lesions" in entry for entry in done):
-        write_lesion_table(output, cases, done)
-
-
-def _software(models: Sequence[dict[str, Any]]) -> Software:
-    """Returns what a DICOM SEG names as its maker: the models by the digests in the record."""
-    settings = models[0]["settings"]
-    return Software(
-        name="ahnet-tf",
-        version=importlib.metadata.version("ahnet-tf"),
-        algorithm=f"{settings['model']['architecture']} {settings['task']['name']}"[:64],
-        serial_number="+".join((model["sha256"] or "served")[:15] for model in models)[:64],
-    )
-
-
-def _check_channels(predictor: Predictor, location: str) -> None:
-    channels = predictor.settings.model.channels
-    if channels != 1:
-        raise ModelError(location, "a network of 1 channel, which volumes have", channels)
-
-
-def _check_dicom(cases: Sequence[Case]) -> None:
-    for case in cases:
-        if not is_dicom_image(case.image_path):
-            raise SettingsError("--dicom-seg", "DICOM images to refer to", f"case {case.case_id}")
-
-
-def _summed_up(entries: Collection[dict[str, Any]]) -> int:
-    """Prints how many cases failed, if any; returns the exit code."""
-    failed = sum(entry["status"] == "failed" for entry in entries)
-    if failed:
-        print(f"{failed} of {len(entries)} cases failed", file=sys.stderr)
-    return 1 if failed else 0
+    return _exit_code(entries.values())
 
 
 def _check_output(inputs: Sequence[str], cases: Sequence[Case], output: Path) -> None:
-    """Refuses an output where predictions would be taken for input, or replace a reference.
+    """Checks that predictions cannot be mistaken for input or replace a reference.
 
-    LiTS keeps images and label maps side by side, named as predictions are.
+    LiTS stores images and label maps side by side, with the same names as predictions.
     """
     for path in map(Path, inputs):
         place = output.resolve()
@@ -199,6 +283,75 @@ def _check_output(inputs: Sequence[str], cases: Sequence[Case], output: Path) ->
                 f"{target}, which would be overwritten",
                 "Give predictions a folder of their own.",
             )
+
+
+def _check_dicom(cases: Sequence[Case]) -> None:
+    for case in cases:
+        if not is_dicom_image(case.image_path):
+            raise SettingsError("--dicom-seg", "DICOM images to refer to", f"case {case.case_id}")
+
+
+def _check_channels(predictor: Predictor, location: str) -> None:
+    channels = predictor.settings.model.channels
+    if channels != 1:
+        raise ModelError(location, "a network of 1 channel, which volumes have", channels)
+
+
+def _content_digest(location: str) -> str | None:
+    """Returns the SHA-256 of the files of a model folder and their names; None if it is no folder."""
+    folder = Path(location)
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder)}\n{path.stat().st_size}\n".encode())
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _shown_input(path: str, cases: Sequence[Case]) -> str:
+    """Returns an input path without the parts that identify a patient of the cases below it."""
+    inside = [case for case in cases if case.image_path.is_relative_to(path)]
+    identifying = {each for case in inside for each in case.identifiers}
+    return redact_path(path, identifying) if identifying else path
+
+
+def _software(models: Sequence[dict[str, Any]]) -> Software:
+    """Returns the software that a DICOM SEG names; its serial number is the models' digests."""
+    settings = models[0]["settings"]
+    return Software(
+        name="ahnet-tf",
+        version=importlib.metadata.version("ahnet-tf"),
+        algorithm=f"{settings['model']['architecture']} {settings['task']['name']}"[:64],
+        serial_number="+".join((model["sha256"] or "served")[:15] for model in models)[:64],
+    )
+
+
+def _draw_overlay(
+    output: Path, task: Task, allow: Collection[str], case: Case, volume: Volume, labels: np.ndarray
+) -> str:
+    """Draws a case, with its reference if there is one; returns the picture's name in the folder."""
+    # Slow to import, and needed with --overlay only.
+    from ahnet_tf.report.overlay import overlay_case
+
+    reference = None
+    if case.label_path is not None:
+        label = read_case_label(case, task, allow=allow)
+        check_pair(volume, label, redact_case_path(case, case.label_path))
+        reference = label.voxels
+    name = f"overlays/{case.case_id}.png"
+    overlay_case(output / name, volume, labels, reference, task, title=case.case_id)
+    return name
+
+
+def _exit_code(entries: Collection[dict[str, Any]]) -> int:
+    """Prints how many cases failed, if any; returns the exit code."""
+    failed = sum(entry["status"] == "failed" for entry in entries)
+    if failed:
+        print(f"{failed} of {len(entries)} cases failed", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

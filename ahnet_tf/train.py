@@ -188,8 +188,8 @@ def _start(init: str, stage: StageConfig) -> Any:
     """Returns the network or folder that the first stage starts from; None for fresh weights."""
     if init != IMAGENET:
         return None if init == SCRATCH else init
-    from ahnet_tf.weights.imagenet import imagenet_file
     from ahnet_tf.weights.importing import import_network
+    from ahnet_tf.weights.keras_resnet50 import imagenet_file
 
     model, _, report = import_network(imagenet_file(), stage.model, seed=stage.training.seed)
     print(report, flush=True)

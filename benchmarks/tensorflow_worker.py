@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
-from ahnet_tf.inference.sliding_window import predict_labels
+from ahnet_tf.inference.sliding_window import most_probable, predict_slabs
 from ahnet_tf.networks import build_network
 from ahnet_tf.networks.inputs import class_probabilities
 from ahnet_tf.training.losses import softmax_focal_loss
@@ -63,7 +63,11 @@ def prepare_prediction(volume, window, overlap, threads, classes):
         return tf.constant(predict(np.zeros((1, *window, 1), np.int16)))
 
     def whole():
-        return tf.constant(predict_labels(raw, predict, tuple(window), classes, overlap=overlap))
+        labels = np.empty(raw.shape, np.uint8)
+        slabs = predict_slabs(raw, predict, tuple(window), classes, overlap=overlap)
+        for z, probabilities in slabs:
+            labels[z : z + len(probabilities)] = most_probable(probabilities)
+        return tf.constant(labels)
 
     STATE["window"] = one_window
     STATE["step"] = whole

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ahnet_tf.inference.prediction_record import prediction_name
+from ahnet_tf.inference.case_output import prediction_name
 from preprocessing.datasets.case import Case
 from preprocessing.datasets.discovery import find_cases
 from preprocessing.errors import InputError, SettingsError

@@ -1,38 +1,49 @@
-"""One case predicted: its label map, maps, lesions and picture written, and its line of the record."""
+"""Writes the outputs of predicted cases and their record, from which a later run can resume."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import re
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from ahnet_tf.inference.prediction_record import image_state, prediction_name
 from ahnet_tf.inference.predictor import Predictor
 from ahnet_tf.inference.segment import PredictionSettings, Segmentation, segment_volume
 from preprocessing.datasets.case import Case, redact_case_path, redact_message
 from preprocessing.datasets.detection_table import Detection, write_detections
-from preprocessing.datasets.reading import (
-    is_dicom_image,
-    read_case_image,
-    read_case_label,
-    read_case_source,
-)
+from preprocessing.datasets.reading import is_dicom_image, read_case_image, read_case_source
 from preprocessing.dicom.segmentation import Software, write_segmentation
-from preprocessing.errors import AHNetError, InputError
-from preprocessing.files import DISK_FULL
+from preprocessing.errors import AHNetError, InputError, SettingsError
+from preprocessing.files import DISK_FULL, write_json
 from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import Volume, spacing_mm
-from preprocessing.volumes.nifti import check_pair, write_image, write_on_grid
+from preprocessing.volumes.nifti import write_image, write_on_grid
 
 LESION_FILE = "lesions.csv"
-# StudyUID and View of a case that no table of its data set names.
-NO_TABLE = "-"
+RECORD_FILE = "prediction.json"
+
+# StudyUID and View of a case that no table of its data set contains.
+_NO_TABLE = "-"
+_LITS_CASE = re.compile(r"^volume-(\d+)$")
+# Entries of the record that may differ between two runs with the same predictions.
+_NOT_COMPARED = ("cases", "input")
+
+
+def prediction_name(case_id: str) -> str:
+    """Returns the file name of a case's label map; `python -m ahnet_tf.evaluate` looks for it.
+
+    LiTS' volume-3 gives segmentation-3.nii.gz, every other case CASE.nii.gz.
+    """
+    lits = _LITS_CASE.match(case_id)
+    return f"segmentation-{lits[1]}.nii.gz" if lits else f"{case_id}.nii.gz"
 
 
 def predict_case(
@@ -41,46 +52,47 @@ def predict_case(
     settings: PredictionSettings,
     output: Path,
     *,
-    overlay: bool = False,
+    draw: Callable[[Case, Volume, np.ndarray], str] | None = None,
     dicom_seg: Software | None = None,
     allow: Collection[str] = (),
     debug: bool = False,
 ) -> dict[str, Any]:
     """Predicts a case and writes its outputs; returns its entry of the record.
 
-    What is wrong with the case itself is printed and recorded, not raised.
+    An error of the case itself is printed and recorded, not raised.
 
     Args:
-      case: its image is read; its reference, if any, is drawn on the picture.
+      case: its image is read.
       predictor: the network.
       settings: of the prediction.
       output: folder of the predictions.
-      overlay: draw a picture too.
-      dicom_seg: write a DICOM SEG too, which names this software; of a case whose image is DICOM.
+      draw: also draws a picture of the case, its volume and label map [x, y, z]; returns the
+        picture's name in the folder.
+      dicom_seg: also write a DICOM SEG that names this software; the case's image must be DICOM.
       allow: names of `preprocessing.allowances.ALLOWANCES`.
       debug: raise every error.
 
     Raises:
       OSError: the disk is full.
-      ModelError, ServingError: the network or the server doesn't do its part.
+      ModelError, ServingError: the network or the server failed.
     """
     start = time.perf_counter()
     entry: dict[str, Any] = {"case_id": case.case_id}
     try:
-        entry["image_state"] = image_state(case.image_path)
-        # Read first: what can't be referred to need not be predicted.
+        entry["image_state"] = _image_state(case.image_path)
+        # Read first, so that a source without the needed attributes costs no prediction.
         source = read_case_source(case, allow=allow) if dicom_seg else None
         volume = read_case_image(case, allow=allow)
         segmentation = _segmented(case, volume, predictor, settings)
         task = predictor.settings.task
-        names = _write(case, volume, segmentation, task, output)
+        names = _write_volumes(case, volume, segmentation, task, output)
         if source is not None:
             names.append(f"dicom_seg/{case.case_id}.dcm")
             write_segmentation(
                 output / names[-1], segmentation.labels, task.class_names, source, dicom_seg
             )
-        if overlay:
-            names.append(_draw(case, volume, segmentation.labels, task, output, allow))
+        if draw is not None:
+            names.append(draw(case, volume, segmentation.labels))
     except (InputError, OSError) as error:
         if debug or (isinstance(error, OSError) and error.errno in DISK_FULL):
             raise
@@ -105,31 +117,76 @@ def predict_case(
     }
 
 
-def write_lesion_table(
-    output: Path, cases: Sequence[Case], entries: Sequence[dict[str, Any]]
+def write_record(
+    output: Path,
+    record: dict[str, Any],
+    cases: Sequence[Case],
+    entries: dict[str, dict[str, Any]],
 ) -> None:
-    """Writes the lesions of all predicted cases as one table in the columns of BCS-DBT's predictions.
+    """Writes the record of the finished cases, and the table of all their lesions.
+
+    The columns are those of BCS-DBT's predictions. PatientID, StudyUID and View come from the tables
+    of the data set; without tables, the case id is used.
 
     Args:
       output: folder of the predictions.
-      cases: the run's; PatientID, StudyUID and View come from the data set's own tables, and the case
-        id stands for them where there are none.
-      entries: of `predict_case`.
+      record: models and settings of the run.
+      cases: of the run.
+      entries: of `predict_case`, by case id.
     """
-    volumes = {case.case_id: _table_key(case) for case in cases}
-    rows = [
-        (volumes[entry["case_id"]], Detection(**lesion))
-        for entry in entries
-        for lesion in entry.get("lesions", ())
-    ]
-    write_detections(output / LESION_FILE, rows)
+    done = [(case, entries[case.case_id]) for case in cases if case.case_id in entries]
+    write_json(output / RECORD_FILE, record | {"cases": [entry for _, entry in done]})
+    if any("lesions" in entry for _, entry in done):
+        rows = [
+            (_table_key(case), Detection(**lesion))
+            for case, entry in done
+            for lesion in entry.get("lesions", ())
+        ]
+        write_detections(output / LESION_FILE, rows)
 
 
-def _table_key(case: Case) -> tuple[str, str, str]:
-    # Only tables give a case its boxes; their identifiers are PatientID and StudyUID.
-    if case.boxes is not None and len(case.identifiers) == 2:
-        return (*case.identifiers, case.view)
-    return (case.case_id, NO_TABLE, case.view or NO_TABLE)
+def finished_cases(
+    output: Path, record: dict[str, Any], cases: Sequence[Case]
+) -> dict[str, dict[str, Any]]:
+    """Returns the entries of cases that an earlier run into the same folder finished, by case id.
+
+    A case is finished if the record says so, all its outputs exist and its image has not changed.
+
+    Args:
+      output: folder of the predictions.
+      record: models and settings of the run that resumes.
+      cases: of the run that resumes.
+
+    Raises:
+      SettingsError: the earlier run had another model or other settings.
+      InputError: its record can't be read.
+    """
+    path = output / RECORD_FILE
+    if not path.is_file():
+        return {}
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        entries = {entry["case_id"]: entry for entry in earlier["cases"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(path, "the record of an earlier run", error) from None
+    now = json.loads(json.dumps(record))
+    names = sorted((now.keys() | earlier.keys()) - set(_NOT_COMPARED))
+    changed = [name for name in names if earlier.get(name) != now.get(name)]
+    if changed:
+        raise SettingsError(
+            "--resume",
+            f"the model and settings of the earlier run in {output}",
+            f"other {', '.join(changed)}",
+            "Leave --resume out to predict all cases again, or give another folder OUT.",
+        )
+    return {
+        case.case_id: entry
+        for case in cases
+        if (entry := entries.get(case.case_id)) is not None
+        and entry["status"] == "predicted"
+        and all((output / name).is_file() for name in entry["outputs"])
+        and entry["image_state"] == _image_state(case.image_path)
+    }
 
 
 def _segmented(
@@ -144,10 +201,10 @@ def _segmented(
         return segment_volume(volume, predictor, settings, progress=advance)
 
 
-def _write(
+def _write_volumes(
     case: Case, volume: Volume, segmentation: Segmentation, task: Task, output: Path
 ) -> list[str]:
-    """Writes label map and probability maps; returns their names in the folder, the label map first."""
+    """Writes label map and probability maps; returns their names in the folder, label map first."""
     names = [prediction_name(case.case_id)]
     if segmentation.probabilities:
         names += [f"probabilities/{case.case_id}_{name}.nii.gz" for name in task.class_names]
@@ -160,33 +217,26 @@ def _write(
     return names
 
 
-def _draw(
-    case: Case,
-    volume: Volume,
-    labels: np.ndarray,
-    task: Task,
-    output: Path,
-    allow: Collection[str],
-) -> str:
-    """Draws a case with its reference, if there is one; returns the picture's name in the folder."""
-    # Takes a while to import, and is not always needed.
-    from ahnet_tf.report.overlay import overlay_case
-
-    reference = None
-    if case.label_path is not None:
-        reference = read_case_label(case, task, allow=allow)
-        check_pair(volume, reference, redact_case_path(case, case.label_path))
-    name = f"overlays/{case.case_id}.png"
-    voxels = None if reference is None else reference.voxels
-    overlay_case(output / name, volume, labels, voxels, task, title=case.case_id)
-    return name
-
-
 def _volumes_ml(labels: np.ndarray, task: Task, affine: np.ndarray) -> dict[str, float]:
-    """Returns each foreground class' volume in ml."""
+    """Returns the volume of each foreground class in ml."""
     voxel_ml = float(np.prod(spacing_mm(affine))) / 1000
     counts = np.bincount(labels.ravel(), minlength=len(task.class_names))
     return {
         class_name: round(float(count) * voxel_ml, 3)
         for class_name, count in zip(task.class_names[1:], counts[1:], strict=True)
     }
+
+
+def _table_key(case: Case) -> tuple[str, str, str]:
+    # Cases have boxes only from tables; their identifiers are then PatientID and StudyUID.
+    if case.boxes is not None and len(case.identifiers) == 2:
+        return (*case.identifiers, case.view)
+    return (case.case_id, _NO_TABLE, case.view or _NO_TABLE)
+
+
+def _image_state(image: Path) -> str:
+    """Returns a short digest of the sizes and times of an image's files, without their names."""
+    files = [image] if image.is_file() else sorted(p for p in image.rglob("*") if p.is_file())
+    states = (path.stat() for path in files)
+    text = "\n".join(f"{state.st_size} {state.st_mtime_ns}" for state in states)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Several answers for one window, averaged: of several networks, or of one for mirrored windows."""
+"""Averages predictions of several networks (ensemble) and of mirrored windows."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _AXES = {"z": 1, "y": 2, "x": 3}
 
 
 def mean_predictor(predictors: Sequence[Predictor], names: Sequence[object]) -> Predictor:
-    """Returns a predictor that answers with the mean of several networks' probabilities.
+    """Returns a predictor of the mean of several networks' probabilities.
 
     Args:
-      predictors: one or more, of one task, window and number of channels.
-      names: where each comes from, for messages.
+      predictors: one or more, with the same task, window and number of channels.
+      names: the location of each, for messages.
 
     Raises:
-      ModelError: they differ in one of these; names the model and what differs.
+      ModelError: they differ in one of these; names the model and the difference.
     """
     first = predictors[0]
+    expected = _common_settings(first)
     for name, other in zip(names[1:], predictors[1:], strict=True):
-        difference = _difference(first, other)
-        if difference:
-            what, expected, found = difference
-            remedy = "Models are averaged window by window, so they must agree in this."
-            raise ModelError(name, f"the {what} of {names[0]}, {expected}", found, remedy)
+        for what, found in _common_settings(other).items():
+            if found != expected[what]:
+                remedy = "Models are averaged window by window, so they must agree in this."
+                raise ModelError(name, f"the {what} of {names[0]}, {expected[what]}", found, remedy)
     if len(predictors) == 1:
         return first
 
@@ -45,12 +45,12 @@ def mean_predictor(predictors: Sequence[Predictor], names: Sequence[object]) -> 
 
 
 def flipped_predictor(predictor: Predictor, axes: str) -> Predictor:
-    """Returns a predictor that also looks at every window mirrored, and answers with the mean.
+    """Returns a predictor of the mean over every window and its mirror images.
 
     Args:
       predictor: the network.
-      axes: which of z, y and x are mirrored, "xy" for example: two axes give four answers, each
-        turned back before the mean. Empty: the predictor itself.
+      axes: which of z, y and x are mirrored. Two axes, "xy" for example, give four predictions;
+        each is mirrored back before the mean. Empty: the predictor itself.
 
     Raises:
       SettingsError: another letter, or one twice.
@@ -69,7 +69,7 @@ def flipped_predictor(predictor: Predictor, axes: str) -> Predictor:
 
 
 def flip_axes(axes: str) -> list[tuple[int, ...]]:
-    """Returns the tensor axes of each mirroring, none first, of axes named as in "xy".
+    """Returns the tensor axes of each mirroring, the empty one first, for axes such as "xy".
 
     Raises:
       SettingsError: another letter than x, y and z, or one twice.
@@ -83,12 +83,11 @@ def flip_axes(axes: str) -> list[tuple[int, ...]]:
     ]
 
 
-def _difference(first: Predictor, other: Predictor) -> tuple[str, object, object] | None:
-    """Returns the first thing that two networks don't agree in, and what each has."""
-    pairs = {
-        f"task's {field.name}": [getattr(each.settings.task, field.name) for each in (first, other)]
-        for field in dataclasses.fields(first.settings.task)
+def _common_settings(predictor: Predictor) -> dict[str, object]:
+    """Returns what the members of an ensemble must agree in, by name."""
+    settings = predictor.settings
+    task = {
+        f"task's {field.name}": getattr(settings.task, field.name)
+        for field in dataclasses.fields(settings.task)
     }
-    pairs["window"] = [each.settings.window_shape_zyx for each in (first, other)]
-    pairs["channels"] = [each.settings.model.channels for each in (first, other)]
-    return next(((what, *both) for what, both in pairs.items() if both[0] != both[1]), None)
+    return task | {"window": settings.window_shape_zyx, "channels": settings.model.channels}

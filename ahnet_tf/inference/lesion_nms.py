@@ -1,4 +1,4 @@
-"""From a heat map to lesions: peaks kept by 3D non-maximum suppression, each with a box and a score."""
+"""Lesion detection in heat maps: peaks after 3D non-maximum suppression, each with box and score."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from skimage.morphology import local_maxima
 from preprocessing.datasets.detection_table import Detection
 from preprocessing.errors import SettingsError
 
-# A box reaches at most this far from its peak; it bounds the work where a network is unsure everywhere.
+# Largest distance of a box's sides from its peak; bounds the work if scores are similar everywhere.
 REACH_MM = 40.0
 
 _NEIGHBOURS = np.ones((3, 3, 3), bool)
@@ -22,11 +22,11 @@ class DetectionSettings:
     """Which peaks of a heat map are lesions.
 
     Attributes:
-      threshold: lowest peak, above 0 and up to 1. Low by default: the field's curve (FROC) looks at all
-        scores, and a lesion that is not in the table can't be found by any of its thresholds.
-      most: lesions a volume; the highest peaks are kept.
-      minimum_distance_mm: of two peaks closer than this the lower one goes. BCS-DBT's scorer takes
-        a detection within 100 pixels, 8.5 mm, for a hit.
+      threshold: lowest peak, above 0 and up to 1. Low by default: FROC evaluates all thresholds, and
+        a lesion missing from the table is missed at every one of them.
+      most: lesions per volume; the highest peaks are kept.
+      minimum_distance_mm: of two peaks closer than this, the lower one is removed. The BCS-DBT scorer
+        counts a detection within 100 pixels (8.5 mm) as a hit.
     """
 
     threshold: float = 0.1
@@ -49,13 +49,13 @@ def detect_lesions(
 ) -> list[Detection]:
     """Returns the lesions of a heat map, the highest score first.
 
-    A peak is a local maximum among 26 neighbours, a plateau counting once. From the highest peak down, each
-    is kept unless a kept one lies closer than the minimum distance. Its box holds the connected
-    voxels of at least half its height, as far as they are nearer to it than to the other lesions and within
-    `REACH_MM` along each axis: on a target as it is trained (`preprocessing.volumes.lesions`) that is the lesion itself.
+    A peak is a local maximum among 26 neighbours; a plateau counts once. From the highest peak down,
+    each is kept unless a kept one is closer than the minimum distance. Its box holds the connected
+    voxels of at least half its height that are no nearer to another lesion and within `REACH_MM` along
+    each axis; on a training target (`preprocessing.volumes.lesions`) that is the lesion itself.
 
     Args:
-      heat_map: probabilities of a lesion [x, y, z], any floating dtype.
+      heat_map: lesion probabilities [x, y, z], any floating dtype.
       spacing_mm: voxel spacing (x, y, z).
       settings: threshold, number and distance; the defaults if None.
     """
@@ -69,11 +69,11 @@ def detect_lesions(
 
 
 def _peaks(heat_map: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the local maxima from the threshold on, [peak, axis], and their values, highest first."""
+    """Returns local maxima [peak, axis] of at least the threshold and their values, highest first."""
     regions, _ = ndimage.label(heat_map >= threshold, _NEIGHBOURS)
     peaks, scores = [], []
     for number, box in enumerate(ndimage.find_objects(regions), start=1):
-        # With a border, because an array of one value has no maximum.
+        # Padded, because local_maxima finds none in a constant array.
         values = np.pad(np.where(regions[box] == number, heat_map[box], 0), 1)
         plateaus, count = ndimage.label(local_maxima(values, connectivity=3), _NEIGHBOURS)
         middles = _middles(plateaus, count)
@@ -87,7 +87,7 @@ def _peaks(heat_map: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarr
 
 
 def _middles(plateaus: np.ndarray, count: int) -> np.ndarray:
-    """Returns of each labelled plateau the voxel that is nearest to its centre, [plateau, axis]."""
+    """Returns the voxel nearest to the centre of each labelled plateau, [plateau, axis]."""
     voxels = np.argwhere(plateaus)
     numbers = plateaus[tuple(voxels.T)]
     voxels = voxels[np.argsort(numbers, kind="stable")]
@@ -103,7 +103,7 @@ def _middles(plateaus: np.ndarray, count: int) -> np.ndarray:
 def _kept(
     peaks: np.ndarray, scores: np.ndarray, spacing_mm: np.ndarray, settings: DetectionSettings
 ) -> list[int]:
-    """Returns which peaks survive, from the highest down."""
+    """Returns the indices of the peaks that non-maximum suppression keeps, the highest first."""
     kept: list[int] = []
     left = np.arange(len(scores))
     while left.size and len(kept) < settings.most:
@@ -133,8 +133,8 @@ def _lesion(
 def _region(heat_map: np.ndarray, peak: np.ndarray, level: float, most: np.ndarray) -> np.ndarray:
     """Returns the voxels [voxel, axis] of at least `level` that are connected to a peak.
 
-    The box that is looked at grows while they touch its sides, up to `most` voxels from the peak along each
-    axis: small lesions in large volumes cost little.
+    The searched box grows while the voxels touch its sides, up to `most` voxels from the peak along
+    each axis: the cost depends on the lesion, not on the volume.
     """
     reach = np.minimum(8, most)
     while True:

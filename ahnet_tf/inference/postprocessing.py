@@ -1,7 +1,7 @@
-"""What may be taken out of a label map afterwards: stray regions, lesions outside the organ, tiny lesions.
+"""Post-processing of label maps: removes stray regions, lesions outside the organ, small lesions.
 
-Class 1 is the organ and classes from 2 on are lesions in it; with two classes alone, class 1 is the lesion.
-Regions are 6-connected, as LiTS' scorer has them.
+Class 1 is the organ and higher classes are lesions in it; with two classes only, class 1 is the
+lesion. Regions are 6-connected, as in the LiTS scorer.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ ORGAN = 1
 
 
 def keep_largest_component(labels: np.ndarray) -> np.ndarray:
-    """Returns a label map without the foreground outside its largest 6-connected region.
+    """Returns a label map with the largest 6-connected foreground region only.
 
     Args:
-      labels: label values [any axes]; all values above 0 count as one foreground, so that tumours
-        stay where they touch the largest organ region, and only there.
+      labels: label values [any axes]; all values above 0 are one foreground, so tumours are kept if
+        they touch the largest organ region.
     """
     regions, count = ndimage.label(labels > 0)
     if count < 2:
@@ -30,13 +30,10 @@ def keep_largest_component(labels: np.ndarray) -> np.ndarray:
 
 
 def keep_lesions_in_organ(labels: np.ndarray) -> np.ndarray:
-    """Returns a label map without the lesions that don't touch the organ.
-
-    A lesion inside of an organ, or at its border, has a 6-neighbour in it; what lies apart from it, or
-    makes up a whole region by itself, is background.
+    """Returns a label map without the lesions that have no 6-neighbour in the organ.
 
     Args:
-      labels: label values [x, y, z], 1 in the organ and above in lesions.
+      labels: label values [x, y, z], 1 in the organ and higher in lesions.
     """
     regions, count = ndimage.label(labels > ORGAN)
     return _without(labels, regions, ~_touches(regions, count, labels == ORGAN), 0)
@@ -45,19 +42,20 @@ def keep_lesions_in_organ(labels: np.ndarray) -> np.ndarray:
 def remove_small_lesions(
     labels: np.ndarray, classes: int, voxel_mm3: float, smallest_mm3: float
 ) -> np.ndarray:
-    """Returns a label map without the lesions below a volume.
+    """Returns a label map without the lesions that are smaller than a volume.
 
-    Their voxels become organ where they touch it, so that no holes are left in it, and background elsewhere.
+    A removed lesion becomes organ if it touches the organ, which leaves no holes in it, and
+    background otherwise.
 
     Args:
       labels: label values [x, y, z].
       classes: number of classes, background included; with two, class 1 is the lesion.
       voxel_mm3: volume of a voxel.
-      smallest_mm3: volume of the smallest lesion that stays.
+      smallest_mm3: volume of the smallest lesion that is kept.
     """
     organ = classes > 2
     regions, count = ndimage.label(labels > ORGAN if organ else labels > 0)
-    # The small term keeps 10 voxels of 0.1 mm3 at 1 mm3.
+    # The small term allows for rounding: 10 voxels of 0.1 mm3 are not below 1 mm3.
     small = np.bincount(regions.ravel(), minlength=count + 1) * voxel_mm3 < smallest_mm3 - 1e-9
     if not organ:
         return _without(labels, regions, small, 0)
@@ -67,10 +65,10 @@ def remove_small_lesions(
 
 
 def check_has_organ(classes: int) -> None:
-    """Checks that lesions lie in an organ.
+    """Checks that a task of so many classes has an organ.
 
     Raises:
-      SettingsError: a task of two classes, which has none.
+      SettingsError: a task of two classes has none.
     """
     if classes < 3:
         raise SettingsError(
@@ -79,7 +77,7 @@ def check_has_organ(classes: int) -> None:
 
 
 def _touches(regions: np.ndarray, count: int, organ: np.ndarray) -> np.ndarray:
-    """Returns for each region number, 0 included, whether the organ has a 6-neighbour of it."""
+    """Returns for each region number, 0 included, whether it has a 6-neighbour in the organ."""
     touching = np.zeros(count + 1, bool)
     for axis in range(regions.ndim):
         lower = tuple(slice(None, -1 if at == axis else None) for at in range(regions.ndim))
@@ -92,7 +90,7 @@ def _touches(regions: np.ndarray, count: int, organ: np.ndarray) -> np.ndarray:
 def _without(
     labels: np.ndarray, regions: np.ndarray, removed: np.ndarray, value: int
 ) -> np.ndarray:
-    """Returns labels with `value` in the regions that `removed` says True for."""
+    """Returns labels with `value` in the regions whose entry in `removed` is True."""
     removed = removed.copy()
     removed[0] = False
     if not removed.any():

@@ -1,4 +1,4 @@
-"""What answers for a window: an exported model, a checkpoint or a server, behind one function."""
+"""Inference back ends (SavedModel, checkpoint, server) behind one interface."""
 
 from __future__ import annotations
 
@@ -14,25 +14,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ahnet_tf.config import ModelConfig, from_dict, to_dict
-from preprocessing.errors import ModelError, ServingError, SettingsError
+from preprocessing.errors import ModelError, ServingError
 from preprocessing.tasks import Task, load_task, task_from_dict
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-# Where an exported SavedModel keeps its `ExportSettings`; TensorFlow Serving ignores that folder.
+# Where an exported SavedModel stores its `ExportSettings`; TensorFlow Serving ignores that folder.
 SETTINGS_FILE = "assets.extra/ahnet.json"
 
-# The signature that predicts windows: float32 [batch, z, y, x, channel] -> [batch, z, y, x, class].
+# The signature for windows: float32 [batch, z, y, x, channel] -> [batch, z, y, x, class].
 PREDICT_SIGNATURE = "predict_windows"
 IMAGE_INPUT = "image"
 PROBABILITIES_OUTPUT = "probabilities"
 
-# Remote predictors register here (see setup.py), so that no import points to a floor above.
+# Clients of servers register here (see setup.py), because `serving` may not be imported from here.
 ENTRY_POINT_GROUP = "ahnet_tf.predictors"
-
-# What a checkpoint may compute in; other models do what they were exported for.
-PRECISIONS = ("float32", "bfloat16")
 
 _ADDRESS = re.compile(
     r"^(\[[0-9a-fA-F:]+\]|[^\s:/\\]+):\d{1,5}(/[\w.-]+(/versions/\d+|/labels/[\w.-]+)?)?$"
@@ -41,14 +38,14 @@ _ADDRESS = re.compile(
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """What a model carries along so that whoever runs it needs nothing else.
+    """All that is needed to run a model, stored with every export.
 
     Attributes:
       task: classes, intensity window, spacing and dtype of the volumes it was trained on.
       model: the network's configuration.
-      window_shape_zyx: window size in voxels to predict with (it changes the answer).
+      window_shape_zyx: window size in voxels to predict with; the result depends on it.
       versions: versions of the software that exported it, by package name.
-      precision: what it computes in, one of `PRECISIONS`; probabilities are float32 all the same.
+      precision: "float32" or "bfloat16" arithmetic; probabilities are float32 in either case.
     """
 
     task: Task
@@ -94,14 +91,14 @@ def settings_from_json(text: str | bytes, where: object) -> ExportSettings:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A network ready to answer.
+    """A network that is ready to predict.
 
     Attributes:
       settings: what it was trained for.
       predict: maps raw intensities [batch, z, y, x, channel] of any numeric dtype to float32
         probabilities [batch, z, y, x, class].
-      in_flight: calls of `predict` worth making at the same time: more than one hides the way to a
-        server and back.
+      in_flight: useful number of concurrent calls of `predict`: more than one hides the latency of a
+        server.
     """
 
     settings: ExportSettings
@@ -109,27 +106,18 @@ class Predictor:
     in_flight: int = 1
 
 
-def open_predictor(location: str | Path, precision: str = "float32") -> Predictor:
+def open_predictor(location: str | Path) -> Predictor:
     """Opens the network at `location`.
 
     Args:
       location: a SavedModel folder, a folder of numbered SavedModel versions (the highest is
         taken), a checkpoint folder (`model.json`), or HOST:PORT or HOST:PORT/MODEL of a server.
-      precision: what a checkpoint computes in, "float32" or "bfloat16" (weights too).
 
     Raises:
-      ModelError: nothing of the kind there, or a SavedModel that this project didn't export.
-      ServingError: the server doesn't answer, or no client is installed.
-      SettingsError: a precision that doesn't exist, or another than float32 for an exported model.
+      ModelError: no model there, or a SavedModel that this project did not export.
+      ServingError: the server does not answer, or no client is installed.
     """
     folder = Path(location)
-    if precision not in PRECISIONS:
-        raise SettingsError("precision", f"one of {', '.join(PRECISIONS)}", repr(precision))
-    is_checkpoint = (folder / "model.json").is_file()
-    if precision != "float32" and not is_checkpoint:
-        raise SettingsError(
-            "precision", "float32 for an exported model", precision, "Give a checkpoint folder."
-        )
     if not folder.exists() and is_address(str(location)):
         return _open_remote(str(location))
     if not folder.is_dir():
@@ -138,13 +126,13 @@ def open_predictor(location: str | Path, precision: str = "float32") -> Predicto
             "a SavedModel folder, a checkpoint folder or HOST:PORT",
             "a file" if folder.exists() else "nothing there",
         )
-    if is_checkpoint:
-        return _open_checkpoint(folder, precision)
+    if (folder / "model.json").is_file():
+        return _open_checkpoint(folder)
     return _open_saved_model(_newest_version(folder))
 
 
 def is_address(location: str) -> bool:
-    """Says whether `location` reads as HOST:PORT or HOST:PORT/MODEL, perhaps with a version or label."""
+    """Returns whether `location` is HOST:PORT or HOST:PORT/MODEL, with or without version or label."""
     return _ADDRESS.match(location) is not None
 
 
@@ -200,7 +188,7 @@ def _open_saved_model(folder: Path) -> Predictor:
 
     def predict(windows: np.ndarray) -> np.ndarray:
         image = tf.constant(check_channels(windows, settings, folder), tf.float32)
-        # Taken from `model` each time, which keeps it alive: a signature doesn't own its variables.
+        # Looked up in `model` each time to keep it alive: a signature does not own its variables.
         outputs = model.signatures[PREDICT_SIGNATURE](**{IMAGE_INPUT: image})
         return outputs[PROBABILITIES_OUTPUT].numpy()
 
@@ -208,16 +196,16 @@ def _open_saved_model(folder: Path) -> Predictor:
 
 
 def load_checkpoint(folder: str | Path) -> tuple[tf.keras.Model, ExportSettings]:
-    """Loads a trained network and all that an export of it must carry.
+    """Loads a trained network and the settings that its export must contain.
 
     Args:
-      folder: what training writes: `model.json` with the weights, and `task.json`.
+      folder: as written by training, with `model.json`, weights and `task.json`.
 
     Returns:
       The network (raw intensities to logits) and its settings; windows have the task's patch shape.
 
     Raises:
-      ModelError: no network or no task in the folder, or weights that don't fit.
+      ModelError: no network or no task in the folder, or weights that do not fit.
       SettingsError: a setting of the task or of the network is out of range.
     """
     from ahnet_tf.networks.checkpoint import load_network
@@ -236,16 +224,14 @@ def load_checkpoint(folder: str | Path) -> tuple[tf.keras.Model, ExportSettings]
     return model, ExportSettings(task, config, task.patch_shape_zyx, versions)
 
 
-def _open_checkpoint(folder: Path, policy: str) -> Predictor:
+def _open_checkpoint(folder: Path) -> Predictor:
     import tensorflow as tf
 
     from ahnet_tf.networks.inputs import class_probabilities
-    from ahnet_tf.training.distribution import precision
 
-    with precision(policy):
-        model, settings = load_checkpoint(folder)
+    model, settings = load_checkpoint(folder)
 
-    # Traced for each size of window: known sizes let TensorFlow fuse sums into convolutions.
+    # Traced for each window shape: static shapes let TensorFlow fuse sums into convolutions.
     @tf.function(autograph=False)
     def probabilities(image: tf.Tensor) -> tf.Tensor:
         return class_probabilities(model(image, training=False), settings.model.activation)
@@ -270,7 +256,7 @@ def _open_remote(address: str) -> Predictor:
 
 
 def check_channels(windows: np.ndarray, settings: ExportSettings, where: object) -> np.ndarray:
-    """Returns `windows` [batch, z, y, x, channel] if the network takes as many channels.
+    """Returns `windows` if they have the axes [batch, z, y, x, channel] and the network's channels.
 
     Raises:
       ModelError: another number of axes or of channels.

@@ -1,4 +1,4 @@
-"""From a volume to its label map: windows, blending, the way back to the volume's own grid."""
+"""Segments one volume: sliding window, post-processing and lesions, on the volume's own grid."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from ahnet_tf.inference.postprocessing import (
     remove_small_lesions,
 )
 from ahnet_tf.inference.predictor import Predictor
-from ahnet_tf.inference.sliding_window import most_probable, plan_windows, predict_slabs
+from ahnet_tf.inference.sliding_window import most_probable, predict_slabs
 from preprocessing.datasets.detection_table import Detection
-from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import (
     TargetGrid,
     Volume,
@@ -29,25 +28,22 @@ from preprocessing.volumes.geometry import (
 
 @dataclass(frozen=True)
 class PredictionSettings:
-    """How windows are laid over a volume, and what becomes of the labels.
+    """How the windows cover a volume, and how the labels are post-processed.
 
-    Post-processing is off by default: what is written is the network's own answer. It is done in the
-    order of the attributes.
+    Post-processing is off by default and is done in the order of the attributes.
 
     Attributes:
       overlap: share of a window covered by its neighbour along each axis, from 0 to below 1.
-      blend: "gaussian" or "constant" weights where windows overlap.
-      batch_size: windows a call of the network.
-      largest_component: keep only the largest connected foreground region; with CT that is the
-        liver with the tumours in it.
+      batch_size: windows per call of the network.
+      largest_component: keep only the largest connected foreground region; in CT that is the liver
+        with the tumours in it.
       lesions_in_organ: keep only lesions that touch the organ, see `postprocessing`.
-      smallest_lesion_mm3: smaller lesions are taken out; 0 keeps all.
-      probabilities: return a probability map for each class too.
+      smallest_lesion_mm3: smaller lesions are removed; 0 keeps all.
+      probabilities: also return a probability map of each class.
       detection: which peaks become lesions where the task's target is a heat map.
     """
 
     overlap: float = 0.25
-    blend: str = "gaussian"
     batch_size: int = 1
     largest_component: bool = False
     lesions_in_organ: bool = False
@@ -58,13 +54,13 @@ class PredictionSettings:
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """A segmented volume, in the order of the volume's file.
+    """A segmented volume, in the axis order of its file.
 
     Attributes:
       labels: label values uint8 [x, y, z].
-      probabilities: a float32 map [x, y, z] for each class, background first; empty unless asked
-        for. Post-processing changes labels alone.
-      lesions: of the heat map, where the task's target is one; the highest score first.
+      probabilities: a float32 map [x, y, z] of each class, background first; empty unless
+        requested. Post-processing does not change them.
+      lesions: detected in the heat map, if the task's target is one; the highest score first.
     """
 
     labels: np.ndarray
@@ -81,46 +77,49 @@ def segment_volume(
 ) -> Segmentation:
     """Segments a volume by overlapping windows.
 
-    Where the task resamples, probabilities are brought back to the volume's grid (linearly) before
-    the most probable class is taken, which leaves smoother borders than resampling labels.
+    If the task resamples, probabilities are resampled to the volume's grid (linearly) before the
+    most probable class is chosen, which gives smoother borders than resampled labels.
 
     Args:
       volume: raw intensities [x, y, z] as on disk, and affine.
-      predictor: the network, and the task it was trained for.
-      settings: overlap, blending and so on; the defaults if None.
-      progress: called after each batch with (windows just done, windows in all).
+      predictor: the network, with the task it was trained for.
+      settings: overlap, post-processing and so on; the defaults if None.
+      progress: called after each batch with (windows in the batch, windows in total).
 
     Raises:
-      ModelError: the network's answer doesn't fit its task.
+      ModelError: the network's output does not fit its task.
       SettingsError: a setting that is not possible with the task.
     """
     settings = settings or PredictionSettings()
-    task, window = predictor.settings.task, predictor.settings.window_shape_zyx
+    task = predictor.settings.task
     classes = len(task.class_names)
     if settings.lesions_in_organ:
         check_has_organ(classes)
     array, space = to_target_grid(volume, task)
-    windows = plan_windows(array.shape, window, settings.overlap).count
+    resampled = _is_resampled(space)
+    # Maps of the whole volume are kept only where something needs them.
+    kept = range(1, 2) if task.target == "heat_map" else range(0)
+    if resampled or settings.probabilities:
+        kept = range(classes)
     labels = np.empty(array.shape, np.uint8)
-    maps = {value: np.empty(array.shape, np.float32) for value in kept_maps(task, space, settings)}
+    maps = {value: np.empty(array.shape, np.float32) for value in kept}
     slabs = predict_slabs(
         array,
         predictor.predict,
-        window,
+        predictor.settings.window_shape_zyx,
         classes,
         overlap=settings.overlap,
-        blend=settings.blend,
         batch_size=settings.batch_size,
         outside_value=task.outside_value,
         in_flight=predictor.in_flight,
-        progress=None if progress is None else lambda done: progress(done, windows),
+        progress=progress,
     )
     for z, probabilities in slabs:
         rows = slice(z, z + len(probabilities))
         labels[rows] = most_probable(probabilities)
         for value, one in maps.items():
             one[rows] = probabilities[..., value]
-    if is_resampled(space):
+    if resampled:
         voxels = _most_probable_on_input_grid(list(maps.values()), space)
     else:
         voxels = from_target_grid(labels, space)
@@ -135,16 +134,9 @@ def segment_volume(
     return Segmentation(voxels, tuple(on_input_grid), tuple(lesions))
 
 
-def is_resampled(space: TargetGrid) -> bool:
-    """Returns whether a task's grid is another than the input's, turned."""
+def _is_resampled(space: TargetGrid) -> bool:
+    """Returns whether the grid of the task differs from the reoriented grid of the input."""
     return tuple(space.input_shape[axis] for axis in reversed(space.axes)) != space.shape_zyx
-
-
-def kept_maps(task: Task, space: TargetGrid, settings: PredictionSettings) -> range:
-    """Returns the classes whose probabilities are kept for the whole volume; labels alone need none."""
-    if is_resampled(space) or settings.probabilities:
-        return range(len(task.class_names))
-    return range(1, 2) if task.target == "heat_map" else range(0)
 
 
 def _postprocessed(
@@ -164,7 +156,7 @@ def _postprocessed(
 
 
 def _most_probable_on_input_grid(maps: Sequence[np.ndarray], space: TargetGrid) -> np.ndarray:
-    """Resamples one class at a time, so that two maps in the input's resolution are enough."""
+    """Resamples one class at a time: at most two maps are held at the input's resolution."""
     best = from_target_grid(maps[0], space, label=False)
     labels = np.zeros(best.shape, np.uint8)
     for value, one in enumerate(maps[1:], start=1):

@@ -1,1 +1,1 @@
-"""Weights that people have, turned into this project's checkpoints."""
+"""Weights of other programs, imported as checkpoints of this project."""

@@ -1,4 +1,4 @@
-"""The command that turns weights people have into a checkpoint of this project."""
+"""Imports weights of ResNet-50, AH-Net or MC-GCN from other programs as a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,39 +16,44 @@ EXAMPLES = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs `python -m ahnet_tf.weights`; returns its exit code."""
     parser = make_parser(
         "ahnet_tf.weights",
-        "Turns weights of ResNet-50 (Keras, torchvision), MONAI's AHNet or the authors' AH-Net and"
-        " MC-GCN into a checkpoint: a folder that training, export and prediction read.",
+        "Converts weights of ResNet-50 (Keras, torchvision), MONAI's AHNet or the authors' AH-Net and "
+        "MC-GCN to a checkpoint: a folder for training, export and prediction.",
         EXAMPLES,
     )
     commands = parser.add_subparsers(dest="action", required=True, metavar="import")
-    command = commands.add_parser("import", help="read a file of weights, write a checkpoint")
+    command = commands.add_parser("import", help="read a weight file, write a checkpoint")
     command.add_argument(
-        "file", nargs="?", metavar="FILE", help=".h5, .safetensors, .npz, or .pth if torch is here"
+        "file",
+        nargs="?",
+        metavar="FILE",
+        help=".h5, .safetensors, .npz, or .pth if torch is installed",
     )
     command.add_argument(
         "--weights",
         choices=["imagenet"],
-        help="instead of FILE: Keras' ImageNet weights, downloaded",
+        help="download Keras' ImageNet weights instead of reading FILE",
     )
     command.add_argument("--to", required=True, metavar="FOLDER", help="the checkpoint to write")
     command.add_argument(
-        "--config", help="model.json of the network whose encoder takes ImageNet weights"
+        "--config", help="model.json of the network whose encoder gets the ImageNet weights"
     )
     command.add_argument(
         "--architecture", choices=["mcgcn", "ahnet"], help="without --config (default: mcgcn)"
     )
-    command.add_argument("--classes", type=int, help="classes of a fresh decoder")
+    command.add_argument("--classes", type=int, help="number of classes of a fresh decoder")
     command.add_argument(
         "--intensity-window",
         nargs=2,
         type=float,
         metavar=("LOW", "HIGH"),
-        help="raw values that the weights expect as -1 and +1",
+        help="raw intensities that are scaled to -1 and +1",
     )
-    command.add_argument("--seed", type=int, default=0, help="of weights that the file lacks")
+    command.add_argument(
+        "--seed", type=int, default=0, help="seed of the weights that the file lacks"
+    )
     command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS)
     return run_command(_run, parser.parse_args(argv))
 
@@ -58,8 +63,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
     from ahnet_tf.config import ModelConfig, load_config
     from ahnet_tf.networks.checkpoint import save_network
-    from ahnet_tf.weights.imagenet import imagenet_file
     from ahnet_tf.weights.importing import import_network
+    from ahnet_tf.weights.keras_resnet50 import imagenet_file
     from preprocessing.errors import SettingsError
 
     if (arguments.file is None) == (arguments.weights is None):

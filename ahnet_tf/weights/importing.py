@@ -1,52 +1,45 @@
-"""Recognises whose weights a file holds and builds the network that takes them over."""
+"""Imports weight files of other programs: reads them, recognises the network, builds it here.
+
+A file is data: nothing in it is executed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import pickle
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
+from ahnet_tf.networks.checkpoint import read_safetensors
 from ahnet_tf.networks.factory import build_network, named_weights
 from ahnet_tf.networks.transfer import STEM_KERNEL, TransferReport, encoder_weights, stem_kernel_3d
-from ahnet_tf.weights.files import read_arrays
 from ahnet_tf.weights.keras_resnet50 import keras_encoder_weight
-from ahnet_tf.weights.torch_names import Source, ahnet_source, encoder_source, mcgcn_source
+from ahnet_tf.weights.torch_names import (
+    AUTHORS_LEVELS,
+    ahnet_source,
+    encoder_source,
+    mcgcn_source,
+)
 from preprocessing.errors import ModelError
 
+SUFFIXES = (".pth", ".pt", ".safetensors", ".npz", ".h5")
+
+# Each family's name in messages, and a key that only its files have.
 FAMILIES = {
-    "keras": "Keras' ResNet-50",
-    "torchvision": "torchvision's ResNet-50",
-    "monai": "MONAI's AHNet",
-    "authors": "the authors' AH-Net",
-    "authors2d": "the authors' MC-GCN",
+    "keras": ("Keras' ResNet-50", "conv1_conv/kernel"),
+    "authors2d": ("the authors' MC-GCN", "gcn1.conv_l1.weight"),
+    "authors": ("the authors' AH-Net", "psp.proj8.weight"),
+    "monai": ("MONAI's AHNet", "up0.conv.weight"),
+    "torchvision": ("torchvision's ResNet-50", "layer1.0.conv1.weight"),
 }
-# The keys whose presence tells the families apart, and names in them that no network here needs.
-MARKS = (
-    ("keras", "conv1_conv/kernel"),
-    ("authors2d", "gcn1.conv_l1.weight"),
-    ("authors", "psp.proj8.weight"),
-    ("monai", "up0.conv.weight"),
-    ("torchvision", "layer1.0.conv1.weight"),
-)
-
-
-def recognise(arrays: Mapping[str, np.ndarray], where: object = "weights") -> str:
-    """Returns the family, a key of FAMILIES, of weights by name.
-
-    Raises:
-      ModelError: the names are of no known family.
-    """
-    for family, mark in MARKS:
-        if mark in arrays:
-            return family
-    names = ", ".join(sorted(arrays)[:3]) or "nothing"
-    raise ModelError(
-        where, f"weights of {', '.join(FAMILIES.values())}", f"{len(arrays)} arrays ({names}, ...)"
-    )
+# Families of whole networks; the others fill an encoder.
+WHOLE = ("monai", "authors", "authors2d")
 
 
 def import_network(
@@ -54,43 +47,47 @@ def import_network(
 ) -> tuple[tf.keras.Model, ModelConfig, TransferReport]:
     """Builds a network with the weights of a file.
 
-    ImageNet weights fill the encoder of the network that `config` describes. The weights of a whole
-    network decide all that their shapes tell; `config` adds the rest, such as the intensity window.
+    ImageNet weights fill the encoder of the network that `config` describes. For the weights of a
+    whole network, all settings that follow from their shapes are taken from there and the others,
+    such as the intensity window, from `config`.
 
     Raises:
-      ModelError: an unreadable or foreign file, or weights that are missing or of another shape,
-        every one listed.
+      ModelError: an unreadable or unknown file, or weights that are missing or of another shape, all
+        of them listed.
     """
     arrays = read_arrays(path)
-    family = recognise(arrays, path)
-    whole = family in ("monai", "authors", "authors2d")
-    if whole:
+    family = _family(arrays, path)
+    if family in WHOLE:
         config = _whole_config(arrays, family, config, path)
     model = build_network(config, seed=seed)
-    wanted = named_weights(model) if whole else encoder_weights(model)
+    wanted = named_weights(model) if family in WHOLE else encoder_weights(model)
     if not wanted:
         raise ModelError(
             path, "a network with ResNet-50's encoder (ahnet, mcgcn)", config.architecture
         )
-    read = _reader(arrays, family, config)
     values, problems = {}, []
     for name, variable in wanted.items():
+        shape = tuple(variable.shape)
         try:
-            value = read(name)
+            value = _weight(name, arrays, family, config)
         except KeyError as error:
             problems.append(f"{error.args[0]} (for {name}) is missing")
             continue
-        if name == STEM_KERNEL and not whole:
-            value = _slices_for_colours(value, tuple(variable.shape))
-        if value.shape != tuple(variable.shape):
-            problems.append(f"{name} is {value.shape} instead of {tuple(variable.shape)}")
+        except ValueError:
+            problems.append(f"{name} has other axes")
+            continue
+        if name == STEM_KERNEL and family not in WHOLE:
+            value = _colours_to_slices(value, shape)
+        if value.shape != shape:
+            problems.append(f"{name} is {value.shape} instead of {shape}")
         values[name] = value
     if problems:
-        found = "; ".join(problems[:20]) + (
-            f"; {len(problems)} in all" if len(problems) > 20 else ""
-        )
+        found = "; ".join(problems[:20])
+        if len(problems) > 20:
+            found += f"; {len(problems)} in all"
         remedy = "Does --config describe a network of the same width and blocks?"
-        raise ModelError(path, f"{FAMILIES[family]} that fits {config.architecture}", found, remedy)
+        expected = f"{FAMILIES[family][0]} that fits {config.architecture}"
+        raise ModelError(path, expected, found, remedy)
     for name, value in values.items():
         wanted[name].assign(value)
     shapes = {name: tuple(variable.shape) for name, variable in named_weights(model).items()}
@@ -101,40 +98,130 @@ def import_network(
     return model, config, report
 
 
-def _reader(
-    arrays: Mapping[str, np.ndarray], family: str, config: ModelConfig
-) -> Callable[[str], np.ndarray]:
-    """Returns the function from a weight's name here to its value; it raises KeyError(their name)."""
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of a weight file by their names in the file.
+
+    `.pth` and `.pt` are read by torch (weights_only), if it is installed; the state dict may be
+    nested under "state_dict" or "model". The prefix "module." of data-parallel training is removed.
+    The names in a Keras `.h5` are "layer/weight".
+
+    Raises:
+      ModelError: no such file, an unknown suffix, a damaged file, one that needs torch where it is
+        not installed, or one that contains other things than arrays.
+    """
+    path = Path(path)
+    readers = dict(zip(SUFFIXES, (_torch, _torch, read_safetensors, _npz, _keras), strict=True))
+    if path.suffix not in readers:
+        raise ModelError(
+            path, f"a file of weights ({', '.join(SUFFIXES)})", path.suffix or "no suffix"
+        )
+    if not path.is_file():
+        raise ModelError(path, "a file of weights", "no such file")
+    arrays = readers[path.suffix](path)
+    return {name.removeprefix("module."): value for name, value in arrays.items()}
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise _damaged(path, ".npz", error) from None
+
+
+def _keras(path: Path) -> dict[str, np.ndarray]:
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            root = file.get("model_weights", file)
+            arrays = {}
+            for layer in map(_text, root.attrs["layer_names"]):
+                for weight in map(_text, root[layer].attrs["weight_names"]):
+                    leaf = weight.rsplit("/", 1)[-1].removesuffix(":0")
+                    arrays[f"{layer}/{leaf}"] = np.asarray(root[layer][weight])
+            return arrays
+    except (OSError, KeyError) as error:
+        raise _damaged(path, "Keras .h5", error) from None
+
+
+def _text(name: bytes | str) -> str:
+    return name.decode() if isinstance(name, bytes) else name
+
+
+def _torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise ModelError(
+            path,
+            "torch to read a .pth file",
+            "no torch here",
+            "Where torch is: safetensors.torch.save_file(torch.load(FILE, weights_only=True), OUT).",
+        ) from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError):
+        raise _damaged(path, "PyTorch", "torch's weights_only reading refuses it") from None
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(torch.is_tensor(v) for v in state.values()):
+        raise _damaged(path, "PyTorch", "no state dict")
+    return {key: value.numpy() for key, value in state.items()}
+
+
+def _damaged(path: Path, kind: str, error: object) -> ModelError:
+    return ModelError(path, f"a whole {kind} file of arrays", f"a damaged or foreign one ({error})")
+
+
+def _family(arrays: Mapping[str, np.ndarray], where: object) -> str:
+    """Returns the family of the weights, a key of FAMILIES.
+
+    Raises:
+      ModelError: the names belong to no known family.
+    """
+    for family, (_, key) in FAMILIES.items():
+        if key in arrays:
+            return family
+    titles = ", ".join(title for title, _ in FAMILIES.values())
+    names = ", ".join(sorted(arrays)[:3]) or "nothing"
+    raise ModelError(where, f"weights of {titles}", f"{len(arrays)} arrays ({names}, ...)")
+
+
+def _weight(
+    name: str, arrays: Mapping[str, np.ndarray], family: str, config: ModelConfig
+) -> np.ndarray:
+    """Returns the value of one of this project's weights.
+
+    Raises:
+      KeyError: the name in the file that is missing.
+      ValueError: the array in the file has other axes.
+    """
     if family == "keras":
-        return lambda name: keras_encoder_weight(name, arrays)
-
-    def source(name: str) -> Source:
-        if family == "torchvision":
-            return encoder_source(name, volumetric=False, torchvision=True)
-        if family == "authors2d":
-            return mcgcn_source(name)
-        return ahnet_source(name, config.pvp_levels, authors=family == "authors")
-
-    if family != "authors":
-        return lambda name: source(name).read(arrays)
-
-    def authors(name: str) -> np.ndarray:
-        value = source(name).read(arrays)
-        if name.startswith("final/") and config.pvp_levels:
-            # The authors concatenate the largest pool first.
-            axis = 2 if name == "final/kernel" else 0
-            levels = config.pvp_levels
-            pools, rest = np.split(value, [levels], axis=axis)
-            value = np.concatenate([np.flip(pools, axis), rest], axis=axis)
-        return value
-
-    return authors
+        return keras_encoder_weight(name, arrays)
+    if family == "torchvision":
+        source = encoder_source(name, volumetric=False, torchvision=True)
+    elif family == "authors2d":
+        source = mcgcn_source(name)
+    else:
+        source = ahnet_source(name, config.pvp_levels, authors=family == "authors")
+    if source is None:
+        raise KeyError("a counterpart")
+    value = source.read(arrays)
+    if family == "authors" and name.startswith("final/") and config.pvp_levels:
+        # The authors concatenate the largest pool first.
+        axis = 2 if name == "final/kernel" else 0
+        pools, rest = np.split(value, [config.pvp_levels], axis=axis)
+        value = np.concatenate([np.flip(pools, axis), rest], axis=axis)
+    return value
 
 
-def _slices_for_colours(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Gives the three colours of an ImageNet stem [7, 7, 3, out] to three slices.
+def _colours_to_slices(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Turns an ImageNet stem kernel [7, 7, 3 colours, out] into one of 3 slices, of shape `shape`.
 
-    Several image channels share each slice's kernel, so that equal channels give what one would.
+    Several image channels share the kernel of a slice equally, so identical channels give the same
+    result as one.
     """
     channels = shape[-2] if len(shape) == 5 else shape[-2] // 3
     kernel = np.repeat(kernel, channels, axis=2) / np.float32(channels)
@@ -146,11 +233,14 @@ def _slices_for_colours(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarra
 def _whole_config(
     arrays: Mapping[str, np.ndarray], family: str, config: ModelConfig, where: object
 ) -> ModelConfig:
-    """Returns `config` with all that the shapes of a whole network's weights tell."""
+    """Returns `config` with all settings that follow from the weights of a whole network."""
     try:
         stem = arrays["conv1.weight"]
-        blocks = tuple(_count(arrays, f"layer{i}.{{}}.conv1.weight") for i in range(1, 5))
-        common = {"width": stem.shape[0] / 64, "blocks": blocks, "norm": "batch"}
+        common: dict[str, Any] = {
+            "width": stem.shape[0] / 64,
+            "blocks": tuple(_count(arrays, f"layer{i}.{{}}.conv1.weight") for i in range(1, 5)),
+            "norm": "batch",
+        }
         if family == "authors2d":
             projection = arrays.get("init_proj.0.weight")
             return dataclasses.replace(
@@ -163,7 +253,7 @@ def _whole_config(
             )
         levels = _count(arrays, "psp.project_modules.{}.weight")
         if family == "authors":
-            levels = sum(f"psp.proj{size}.weight" in arrays for size in (8, 16, 32, 64))
+            levels = sum(f"psp.proj{size}.weight" in arrays for size in AUTHORS_LEVELS)
         return dataclasses.replace(
             config,
             architecture="ahnet",
@@ -177,7 +267,7 @@ def _whole_config(
             **common,
         )
     except KeyError as error:
-        raise ModelError(where, FAMILIES[family], f"no {error.args[0]}") from None
+        raise ModelError(where, FAMILIES[family][0], f"no {error.args[0]}") from None
 
 
 def _count(arrays: Mapping[str, np.ndarray], pattern: str, start: int = 0) -> int:

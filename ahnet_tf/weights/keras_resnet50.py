@@ -1,38 +1,44 @@
-"""Keras' own ResNet-50 as an encoder.
+"""Keras' ResNet-50 with ImageNet weights as an encoder: download, and weights by name.
 
-Its convolutions have biases, which move into the norms, and from stage 2 on its stages stride in their
-first 1x1 convolution, where this encoder, as torchvision's, strides in the 3x3 one. The weights have the
-same shapes and serve either way; features are exactly Keras' up to res1 only.
+Its convolutions have biases, which are folded into the norms. Its stages 2 to 4 stride in the first
+1x1 convolution, this encoder (as torchvision's) in the 3x3 one. The weights have the same shapes and
+are usable either way; features equal those of Keras up to res1 only.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
 from ahnet_tf.networks.normalization import EPSILON
+from preprocessing.errors import ModelError
 
 KERAS_EPSILON = 1.001e-5
+
+NAME = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+URL = f"https://storage.googleapis.com/tensorflow/keras-applications/resnet/{NAME}"
+MD5 = "4d473c1dd8becc155b73f8504c6f6626"
 
 
 def keras_encoder_weight(name: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     """Returns an encoder weight from the arrays of Keras' ResNet-50, exact in inference.
 
-    A convolution's bias moves into the mean of the norm after it, the difference of the epsilons into
-    the variance.
+    A convolution's bias is subtracted from the mean of the norm after it, and the difference between
+    the epsilons is added to the variance.
 
     Raises:
-      KeyError: the weight's name in Keras, which `arrays` lacks.
+      KeyError: the weight's name in Keras, if `arrays` lacks it.
     """
     layer, *middle, leaf = name.split("/")
-    if layer == "stem":
-        conv, norm = "conv1_conv", "conv1_bn"
-    else:
-        stage, block = map(int, re.fullmatch(r"res(\d)_block(\d+)", layer).groups())
+    conv, norm = "conv1_conv", "conv1_bn"
+    found = re.fullmatch(r"res(\d)_block(\d+)", layer)
+    if found:
         number = 0 if middle[0] == "shortcut" else int(middle[0][-1])
-        prefix = f"conv{stage + 1}_block{block}_{number}"
+        prefix = f"conv{int(found[1]) + 1}_block{found[2]}_{number}"
         conv, norm = f"{prefix}_conv", f"{prefix}_bn"
     if leaf == "kernel":
         return arrays[f"{conv}/kernel"]
@@ -42,3 +48,37 @@ def keras_encoder_weight(name: str, arrays: Mapping[str, np.ndarray]) -> np.ndar
     if leaf == "moving_variance":
         return value + np.float32(KERAS_EPSILON - EPSILON)
     return value
+
+
+def imagenet_file(cache: str | Path | None = None) -> Path:
+    """Returns the file of Keras' ImageNet weights, downloaded unless Keras' cache has it.
+
+    Args:
+      cache: Keras' cache folder; ~/.keras by default.
+
+    Raises:
+      ModelError: the download failed, or the checksum differs; names the file and where it belongs.
+    """
+    import tensorflow as tf
+
+    cache = Path(cache or Path.home() / ".keras")
+    target = cache / "models" / NAME
+    if target.is_file():
+        md5 = _md5(target)
+        if md5 != MD5:
+            raise ModelError(target, f"MD5 {MD5}", f"MD5 {md5}", f"Download it again from {URL}.")
+        return target
+    # Keras raises a bare Exception if the download fails.
+    try:
+        tf.keras.utils.get_file(
+            NAME, URL, cache_dir=str(cache), cache_subdir="models", file_hash=MD5
+        )
+    except Exception as error:
+        raise ModelError(
+            URL, "a download", error, f"Put the file at {target} by other means, then repeat."
+        ) from error
+    return target
+
+
+def _md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
+from ahnet_tf.inference.case_output import prediction_name
 from ahnet_tf.inference.predictor import Predictor, open_predictor
 from ahnet_tf.inference.segment import PredictionSettings, segment_volume
-from ahnet_tf.predict import main, prediction_name
+from ahnet_tf.predict import main
 from preprocessing.volumes.geometry import Volume
 
 ORIENTATIONS = [

@@ -1,26 +1,21 @@
-"""Runs of predict: resumed, cut short by a full disk, rehearsed; lesions as a table, post-processing."""
+"""Runs of predict: resumed, ended by a full disk or a bad model; lesion tables, post-processing."""
 
 import csv
 import json
 import os
 import resource
 import shutil
-import tracemalloc
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from ahnet_tf.config import ModelConfig
-from ahnet_tf.inference.dry_run import expected_bytes
-from ahnet_tf.inference.predictor import ExportSettings, Predictor
-from ahnet_tf.inference.segment import PredictionSettings, segment_volume
+from ahnet_tf.inference.predictor import ExportSettings
 from ahnet_tf.predict import main
 from preprocessing.datasets.bcs_dbt import BOX_COLUMNS, replace_rows
 from preprocessing.datasets.detection_table import read_detections
 from preprocessing.files import write_json
-from preprocessing.tasks import PRESETS, Task
-from preprocessing.volumes.geometry import Volume, target_grid
 
 
 def write(path, voxels, affine=None):
@@ -58,7 +53,7 @@ def test_resume_predicts_what_is_missing_changed_or_failed(threshold_model, tmp_
     assert os.path.samestat(predicted[0].stat(), before)
     assert nib.load(predicted[2]).shape == (5, 5, 4)
     assert states(output) == dict.fromkeys([f"volume-{n}" for n in range(4)], "predicted")
-    # Nothing is left to do; other settings would leave a mixture.
+    # Nothing is left to do; other settings would mix predictions.
     assert main([*options, "--resume"]) == 0
     assert capsys.readouterr().out == ""
     assert main([*options, "--resume", "--overlap", "0.5"]) == 1
@@ -76,7 +71,7 @@ def test_resume_into_an_empty_folder_predicts_all(threshold_model, tmp_path):
     assert states(tmp_path / "out") == {"anna": "predicted"}
 
 
-def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(threshold_model, tmp_path, capsys):
+def test_a_full_disk_ends_the_run_and_keeps_finished_cases(threshold_model, tmp_path, capsys):
     cases, output = tmp_path / "cases", tmp_path / "out"
     write(cases / "a.nii.gz", tissue())
     write(cases / "b.nii.gz", tissue((64, 64, 64)))
@@ -110,7 +105,7 @@ def bright_spots(shape, spots):
 
 @pytest.fixture(scope="module")
 def failing_model(tmp_path_factory, threshold_task):
-    """A SavedModel that answers NaN wherever a voxel has 777."""
+    """A SavedModel that predicts NaN wherever a voxel is 777."""
     import tensorflow as tf
 
     @tf.function(input_signature=[tf.TensorSpec([None] * 4 + [1], tf.float32, name="image")])
@@ -125,8 +120,8 @@ def failing_model(tmp_path_factory, threshold_task):
     return folder
 
 
-def test_a_model_that_answers_nan_ends_the_run_with_a_line(failing_model, tmp_path, capsys):
-    """Wrong weights answer wrong everywhere: there is no sense in going on. What is finished stays."""
+def test_nan_from_the_model_ends_the_run_with_one_line(failing_model, tmp_path, capsys):
+    """Damaged weights are wrong for every case, so the run ends. Finished cases are kept."""
     cases, output = tmp_path / "cases", tmp_path / "out"
     for number in range(3):
         write(cases / f"volume-{number}.nii.gz", tissue(seed=number))
@@ -141,19 +136,17 @@ def test_a_model_that_answers_nan_ends_the_run_with_a_line(failing_model, tmp_pa
     assert not (output / "segmentation-1.nii.gz").exists()
 
 
-def test_a_model_of_other_channels_is_a_line(threshold_model, tmp_path, capsys):
+def test_a_model_with_other_channels_is_refused(threshold_model, tmp_path, capsys):
     model = tmp_path / "model"
     shutil.copytree(threshold_model, model)
     settings = json.loads((model / "assets.extra" / "ahnet.json").read_text())
     settings["model"]["channels"] = 3
     (model / "assets.extra" / "ahnet.json").write_text(json.dumps(settings))
     write(tmp_path / "in" / "anna.nii.gz", tissue())
-    for options in ([], ["--dry-run"]):
-        words = ["--model", str(model), str(tmp_path / "in"), str(tmp_path / "out"), *options]
-        assert main(words) == 1
-        (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
-        assert "channel" in line
-        assert "Traceback" not in line
+    assert main(["--model", str(model), str(tmp_path / "in"), str(tmp_path / "out")]) == 1
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
+    assert "channel" in line
+    assert "Traceback" not in line
     assert not (tmp_path / "out").exists()
 
 
@@ -162,9 +155,7 @@ def lesion_rows(output):
         return list(csv.DictReader(file))
 
 
-def test_lesions_stand_in_a_table_under_their_names_in_the_data_set(
-    heat_map_model, tmp_path, capsys
-):
+def test_lesion_table_has_the_identifiers_of_the_data_set(heat_map_model, tmp_path, capsys):
     cases, output = tmp_path / "cases", tmp_path / "out"
     flipped = np.diag([-0.5, -0.5, 2.0, 1.0])
     voxels = bright_spots((40, 30, 20), [(900, (8, 20, 6)), (600, (30, 10, 12))])
@@ -192,7 +183,7 @@ def test_lesions_stand_in_a_table_under_their_names_in_the_data_set(
     assert boxes[:2] == [(5, 17, 3, 7, 7, 7), (27, 7, 9, 7, 7, 7)]
     assert boxes[2:] == [(40 - 5 - 7, 17, 3, 7, 7, 7), (40 - 27 - 7, 7, 9, 7, 7, 7)]
     assert [float(row["Score"]) for row in found] == pytest.approx([0.9, 0.6] * 2)
-    # The record and what is printed know case ids alone.
+    # The record and the messages contain case ids only.
     assert "P-1" not in (output / "prediction.json").read_text()
     assert "P-1" not in "".join(capsys.readouterr())
     table = (output / "lesions.csv").read_bytes()
@@ -203,7 +194,7 @@ def test_lesions_stand_in_a_table_under_their_names_in_the_data_set(
     assert [row["Score"] for row in lesion_rows(output)] == ["0.9", "0.9"]
 
 
-def test_without_tables_the_case_id_stands_for_the_patient(heat_map_model, tmp_path):
+def test_without_tables_the_case_id_is_the_patient_id(heat_map_model, tmp_path):
     write(tmp_path / "anna.nii.gz", bright_spots((20, 20, 9), [(500, (10, 10, 4))]))
     options = [str(tmp_path / "anna.nii.gz"), str(tmp_path / "out")]
     assert main(["--model", str(heat_map_model), *options]) == 0
@@ -238,57 +229,3 @@ def test_post_processing_by_option(threshold_model, heat_map_model, tmp_path, ca
         assert np.asarray(written.dataobj).ravel().tolist() == labels
     assert main(["--model", str(heat_map_model), *options, "--lesions-in-organ"]) == 1
     assert "task without an organ" in capsys.readouterr().err
-
-
-def test_dry_run_tells_and_writes_nothing(threshold_model, tmp_path, capsys):
-    cases = tmp_path / "cases"
-    write(cases / "volume-1.nii.gz", tissue((9, 17, 5)))
-    write(cases / "volume-2.nii.gz", tissue((4, 4, 4)))
-    (cases / "volume-3.nii.gz").write_bytes(b"damaged")
-    options = [str(cases), str(tmp_path / "out"), "--overlap", "0.5"]
-    assert main(["--model", str(threshold_model), *options, "--dry-run"]) == 1
-    printed = capsys.readouterr()
-    assert "volume-1: 9 x 17 x 5 voxels, 16 windows" in printed.out
-    assert "volume-2: 4 x 4 x 4 voxels, 1 windows" in printed.out
-    assert "volume-3" in printed.err
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("resampling", ["keep", "full"])
-@pytest.mark.parametrize(
-    "options", [{}, {"probabilities": True}, {"largest_component": True}, {"batch_size": 4}]
-)
-def test_memory_is_as_foretold(resampling, options, sign):
-    """Held against what NumPy really allocates, within a quarter."""
-    task = Task(
-        name="t", class_names=("a", "b", "c"), intensity_window=(0, 1),
-        resampling=resampling, spacing_mm=(1.5, 1.5, 3.0),
-    )  # fmt: skip
-    check_memory(task, PredictionSettings(**options), np.int16, sign)
-
-
-def test_memory_of_heat_maps_is_as_foretold():
-    check_memory(PRESETS["dbt_lesion"], PredictionSettings(), np.uint16, -1)
-
-
-def check_memory(task, settings, dtype, sign):
-    window, classes = (16, 48, 48), len(task.class_names)
-    answer = np.zeros((1, *window, classes), np.float32)
-    answer[..., 0] = 1
-    # A lesion in every window.
-    answer[0, 2:6, 5:9, 5:9] = np.eye(classes)[-1]
-
-    def predict(windows):
-        return np.repeat(answer, len(windows), axis=0)
-
-    predictor = Predictor(ExportSettings(task, ModelConfig(classes=classes), window), predict)
-    tracemalloc.start()
-    volume = Volume(np.zeros((160, 160, 64), dtype, order="F"), np.diag([sign, sign, 2.0, 1.0]))
-    tracemalloc.reset_peak()
-    segment_volume(volume, predictor, settings)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    space = target_grid(volume.voxels.shape, volume.affine, task)
-    expected = expected_bytes(volume, space, task, window, settings)
-    assert peak == pytest.approx(expected, rel=0.25)

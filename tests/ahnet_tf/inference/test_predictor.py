@@ -1,4 +1,4 @@
-"""Opening models: SavedModels, versions, checkpoints, addresses, and what is none of these."""
+"""Opening models: SavedModels, versions, checkpoints, addresses, and refused locations."""
 
 import json
 
@@ -44,7 +44,7 @@ def test_foreign_settings_are_refused(text):
         settings_from_json(text, "somewhere")
 
 
-def test_saved_model_answers(threshold_model, threshold_task):
+def test_saved_model_predicts(threshold_model, threshold_task):
     predictor = open_predictor(threshold_model)
     assert predictor.settings.task == threshold_task
     assert predictor.settings.window_shape_zyx == (4, 8, 8)
@@ -76,7 +76,7 @@ def test_wrong_channels_are_refused(threshold_model):
         predictor.predict(np.zeros((4, 8, 8, 1), np.int16))
 
 
-def test_checkpoint_answers_like_its_network(checkpoint, threshold_task):
+def test_checkpoint_predicts_like_its_network(checkpoint, threshold_task):
     folder, model, config = checkpoint
     windows = np.random.default_rng(0).integers(-500, 500, (2, 3, 20, 24, 1)).astype(np.int16)
     predictor = open_predictor(folder)
@@ -89,23 +89,6 @@ def test_checkpoint_answers_like_its_network(checkpoint, threshold_task):
     np.testing.assert_allclose(predictor.predict(windows), expected, atol=2e-5)
 
 
-def test_checkpoint_in_bfloat16_stays_near_float32(checkpoint):
-    folder, _, _ = checkpoint
-    windows = np.random.default_rng(0).integers(-500, 500, (1, 3, 20, 24, 1)).astype(np.int16)
-    exact = open_predictor(folder).predict(windows)
-    rough = open_predictor(folder, "bfloat16").predict(windows)
-    assert rough.dtype == np.float32
-    assert 0 < np.abs(rough - exact).max() < 0.05
-    assert tf.keras.mixed_precision.global_policy().name == "float32"
-
-
-def test_precision_is_the_checkpoints_alone(checkpoint, threshold_model):
-    with pytest.raises(SettingsError, match="one of float32, bfloat16"):
-        open_predictor(checkpoint[0], "float8")
-    with pytest.raises(SettingsError, match="float32 for an exported model"):
-        open_predictor(threshold_model, "bfloat16")
-
-
 def test_checkpoint_without_a_task_is_refused(checkpoint, tmp_path):
     _, model, config = checkpoint
     save_network(tmp_path, model, config)
@@ -113,7 +96,7 @@ def test_checkpoint_without_a_task_is_refused(checkpoint, tmp_path):
         load_checkpoint(tmp_path)
 
 
-def test_what_is_no_model(tmp_path):
+def test_locations_without_a_model(tmp_path):
     with pytest.raises(ModelError, match="nothing there"):
         open_predictor(tmp_path / "missing")
     with pytest.raises(ModelError, match="an empty folder"):
@@ -162,6 +145,6 @@ def test_addresses(location, expected):
     assert is_address(location) is expected
 
 
-def test_nobody_listens():
+def test_address_without_a_server():
     with pytest.raises(ServingError, match="localhost:1"):
         open_predictor("localhost:1")

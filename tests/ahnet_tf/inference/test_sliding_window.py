@@ -1,5 +1,6 @@
-"""Sliding windows: exact cover, blending against a plain reference, memory, refusals."""
+"""Sliding window: exact cover, blending against a plain reference, memory, refused settings."""
 
+import itertools
 import threading
 import tracemalloc
 
@@ -8,12 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ahnet_tf.inference.sliding_window import (
-    most_probable,
-    plan_windows,
-    predict_labels,
-    predict_slabs,
-)
+from ahnet_tf.inference.sliding_window import most_probable, predict_slabs, window_starts
 from preprocessing.errors import ModelError, SettingsError
 
 sizes = st.tuples(*[st.integers(1, 13)] * 3)
@@ -33,9 +29,9 @@ def stitched(array, predict, window, classes, **options):
 
 @given(sizes, windows, overlaps)
 @settings(deadline=None, max_examples=60)
-def test_plan_covers_every_voxel_and_stays_inside(shape, window, overlap):
-    plan = plan_windows(shape, window, overlap)
-    for size, length, starts in zip(shape, window, plan.starts_zyx, strict=True):
+def test_windows_cover_every_voxel_and_stay_inside(shape, window, overlap):
+    axes = window_starts(shape, window, overlap)
+    for size, length, starts in zip(shape, window, axes, strict=True):
         assert starts[0] == 0
         assert starts[-1] == max(0, size - length)
         steps = np.diff(starts)
@@ -43,18 +39,16 @@ def test_plan_covers_every_voxel_and_stays_inside(shape, window, overlap):
         assert (steps <= max(1, length * (1 - overlap) + 1e-6)).all()
 
 
-def test_plan_by_hand():
+def test_window_starts_by_hand():
     # 10 voxels by windows of 4 at 50 %: steps of 2 from 0 to 6.
-    assert plan_windows((10, 4, 3), (4, 4, 4), 0.5).starts_zyx == ((0, 2, 4, 6), (0,), (0,))
-    # Without overlap 10 voxels need three windows of 4, spread evenly.
-    plan = plan_windows((10, 8, 1), (4, 4, 4), 0.0)
-    assert plan.starts_zyx == ((0, 3, 6), (0, 4), (0,))
-    assert plan.count == 6
+    assert window_starts((10, 4, 3), (4, 4, 4), 0.5) == [(0, 2, 4, 6), (0,), (0,)]
+    # Without overlap 10 voxels need three windows of 4, evenly spaced.
+    assert window_starts((10, 8, 1), (4, 4, 4), 0.0) == [(0, 3, 6), (0, 4), (0,)]
 
 
-@given(sizes, windows, overlaps, st.sampled_from(["gaussian", "constant"]), st.integers(1, 5))
+@given(sizes, windows, overlaps, st.integers(1, 5))
 @settings(deadline=None, max_examples=60)
-def test_constant_predictor_gives_constant_volume(shape, window, overlap, blend, batch_size):
+def test_constant_predictor_gives_constant_volume(shape, window, overlap, batch_size):
     answer = np.array([0.1, 0.7, 0.2], np.float32)
 
     def predict(batch):
@@ -63,9 +57,7 @@ def test_constant_predictor_gives_constant_volume(shape, window, overlap, blend,
         return np.broadcast_to(answer, (*batch.shape[:-1], 3))
 
     volume = np.zeros(shape, np.int16)
-    result = stitched(
-        volume, predict, window, 3, overlap=overlap, blend=blend, batch_size=batch_size
-    )
+    result = stitched(volume, predict, window, 3, overlap=overlap, batch_size=batch_size)
     assert result.dtype == np.float32
     assert result.shape == (*shape, 3)
     np.testing.assert_allclose(result, np.broadcast_to(answer, result.shape), rtol=2e-6)
@@ -83,24 +75,15 @@ def test_voxelwise_predictor_is_reproduced_at_its_voxel(shape, window, overlap):
     np.testing.assert_allclose(result[..., 0], volume, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("blend", ["gaussian", "constant"])
-def test_blending_equals_a_plain_weighted_mean(blend):
-    """Every window answers with its own random field; compared with float64 sums over volumes."""
+def test_blending_equals_a_plain_weighted_mean():
+    """Every window is predicted as its own random field; compared with float64 sums over volumes."""
     shape, window = (9, 7, 8), (4, 3, 5)
-    plan = plan_windows(shape, window, 0.4)
-    fields = np.random.default_rng(1).random((plan.count, *window, 2)).astype(np.float32)
+    corners = list(itertools.product(*window_starts(shape, window, 0.4)))
+    fields = np.random.default_rng(1).random((len(corners), *window, 2)).astype(np.float32)
     axes = [np.arange(n) - (n - 1) / 2 for n in window]
-    weight = np.ones(window)
-    if blend == "gaussian":
-        z, y, x = (np.exp(-(a**2) / (2 * (n / 8) ** 2)) for a, n in zip(axes, window, strict=True))
-        weight = z[:, None, None] * y[:, None] * x
+    z, y, x = (np.exp(-(a**2) / (2 * (n / 8) ** 2)) for a, n in zip(axes, window, strict=True))
+    weight = z[:, None, None] * y[:, None] * x
     top, bottom = np.zeros((*shape, 2)), np.zeros((*shape, 1))
-    corners = [
-        (z, y, x)
-        for z in plan.starts_zyx[0]
-        for y in plan.starts_zyx[1]
-        for x in plan.starts_zyx[2]
-    ]
     for field, (z, y, x) in zip(fields, corners, strict=True):
         box = (slice(z, z + 4), slice(y, y + 3), slice(x, x + 5))
         top[box] += field * weight[..., None]
@@ -113,11 +96,12 @@ def test_blending_equals_a_plain_weighted_mean(blend):
     seen = []
     result = stitched(
         np.zeros(shape), predict, window, 2,
-        overlap=0.4, blend=blend, batch_size=7, progress=seen.append,
+        overlap=0.4, batch_size=7, progress=lambda *windows: seen.append(windows),
     )  # fmt: skip
     np.testing.assert_allclose(result, top / bottom, rtol=1e-5)
-    assert sum(seen) == plan.count
-    assert max(seen) == 7
+    assert sum(done for done, _ in seen) == len(corners)
+    assert max(done for done, _ in seen) == 7
+    assert {total for _, total in seen} == {len(corners)}
 
 
 def test_voxels_beyond_the_volume_have_the_outside_value():
@@ -136,7 +120,7 @@ def test_voxels_beyond_the_volume_have_the_outside_value():
 
 
 def test_slabs_bound_the_memory():
-    """Of a long volume no array larger than one slab of windows is ever yielded."""
+    """No slab of a long volume is deeper than a window."""
     volume = np.zeros((200, 4, 4), np.int16)
 
     def predict(batch):
@@ -172,7 +156,7 @@ def test_labels_are_the_most_probable_class():
     probabilities = np.array([[0.2, 0.5, 0.3], [0.4, 0.4, 0.2], [0.1, 0.2, 0.7]])
     np.testing.assert_array_equal(most_probable(probabilities[None, None]), [[[1, 0, 2]]])
     volume = np.array([[[0, 1, 2, 1, 0]]], np.int16)
-    labels = predict_labels(volume, lambda b: np.eye(3)[b[..., 0]], (1, 1, 2), 3)
+    labels = most_probable(stitched(volume, lambda b: np.eye(3)[b[..., 0]], (1, 1, 2), 3))
     np.testing.assert_array_equal(labels, volume)
     assert labels.dtype == np.uint8
 
@@ -186,7 +170,6 @@ def test_refusals():
     for options in (
         {"overlap": 1.0},
         {"overlap": -0.1},
-        {"blend": "cosine"},
         {"batch_size": 0},
         {"window": (0, 2, 2)},
     ):
@@ -206,17 +189,17 @@ def test_the_next_window_is_computed_while_one_is_blended():
         next(order).set()
         return np.ones((*batch.shape[:-1], 2), np.float32)
 
-    # Called once a window is blended: the one after it must be on its way by then.
+    # Called once a window is blended: the next one must be in progress by then.
     blended = iter([*begun[1:], begun[-1]])
 
-    def progress(_):
+    def progress(*_):
         assert next(blended).wait(10)
 
     stitched(np.zeros((6, 2, 2)), predict, (2, 2, 2), 2, overlap=0, progress=progress)
     assert all(event.is_set() for event in begun)
 
 
-def test_a_failing_predictor_is_not_asked_again():
+def test_a_failing_predictor_is_not_called_again():
     asked = []
 
     def predict(batch):

@@ -13,9 +13,8 @@ import tensorflow as tf
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.networks import build_network, load_network, named_weights
 from ahnet_tf.weights.__main__ import main
-from ahnet_tf.weights.files import read_arrays
-from ahnet_tf.weights.imagenet import NAME, imagenet_file
-from ahnet_tf.weights.importing import import_network
+from ahnet_tf.weights.importing import import_network, read_arrays
+from ahnet_tf.weights.keras_resnet50 import NAME, imagenet_file
 from ahnet_tf.weights.torch_names import ahnet_source, encoder_source, mcgcn_source
 from benchmarks.parity import random_weight
 from preprocessing.errors import ModelError

@@ -12,7 +12,7 @@ import pytest
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.inference.predictor import ExportSettings, Predictor, open_predictor
 from ahnet_tf.inference.segment import PredictionSettings, segment_volume
-from ahnet_tf.inference.sliding_window import predict_labels
+from ahnet_tf.inference.sliding_window import most_probable, predict_slabs
 from ahnet_tf.networks import build_network
 from preprocessing.errors import SettingsError
 from preprocessing.volumes.geometry import Volume
@@ -146,7 +146,8 @@ def test_windows_in_flight_are_bounded_and_in_order(settings):
         odd = batch[..., 0] % 2
         return np.stack([1 - odd, odd], axis=-1).astype(np.float32)
 
-    found = predict_labels(volume, predict, (2, 5, 16), 2, in_flight=4)
+    slabs = predict_slabs(volume, predict, (2, 5, 16), 2, in_flight=4)
+    found = np.concatenate([most_probable(probabilities) for _, probabilities in slabs])
     np.testing.assert_array_equal(found, volume % 2)
     assert most[0] == 4
 
