@@ -1,25 +1,29 @@
-"""Settings of networks and trainings: frozen, checked, and dumped as JSON beside every output."""
+"""Settings of networks and of their training."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
-import math
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+import attrs
 
 from preprocessing.errors import SettingsError
-from preprocessing.files import write_json
+from preprocessing.settings import Requirement, fraction, is_number, is_whole, number, one_of, whole
 
-Config = TypeVar("Config")
+# TensorFlow's and NumPy's seeds have 32 bits.
+LARGEST_SEED = 2**32 - 1
 
-# The coarsest level of six holds one voxel of 32 x 32: to that inputs are padded.
-UNET_LEVELS = range(2, 7)
+_BELOW_ONE = Requirement("a fraction from 0 to below 1", lambda v: is_number(v) and 0 <= v < 1)
 
 
-@dataclass(frozen=True)
+def _is_window(value: Any) -> bool:
+    return len(value) == 2 and all(map(is_number, value)) and value[0] < value[1]
+
+
+def _setting(default: Any, requirement: Requirement) -> Any:
+    return attrs.field(default=default, validator=requirement)
+
+
+@attrs.frozen
 class ModelConfig:
     """One network, from raw intensities to logits; enough to build it again.
 
@@ -44,56 +48,47 @@ class ModelConfig:
         loss's prior, Lin et al. 2017, section 4.1), 0.01 for example; 0 leaves it at a half.
     """
 
-    architecture: str = "ahnet"
-    classes: int = 3
-    channels: int = 1
-    slices: int = 3
-    intensity_window: tuple[float, float] = (-200.0, 250.0)
-    activation: str = "softmax"
-    width: float = 1.0
-    blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
-    growth: int = 20
-    dense_layers: int = 3
-    pvp_levels: int = 4
+    architecture: str = _setting("ahnet", one_of("ahnet", "mcgcn", "unet2d", "unet3d"))
+    classes: int = _setting(3, whole(1))
+    channels: int = _setting(1, whole(1))
+    slices: int = _setting(
+        3,
+        Requirement("an odd number of at least 1", lambda v: is_whole(v) and v >= 1 and v % 2 == 1),
+    )
+    intensity_window: tuple[float, float] = _setting(
+        (-200.0, 250.0), Requirement("two finite numbers, low < high", _is_window)
+    )
+    activation: str = _setting("softmax", one_of("softmax", "sigmoid"))
+    width: float = _setting(
+        1.0, Requirement("a finite factor above 0", lambda v: is_number(v) and v > 0)
+    )
+    blocks: tuple[int, int, int, int] = _setting(
+        (3, 4, 6, 3),
+        Requirement(
+            "four whole numbers of at least 1",
+            lambda blocks: len(blocks) == 4 and all(is_whole(n) and n >= 1 for n in blocks),
+        ),
+    )
+    growth: int = _setting(20, whole(1))
+    dense_layers: int = _setting(3, whole(1))
+    pvp_levels: int = _setting(4, whole(0))
     pvp_border: bool = False
-    unet_levels: int = 0
-    upsampling: str = "trilinear"
-    norm: str = "batch"
-    dropout: float = 0.0
-    foreground_prior: float = 0.0
+    # The coarsest level of six holds one voxel of 32 x 32: to that inputs are padded.
+    unet_levels: int = _setting(
+        0, Requirement("0, or a whole number from 2 to 6", lambda value: value in (0, *range(2, 7)))
+    )
+    upsampling: str = _setting("trilinear", one_of("trilinear", "transpose"))
+    norm: str = _setting("batch", one_of("batch", "sync_batch", "group"))
+    dropout: float = _setting(0.0, _BELOW_ONE)
+    foreground_prior: float = _setting(0.0, _BELOW_ONE)
 
-    def __post_init__(self):
-        _choice("architecture", self.architecture, ("ahnet", "mcgcn", "unet2d", "unet3d"))
-        _choice("activation", self.activation, ("softmax", "sigmoid"))
-        _choice("upsampling", self.upsampling, ("trilinear", "transpose"))
-        _choice("norm", self.norm, ("batch", "sync_batch", "group"))
-        for name in ("classes", "channels", "growth", "dense_layers"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("pvp_levels", self.pvp_levels, 0)
-        if self.unet_levels not in (0, *UNET_LEVELS):
-            expected = f"0, or {UNET_LEVELS[0]} to {UNET_LEVELS[-1]}"
-            raise SettingsError("unet_levels", expected, self.unet_levels)
-        if self.slices < 1 or self.slices % 2 == 0:
-            raise SettingsError("slices", "an odd number of at least 1", self.slices)
-        if not self.width > 0:
-            raise SettingsError("width", "a factor above 0", self.width)
-        if not 0 <= self.dropout < 1:
-            raise SettingsError("dropout", "a rate from 0 to below 1", self.dropout)
-        if not 0 <= self.foreground_prior < 1:
-            raise SettingsError(
-                "foreground_prior", "a probability from 0 to below 1", self.foreground_prior
-            )
+    def __attrs_post_init__(self) -> None:
         if self.foreground_prior and self.activation != "sigmoid":
             expected = "0 with a softmax, whose classes share their probability"
             raise SettingsError("foreground_prior", expected, self.foreground_prior)
-        if len(self.blocks) != 4 or min(self.blocks) < 1:
-            raise SettingsError("blocks", "four counts of at least 1", self.blocks)
-        low, high = self.intensity_window
-        if not low < high:
-            raise SettingsError("intensity_window", "low < high", self.intensity_window)
 
 
-@dataclass(frozen=True)
+@attrs.frozen
 class AugmentationConfig:
     """Random changes of training patches; every patch draws its own, evaluation sees none.
 
@@ -117,39 +112,30 @@ class AugmentationConfig:
       padding_probability: chance that a patch ends early along z, as tiles at a volume's end do.
     """
 
-    flip_probability: float = 0.5
-    flip_z_probability: float = 0.0
-    warp_probability: float = 0.3
-    rotation_degrees: float = 15.0
-    zoom: float = 0.15
-    elastic_mm: float = 4.0
-    elastic_grid_mm: float = 32.0
-    translation_mm: float = 0.0
-    zoom_z: float = 0.0
-    translation_slices: float = 0.0
-    intensity_shift: float = 0.05
-    intensity_scale: float = 0.1
-    intensity_gamma: float = 0.1
-    intensity_curve: float = 0.0
-    intensity_noise: float = 0.03
-    padding_probability: float = 0.1
+    flip_probability: float = _setting(0.5, fraction())
+    flip_z_probability: float = _setting(0.0, fraction())
+    warp_probability: float = _setting(0.3, fraction())
+    rotation_degrees: float = _setting(15.0, number(0))
+    zoom: float = _setting(0.15, number(0))
+    elastic_mm: float = _setting(4.0, number(0))
+    elastic_grid_mm: float = _setting(32.0, number(0))
+    translation_mm: float = _setting(0.0, number(0))
+    zoom_z: float = _setting(0.0, number(0))
+    translation_slices: float = _setting(0.0, number(0))
+    intensity_shift: float = _setting(0.05, number(0))
+    intensity_scale: float = _setting(0.1, fraction())
+    intensity_gamma: float = _setting(0.1, number(0))
+    intensity_curve: float = _setting(0.0, number(0))
+    intensity_noise: float = _setting(0.03, number(0))
+    padding_probability: float = _setting(0.1, fraction())
 
-    def __post_init__(self):
-        for field in dataclasses.fields(AugmentationConfig):
-            _number(field.name, getattr(self, field.name))
-            _at_least(field.name, getattr(self, field.name), 0)
-        chances = ("flip", "flip_z", "warp", "padding")
-        for name in (*(f"{chance}_probability" for chance in chances), "intensity_scale"):
-            _fraction(name, getattr(self, name))
+    def __attrs_post_init__(self) -> None:
         if not 4 * self.elastic_mm < self.elastic_grid_mm:
-            raise SettingsError(
-                "elastic_mm",
-                f"less than a quarter of elastic_grid_mm ({self.elastic_grid_mm:g})",
-                self.elastic_mm,
-            )
+            expected = f"less than a quarter of elastic_grid_mm ({self.elastic_grid_mm:g})"
+            raise SettingsError("elastic_mm", expected, self.elastic_mm)
 
 
-@dataclass(frozen=True)
+@attrs.frozen
 class TrainingConfig(AugmentationConfig):
     """How one network is trained; with the records and the seed, enough to repeat it.
 
@@ -180,140 +166,44 @@ class TrainingConfig(AugmentationConfig):
       jit_compile: compile the step with XLA; faster on GPUs, many times slower on CPUs.
     """
 
-    steps: int = 20000
-    batch_size: int = 2
-    learning_rate: float = 1e-3
-    warmup_steps: int = 200
-    decay: str = "cosine"
-    final_learning_rate: float = 0.01
-    clip_norm: float = 5.0
-    loss: str = "focal"
-    gamma: float = 2.0
-    class_weights: tuple[float, ...] | None = None
-    weight_decay: float = 0.0
-    ema_momentum: float = 0.0
-    precision: str = "float32"
-    seed: int = 0
+    steps: int = _setting(20000, whole(1))
+    batch_size: int = _setting(2, whole(1))
+    learning_rate: float = _setting(
+        1e-3, Requirement("a finite rate above 0", lambda v: is_number(v) and v > 0)
+    )
+    warmup_steps: int = _setting(200, whole(0))
+    decay: str = _setting("cosine", one_of("cosine", "constant"))
+    final_learning_rate: float = _setting(0.01, fraction())
+    clip_norm: float = _setting(5.0, number(0))
+    loss: str = _setting("focal", one_of("focal", "cross_entropy", "dice_focal", "heat_map_l2"))
+    gamma: float = _setting(2.0, number(0))
+    class_weights: tuple[float, ...] | None = _setting(
+        None,
+        Requirement(
+            "null, or a number of at least 0 for each class with one above 0",
+            lambda weights: weights is None
+            or (any(weights) and all(is_number(w) and w >= 0 for w in weights)),
+        ),
+    )
+    weight_decay: float = _setting(0.0, number(0))
+    ema_momentum: float = _setting(0.0, _BELOW_ONE)
+    precision: str = _setting("float32", one_of("float32", "mixed_bfloat16", "mixed_float16"))
+    seed: int = _setting(0, whole(0, LARGEST_SEED))
     deterministic: bool = False
-    replicas: int = 0
-    evaluate_every: int = 1000
-    checkpoint_every: int = 500
-    log_every: int = 10
+    replicas: int = _setting(0, whole(0))
+    evaluate_every: int = _setting(1000, whole(0))
+    checkpoint_every: int = _setting(500, whole(1))
+    log_every: int = _setting(10, whole(1))
     jit_compile: bool = False
 
-    def __post_init__(self):
-        super().__post_init__()
-        _choice("decay", self.decay, ("cosine", "polynomial", "constant"))
-        _choice("loss", self.loss, ("focal", "cross_entropy", "dice_focal", "heat_map_l2"))
-        _choice("precision", self.precision, ("float32", "mixed_bfloat16", "mixed_float16"))
-        for name in ("steps", "batch_size", "checkpoint_every", "log_every"):
-            _whole(name, getattr(self, name), 1)
-        for name in ("evaluate_every", "warmup_steps", "seed", "replicas"):
-            _whole(name, getattr(self, name), 0)
-        for name in ("clip_norm", "gamma", "weight_decay", "ema_momentum"):
-            _number(name, getattr(self, name))
-            _at_least(name, getattr(self, name), 0)
-        _fraction("final_learning_rate", self.final_learning_rate)
-        _number("learning_rate", self.learning_rate)
-        if not self.learning_rate > 0:
-            raise SettingsError("learning_rate", "a rate above 0", self.learning_rate)
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
         if self.warmup_steps >= self.steps:
-            raise SettingsError(
-                "warmup_steps", f"fewer than the {self.steps} steps", self.warmup_steps
-            )
+            expected = f"fewer than the {self.steps} steps"
+            raise SettingsError("warmup_steps", expected, self.warmup_steps)
         if self.replicas and self.batch_size % self.replicas:
-            raise SettingsError(
-                "batch_size", f"a multiple of the {self.replicas} replicas", self.batch_size
-            )
+            expected = f"a multiple of the {self.replicas} replicas"
+            raise SettingsError("batch_size", expected, self.batch_size)
         if not self.weight_decay * self.learning_rate < 1:
-            raise SettingsError(
-                "weight_decay",
-                f"less than 1 / learning_rate ({1 / self.learning_rate:g})",
-                self.weight_decay,
-            )
-        if not self.ema_momentum < 1:
-            raise SettingsError("ema_momentum", "a fraction from 0 to below 1", self.ema_momentum)
-        for name in ("deterministic", "jit_compile"):
-            if not isinstance(getattr(self, name), bool):
-                raise SettingsError(name, "true or false", repr(getattr(self, name)))
-        if self.class_weights is not None:
-            if not isinstance(self.class_weights, tuple) or not self.class_weights:
-                raise SettingsError("class_weights", "a number a class", repr(self.class_weights))
-            for weight in self.class_weights:
-                _number("class_weights", weight)
-                _at_least("class_weights", weight, 0)
-            if not any(self.class_weights):
-                raise SettingsError("class_weights", "a weight above 0", self.class_weights)
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Returns a configuration as plain JSON types."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def from_dict(kind: type[Config], content: dict[str, Any], where: object = "settings") -> Config:
-    """Returns the configuration of class `kind` from plain JSON types, checked.
-
-    Raises:
-      SettingsError: an unknown setting (the nearest name is suggested) or a value out of range.
-    """
-    names = [field.name for field in dataclasses.fields(kind)]
-    for name in content:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            remedy = f"Did you mean {near[0]!r}?" if near else ""
-            raise SettingsError(where, f"settings among {', '.join(names)}", repr(name), remedy)
-    return kind(**{name: _tuples(value) for name, value in content.items()})
-
-
-def save_config(path: str | Path, config: Any) -> None:
-    """Writes a configuration as JSON."""
-    write_json(path, to_dict(config))
-
-
-def load_config(path: str | Path, kind: type[Config]) -> Config:
-    """Reads a configuration of class `kind` from JSON.
-
-    Raises:
-      SettingsError: the file is not JSON, or its settings don't fit.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(path, "a JSON object of settings", error) from None
-    if not isinstance(content, dict):
-        raise SettingsError(path, "a JSON object of settings", type(content).__name__)
-    return from_dict(kind, content, where=path)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        near = difflib.get_close_matches(str(value), allowed, n=1)
-        remedy = f"Did you mean {near[0]!r}?" if near else ""
-        raise SettingsError(name, f"one of {', '.join(allowed)}", repr(value), remedy)
-
-
-def _at_least(name: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise SettingsError(name, f"at least {least}", value)
-
-
-def _fraction(name: str, value: Any) -> None:
-    _number(name, value)
-    if not 0 <= value <= 1:
-        raise SettingsError(name, "a fraction from 0 to 1", value)
-
-
-def _whole(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise SettingsError(name, f"a whole number of at least {least}", repr(value))
-    _at_least(name, value, least)
-
-
-def _number(name: str, value: Any) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise SettingsError(name, "a finite number", repr(value))
+            expected = f"less than 1 / learning_rate ({1 / self.learning_rate:g})"
+            raise SettingsError("weight_decay", expected, self.weight_decay)

@@ -1,41 +1,42 @@
 """Every setting of a two-stage training: presets, a JSON file, single settings, in that order.
 
-TensorFlow is not imported here, so that settings are checked in a moment.
+TensorFlow is not imported here: settings are checked before it is loaded.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ahnet_tf.config import ModelConfig, TrainingConfig, from_dict, to_dict
+import attrs
+
+from ahnet_tf.config import ModelConfig, TrainingConfig
 from preprocessing.errors import SettingsError
+from preprocessing.settings import check_names, did_you_mean, from_dict, read_object, to_dict
 from preprocessing.tasks import Task
 
 STAGES = ("2d", "3d")
-SECTIONS = {"model": ModelConfig, "training": TrainingConfig}
+SECTIONS: dict[str, type] = {"model": ModelConfig, "training": TrainingConfig}
+NAMES = {section: list(attrs.fields_dict(kind)) for section, kind in SECTIONS.items()}
 
 
-@dataclass(frozen=True)
+@attrs.frozen
 class StageConfig:
-    """One network and its recipe."""
+    """One network and how it is trained."""
 
     model: ModelConfig
     training: TrainingConfig
 
 
-@dataclass(frozen=True)
+@attrs.frozen
 class RunConfig:
     """All settings of a run.
 
     Attributes:
-      preset: the preset that was begun with.
-      stages: by stage, "2d" (MC-GCN) and "3d" (AH-Net); both are kept even if one is trained.
+      preset: name of the preset that the other settings change.
+      stages: by stage, "2d" (MC-GCN) and "3d" (AH-Net), even if only one of them is trained.
     """
 
     preset: str
@@ -43,14 +44,13 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as plain JSON types, as `run_config` takes them back."""
-        return {"preset": self.preset} | {
-            stage: {section: to_dict(getattr(config, section)) for section in SECTIONS}
-            for stage, config in self.stages.items()
-        }
+        stages = {stage: to_dict(config) for stage, config in self.stages.items()}
+        return {"preset": self.preset} | stages
 
 
-# The published recipe (arXiv 1711.08580, section 3): Adam, 5e-4 for the 2D network, 1e-3 for the 3D
-# one after the transfer, focal loss with gamma 2 and class weights for liver and tumour.
+# From the paper (arXiv 1711.08580, section 3): Adam, learning rates of 5e-4 for the 2D network and
+# 1e-3 for the 3D one after the transfer, focal loss with gamma 2. Ours: class weights, number of
+# steps, warm-up and decay of the learning rate, augmentation.
 _CT_LIVER = {
     "2d": {
         "architecture": "mcgcn",
@@ -68,10 +68,10 @@ _CT_LIVER = {
     },
 }
 
-# A quarter of the width and one bottleneck a stage: minutes on two cores, for patches of
-# 16 x 128 x 128 at 2.5 x 2.5 x 5 mm (task ct_liver_small). A patch holds the whole plane, so that
-# left and right tell organs apart: no mirroring. Half the weight on the background made livers too
-# wide, the full weight too narrow.
+# A quarter of the width and one bottleneck in each stage, for minutes of training on two cores with
+# patches of 16 x 128 x 128 at 2.5 x 2.5 x 5 mm (task ct_liver_small). A patch holds the whole plane,
+# where left and right distinguish organs, so there is no mirroring. A background weight of 0.5 made
+# livers too wide, 1 too narrow.
 _SMALL = {
     "width": 0.25,
     "blocks": [1, 1, 1, 1],
@@ -93,10 +93,10 @@ _CT_LIVER_SMALL = {
     | {"architecture": "ahnet", "learning_rate": 4e-3, "steps": 900, "evaluate_every": 450},
 }
 
-# As published for lesions in breast tomosynthesis: sigmoid focal loss on the heat map, gamma 2. Lesions
-# are so few voxels that without a weight the empty heat map is long the best one; whatever the weight,
-# the loss is least where the answer is the heat map. Voxels of a tenth of a millimetre: the elastic warp
-# has their scale.
+# From the paper, for lesions in breast tomosynthesis: focal loss on the heat map, gamma 2. Ours: the
+# class weights, since lesions have so few voxels that an unweighted loss favours an empty heat map for
+# many steps (with any weights the loss is least where the prediction equals the heat map), and the
+# scale of the elastic warp, which suits voxels of a tenth of a millimetre.
 _DBT = {
     "activation": "sigmoid",
     "loss": "focal",
@@ -124,7 +124,7 @@ PRESETS = {
 
 
 def preset_for(task: Task) -> str:
-    """Returns the preset that a task is trained with unless another is asked for."""
+    """Returns the name of the preset that a task is trained with by default."""
     if task.name in PRESETS:
         return task.name
     return "dbt_lesion" if task.target == "heat_map" else "ct_liver"
@@ -149,27 +149,33 @@ def run_config(
       SettingsError: an unknown name (the nearest is suggested), an unreadable file, or a value
         that is not possible.
     """
-    content = {} if config_file is None else _read(Path(config_file))
+    content = {}
+    if config_file is not None:
+        content = check_names(read_object(config_file), ("preset", *STAGES), config_file)
     preset = preset or content.get("preset") or preset_for(task)
-    if preset not in PRESETS:
-        raise SettingsError(
-            "preset", f"one of {', '.join(PRESETS)}", repr(preset), near(preset, PRESETS)
-        )
+    if preset not in list(PRESETS):
+        expected = f"one of {', '.join(PRESETS)}"
+        raise SettingsError("preset", expected, repr(preset), did_you_mean(preset, PRESETS))
     of_task = {"classes": len(task.class_names), "intensity_window": list(task.intensity_window)}
     stages = {}
     for stage in STAGES:
+        where = f"{config_file}: {stage}"
         flat = of_task | PRESETS[preset][stage]
-        for section, names in _sections(content.get(stage, {}), f"{config_file}: {stage}").items():
-            flat |= _checked(names, f"{config_file}: {stage}.{section}", section)
+        for section, values in check_names(content.get(stage, {}), SECTIONS, where).items():
+            flat |= check_names(values, NAMES[section], f"{where}.{section}")
         for item in settings:
             flat |= _assignment(item, stage)
-        stages[stage] = _stage(flat, f"settings of stage {stage}")
+        nested = {
+            section: {name: flat[name] for name in names if name in flat}
+            for section, names in NAMES.items()
+        }
+        stages[stage] = from_dict(StageConfig, nested, f"settings of stage {stage}")
         check_settings(stages[stage].model, stages[stage].training, task)
     return RunConfig(preset, stages)
 
 
 def check_settings(model_config: ModelConfig, config: TrainingConfig, task: Task) -> None:
-    """Checks that a network and its recipe fit the task.
+    """Checks that the settings of a network and of its training fit the task.
 
     Raises:
       SettingsError: another number of classes or intensity window, or a softmax for a heat map or its
@@ -195,77 +201,16 @@ def check_settings(model_config: ModelConfig, config: TrainingConfig, task: Task
         )
 
 
-def near(name: str, names: Any) -> str:
-    """Returns "Did you mean ...?" for a misspelt name, or nothing."""
-    found = difflib.get_close_matches(str(name), list(names), n=1)
-    return f"Did you mean {found[0]!r}?" if found else ""
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(path, "a JSON object of settings", error) from None
-    if not isinstance(content, dict):
-        raise SettingsError(path, "a JSON object of settings", type(content).__name__)
-    for name in content:
-        if name not in ("preset", *STAGES):
-            names = ("preset", *STAGES)
-            raise SettingsError(
-                path, f"entries among {', '.join(names)}", repr(name), near(name, names)
-            )
-    return content
-
-
-def _sections(content: Any, where: str) -> dict[str, Any]:
-    if not isinstance(content, dict):
-        raise SettingsError(where, "a JSON object with model and training", type(content).__name__)
-    for name in content:
-        if name not in SECTIONS:
-            raise SettingsError(where, "entries model, training", repr(name), near(name, SECTIONS))
-    return content
-
-
-def _checked(settings: Any, where: str, section: str) -> dict[str, Any]:
-    if not isinstance(settings, dict):
-        raise SettingsError(where, "a JSON object of settings", type(settings).__name__)
-    for name in settings:
-        _known(name, _names(section), where)
-    return settings
-
-
 def _assignment(item: str, stage: str) -> dict[str, Any]:
     name, equals, text = item.partition("=")
     prefix, dot, rest = name.rpartition(".")
     if not equals or (dot and prefix not in STAGES):
         expected = "NAME=VALUE, 2d.NAME=VALUE or 3d.NAME=VALUE"
         raise SettingsError("--set", expected, repr(item))
-    _known(rest, [name for section in SECTIONS for name in _names(section)], "--set")
+    check_names({rest: text}, [*NAMES["model"], *NAMES["training"]], "--set")
     if dot and prefix != stage:
         return {}
     try:
         return {rest: json.loads(text)}
     except json.JSONDecodeError:
         return {rest: text}
-
-
-def _stage(flat: dict[str, Any], where: str) -> StageConfig:
-    try:
-        parts = {
-            section: from_dict(kind, {k: v for k, v in flat.items() if k in _names(section)}, where)
-            for section, kind in SECTIONS.items()
-        }
-    except TypeError as error:
-        raise SettingsError(where, "values of the right kind", error) from None
-    return StageConfig(**parts)
-
-
-def _names(section: str) -> list[str]:
-    return [field.name for field in dataclasses.fields(SECTIONS[section])]
-
-
-def _known(name: str, names: Sequence[str], where: str) -> None:
-    if name not in names:
-        raise SettingsError(
-            where, f"settings among {', '.join(names)}", repr(name), near(name, names)
-        )

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ahnet_tf.config import ModelConfig
-from ahnet_tf.presets import PRESETS, STAGES, RunConfig, StageConfig, near, run_config
+from ahnet_tf.presets import PRESETS, STAGES, RunConfig, StageConfig, run_config
 from ahnet_tf.training.workers import workers_of
 from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import InputError, SettingsError
 from preprocessing.files import write_json
+from preprocessing.settings import did_you_mean
 from preprocessing.tasks import Task, load_task
 
 if TYPE_CHECKING:
@@ -172,8 +173,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _check_start(init: str, model: ModelConfig) -> None:
     """Checks what --init names, before TensorFlow is there to read it."""
-    if init == IMAGENET and (model.width != 1 or model.blocks != ModelConfig.blocks):
-        expected = f"a network of ResNet-50's width (1) and blocks {ModelConfig.blocks}"
+    if init == IMAGENET and (model.width != 1 or model.blocks != ModelConfig().blocks):
+        expected = f"a network of ResNet-50's width (1) and blocks {ModelConfig().blocks}"
         found = f"width {model.width:g}, blocks {model.blocks}"
         raise SettingsError(f"--init {IMAGENET}", expected, found, "See --preset ct_liver.")
     if init == IMAGENET and model.architecture not in ("mcgcn", "ahnet"):
@@ -181,7 +182,7 @@ def _check_start(init: str, model: ModelConfig) -> None:
     if init not in (SCRATCH, IMAGENET) and not (Path(init) / "model.json").is_file():
         expected = f"a network's folder (with model.json), {IMAGENET} or {SCRATCH}"
         found = "none" if Path(init).is_dir() else "no such folder"
-        raise InputError(init, expected, found, near(init, (SCRATCH, IMAGENET)))
+        raise InputError(init, expected, found, did_you_mean(init, (SCRATCH, IMAGENET)))
 
 
 def _start(init: str, stage: StageConfig) -> Any:

@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ahnet_tf.config import ModelConfig, TrainingConfig, to_dict
+from ahnet_tf.config import ModelConfig, TrainingConfig
 from preprocessing.phantom.ct import PhantomSettings
 from preprocessing.phantom.dbt import DBTSettings
+from preprocessing.settings import to_dict
 from preprocessing.tasks import Task
 
 # In the slice plane all patches are alike; they differ in slices, and batches make up for it.

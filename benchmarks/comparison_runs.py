@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 
 from ahnet_tf.data.record_files import find_records
@@ -68,8 +69,8 @@ def make_records(plan: Plan, task_name: str, folder: Path) -> None:
     task = TASKS[task_name]
     slab_shape = (SLICES_2D, *task.patch_shape_zyx[1:])
     tasks = {
-        "3d": dataclasses.replace(task, patches_per_case=plan.volume_patches),
-        "2d": dataclasses.replace(task, patches_per_case=plan.slabs, patch_shape_zyx=slab_shape),
+        "3d": attrs.evolve(task, patches_per_case=plan.volume_patches),
+        "2d": attrs.evolve(task, patches_per_case=plan.slabs, patch_shape_zyx=slab_shape),
     }
     for name, groups in (("3d", ("volumes",)), ("2d", ("volumes", "further"))):
         splits = folder / f"splits_{name}.json"
@@ -97,7 +98,7 @@ def make_run(output: Path, plan: Plan, task_name: str, name: str, seed: int) -> 
     began, cpu_began = time.perf_counter(), time.process_time()
     flat = name == PRETRAINING or VARIANTS[name].flat
     records = output / "records" / task_name / ("2d" if flat else "3d")
-    task = dataclasses.replace(
+    task = attrs.evolve(
         TASKS[task_name],
         patches_per_case=plan.slabs if flat else plan.volume_patches,
         patch_shape_zyx=(SLICES_2D if flat else SLICES_3D, *TASKS[task_name].patch_shape_zyx[1:]),

@@ -10,7 +10,6 @@ has a process of its own.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import statistics
 import sys
@@ -18,13 +17,15 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import attrs
 import numpy as np
 
-from ahnet_tf.config import AugmentationConfig, to_dict
+from ahnet_tf.config import AugmentationConfig
 from ahnet_tf.presets import run_config
 from benchmarks.peers import Worker
 from benchmarks.report import goal, print_table, versions, write_report
 from preprocessing.cli import make_parser, run_command
+from preprocessing.settings import to_dict
 from preprocessing.tasks import PRESETS, Task
 
 SHAPES = {"small": (16, 128, 128), "full": (32, 128, 128)}
@@ -55,7 +56,7 @@ def _run(arguments) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tasks = {
-            name: dataclasses.replace(PRESETS["ct_liver"], patch_shape_zyx=shape)
+            name: attrs.evolve(PRESETS["ct_liver"], patch_shape_zyx=shape)
             for name, shape in SHAPES.items()
         }
         for shape, task in tasks.items():

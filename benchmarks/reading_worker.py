@@ -62,7 +62,7 @@ def train(folder, eval_folder, task, model, training, output, repeats):
     """Times training steps with a batch at hand, then the real loop that reads its batches."""
     import tensorflow as tf
 
-    from ahnet_tf.config import ModelConfig, TrainingConfig, from_dict
+    from ahnet_tf.config import ModelConfig, TrainingConfig
     from ahnet_tf.data.dataset import training_dataset
     from ahnet_tf.data.record_files import find_records
     from ahnet_tf.networks import build_network
@@ -71,6 +71,7 @@ def train(folder, eval_folder, task, model, training, output, repeats):
     from ahnet_tf.training.optimizer import make_optimizer
     from ahnet_tf.training.train_step import make_train_step
     from ahnet_tf.training.trainer import train_network
+    from preprocessing.settings import from_dict
     from preprocessing.tasks import task_from_dict
 
     files, task = find_records(folder), task_from_dict(task)

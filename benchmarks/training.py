@@ -10,19 +10,20 @@ and by two that share them; the whole AH-Net (preset ct_liver) with each optimiz
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ahnet_tf.config import to_dict
+import attrs
+
 from ahnet_tf.presets import run_config
 from benchmarks.peers import Worker
 from benchmarks.reading import write_records
 from benchmarks.report import goal, print_table, versions, write_report
 from preprocessing.cli import make_parser, run_command
+from preprocessing.settings import to_dict
 from preprocessing.tasks import PRESETS, Task
 
 SHAPE = (16, 128, 128)
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments) -> None:
-    task = dataclasses.replace(PRESETS["ct_liver_small"], patch_shape_zyx=SHAPE)
+    task = attrs.evolve(PRESETS["ct_liver_small"], patch_shape_zyx=SHAPE)
     batches = _batches(task, arguments.repeats)
     replicas = _replicas(task, arguments.repeats)
     optimizers = _optimizers(task, max(1, arguments.repeats // 3))

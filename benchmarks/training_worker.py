@@ -23,12 +23,13 @@ def prepare(name, model, training, shape_zyx):
     """Builds a network and its step; returns the seconds that the first two steps take."""
     import tensorflow as tf
 
-    from ahnet_tf.config import ModelConfig, TrainingConfig, from_dict
+    from ahnet_tf.config import ModelConfig, TrainingConfig
     from ahnet_tf.networks import build_network
     from ahnet_tf.training.distribution import mirrored_strategy, precision
     from ahnet_tf.training.ema import WeightAverage
     from ahnet_tf.training.optimizer import make_optimizer
     from ahnet_tf.training.train_step import make_train_step
+    from preprocessing.settings import from_dict
 
     model_config, config = from_dict(ModelConfig, model), from_dict(TrainingConfig, training)
     strategy = mirrored_strategy(config.replicas)
@@ -68,10 +69,11 @@ def take(name):
 
 def loop(folder, eval_folder, task, model, training, output):
     """Trains as the command does; returns the rows of its history, and the peak memory in MiB."""
-    from ahnet_tf.config import ModelConfig, TrainingConfig, from_dict
+    from ahnet_tf.config import ModelConfig, TrainingConfig
     from ahnet_tf.data.record_files import find_records
     from ahnet_tf.training.history import read_history
     from ahnet_tf.training.trainer import train_network
+    from preprocessing.settings import from_dict
     from preprocessing.tasks import task_from_dict
 
     files = [find_records(split) for split in (folder, eval_folder)]

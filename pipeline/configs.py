@@ -1,15 +1,17 @@
-"""What one pipeline is made of: data, trainings, thresholds; plain data, as JSON."""
+"""Settings of a pipeline: data, trainings, thresholds."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+
+import attrs
 
 from ahnet_tf.evaluation.froc import score_names
 from ahnet_tf.presets import RunConfig
 from preprocessing.allowances import ALLOWANCES
 from preprocessing.errors import SettingsError
 from preprocessing.records.splits import EVAL_FRACTION
+from preprocessing.settings import Requirement, fraction, whole
 from preprocessing.tasks import Task
 
 # Record files of a split's folder.
@@ -37,7 +39,7 @@ def score_name(threshold: str, task: Task) -> str:
     return f"dice_{threshold}" if threshold in task.class_names else threshold
 
 
-@dataclass(frozen=True)
+@attrs.frozen
 class PipelineSettings:
     """Everything that decides what a pipeline computes.
 
@@ -69,19 +71,28 @@ class PipelineSettings:
     task: Task
     config: RunConfig
     thresholds: dict[str, float]
-    largest_loss: float = 0.0
+    largest_loss: float = attrs.field(default=0.0, validator=fraction("a Dice"))
     name: str = "ahnet"
     from_volumes: bool = False
-    eval_fraction: float = EVAL_FRACTION
-    spans: int = 0
+    eval_fraction: float = attrs.field(
+        default=EVAL_FRACTION,
+        validator=Requirement("a share between 0 and 1", lambda value: 0 < value < 1),
+    )
+    spans: int = attrs.field(default=0, validator=whole(0))
     warm_start: bool = False
     schema: str = "curated"
-    tuner_trials: int = 0
-    tuner_steps: int = 100
-    allow: tuple[str, ...] = ()
+    tuner_trials: int = attrs.field(default=0, validator=whole(0))
+    tuner_steps: int = attrs.field(default=100, validator=whole(1))
+    allow: tuple[str, ...] = attrs.field(
+        default=(),
+        validator=Requirement(
+            f"names among {', '.join([*WAIVERS, *ALLOWANCES])}",
+            lambda names: {*names} <= {*WAIVERS, *ALLOWANCES},
+        ),
+    )
     serving_image: str = ""
 
-    def __post_init__(self):
+    def __attrs_post_init__(self) -> None:
         names = threshold_names(self.task)
         if not self.thresholds:
             raise SettingsError("thresholds", f"one or more of {', '.join(names)}", "none")
@@ -91,17 +102,6 @@ class PipelineSettings:
             if not 0 <= least <= 1:
                 expected = "a Dice from 0 to 1" if name in self.task.class_names else "a share"
                 raise SettingsError(f"threshold of {name}", expected, least)
-        if not 0 <= self.largest_loss <= 1:
-            raise SettingsError("largest_loss", "a Dice from 0 to 1", self.largest_loss)
-        if not 0 < self.eval_fraction < 1:
-            raise SettingsError("eval_fraction", "a share between 0 and 1", self.eval_fraction)
-        for name, least in (("spans", 0), ("tuner_trials", 0), ("tuner_steps", 1)):
-            if getattr(self, name) < least:
-                raise SettingsError(name, f"at least {least}", getattr(self, name))
-        for name in self.allow:
-            if name not in WAIVERS and name not in ALLOWANCES:
-                known = ", ".join([*WAIVERS, *ALLOWANCES])
-                raise SettingsError("allow", f"names among {known}", repr(name))
 
     def score_thresholds(self) -> dict[str, float]:
         """Returns the thresholds by the Evaluator's names of the scores."""
@@ -109,7 +109,7 @@ class PipelineSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as plain JSON types."""
-        return vars(self) | {
+        return attrs.asdict(self, recurse=False) | {
             "task": self.task.to_dict(),
             "config": self.config.to_dict(),
             "allow": list(self.allow),

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ahnet_tf.config import ModelConfig, TrainingConfig, from_dict, to_dict
+from ahnet_tf.config import ModelConfig, TrainingConfig
 from preprocessing.errors import InputError
 from preprocessing.files import write_json
+from preprocessing.settings import from_dict, to_dict
 from preprocessing.tasks import Task, task_from_dict
 
 JOB_FILE = "training_job.json"

@@ -21,6 +21,8 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from preprocessing.allowances import ALLOWANCES, parse_allowances
 from preprocessing.cli import make_parser, own_options, run_command
 from preprocessing.errors import PipelineError, SettingsError
@@ -230,9 +232,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace, beam_options: Sequence[str]) -> int:
     task = load_task(arguments.task)
     if arguments.patches_per_case is not None:
-        task = dataclasses.replace(task, patches_per_case=arguments.patches_per_case)
+        task = attrs.evolve(task, patches_per_case=arguments.patches_per_case)
     if arguments.patch_shape is not None:
-        task = dataclasses.replace(task, patch_shape_zyx=tuple(arguments.patch_shape))
+        task = attrs.evolve(task, patch_shape_zyx=tuple(arguments.patch_shape))
     start = time.monotonic()
     manifest = convert(
         arguments.input,

@@ -1,43 +1,39 @@
-"""What a task is: its classes, intensity window, spacing and patches; presets and the user's own."""
+"""Tasks: classes, intensity window, spacing and patches; presets and the user's own from JSON."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
-import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 
 from preprocessing.errors import SettingsError
+from preprocessing.settings import (
+    Requirement,
+    did_you_mean,
+    fraction,
+    from_dict,
+    is_number,
+    is_whole,
+    one_of,
+    read_object,
+    to_dict,
+    whole,
+)
 
-RESAMPLING = ("keep", "in_plane", "full")
-IMAGE_DTYPES = ("int16", "uint16")
-TARGETS = ("labels", "heat_map")
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _positive_triple(values: Any, is_number: Callable[[Any], bool]) -> bool:
-    return (
-        isinstance(values, tuple)
-        and len(values) == 3
-        and all(is_number(value) and value > 0 for value in values)
-    )
+_POSITIVE_MM = "three positive millimetres (x, y, z)"
+_LABEL_CLASSES = (
+    "pairs of a label's name and a class, labels all different and the background first"
+)
 
 
-@dataclass(frozen=True)
+def _are_positive(values: Any, is_kind: Callable[[Any], bool]) -> bool:
+    return len(values) == 3 and all(is_kind(value) and value > 0 for value in values)
+
+
+@attrs.frozen
 class Task:
     """What is learned from which volumes; everything that conversion and networks must agree on.
 
@@ -58,76 +54,58 @@ class Task:
         as, e.g. ("tumour", "liver"); None: labels are the classes.
     """
 
-    name: str
-    class_names: tuple[str, ...]
-    intensity_window: tuple[float, float]
-    image_dtype: str = "int16"
+    name: str = attrs.field(validator=Requirement("a text", lambda name: name != ""))
+    class_names: tuple[str, ...] = attrs.field(
+        validator=Requirement(
+            "a list of names, two or more, all different",
+            lambda names: 2 <= len(names) == len(set(names)),
+        )
+    )
+    intensity_window: tuple[float, float] = attrs.field(
+        validator=Requirement(
+            "two finite numbers, low < high", lambda window: window[0] < window[1]
+        )
+    )
+    image_dtype: str = attrs.field(default="int16", validator=one_of("int16", "uint16"))
     outside_value: int = -1024
-    resampling: str = "keep"
-    spacing_mm: tuple[float, float, float] | None = None
-    patch_shape_zyx: tuple[int, int, int] = (32, 128, 128)
-    patches_per_case: int = 16
-    foreground_fraction: float = 0.75
-    target: str = "labels"
-    label_classes: tuple[tuple[str, str], ...] | None = None
+    resampling: str = attrs.field(default="keep", validator=one_of("keep", "in_plane", "full"))
+    spacing_mm: tuple[float, float, float] | None = attrs.field(
+        default=None,
+        validator=Requirement(
+            _POSITIVE_MM,
+            lambda spacing: spacing is None or _are_positive(spacing, is_number),
+        ),
+    )
+    patch_shape_zyx: tuple[int, int, int] = attrs.field(
+        default=(32, 128, 128),
+        validator=Requirement(
+            "three positive voxel counts", lambda shape: _are_positive(shape, is_whole)
+        ),
+    )
+    patches_per_case: int = attrs.field(default=16, validator=whole(1))
+    foreground_fraction: float = attrs.field(default=0.75, validator=fraction("a share"))
+    target: str = attrs.field(default="labels", validator=one_of("labels", "heat_map"))
+    label_classes: tuple[tuple[str, str], ...] | None = attrs.field(
+        default=None,
+        validator=Requirement(
+            _LABEL_CLASSES,
+            lambda pairs: pairs is None or 0 < len(pairs) == len({label for label, _ in pairs}),
+        ),
+    )
 
-    def __post_init__(self):
-        names, window = self.class_names, self.intensity_window
-        self._check("name: a text", isinstance(self.name, str) and self.name != "")
-        self._check(
-            "class_names: a list of names, two or more, all different",
-            isinstance(names, tuple)
-            and all(isinstance(name, str) for name in names)
-            and 2 <= len(names) == len(set(names)),
-        )
-        numbers = isinstance(window, tuple) and len(window) == 2 and all(map(_finite, window))
-        self._check(
-            "intensity_window: two finite numbers, low < high", numbers and window[0] < window[1]
-        )
-        self._check(
-            f"image_dtype among {', '.join(IMAGE_DTYPES)}", self.image_dtype in IMAGE_DTYPES
-        )
+    def __attrs_post_init__(self) -> None:
         limits = np.iinfo(self.image_dtype)
-        self._check(
-            f"outside_value: a whole number that {self.image_dtype} can hold",
-            _whole(self.outside_value) and limits.min <= self.outside_value <= limits.max,
-        )
-        self._check(f"resampling among {', '.join(RESAMPLING)}", self.resampling in RESAMPLING)
-        if self.resampling != "keep" or self.spacing_mm is not None:
-            self._check(
-                "spacing_mm: three positive millimetres (x, y, z)",
-                _positive_triple(self.spacing_mm, _finite),
-            )
-        self._check(
-            "patch_shape_zyx: three positive voxel counts",
-            _positive_triple(self.patch_shape_zyx, _whole),
-        )
-        self._check(
-            "patches_per_case: a whole number of at least 1",
-            _whole(self.patches_per_case) and self.patches_per_case >= 1,
-        )
-        self._check(
-            "foreground_fraction: a share from 0 to 1",
-            _finite(self.foreground_fraction) and 0 <= self.foreground_fraction <= 1,
-        )
-        self._check(f"target among {', '.join(TARGETS)}", self.target in TARGETS)
-        self._check(
-            "class_names: two, background and lesion, where the target is a heat map",
-            self.target == "labels" or len(names) == 2,
-        )
-        labels = self.label_classes
-        self._check(
-            "label_classes: pairs of a label's name and a class, labels all different and the "
-            "background first",
-            labels is None
-            or (
-                isinstance(labels, tuple)
-                and all(isinstance(pair, tuple) and len(pair) == 2 for pair in labels)
-                and all(isinstance(name, str) and own in names for name, own in labels)
-                and len({name for name, _ in labels}) == len(labels) > 0
-                and labels[0][1] == names[0]
-            ),
-        )
+        if not limits.min <= self.outside_value <= limits.max:
+            expected = f"a whole number that {self.image_dtype} can hold"
+            raise SettingsError("outside_value", expected, self.outside_value)
+        if self.resampling != "keep" and self.spacing_mm is None:
+            raise SettingsError("spacing_mm", _POSITIVE_MM, "none")
+        if self.target == "heat_map" and len(self.class_names) != 2:
+            expected = "two, background and lesion, where the target is a heat map"
+            raise SettingsError("class_names", expected, self.class_names)
+        classes = [name for _, name in self.label_classes or ()]
+        if classes and (classes[0] != self.class_names[0] or set(classes) - set(self.class_names)):
+            raise SettingsError("label_classes", _LABEL_CLASSES, self.label_classes)
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -143,15 +121,9 @@ class Task:
             return tuple(range(len(self.class_names)))
         return tuple(self.class_names.index(own) for _, own in self.label_classes)
 
-    def _check(self, expected: str, holds: bool) -> None:
-        """Raises a SettingsError; `expected` starts with the attribute's name."""
-        if not holds:
-            attribute = re.match(r"\w+", expected)[0]
-            raise SettingsError(f"task {self.name!r}", expected, repr(getattr(self, attribute)))
-
     def to_dict(self) -> dict[str, Any]:
         """Returns the task as plain JSON types."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        return to_dict(self)
 
 
 PRESETS = {
@@ -208,41 +180,25 @@ def load_task(name_or_path: str) -> Task:
     """
     if name_or_path in PRESETS:
         return PRESETS[name_or_path]
-    path = Path(name_or_path)
-    if not path.is_file():
-        near = difflib.get_close_matches(name_or_path, PRESETS, n=1)
-        remedy = f"Did you mean {near[0]!r}?" if near else ""
+    if not Path(name_or_path).is_file():
+        expected = f"a preset ({', '.join(PRESETS)}) or a JSON file"
         raise SettingsError(
-            "task", f"a preset ({', '.join(PRESETS)}) or a JSON file", repr(name_or_path), remedy
+            "task", expected, repr(name_or_path), did_you_mean(name_or_path, PRESETS)
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(path, "a JSON object of task settings", error) from None
-    return task_from_dict(content, where=path)
+    return task_from_dict(read_object(name_or_path), where=name_or_path)
 
 
 def task_from_dict(content: dict[str, Any], where: object = "task") -> Task:
-    """Returns a task from plain JSON types (see `load_task`)."""
-    if not isinstance(content, dict):
-        raise SettingsError(where, "a JSON object of task settings", type(content).__name__)
-    settings = dict(content)
-    base = settings.pop("base", None)
-    if base is not None:
-        if base not in PRESETS:
-            raise SettingsError(where, f"base among {', '.join(PRESETS)}", repr(base))
-        settings = PRESETS[base].to_dict() | {"name": f"{base}_own"} | settings
-    names = {field.name: field for field in dataclasses.fields(Task)}
-    for name in settings:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            remedy = f"Did you mean {near[0]!r}?" if near else ""
-            raise SettingsError(where, f"settings among {', '.join(names)}", repr(name), remedy)
-    for name, field in names.items():
-        if field.default is dataclasses.MISSING and name not in settings:
-            raise SettingsError(where, f"the setting {name!r}", "none", "Add it, or a base.")
-    return Task(**{name: _tuples(value) for name, value in settings.items()})
+    """Returns a task from plain JSON types (see `load_task`).
 
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+    Raises:
+      SettingsError: a setting that doesn't fit.
+    """
+    if not isinstance(content, dict) or content.get("base") is None:
+        return from_dict(Task, content, where)
+    base = content["base"]
+    if base not in list(PRESETS):
+        raise SettingsError(where, f"base among {', '.join(PRESETS)}", repr(base))
+    settings = PRESETS[base].to_dict() | {"name": f"{base}_own"} | content
+    del settings["base"]
+    return from_dict(Task, settings, where)

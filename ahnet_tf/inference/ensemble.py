@@ -6,10 +6,12 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
+import attrs
 import numpy as np
 
 from ahnet_tf.inference.predictor import Predictor
 from preprocessing.errors import ModelError, SettingsError
+from preprocessing.tasks import Task
 
 # Tensors are [batch, z, y, x, channel].
 _AXES = {"z": 1, "y": 2, "x": 3}
@@ -87,7 +89,6 @@ def _common_settings(predictor: Predictor) -> dict[str, object]:
     """Returns what the members of an ensemble must agree in, by name."""
     settings = predictor.settings
     task = {
-        f"task's {field.name}": getattr(settings.task, field.name)
-        for field in dataclasses.fields(settings.task)
+        f"task's {field.name}": getattr(settings.task, field.name) for field in attrs.fields(Task)
     }
     return task | {"window": settings.window_shape_zyx, "channels": settings.model.channels}

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ahnet_tf.config import ModelConfig, from_dict, to_dict
+from ahnet_tf.config import ModelConfig
 from preprocessing.errors import ModelError, ServingError
+from preprocessing.settings import from_dict, to_dict
 from preprocessing.tasks import Task, load_task, task_from_dict
 
 if TYPE_CHECKING:

@@ -13,10 +13,11 @@ import safetensors
 import safetensors.numpy
 import tensorflow as tf
 
-from ahnet_tf.config import ModelConfig, load_config, save_config
+from ahnet_tf.config import ModelConfig
 from ahnet_tf.networks.factory import build_network, named_weights
 from preprocessing.errors import ModelError
-from preprocessing.files import atomic_write
+from preprocessing.files import atomic_write, write_json
+from preprocessing.settings import load_settings, to_dict
 
 SETTINGS = "model.json"
 WEIGHTS = "weights.safetensors"
@@ -28,7 +29,7 @@ def save_network(folder: str | Path, model: tf.keras.Model, config: ModelConfig)
     Each of the two files appears whole or not at all.
     """
     arrays = {name: variable.numpy() for name, variable in named_weights(model).items()}
-    save_config(Path(folder) / SETTINGS, config)
+    write_json(Path(folder) / SETTINGS, to_dict(config))
     with atomic_write(Path(folder) / WEIGHTS) as temporary:
         temporary.write_bytes(safetensors.numpy.save(arrays))
 
@@ -50,7 +51,7 @@ def load_network(
                 f"no {file}",
                 "Trainings write one; python -m ahnet_tf.weights import makes one of other files.",
             )
-    config = load_config(Path(folder) / SETTINGS, ModelConfig)
+    config = load_settings(Path(folder) / SETTINGS, ModelConfig)
     arrays = read_safetensors(Path(folder) / WEIGHTS)
     model = build_network(config, name=name)
     assign_weights(model, arrays, where=Path(folder) / WEIGHTS)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+import attrs
 import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
@@ -109,7 +109,7 @@ def overlay_case(
       task: gives the classes' names and the intensity window.
       title: headline of the picture.
     """
-    keep = dataclasses.replace(task, resampling="keep", spacing_mm=None)
+    keep = attrs.evolve(task, resampling="keep", spacing_mm=None)
     image_zyx, space = to_target_grid(image, keep)
     labels = [
         None

@@ -28,12 +28,13 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from ahnet_tf.config import ModelConfig, TrainingConfig, to_dict
+from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.networks.checkpoint import save_network
 from ahnet_tf.training.validation import CaseDice, mean_over_classes
 from ahnet_tf.training.workers import sum_over_workers, workers_of
 from preprocessing.errors import SettingsError
 from preprocessing.files import remove_stale_temporaries, without_nan, write_json
+from preprocessing.settings import to_dict
 from preprocessing.tasks import Task
 
 CHECKPOINTS, HISTORY = "checkpoints", "history.csv"

@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+import attrs
+
 from preprocessing.cli import make_parser, run_command
 
 EXAMPLES = (
@@ -59,25 +61,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    import dataclasses
-
-    from ahnet_tf.config import ModelConfig, load_config
+    from ahnet_tf.config import ModelConfig
     from ahnet_tf.networks.checkpoint import save_network
     from ahnet_tf.weights.importing import import_network
     from ahnet_tf.weights.keras_resnet50 import imagenet_file
     from preprocessing.errors import SettingsError
+    from preprocessing.settings import load_settings
 
     if (arguments.file is None) == (arguments.weights is None):
         raise SettingsError("import", "FILE or --weights imagenet", "both or neither")
     config = ModelConfig(architecture="mcgcn")
     if arguments.config:
-        config = load_config(arguments.config, ModelConfig)
+        config = load_settings(arguments.config, ModelConfig)
     changes = {
         "architecture": arguments.architecture,
         "classes": arguments.classes,
         "intensity_window": arguments.intensity_window and tuple(arguments.intensity_window),
     }
-    config = dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
+    config = attrs.evolve(config, **{k: v for k, v in changes.items() if v is not None})
     path = imagenet_file() if arguments.weights else arguments.file
     model, config, report = import_network(path, config, seed=arguments.seed)
     save_network(arguments.to, model, config)

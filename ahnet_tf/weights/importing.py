@@ -5,13 +5,13 @@ A file is data: nothing in it is executed.
 
 from __future__ import annotations
 
-import dataclasses
 import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import tensorflow as tf
 
@@ -243,7 +243,7 @@ def _whole_config(
         }
         if family == "authors2d":
             projection = arrays.get("init_proj.0.weight")
-            return dataclasses.replace(
+            return attrs.evolve(
                 config,
                 architecture="mcgcn",
                 classes=arrays["gcn1.conv_l1.weight"].shape[0],
@@ -254,7 +254,7 @@ def _whole_config(
         levels = _count(arrays, "psp.project_modules.{}.weight")
         if family == "authors":
             levels = sum(f"psp.proj{size}.weight" in arrays for size in AUTHORS_LEVELS)
-        return dataclasses.replace(
+        return attrs.evolve(
             config,
             architecture="ahnet",
             classes=arrays["final.conv.weight"].shape[0],

@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 from tfx.components.trainer.fn_args_utils import FnArgs
 
-from ahnet_tf.config import ModelConfig, TrainingConfig, from_dict
+from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.inference.predictor import ExportSettings, load_checkpoint
 from ahnet_tf.networks.checkpoint import save_network
 from ahnet_tf.training.distribution import set_up_devices
@@ -23,6 +23,7 @@ from pipeline.training_job import make_job
 from pipeline.training_process import train_as_chief
 from preprocessing.errors import PipelineError
 from preprocessing.files import write_json
+from preprocessing.settings import from_dict
 from preprocessing.tasks import task_from_dict
 from serving.export.exporter import export_model
 

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import attrs
 import keras_tuner
 from keras_tuner.engine.base_tuner import BaseTuner
 from keras_tuner.errors import FatalError
 from tfx.components.trainer.fn_args_utils import FnArgs
 from tfx.components.tuner.component import TunerFnResult
 
-from ahnet_tf.config import ModelConfig, TrainingConfig, from_dict
+from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.training.distribution import set_up_devices
 from ahnet_tf.training.trainer import train_network
 from ahnet_tf.training.validation import mean_over_classes
 from ahnet_tf.training.workers import check_alone
 from pipeline.components.trainer import record_files
+from preprocessing.settings import from_dict
 from preprocessing.tasks import Task, task_from_dict
 
 OBJECTIVE = "dice"
@@ -74,7 +75,7 @@ class TrainingTuner(BaseTuner):
         try:
             result = train_network(
                 trials.model,
-                dataclasses.replace(trials.training, learning_rate=rate),
+                attrs.evolve(trials.training, learning_rate=rate),
                 trials.task,
                 trials.train_files,
                 trials.eval_files,

@@ -1,33 +1,49 @@
-"""What a cluster needs to know about a pipeline's pods: image, storage, resources; one JSON file."""
+"""Settings of a cluster: image, storage and resources of a pipeline's pods, in one JSON file."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ahnet_tf.config import from_dict, to_dict
+import attrs
+
 from preprocessing.errors import SettingsError
+from preprocessing.settings import Requirement, check_names, load_settings, one_of, to_dict, whole
 
 # The key of `pods` that speaks for every component without an entry of its own.
 DEFAULT_POD = "default"
 
-_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_IMAGE = re.compile(r"\S+")
 # The object store that TensorFlow and Beam read and write by themselves.
 OBJECT_STORE = "gs://"
 # Kubernetes' quantities: how much one of each unit is.
 _UNITS = {"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _UNITS |= {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
-_QUANTITY = re.compile(rf"(\d+(?:\.\d+)?)({'|'.join(sorted(_UNITS, key=len, reverse=True))})")
+_QUANTITY_PATTERN = re.compile(
+    rf"(\d+(?:\.\d+)?)({'|'.join(sorted(_UNITS, key=len, reverse=True))})"
+)
 
 
-@dataclass(frozen=True)
+_NAME = Requirement("a name in Kubernetes", lambda value: bool(_NAME_PATTERN.fullmatch(value)))
+_PATH = Requirement(
+    "an absolute path, as pods see it", lambda value: PurePosixPath(value).is_absolute()
+)
+_QUANTITY = Requirement(
+    'a quantity like "4", "500m" or "32Gi"',
+    lambda value: value == "" or bool(_QUANTITY_PATTERN.fullmatch(value)),
+)
+_TOLERATION_KEYS = ("key", "operator", "value", "effect")
+
+
+def _are_variables(names: Collection[str]) -> bool:
+    return all(_VARIABLE.fullmatch(name) for name in names)
+
+
+@attrs.frozen
 class VolumeSettings:
     """A persistent volume that every pod sees.
 
@@ -36,15 +52,11 @@ class VolumeSettings:
       mount_path: where pods see it.
     """
 
-    claim: str
-    mount_path: str
-
-    def __post_init__(self):
-        _check("volume: claim", self.claim, _NAME, "a name in Kubernetes")
-        _check_path("volume: mount_path", self.mount_path)
+    claim: str = attrs.field(validator=_NAME)
+    mount_path: str = attrs.field(validator=_PATH)
 
 
-@dataclass(frozen=True)
+@attrs.frozen
 class SecretSettings:
     """A secret of the cluster that every pod is given.
 
@@ -54,22 +66,24 @@ class SecretSettings:
       mount_path: folder that its keys appear in as files; empty for none.
     """
 
-    name: str
-    variables: dict[str, str] = field(default_factory=dict)
-    mount_path: str = ""
+    name: str = attrs.field(validator=_NAME)
+    variables: dict[str, str] = attrs.field(
+        factory=dict,
+        validator=Requirement(
+            "an object of names of variables", lambda value: _are_variables(value.values())
+        ),
+    )
+    mount_path: str = attrs.field(
+        default="",
+        validator=Requirement(_PATH.expected, lambda value: value == "" or _PATH.holds(value)),
+    )
 
-    def __post_init__(self):
-        _check("secret: name", self.name, _NAME, "a name in Kubernetes")
-        _check_texts(f"secret {self.name}: variables", self.variables)
-        for variable in self.variables.values():
-            _check(f"secret {self.name}: variables", variable, _VARIABLE, "names of variables")
-        if self.mount_path:
-            _check_path(f"secret {self.name}: mount_path", self.mount_path)
+    def __attrs_post_init__(self) -> None:
         if not self.variables and not self.mount_path:
             raise SettingsError(f"secret {self.name}", "variables or a mount_path", "neither")
 
 
-@dataclass(frozen=True)
+@attrs.frozen
 class PodSettings:
     """What the pod of a component may take, and which machines it may run on.
 
@@ -84,36 +98,28 @@ class PodSettings:
       labels: of the pod, by which a service or a policy of the cluster finds it.
     """
 
-    cpu: str = ""
-    memory: str = ""
-    gpus: int = 0
-    gpu_type: str = "nvidia.com/gpu"
-    node_selector: dict[str, str] = field(default_factory=dict)
-    tolerations: tuple[dict[str, str], ...] = ()
-    environment: dict[str, str] = field(default_factory=dict)
-    labels: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self):
-        for name in ("cpu", "memory"):
-            if getattr(self, name) != "":
-                quantity(name, getattr(self, name))
-        if not isinstance(self.gpus, int) or isinstance(self.gpus, bool) or self.gpus < 0:
-            raise SettingsError("gpus", "a whole number of at least 0", repr(self.gpus))
-        if not isinstance(self.gpu_type, str) or not self.gpu_type:
-            raise SettingsError("gpu_type", "the name of a resource", repr(self.gpu_type))
-        for name in ("node_selector", "environment", "labels"):
-            _check_texts(name, getattr(self, name))
-        for name in self.environment:
-            _check("environment", name, _VARIABLE, "names of variables")
-        known = ("key", "operator", "value", "effect")
-        for toleration in self.tolerations:
-            _check_texts("tolerations", toleration)
-            for name in toleration:
-                if name not in known:
-                    raise SettingsError("tolerations", f"keys among {', '.join(known)}", repr(name))
+    cpu: str = attrs.field(default="", validator=_QUANTITY)
+    memory: str = attrs.field(default="", validator=_QUANTITY)
+    gpus: int = attrs.field(default=0, validator=whole(0))
+    gpu_type: str = attrs.field(
+        default="nvidia.com/gpu", validator=Requirement("the name of a resource", bool)
+    )
+    node_selector: dict[str, str] = attrs.field(factory=dict)
+    tolerations: tuple[dict[str, str], ...] = attrs.field(
+        default=(),
+        validator=Requirement(
+            f"a list of objects with keys among {', '.join(_TOLERATION_KEYS)}",
+            lambda value: all({*toleration} <= {*_TOLERATION_KEYS} for toleration in value),
+        ),
+    )
+    environment: dict[str, str] = attrs.field(
+        factory=dict,
+        validator=Requirement("an object of texts, by names of variables", _are_variables),
+    )
+    labels: dict[str, str] = attrs.field(factory=dict)
 
 
-@dataclass(frozen=True)
+@attrs.frozen
 class KubeflowSettings:
     """Everything about a cluster; what a pipeline computes is no part of it.
 
@@ -128,28 +134,44 @@ class KubeflowSettings:
       beam_options: Beam's command line for every component that runs on Beam.
     """
 
-    image: str
+    image: str = attrs.field(
+        validator=Requirement("the name of an image", lambda value: bool(_IMAGE.fullmatch(value)))
+    )
     storage_root: str
-    image_pull_policy: str = "IfNotPresent"
-    image_pull_secrets: tuple[str, ...] = ()
+    image_pull_policy: str = attrs.field(
+        default="IfNotPresent", validator=one_of("Always", "IfNotPresent", "Never")
+    )
+    image_pull_secrets: tuple[str, ...] = attrs.field(
+        default=(),
+        validator=Requirement(
+            "a list of names in Kubernetes", lambda names: all(map(_NAME.holds, names))
+        ),
+    )
     volumes: tuple[VolumeSettings, ...] = ()
     secrets: tuple[SecretSettings, ...] = ()
-    pods: dict[str, PodSettings] = field(default_factory=dict)
-    beam_options: tuple[str, ...] = ()
+    pods: dict[str, PodSettings] = attrs.field(factory=dict)
+    beam_options: tuple[str, ...] = attrs.field(
+        default=(),
+        validator=Requirement(
+            'a list of options like "--runner=..."',
+            lambda options: all(option.startswith("--") for option in options),
+        ),
+    )
 
-    def __post_init__(self):
-        if not isinstance(self.image, str) or not re.fullmatch(r"[^\s]+", self.image):
-            raise SettingsError("image", "the name of an image", repr(self.image))
-        policies = ("Always", "IfNotPresent", "Never")
-        if self.image_pull_policy not in policies:
-            known = f"one of {', '.join(policies)}"
-            raise SettingsError("image_pull_policy", known, repr(self.image_pull_policy))
-        for name in self.image_pull_secrets:
-            _check("image_pull_secrets", name, _NAME, "names in Kubernetes")
-        for option in self.beam_options:
-            if not isinstance(option, str) or not option.startswith("--"):
-                raise SettingsError("beam_options", 'options like "--runner=..."', repr(option))
-        self._check_storage()
+    def __attrs_post_init__(self) -> None:
+        root = self.storage_root
+        if root.startswith(OBJECT_STORE) and root != OBJECT_STORE:
+            return
+        if not _PATH.holds(root):
+            raise SettingsError("storage_root", _PATH.expected, repr(root))
+        mounts = [volume.mount_path for volume in self.volumes]
+        if not any(PurePosixPath(root).is_relative_to(mount) for mount in mounts):
+            raise SettingsError(
+                "storage_root",
+                f"an address {OBJECT_STORE}... or a folder on one of the volumes",
+                f"{root}, with {', '.join(mounts) if mounts else 'no volume'}",
+                "Pods share no other folder.",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as plain JSON types, as `read_settings` takes them back."""
@@ -161,26 +183,7 @@ class KubeflowSettings:
 
     def check_components(self, components: Collection[str]) -> None:
         """Refuses settings of pods for components that the pipeline does not have."""
-        for name in self.pods:
-            if name not in (DEFAULT_POD, *components):
-                near = difflib.get_close_matches(name, [DEFAULT_POD, *components], n=1)
-                remedy = f"Did you mean {near[0]!r}?" if near else ""
-                known = f"components among {', '.join([DEFAULT_POD, *components])}"
-                raise SettingsError("pods", known, repr(name), remedy)
-
-    def _check_storage(self) -> None:
-        root = self.storage_root
-        if isinstance(root, str) and root.startswith(OBJECT_STORE) and root != OBJECT_STORE:
-            return
-        _check_path("storage_root", root)
-        mounts = [volume.mount_path for volume in self.volumes]
-        if not any(PurePosixPath(root).is_relative_to(mount) for mount in mounts):
-            raise SettingsError(
-                "storage_root",
-                f"an address {OBJECT_STORE}... or a folder on one of the volumes",
-                f"{root}, with {', '.join(mounts) if mounts else 'no volume'}",
-                "Pods share no other folder.",
-            )
+        check_names(self.pods, [DEFAULT_POD, *components], "pods")
 
 
 def read_settings(path: str | Path) -> KubeflowSettings:
@@ -190,80 +193,12 @@ def read_settings(path: str | Path) -> KubeflowSettings:
       SettingsError: no such file, no JSON, an unknown setting (the nearest name is suggested) or a
         value that is not possible.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(path, "a JSON file of settings", error.strerror) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(path, "a JSON object of settings", error) from None
-    if not isinstance(content, dict):
-        raise SettingsError(path, "a JSON object of settings", type(content).__name__)
-    for name, kind in (("volumes", VolumeSettings), ("secrets", SecretSettings)):
-        entries = content.get(name, [])
-        if not isinstance(entries, list):
-            raise SettingsError(f"{path}: {name}", "a list of objects", repr(entries))
-        content[name] = [_entry(kind, entry, f"{path}: {name}") for entry in entries]
-    pods = content.get("pods", {})
-    if not isinstance(pods, dict):
-        raise SettingsError(f"{path}: pods", "an object for each component", repr(pods))
-    content["pods"] = {
-        name: _entry(PodSettings, entry, f"{path}: pods: {name}") for name, entry in pods.items()
-    }
-    return _entry(KubeflowSettings, content, str(path))
+    return load_settings(path, KubeflowSettings)
 
 
-def quantity(name: str, text: Any) -> float:
-    """Returns the number that a quantity of Kubernetes stands for: "500m" is 0.5, "1Ki" is 1024.
-
-    Raises:
-      SettingsError: it is none.
-    """
-    match = _QUANTITY.fullmatch(text) if isinstance(text, str) else None
+def quantity(text: str) -> float:
+    """Returns the number that a quantity of Kubernetes stands for: "500m" is 0.5, "1Ki" is 1024."""
+    match = _QUANTITY_PATTERN.fullmatch(text)
     if not match:
-        raise SettingsError(name, 'a quantity like "4", "500m" or "32Gi"', repr(text))
+        raise SettingsError("quantity", _QUANTITY.expected, repr(text))
     return float(match[1]) * _UNITS[match[2]]
-
-
-def _entry(kind: type, content: Any, where: str) -> Any:
-    """Returns an object of settings, checked; a list that should be one, or the reverse, is refused."""
-    if not isinstance(content, dict):
-        raise SettingsError(where, "an object of settings", repr(content))
-    fields = {each.name: each for each in dataclasses.fields(kind)}
-    needed = [
-        name
-        for name, each in fields.items()
-        if each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
-    ]
-    # A misspelt name says more than a missing one.
-    for name in needed if content.keys() <= fields.keys() else ():
-        if name not in content:
-            raise SettingsError(where, f"the setting {name!r}", "none")
-    for name, value in content.items():
-        expected = fields[name].type if name in fields else ""
-        if expected.startswith("tuple") and not isinstance(value, list):
-            raise SettingsError(f"{where}: {name}", "a list", repr(value))
-        if expected == "str" and not isinstance(value, str):
-            raise SettingsError(f"{where}: {name}", "a text", repr(value))
-    try:
-        return from_dict(kind, content, where)
-    except SettingsError as error:
-        if error.where.startswith(where):
-            raise
-        place = f"{where}: {error.where}"
-        raise SettingsError(place, error.expected, error.found, error.remedy) from None
-
-
-def _check(where: str, value: Any, pattern: re.Pattern, expected: str) -> None:
-    if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise SettingsError(where, expected, repr(value))
-
-
-def _check_path(where: str, value: Any) -> None:
-    if not isinstance(value, str) or not PurePosixPath(value).is_absolute():
-        raise SettingsError(where, "an absolute path, as pods see it", repr(value))
-
-
-def _check_texts(where: str, value: Any) -> None:
-    texts = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
-    if not texts:
-        raise SettingsError(where, "an object of texts", repr(value))

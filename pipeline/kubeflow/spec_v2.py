@@ -132,10 +132,10 @@ def _executor(settings: KubeflowSettings, pod: PodSettings) -> dict[str, Any]:
 def _resources(pod: PodSettings) -> ResourceSpec:
     resources = ResourceSpec()
     if pod.cpu:
-        resources.cpu_limit = quantity("cpu", pod.cpu)
+        resources.cpu_limit = quantity(pod.cpu)
     if pod.memory:
         # The spec counts in units of 10^9 bytes.
-        resources.memory_limit = quantity("memory", pod.memory) / 1e9
+        resources.memory_limit = quantity(pod.memory) / 1e9
     if pod.gpus:
         resources.accelerator.type = pod.gpu_type
         resources.accelerator.count = pod.gpus

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import attrs
 import numpy as np
 from scipy import ndimage
 
@@ -100,7 +100,7 @@ def page_volume(
     grid = image or next(iter(given.values()))
     # Affines of one case may differ by a share of a voxel.
     labels = {name: Volume(volume.voxels, grid.affine) for name, volume in given.items()}
-    keep = dataclasses.replace(task, resampling="keep", spacing_mm=None)
+    keep = attrs.evolve(task, resampling="keep", spacing_mm=None)
     whole_shape = grid.voxels.shape
     region = [slice(0, size) for size in whole_shape]
     if crop:
@@ -111,7 +111,7 @@ def page_volume(
     native = target_grid(grid.voxels.shape, grid.affine, keep)
     most = min(MOST_VOXELS, budget_bytes * 0.8 / BYTES_PER_VOXEL)
     while True:
-        page_task = dataclasses.replace(task, resampling="full", spacing_mm=coarsened(native, most))
+        page_task = attrs.evolve(task, resampling="full", spacing_mm=coarsened(native, most))
         blocks = {
             name: code_labels(_page_labels(_cropped(volume, region), page_task, native))
             for name, volume in labels.items()

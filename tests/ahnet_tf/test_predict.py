@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 
+import attrs
 import highdicom as hd
 import nibabel as nib
 import nibabel.eulerangles
@@ -68,9 +69,7 @@ def test_resampled_task_answers_on_the_input_grid(predictor):
     radius = np.sqrt((x - 19.5) ** 2 + (y - 19.5) ** 2 + (2 * (z - 9.5)) ** 2)
     # The model's threshold lies midway, so that partial volume moves no border.
     voxels = np.where(radius < 14, 200, -100).astype(np.int16)
-    task = dataclasses.replace(
-        predictor.settings.task, resampling="full", spacing_mm=(2.0, 2.0, 4.0)
-    )
+    task = attrs.evolve(predictor.settings.task, resampling="full", spacing_mm=(2.0, 2.0, 4.0))
     coarse = Predictor(
         dataclasses.replace(predictor.settings, task=task, window_shape_zyx=(8, 16, 16)),
         predictor.predict,
@@ -83,9 +82,7 @@ def test_resampled_task_answers_on_the_input_grid(predictor):
 
 def test_every_orientation_is_resampled_alike(predictor):
     """Labels of a volume stored in another order are the straight ones' in that order, voxel for voxel."""
-    task = dataclasses.replace(
-        predictor.settings.task, resampling="full", spacing_mm=(1.5, 1.5, 3.0)
-    )
+    task = attrs.evolve(predictor.settings.task, resampling="full", spacing_mm=(1.5, 1.5, 3.0))
     settings = dataclasses.replace(predictor.settings, task=task)
     coarse = Predictor(settings, predictor.predict)
     voxels, spacing = blobs((13, 11, 5)).astype(np.int16), (1.0, 1.0, 4.0)

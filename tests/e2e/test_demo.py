@@ -6,12 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+from attrs import evolve
 
 from pipeline.demo import clear, hold_one_out, main
 from pipeline.local.one_run import only_run_in
@@ -44,9 +44,9 @@ def own_cases(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def demo_run(own_cases, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     output = tmp_path_factory.mktemp("a demo")
-    coarse = replace(load_task("ct_liver_small"), spacing_mm=(12.0, 12.0, 12.0))
+    coarse = evolve(load_task("ct_liver_small"), spacing_mm=(12.0, 12.0, 12.0))
     task = output.parent / "coarse.json"
-    write_json(task, replace(coarse, patch_shape_zyx=(8, 32, 32), patches_per_case=4).to_dict())
+    write_json(task, evolve(coarse, patch_shape_zyx=(8, 32, 32), patches_per_case=4).to_dict())
     command = [sys.executable, "-m", "pipeline.demo", "--output", str(output)]
     command += ["--input", str(own_cases), "--task", str(task)]
     for setting in TINY:

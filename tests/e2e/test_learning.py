@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
+import attrs
 import numpy as np
 import pytest
 
@@ -30,7 +30,7 @@ REACH_MM = 8.5
 
 
 def small_task(preset: str, patches: int) -> Task:
-    return dataclasses.replace(
+    return attrs.evolve(
         load_task(preset),
         resampling="keep",
         spacing_mm=None,

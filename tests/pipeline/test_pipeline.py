@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import apache_beam as beam
 import pytest
+from attrs import evolve
 from tfx.dsl.components.base.base_beam_component import BaseBeamComponent
 
 from ahnet_tf.presets import run_config
@@ -41,13 +41,13 @@ def node(settings, name):
 
 
 def test_settings_choose_the_components(settings):
-    assert "ConvertVolumes" in names(replace(settings, from_volumes=True))
-    assert "SchemaGen" in names(replace(settings, schema="inferred"))
-    assert {"NewestSpans", "SpanBefore"} <= set(names(replace(settings, spans=2)))
-    warm = names(replace(settings, warm_start=True, tuner_trials=3))
+    assert "ConvertVolumes" in names(evolve(settings, from_volumes=True))
+    assert "SchemaGen" in names(evolve(settings, schema="inferred"))
+    assert {"NewestSpans", "SpanBefore"} <= set(names(evolve(settings, spans=2)))
+    warm = names(evolve(settings, warm_start=True, tuner_trials=3))
     assert {"EarlierModel", "Tuner", "Trainer3D"} <= set(warm)
     assert "Trainer2D" not in warm
-    image = replace(settings, serving_image="registry:5000/tensorflow/serving:2.15.1")
+    image = evolve(settings, serving_image="registry:5000/tensorflow/serving:2.15.1")
     assert "ServingCheck" not in names(image)
     spec = json.loads(node(image, "InfraValidator").exec_properties["serving_spec"])
     assert spec["tensorflow_serving"] == {
@@ -58,7 +58,7 @@ def test_settings_choose_the_components(settings):
 
 def test_no_training_before_data_validation(settings):
     for changes in ({}, {"warm_start": True}, {"spans": 3}, {"tuner_trials": 1}):
-        pipeline = create_pipeline(replace(settings, **changes))
+        pipeline = create_pipeline(evolve(settings, **changes))
         passed = {"AnomalyGate"}
         for each in pipeline.components:
             if passed & {upstream.id for upstream in each.upstream_nodes}:
@@ -70,7 +70,7 @@ def test_no_training_before_data_validation(settings):
 def test_beam_options_reach_every_component_on_beam(settings):
     options = ["--runner=FlinkRunner", "--flink_master=host:8081", "--parallelism=32"]
     pipeline = create_pipeline(
-        replace(settings, from_volumes=True), beam_arguments=beam_arguments(options)
+        evolve(settings, from_volumes=True), beam_arguments=beam_arguments(options)
     )
     on_beam = [each for each in pipeline.components if isinstance(each, BaseBeamComponent)]
     assert {each.id for each in on_beam} == {"ConvertVolumes", "StatisticsGen", "Evaluator"}
@@ -87,7 +87,7 @@ def test_lesions_are_scored_where_they_are_the_target(settings):
     assert [metric.class_name for metric in metrics.metrics] == ["DicePerCase", "LesionsPerCase"]
     assert set(metrics.per_slice_thresholds) == {"lesion_recall", "dice_lesion"}
     with pytest.raises(SettingsError, match="names among liver, tumour, found 'lesion_recall'"):
-        replace(settings, thresholds={"lesion_recall": 0.7})
+        evolve(settings, thresholds={"lesion_recall": 0.7})
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_lesions_are_scored_where_they_are_the_target(settings):
 )
 def test_settings_that_are_not_possible(settings, change, words):
     with pytest.raises(SettingsError, match=words):
-        replace(settings, **change)
+        evolve(settings, **change)
 
 
 def _fail(_):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 from tfx.components.trainer.fn_args_utils import FnArgs
@@ -67,7 +68,7 @@ def tf_config(index, ports=(2222, 2223)):
 
 @pytest.fixture(scope="module")
 def small_task(task):
-    return replace(task, patch_shape_zyx=(4, 16, 16))
+    return evolve(task, patch_shape_zyx=(4, 16, 16))
 
 
 @pytest.fixture

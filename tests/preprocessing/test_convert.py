@@ -1,11 +1,11 @@
 """The whole Beam job: what is written, that it is always the same, and what bad input does to it."""
 
-import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import attrs
 import nibabel as nib
 import numpy as np
 import pytest
@@ -88,7 +88,7 @@ class TestRecords:
         assert manifest["versions"]["tensorflow"] == tf.__version__
 
     def test_task_is_the_one_that_was_asked_for(self, records):
-        expected = dataclasses.replace(
+        expected = attrs.evolve(
             PRESETS["ct_liver"], patch_shape_zyx=(8, 32, 32), patches_per_case=4
         )
         assert load_task(str(records / "task.json")) == expected

@@ -1,12 +1,12 @@
 """The verify command on good, doubtful and bad cases, beside what conversion makes of the same ones."""
 
-import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import attrs
 import nibabel as nib
 import numpy as np
 import pytest
@@ -83,7 +83,7 @@ def test_report(mixed):
 
 def test_conversion_says_the_same(mixed, tmp_path):
     report = verify([str(mixed)], PRESETS["ct_liver"], progress=False)
-    task = dataclasses.replace(PRESETS["ct_liver"], patch_shape_zyx=(8, 32, 32))
+    task = attrs.evolve(PRESETS["ct_liver"], patch_shape_zyx=(8, 32, 32))
     manifest = convert([str(mixed)], str(tmp_path / "out"), task, progress=False)
     assert (manifest["converted"], manifest["rejected"]) == (3, 5)
     for verified, converted in zip(report["cases"], manifest["cases"], strict=True):

@@ -1,7 +1,6 @@
 """Augmentation: labels follow their voxels, magnitudes keep their bounds, a seed repeats itself."""
 
-import dataclasses
-
+import attrs
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -15,7 +14,7 @@ from preprocessing.errors import SettingsError
 from preprocessing.tasks import Task
 
 TASK = Task("toy", ("background", "liver", "tumour"), (-200.0, 250.0), patch_shape_zyx=(2, 4, 6))
-ZEROS = {field.name: 0.0 for field in dataclasses.fields(AugmentationConfig)}
+ZEROS = {field.name: 0.0 for field in attrs.fields(AugmentationConfig)}
 NOTHING = AugmentationConfig(**ZEROS | {"elastic_grid_mm": 32.0})
 EVERYTHING = AugmentationConfig(
     flip_z_probability=0.5,
@@ -29,14 +28,14 @@ EVERYTHING = AugmentationConfig(
 )
 
 # All that moves voxels, and nothing that changes intensities.
-SHARP = dataclasses.replace(
+SHARP = attrs.evolve(
     EVERYTHING,
     **dict.fromkeys([name for name in ZEROS if name.startswith("intensity")], 0.0),
 )
 
 
 def only(**magnitudes):
-    return dataclasses.replace(NOTHING, **magnitudes)
+    return attrs.evolve(NOTHING, **magnitudes)
 
 
 def patch(shape=(2, 4, 6), seed=0):
@@ -141,7 +140,7 @@ def test_kinds_shapes_and_label_values_are_kept_and_outside_has_no_weight(seed):
 
 
 def test_all_slices_of_a_patch_move_alike():
-    config = dataclasses.replace(SHARP, padding_probability=0.0, zoom_z=0.0, translation_slices=0.0)
+    config = attrs.evolve(SHARP, padding_probability=0.0, zoom_z=0.0, translation_slices=0.0)
     for seed in range(4):
         for values in augment(disc(), (seed, 0), config).values():
             assert np.array_equal(values[0], values[1])

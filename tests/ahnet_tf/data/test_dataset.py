@@ -1,8 +1,8 @@
 """Datasets of patches: nothing lost, the same order for a seed, labels that follow their voxels."""
 
-import dataclasses
 import itertools
 
+import attrs
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -172,7 +172,7 @@ def test_scan_wants_the_eval_split_to_tile_each_volume(tmp_path, files):
 
 
 def test_scan_names_file_expected_and_found_for_another_patch_size(files):
-    other = dataclasses.replace(TASK, patch_shape_zyx=(2, 4, 4))
+    other = attrs.evolve(TASK, patch_shape_zyx=(2, 4, 4))
     with pytest.raises(InputError, match=r"a.tfrecord, record 0 .*2 x 4 x 4 .*found 2 x 4 x 6"):
         scan_records(files, other)
 
@@ -206,7 +206,7 @@ def test_scan_names_the_damaged_one_of_several_files_and_the_record_within_its_f
     with pytest.raises(InputError, match=r"c.tfrecord: expected readable records"):
         scan_records([*good[:2], str(cut), good[2]], TASK)
     other = write(tmp_path / "e.tfrecord", [patch(0), patch(1)])
-    wrong = dataclasses.replace(TASK, patch_shape_zyx=(2, 4, 4))
+    wrong = attrs.evolve(TASK, patch_shape_zyx=(2, 4, 4))
     with pytest.raises(InputError, match=r"e.tfrecord, record 0 "):
         scan_records([other, *good], wrong)
     assert scan_records([*good, other], TASK).records == 11

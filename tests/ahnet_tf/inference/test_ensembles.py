@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import attrs
 import numpy as np
 import pytest
 
@@ -34,9 +35,7 @@ def test_the_mean_of_three():
     [
         (dataclasses.replace(SETTINGS, task=PRESETS["ct_liver_small"]), "task's name"),
         (
-            dataclasses.replace(
-                SETTINGS, task=dataclasses.replace(SETTINGS.task, outside_value=-1000)
-            ),
+            dataclasses.replace(SETTINGS, task=attrs.evolve(SETTINGS.task, outside_value=-1000)),
             "task's outside_value",
         ),
         (dataclasses.replace(SETTINGS, window_shape_zyx=(2, 3, 5)), "window"),

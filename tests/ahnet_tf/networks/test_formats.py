@@ -1,10 +1,10 @@
 """Networks survive their configuration, SavedModel, checkpoint, XLA and bfloat16."""
 
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
+import attrs
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -208,7 +208,7 @@ def test_bad_checkpoints_are_refused(tmp_path):
     with pytest.raises(ModelError, match="damaged"):
         load_network(tmp_path)
     weights.write_bytes(whole)
-    save_network(tmp_path / "other", model, dataclasses.replace(config, width=0.125))
+    save_network(tmp_path / "other", model, attrs.evolve(config, width=0.125))
     with pytest.raises(ModelError) as caught:
         load_network(tmp_path / "other")
     assert "stem/kernel is (3, 7, 7, 1, 4) instead of (3, 7, 7, 1, 8)" in str(caught.value)

@@ -1,7 +1,6 @@
 """Transfer from MC-GCN to AH-Net: what is copied computes the same, and what doesn't fit is named."""
 
-import dataclasses
-
+import attrs
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -22,7 +21,7 @@ AHNET = ModelConfig(
     channels=2,
     intensity_window=(-1.0, 1.0),
 )
-MCGCN = dataclasses.replace(AHNET, architecture="mcgcn")
+MCGCN = attrs.evolve(AHNET, architecture="mcgcn")
 IMAGE = np.random.default_rng(0).uniform(-1, 1, (1, 4, 32, 64, 2)).astype(np.float32)
 
 
@@ -111,7 +110,7 @@ def test_encoder_without_slice_pooling_is_the_2d_encoder(source, pair):
 
 
 def test_misfits_are_all_listed_and_nothing_is_written(source):
-    target = build_network(dataclasses.replace(AHNET, width=0.0625, blocks=(3, 1, 1, 1)))
+    target = build_network(attrs.evolve(AHNET, width=0.0625, blocks=(3, 1, 1, 1)))
     before = {name: value.numpy() for name, value in named_weights(target).items()}
     with pytest.raises(ModelError) as caught:
         transfer_encoder(source, target)

@@ -1,9 +1,9 @@
 """Weight decay, averaged weights and the loss scale of float16, against numbers from elsewhere."""
 
 import contextlib
-import dataclasses
 import math
 
+import attrs
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -50,7 +50,7 @@ def test_weight_decay_takes_its_part_off_kernels_alone():
     start = values(build_network(MODEL, seed=0))
     found = []
     for decay in (0.0, 0.01):
-        model, _, _, step = learner(dataclasses.replace(CONFIG, weight_decay=decay))
+        model, _, _, step = learner(attrs.evolve(CONFIG, weight_decay=decay))
         step(batch_of(0, 1))
         found.append(values(model))
     plain, decayed = found
@@ -65,7 +65,7 @@ def test_weight_decay_takes_its_part_off_kernels_alone():
 
 def test_averages_follow_weights_and_statistics_and_stand_in_for_a_while():
     """By the formula, and for trainable weights, which Keras averages as well, as its use_ema does."""
-    model_config = dataclasses.replace(MODEL, norm="batch")
+    model_config = attrs.evolve(MODEL, norm="batch")
     model, _, average, step = learner(CONFIG, model_config, momentum=0.75)
     twin = build_network(model_config, seed=0)
     keras = tf.keras.optimizers.Adam(0.0, use_ema=True, ema_momentum=0.75)
@@ -96,7 +96,7 @@ def test_averages_follow_weights_and_statistics_and_stand_in_for_a_while():
 
 def train(records, output, **changes):
     files = [[str(records / split / "a.tfrecord.gz")] for split in ("train", "eval")]
-    config = dataclasses.replace(TRAINING, **changes)
+    config = attrs.evolve(TRAINING, **changes)
     return train_network(MODEL, config, TASK, *files, output, progress=False)
 
 
@@ -116,7 +116,7 @@ TINY_AHNET = ModelConfig(width=0.125, blocks=(1, 1, 1, 1), growth=4, dense_layer
 
 def test_float16_leaves_out_steps_that_overflow_and_halves_the_scale():
     """A loss 100 times too large overflows until the scale is small enough, and then learns."""
-    config = dataclasses.replace(
+    config = attrs.evolve(
         CONFIG, precision="mixed_float16", class_weights=(100.0, 100.0, 100.0), learning_rate=1e-3
     )
     model, optimizer, _, step = learner(config, TINY_AHNET)
@@ -143,7 +143,7 @@ def test_float16_gradients_are_those_of_float32():
     """Whatever the scale: unscaled, clipped and applied alike, but for float16's own rounding."""
     norms = {}
     for kind in ("float32", "mixed_float16"):
-        _, _, _, step = learner(dataclasses.replace(CONFIG, precision=kind), MODEL)
+        _, _, _, step = learner(attrs.evolve(CONFIG, precision=kind), MODEL)
         loss, norm = step(batch_of(0, 1))
         norms[kind] = float(loss), float(norm)
     assert norms["mixed_float16"] == pytest.approx(norms["float32"], rel=0.02)
@@ -151,7 +151,7 @@ def test_float16_gradients_are_those_of_float32():
 
 def test_the_scale_stands_in_history_and_checkpoints(toy_records, tmp_path):
     files = [[str(toy_records / split / "a.tfrecord.gz")] for split in ("train", "eval")]
-    config = dataclasses.replace(
+    config = attrs.evolve(
         TRAINING,
         precision="mixed_float16",
         class_weights=(100.0, 100.0, 100.0),

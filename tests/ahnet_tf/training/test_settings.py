@@ -1,13 +1,14 @@
 """Settings of a run: where they come from, which wins, and what is refused."""
 
-import dataclasses
 import json
 
+import attrs
 import pytest
 
-from ahnet_tf.config import TrainingConfig, from_dict, to_dict
+from ahnet_tf.config import TrainingConfig
 from ahnet_tf.presets import PRESETS, preset_for, run_config
 from preprocessing.errors import SettingsError
+from preprocessing.settings import from_dict, to_dict
 from preprocessing.tasks import PRESETS as TASKS
 from preprocessing.tasks import Task
 
@@ -37,7 +38,7 @@ def test_both_stages_of_a_preset_share_the_encoder(preset):
 def test_a_task_has_its_own_preset_or_the_published_one():
     assert preset_for(SMALL) == "ct_liver_small"
     assert preset_for(OWN) == "ct_liver"
-    assert preset_for(dataclasses.replace(OWN, target="heat_map")) == "dbt_lesion"
+    assert preset_for(attrs.evolve(OWN, target="heat_map")) == "dbt_lesion"
 
 
 def test_a_heat_map_is_learned_through_a_sigmoid():
@@ -83,7 +84,7 @@ def test_dumped_settings_are_taken_back(tmp_path):
         (["steps"], "NAME=VALUE"),
         (["loss=fokal"], "Did you mean 'focal'"),
         (["precision=float16"], "precision"),
-        (["steps=0"], "steps: expected at least 1, found 0"),
+        (["steps=0"], "steps: expected a whole number of at least 1, found 0"),
         (["batch_size=-2"], "batch_size"),
         (["steps=many"], "steps: expected a whole number"),
         (["learning_rate=0"], "learning_rate"),
@@ -97,9 +98,9 @@ def test_dumped_settings_are_taken_back(tmp_path):
         (["class_weights=3"], "class_weights"),
         (["jit_compile=1"], "jit_compile"),
         (["deterministic=yes"], "deterministic: expected true or false"),
-        (["unet_levels=1"], "unet_levels: expected 0, or 2 to 6, found 1"),
-        (["unet_levels=7"], "unet_levels: expected 0, or 2 to 6, found 7"),
-        (["weight_decay=-0.1"], "weight_decay: expected at least 0"),
+        (["unet_levels=1"], "unet_levels: expected 0, or a whole number from 2 to 6, found 1"),
+        (["unet_levels=7"], "unet_levels: expected 0, or a whole number from 2 to 6, found 7"),
+        (["weight_decay=-0.1"], "weight_decay: expected a finite number of at least 0"),
         (["weight_decay=2000"], "weight_decay: expected less than 1 / learning_rate"),
         (["ema_momentum=1"], "ema_momentum: expected a fraction from 0 to below 1"),
         (["ema_momentun=0.9"], "Did you mean 'ema_momentum'"),
@@ -107,6 +108,14 @@ def test_dumped_settings_are_taken_back(tmp_path):
         (["loss=heat_map_l2"], "loss: expected focal, cross_entropy or dice_focal with a softmax"),
         (["foreground_prior=0.01"], "foreground_prior: expected 0 with a softmax"),
         (["width=wide"], "settings of stage 2d"),
+        (["width=Infinity"], "width: expected a finite factor above 0, found inf"),
+        (["growth=20.5"], "growth: expected a whole number of at least 1, found 20.5"),
+        (["blocks=[1.5,1,1,1]"], "blocks: expected four whole numbers of at least 1"),
+        (["blocks=[1,1,1]"], "blocks: expected four whole numbers of at least 1"),
+        (["pvp_border=1"], "pvp_border: expected true or false, found 1"),
+        (["loss=1"], "loss: expected one of focal"),
+        (["decay=polynomial"], "decay: expected one of cosine, constant, found 'polynomial'"),
+        (["seed=4294967296"], "seed: expected a whole number from 0 to 4294967295"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
@@ -119,6 +128,7 @@ def test_impossible_settings_are_refused(settings, message):
     [
         ("{", "a JSON object"),
         ("[]", "a JSON object of settings, found list"),
+        ('{"preset": ["ct_liver"]}', "preset: expected one of ct_liver"),
         ('{"3dd": {}}', "Did you mean '3d'"),
         ('{"3d": {"modle": {}}}', "Did you mean 'model'"),
         ('{"3d": {"training": {"stepps": 1}}}', "Did you mean 'steps'"),
@@ -135,5 +145,5 @@ def test_damaged_settings_files_are_refused(tmp_path, content, message):
 
 
 def test_training_settings_survive_json():
-    config = TrainingConfig(class_weights=(0.5, 1.0, 2.0), decay="polynomial")
+    config = TrainingConfig(class_weights=(0.5, 1.0, 2.0), decay="constant")
     assert from_dict(TrainingConfig, json.loads(json.dumps(to_dict(config)))) == config

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 
+import attrs
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -76,7 +77,7 @@ def test_a_run_leaves_a_network_its_course_and_its_scores(finished):
 
 
 def test_without_evaluation_the_last_network_counts(finished, records, tmp_path):
-    training = dataclasses.replace(TRAINING, evaluate_every=0)
+    training = attrs.evolve(TRAINING, evaluate_every=0)
     files = [str(records / "train" / "a.tfrecord.gz")]
     output = tmp_path / "run"
     result = train_network(MODEL, training, TASK, files, [], output, progress=False)
@@ -295,7 +296,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 def test_a_checkpoint_of_another_network_is_refused_and_kept(finished, records, tmp_path):
     output = interrupted(finished, tmp_path / "run")
     (output / "training.json").unlink()
-    other = dataclasses.replace(MODEL, width=0.25)
+    other = attrs.evolve(MODEL, width=0.25)
     with pytest.raises(ModelError, match=r"ckpt-4: expected a checkpoint of this network"):
         train(records, output, model=other)
     assert (output / "checkpoints" / "ckpt-4.index").exists()
@@ -303,7 +304,7 @@ def test_a_checkpoint_of_another_network_is_refused_and_kept(finished, records, 
 
 def test_another_run_in_the_same_folder_is_refused(finished, records):
     output, _ = finished
-    changed = TrainingConfig(**{**vars(TRAINING), "learning_rate": 1e-4})
+    changed = TrainingConfig(**{**attrs.asdict(TRAINING), "learning_rate": 1e-4})
     with pytest.raises(SettingsError, match=r"learning_rate = 0.0001, found 0.003"):
         train(records, output, training=changed)
 
@@ -312,7 +313,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     records, tmp_path
 ):
     diverging = TrainingConfig(
-        **{**vars(TRAINING), "learning_rate": 1e38, "checkpoint_every": 1, "warmup_steps": 7}
+        **{
+            **attrs.asdict(TRAINING),
+            "learning_rate": 1e38,
+            "checkpoint_every": 1,
+            "warmup_steps": 7,
+        }
     )
     message = (
         r"step (\d): expected a finite loss .* The last good checkpoint is .*/ckpt-(\d)\. Try a"
@@ -330,12 +336,12 @@ def test_settings_that_do_not_fit_the_task_are_refused(records, tmp_path):
         train(records, tmp_path, model=ModelConfig(classes=2))
     with pytest.raises(SettingsError, match="intensity_window"):
         train(records, tmp_path, model=ModelConfig(intensity_window=(0.0, 1.0)))
-    weights = TrainingConfig(**{**vars(TRAINING), "class_weights": (1.0, 2.0)})
+    weights = TrainingConfig(**{**attrs.asdict(TRAINING), "class_weights": (1.0, 2.0)})
     with pytest.raises(SettingsError, match="class_weights"):
         train(records, tmp_path, training=weights)
     with pytest.raises(InputError, match="at least one file"):
         train_network(MODEL, TRAINING, TASK, [], [], tmp_path)
-    many = TrainingConfig(**{**vars(TRAINING), "replicas": 64, "batch_size": 64})
+    many = TrainingConfig(**{**attrs.asdict(TRAINING), "replicas": 64, "batch_size": 64})
     with pytest.raises(SettingsError, match="replicas"):
         train(records, tmp_path, training=many)
     assert not list(tmp_path.iterdir())
@@ -442,7 +448,7 @@ def test_ahnet_overfits_one_patch(tmp_path):
         valid_zyx=shape,
         volume_shape_zyx=shape,
     )
-    task = dataclasses.replace(TASK, patch_shape_zyx=shape)
+    task = attrs.evolve(TASK, patch_shape_zyx=shape)
     files = [str(tmp_path / "a.gz")]
     with tf.io.TFRecordWriter(files[0], "GZIP") as writer:
         writer.write(encode_patch(large, task))

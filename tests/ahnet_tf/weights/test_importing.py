@@ -1,9 +1,9 @@
 """Weights of each family come back as they were; files that don't fit are refused with reasons."""
 
-import dataclasses
 import importlib.util
 import urllib.request
 
+import attrs
 import h5py
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from preprocessing.errors import ModelError
 SMALL = ModelConfig(
     width=0.0625, blocks=(2, 1, 1, 1), growth=4, dense_layers=2, pvp_levels=2, pvp_border=True
 )
-SMALL_2D = dataclasses.replace(SMALL, architecture="mcgcn", pvp_border=False)
+SMALL_2D = attrs.evolve(SMALL, architecture="mcgcn", pvp_border=False)
 
 
 def random_network(config):
@@ -74,12 +74,12 @@ def test_monai_round_trip_by_the_command(suffix, ahnet, tmp_path, capsys):
     assert code == 0
     assert "fresh: 0 weights" in capsys.readouterr().out
     model, config = load_network(tmp_path / "out")
-    assert config == dataclasses.replace(SMALL, intensity_window=(-100.0, 400.0))
+    assert config == attrs.evolve(SMALL, intensity_window=(-100.0, 400.0))
     assert_same_weights(model, ahnet)
 
 
 def test_authors_order_of_pools_is_turned(tmp_path):
-    config = dataclasses.replace(SMALL, pvp_levels=4, classes=1)
+    config = attrs.evolve(SMALL, pvp_levels=4, classes=1)
     model = random_network(config)
     state = state_of(model, lambda name: ahnet_source(name, 4, authors=True))
     assert "psp.proj64.bias" in state
@@ -94,14 +94,14 @@ def test_authors_order_of_pools_is_turned(tmp_path):
     state["final.conv.weight"] = np.concatenate([kernel[:, 3::-1], kernel[:, 4:]], axis=1)
     np.savez(tmp_path / "authors.npz", **state)
     found, found_config, _ = import_network(tmp_path / "authors.npz", ModelConfig())
-    assert found_config == dataclasses.replace(config, classes=1)
+    assert found_config == attrs.evolve(config, classes=1)
     assert_same_weights(found, model)
 
 
 def test_authors_mcgcn_round_trip(mcgcn, tmp_path):
     safetensors.numpy.save_file(state_of(mcgcn, mcgcn_source), tmp_path / "fcn.safetensors")
     found, config, report = import_network(
-        tmp_path / "fcn.safetensors", dataclasses.replace(ModelConfig(), growth=4)
+        tmp_path / "fcn.safetensors", attrs.evolve(ModelConfig(), growth=4)
     )
     assert (config.architecture, config.width, config.blocks) == ("mcgcn", 0.0625, (2, 1, 1, 1))
     assert not report.fresh
@@ -117,7 +117,7 @@ def test_torchvision_fills_the_encoder(mcgcn, tmp_path):
     assert_same_weights(found, mcgcn, "res")
     assert all(name.startswith(("gcn", "refine")) for name, _ in report.fresh)
     # In 3D the colours become slices; two image channels share each slice's kernel.
-    config = dataclasses.replace(SMALL, channels=2)
+    config = attrs.evolve(SMALL, channels=2)
     volume, _, _ = import_network(tmp_path / "resnet.npz", config)
     kernel = named_weights(volume)["stem/kernel"].numpy()
     flat = named_weights(mcgcn)["stem/kernel"].numpy()
@@ -205,7 +205,7 @@ def test_missing_weights_are_all_named(ahnet, tmp_path):
 
 def test_encoder_of_another_width_is_refused(mcgcn, tmp_path):
     keras_file(tmp_path / "small.h5", mcgcn)
-    wide = dataclasses.replace(SMALL_2D, width=0.125)
+    wide = attrs.evolve(SMALL_2D, width=0.125)
     with pytest.raises(
         ModelError, match=r"stem/kernel is \(7, 7, 3, 4\) instead of \(7, 7, 3, 8\)"
     ):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_data_validation as tfdv
 from apache_beam.options.pipeline_options import PipelineOptions
+from attrs import evolve
 from tfx.types import standard_artifacts
 from tfx.utils import io_utils
 
@@ -116,7 +117,7 @@ def test_records_of_another_patch_size_are_stopped(faults_of, patch, task):
     other = replace(
         patch, image_zyx=patch.image_zyx[:4], label_zyx=patch.label_zyx[:4], valid_zyx=half
     )
-    found = faults_of(eval=[other], written_for=replace(task, patch_shape_zyx=half))
+    found = faults_of(eval=[other], written_for=evolve(task, patch_shape_zyx=half))
     expected = "image: not 16384 bytes long, as patches of 8 x 32 x 32"
     assert any(line.startswith(expected) for line in found)
 
@@ -192,9 +193,9 @@ def test_a_schema_for_another_task_is_refused(tmp_path, task):
     path.write_text(schema_text(task), encoding="utf-8")
     assert read_schema(str(path), task) == schema_text(task)
     for other, words in (
-        (replace(task, class_names=("background", "liver")), "one for case_voxels_label_2"),
-        (replace(task, class_names=("background", *"abc")), "none for case_voxels_label_3"),
-        (replace(task, patch_shape_zyx=(4, 32, 32)), "found 8 to 8"),
+        (evolve(task, class_names=("background", "liver")), "one for case_voxels_label_2"),
+        (evolve(task, class_names=("background", *"abc")), "none for case_voxels_label_3"),
+        (evolve(task, patch_shape_zyx=(4, 32, 32)), "found 8 to 8"),
     ):
         with pytest.raises(InputError, match=words):
             read_schema(str(path), other)

@@ -1,8 +1,8 @@
 """Errors, commands, outputs and tasks."""
 
-import dataclasses
 import json
 
+import attrs
 import pytest
 
 from preprocessing.cli import make_parser, run_command
@@ -104,7 +104,7 @@ class TestTasks:
     def test_own_task_takes_the_rest_from_its_base(self, tmp_path):
         path = tmp_path / "task.json"
         path.write_text(json.dumps({"base": "ct_liver", "patch_shape_zyx": [8, 64, 64]}))
-        expected = dataclasses.replace(
+        expected = attrs.evolve(
             PRESETS["ct_liver"], name="ct_liver_own", patch_shape_zyx=(8, 64, 64)
         )
         assert load_task(str(path)) == expected
@@ -167,4 +167,4 @@ class TestTasks:
                 load_task(str(path))
 
     def test_tasks_are_values(self):
-        assert hash(PRESETS["ct_liver"]) == hash(Task(**dataclasses.asdict(PRESETS["ct_liver"])))
+        assert hash(PRESETS["ct_liver"]) == hash(Task(**attrs.asdict(PRESETS["ct_liver"])))

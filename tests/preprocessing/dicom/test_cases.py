@@ -1,11 +1,11 @@
 """DICOM data sets from folder to records and predictions, and that no identifier comes out of them."""
 
-import dataclasses
 import json
 import re
 import shutil
 from pathlib import Path
 
+import attrs
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -45,7 +45,7 @@ PATCHES = ["--patch-shape", "4", "16", "16", "--patches-per-case", "3"]
 
 
 def with_classes(*names, **settings):
-    return dataclasses.replace(TASK, class_names=names, **settings)
+    return attrs.evolve(TASK, class_names=names, **settings)
 
 
 def found(root, need_labels=True):

@@ -1,7 +1,6 @@
 """Patches: the exact tiling, and the balanced draw for training."""
 
-import dataclasses
-
+import attrs
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,7 +15,7 @@ from preprocessing.records.patches import (
 from preprocessing.tasks import PRESETS
 from preprocessing.volumes.geometry import count_labels_by_slice, target_grid
 
-TASK = dataclasses.replace(PRESETS["ct_liver"], patch_shape_zyx=(4, 8, 6), patches_per_case=40)
+TASK = attrs.evolve(PRESETS["ct_liver"], patch_shape_zyx=(4, 8, 6), patches_per_case=40)
 
 
 def space_of(shape_zyx):
@@ -41,7 +40,7 @@ shapes = st.tuples(*[st.integers(1, 19)] * 3)
 @given(shapes, shapes.map(lambda shape: tuple(min(n, 9) for n in shape)))
 @settings(max_examples=60, deadline=None)
 def test_tiles_hold_every_voxel_exactly_once(shape, patch_shape):
-    task = dataclasses.replace(TASK, patch_shape_zyx=patch_shape)
+    task = attrs.evolve(TASK, patch_shape_zyx=patch_shape)
     image = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
     label = (image % 3).astype(np.uint8)
     seen = np.zeros(shape, int)
@@ -107,7 +106,7 @@ def test_foreground_share_is_kept_and_classes_are_balanced(volume):
 def test_every_voxel_of_a_class_is_drawn(volume):
     label = np.zeros((6, 5, 4), np.uint8)
     label[[0, 2, 2, 5], [1, 0, 4, 3], [2, 3, 1, 0]] = 1
-    task = dataclasses.replace(
+    task = attrs.evolve(
         TASK, patch_shape_zyx=(1, 1, 1), patches_per_case=60, foreground_fraction=1.0
     )
     patches = draw(label.astype(np.int16), label, task=task)

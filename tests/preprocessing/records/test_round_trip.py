@@ -1,8 +1,8 @@
 """Label maps through the whole conversion and back: each voxel returns to its own place in the file."""
 
-import dataclasses
 import json
 
+import attrs
 import nibabel as nib
 import numpy as np
 import pytest
@@ -21,8 +21,8 @@ TASK = Task(
 )
 POLICIES = {
     "keep": TASK,
-    "in_plane": dataclasses.replace(TASK, resampling="in_plane", spacing_mm=(0.6, 0.6, 1.0)),
-    "full": dataclasses.replace(TASK, resampling="full", spacing_mm=(0.7, 0.6, 1.5)),
+    "in_plane": attrs.evolve(TASK, resampling="in_plane", spacing_mm=(0.6, 0.6, 1.0)),
+    "full": attrs.evolve(TASK, resampling="full", spacing_mm=(0.7, 0.6, 1.5)),
 }
 # Axes in any order and direction; a rotated patient; a tilted gantry.
 CODES = ("RAS", "LPS", "LPI", "PIR", "SAL", "ILP")

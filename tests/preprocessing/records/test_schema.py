@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 
+import attrs
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -19,7 +20,7 @@ from preprocessing.records.schema import (
 from preprocessing.records.shards import frame_record, write_shards
 from preprocessing.tasks import PRESETS
 
-TASK = dataclasses.replace(PRESETS["ct_liver"], patch_shape_zyx=(2, 3, 4))
+TASK = attrs.evolve(PRESETS["ct_liver"], patch_shape_zyx=(2, 3, 4))
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_every_feature_comes_back(patch):
 
 
 def test_a_heat_map_comes_back_as_fractions(patch):
-    task = dataclasses.replace(TASK, class_names=("background", "lesion"), target="heat_map")
+    task = attrs.evolve(TASK, class_names=("background", "lesion"), target="heat_map")
     heat_map = np.zeros((2, 3, 4), np.uint8)
     heat_map[0, 1] = [0, 51, 128, 255]
     label = (heat_map >= 128).astype(np.uint8)
@@ -91,7 +92,7 @@ def test_a_heat_map_comes_back_as_fractions(patch):
         with pytest.raises(InputError, match="heat map"):
             encode_patch(dataclasses.replace(with_map, heat_map_zyx=wrong), task)
     with pytest.raises(InputError, match=r"only where the target is one \(labels\), found one"):
-        encode_patch(with_map, dataclasses.replace(task, target="labels"))
+        encode_patch(with_map, attrs.evolve(task, target="labels"))
 
 
 def test_features_written_are_the_features_read(patch):

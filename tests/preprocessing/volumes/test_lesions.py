@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import attrs
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -109,7 +110,7 @@ def test_boxes_follow_the_volume_in_whatever_order_its_file_is():
 
 
 def test_on_a_resampled_grid_the_ellipsoid_itself_is_evaluated():
-    coarse = dataclasses.replace(TASK, resampling="in_plane", spacing_mm=(1.0, 1.0, 1.0))
+    coarse = attrs.evolve(TASK, resampling="in_plane", spacing_mm=(1.0, 1.0, 1.0))
     heat_map = box_heat_map([BOX], grid(task=coarse))
     assert heat_map.shape == (20, 10, 12)
     # Voxel (z, y, x) of the coarse grid lies at columns 2 x + 0.5, rows 2 y + 0.5 of the fine one.
@@ -131,7 +132,7 @@ def test_every_box_leaves_a_lesion_on_every_grid(data):
         "benign",
     )
     spacing = data.draw(st.floats(0.5, 6))
-    task = dataclasses.replace(TASK, resampling="full", spacing_mm=(spacing,) * 3)
+    task = attrs.evolve(TASK, resampling="full", spacing_mm=(spacing,) * 3)
     space = grid(task=task)
     heat_map = box_heat_map([box], space)
     # Where rounding the grid's size leaves the outermost voxels outside, so it may a lesion there.
@@ -206,7 +207,7 @@ def test_a_regions_halo_does_not_depend_on_where_it_lies_or_on_others():
 def test_resampled_masks_and_boxes_agree():
     mask = np.zeros(SHAPE, np.uint8)
     mask[8:15, 4:15, 8:13] = 1
-    coarse = dataclasses.replace(TASK, resampling="in_plane", spacing_mm=(1.0, 1.0, 1.0))
+    coarse = attrs.evolve(TASK, resampling="in_plane", spacing_mm=(1.0, 1.0, 1.0))
     label, space = to_target_grid(Volume(mask, np.diag([0.5, 0.5, 1, 1])), coarse, label=True)
     heat = mask_heat_map(label, space.spacing_mm)
     assert heat.shape == space.shape_zyx

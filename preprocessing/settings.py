@@ -1,0 +1,238 @@
+"""Settings as frozen attrs classes: structured from JSON by their type hints, checked, dumped again.
+
+A field's type hint decides which JSON fits (cattrs, without any conversion between types), its
+`Requirement` which values; whatever is wrong with a field, the error names the requirement.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Callable, Collection
+from pathlib import Path
+from types import GenericAlias
+from typing import Any, TypeVar, get_args, get_origin
+
+import attrs
+import cattrs
+from cattrs.gen import make_dict_structure_fn, make_mapping_structure_fn
+
+from preprocessing.errors import SettingsError
+
+Settings = TypeVar("Settings")
+
+_JSON_NAMES = {
+    int: "a whole number",
+    float: "a finite number",
+    str: "a text",
+    bool: "true or false",
+}
+
+
+@attrs.frozen
+class Requirement:
+    """Validator of an attrs field that raises SettingsError.
+
+    Attributes:
+      expected: the values that are accepted, as error messages say it.
+      holds: whether a value of the field's type is accepted.
+      choices: the accepted names, where there are only so many; the nearest one is suggested.
+    """
+
+    expected: str
+    holds: Callable[[Any], bool]
+    choices: tuple[str, ...] = ()
+
+    def __call__(self, instance: object, attribute: attrs.Attribute, value: Any) -> None:
+        """Raises SettingsError if the value of the attribute is not accepted."""
+        try:
+            accepted = self.holds(value)
+        except TypeError:
+            accepted = False
+        if not accepted:
+            raise self.error(attribute.name, value)
+
+    def error(self, where: str, value: Any) -> SettingsError:
+        """Returns the error for a value that is not accepted."""
+        return SettingsError(where, self.expected, repr(value), did_you_mean(value, self.choices))
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is an int, which true and false are not."""
+    return type(value) is int
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite int or float, which true and false are not."""
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and abs(value) <= sys.float_info.max
+
+
+def whole(least: int, most: int | None = None) -> Requirement:
+    """Returns the requirement of a whole number from `least` to `most`, both included."""
+    if most is None:
+        return Requirement(
+            f"a whole number of at least {least}", lambda v: is_whole(v) and v >= least
+        )
+    return Requirement(
+        f"a whole number from {least} to {most}", lambda v: is_whole(v) and least <= v <= most
+    )
+
+
+def number(least: float) -> Requirement:
+    """Returns the requirement of a finite number of at least `least`."""
+    return Requirement(
+        f"a finite number of at least {least}", lambda v: is_number(v) and v >= least
+    )
+
+
+def fraction(kind: str = "a fraction") -> Requirement:
+    """Returns the requirement of a number from 0 to 1; `kind` says of what."""
+    return Requirement(f"{kind} from 0 to 1", lambda v: is_number(v) and 0 <= v <= 1)
+
+
+def one_of(*choices: str) -> Requirement:
+    """Returns the requirement of one of several names."""
+    return Requirement(f"one of {', '.join(choices)}", lambda value: value in choices, choices)
+
+
+def did_you_mean(name: object, names: Collection[str]) -> str:
+    """Returns "Did you mean ...?" with the name most like a misspelt one, or an empty text."""
+    near = difflib.get_close_matches(str(name), list(names), n=1)
+    return f"Did you mean {near[0]!r}?" if near else ""
+
+
+def check_names(content: Any, names: Collection[str], where: object) -> dict[str, Any]:
+    """Returns a JSON object whose keys are all among `names`.
+
+    Raises:
+      SettingsError: it is not an object, or has another key (the nearest name is suggested).
+    """
+    if not isinstance(content, dict):
+        raise SettingsError(where, "a JSON object of settings", type(content).__name__)
+    for name in content:
+        if name not in names:
+            expected = f"settings among {', '.join(names)}"
+            raise SettingsError(where, expected, repr(name), did_you_mean(name, names))
+    return content
+
+
+def read_object(path: str | Path) -> dict[str, Any]:
+    """Reads a JSON object of settings.
+
+    Raises:
+      SettingsError: the file cannot be read or holds anything else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(path, "a JSON file of settings", error.strerror) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(path, "a JSON object of settings", error) from None
+    if not isinstance(content, dict):
+        raise SettingsError(path, "a JSON object of settings", type(content).__name__)
+    return content
+
+
+def load_settings(path: str | Path, kind: type[Settings]) -> Settings:
+    """Reads settings of class `kind` from a JSON file.
+
+    Raises:
+      SettingsError: see `read_object` and `from_dict`.
+    """
+    return from_dict(kind, read_object(path), where=path)
+
+
+def from_dict(kind: type[Settings], content: Any, where: object = "settings") -> Settings:
+    """Returns settings of class `kind` from plain JSON types.
+
+    Raises:
+      SettingsError: an unknown setting (the nearest name is suggested), a missing one, one of
+        another type or a value that is not accepted; names the setting after `where`.
+    """
+    try:
+        return _CONVERTER.structure(content, kind)
+    except (SettingsError, cattrs.BaseValidationError) as error:
+        raise _first_error(error, content, str(where)) from None
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """Returns settings (an attrs class or a dataclass) as plain JSON types."""
+    return json.loads(json.dumps(_CONVERTER.unstructure(settings)))
+
+
+def _first_error(error: Exception, content: Any, where: str) -> SettingsError:
+    """Returns the first error of nested settings, with its place."""
+    while isinstance(error, cattrs.BaseValidationError):
+        kind, errors = error.cl, error.exceptions
+        # A misspelt name explains a missing one.
+        error = next(
+            (e for e in errors if isinstance(e, cattrs.ForbiddenExtraKeysError)), errors[0]
+        )
+        if isinstance(error, cattrs.ForbiddenExtraKeysError):
+            names = [field.name for field in attrs.fields(kind)]
+            expected, name = f"settings among {', '.join(names)}", min(error.extra_fields)
+            return SettingsError(where, expected, repr(name), did_you_mean(name, names))
+        for note in getattr(error, "__notes__", ()):
+            if isinstance(note, cattrs.AttributeValidationNote):
+                if isinstance(error, KeyError):
+                    return SettingsError(where, f"the setting {note.name!r}", "none")
+                where, content = f"{where}: {note.name}", content[note.name]
+                requirement = attrs.fields_dict(kind)[note.name].validator
+                if isinstance(requirement, Requirement):
+                    return requirement.error(where, content)
+            elif isinstance(note, cattrs.IterableValidationNote):
+                place = f": {note.index}" if isinstance(content, dict) else f"[{note.index}]"
+                where, content = where + place, content[note.index]
+    if not isinstance(error, SettingsError):
+        raise error
+    place = f"{where}: {error.where}" if error.where else where
+    return SettingsError(place, error.expected, error.found, error.remedy)
+
+
+def _structure_value(value: Any, kind: type) -> Any:
+    fits = is_number(value) if kind is float else type(value) is kind
+    if not fits:
+        raise SettingsError("", _JSON_NAMES[kind], repr(value))
+    return value
+
+
+def _structure_tuple(values: Any, kind: Any) -> tuple:
+    items = get_args(kind)
+    if not isinstance(values, list | tuple):
+        raise SettingsError("", "a list", repr(values))
+    if items[-1] is not Ellipsis and len(items) != len(values):
+        raise SettingsError("", f"a list of {len(items)}", repr(values))
+    # The tuples of settings hold one type each.
+    of_items: Any = GenericAlias(list, items[:1])
+    return tuple(_CONVERTER.structure(values, of_items))
+
+
+def _object_hook(kind: Any) -> Callable[[Any, Any], Any]:
+    """Returns the cattrs hook of an attrs class or dict, which takes JSON objects only."""
+    is_class = attrs.has(kind)
+    expected = "a JSON object of settings" if is_class else "a JSON object"
+    make = make_dict_structure_fn if is_class else make_mapping_structure_fn
+    structure = make(kind, _CONVERTER)
+
+    def hook(content: Any, kind: Any) -> Any:
+        if not isinstance(content, dict):
+            raise SettingsError("", expected, repr(content))
+        return structure(content, kind)
+
+    return hook
+
+
+def _make_converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    for kind in _JSON_NAMES:
+        converter.register_structure_hook(kind, _structure_value)
+    converter.register_structure_hook_func(lambda kind: get_origin(kind) is tuple, _structure_tuple)
+    converter.register_structure_hook_factory(
+        lambda kind: attrs.has(kind) or get_origin(kind) is dict, _object_hook
+    )
+    return converter
+
+
+_CONVERTER = _make_converter()
