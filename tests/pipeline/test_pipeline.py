@@ -93,8 +93,8 @@ def test_lesions_are_scored_where_they_are_the_target(settings):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"spans": -1}, "spans: expected at least 0"),
-        ({"tuner_steps": 0}, "tuner_steps: expected at least 1"),
+        ({"spans": -1}, "spans: expected a whole number of at least 0"),
+        ({"tuner_steps": 0}, "tuner_steps: expected a whole number of at least 1"),
         ({"eval_fraction": 1.0}, "between 0 and 1"),
         ({"thresholds": {}}, "one or more of liver, tumour"),
         ({"thresholds": {"liver": 2}}, "a Dice from 0 to 1, found 2"),
