@@ -13,10 +13,9 @@ from typing import Any
 from ml_metadata import MetadataStore
 from ml_metadata.proto import metadata_store_pb2
 
+from pipeline.local.metadata_store import METADATA_FILE, open_store
 from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import InputError
-
-METADATA_FILE = "metadata.sqlite"
 
 PURPOSE = """\
 Shows the lineage of a pushed model from the pipeline's metadata: its training data, the results of
@@ -66,26 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     return run_command(_run, parser.parse_args(argv))
-
-
-def open_store(metadata: Path) -> MetadataStore:
-    """Opens a pipeline's metadata store for reading.
-
-    Raises:
-      InputError: no such file.
-    """
-    if not metadata.is_file():
-        raise InputError(
-            metadata,
-            "a pipeline's metadata",
-            "no such file",
-            "It is in the folder of the run; name it with --metadata.",
-        )
-    connection = metadata_store_pb2.ConnectionConfig()
-    connection.sqlite.filename_uri = str(metadata)
-    # Reading does not disturb a run in progress.
-    connection.sqlite.connection_mode = metadata_store_pb2.SqliteMetadataSourceConfig.READONLY
-    return MetadataStore(connection)
 
 
 def lineage_of(store: MetadataStore, model: Path) -> list[Step]:

@@ -22,7 +22,7 @@ if not __package__:
 
 from pipeline.beam_options import beam_arguments
 from pipeline.configs import PipelineSettings
-from pipeline.lineage import METADATA_FILE
+from pipeline.local.metadata_store import METADATA_FILE
 from pipeline.local.one_run import only_run_in
 from pipeline.local.preflight import check_launch
 from pipeline.options import add_pipeline_options, pipeline_settings

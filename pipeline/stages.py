@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO, cast
 
 from preprocessing.errors import PipelineError
 from preprocessing.files import write_json
@@ -117,11 +118,12 @@ def served(
             stderr=None if announce else messages,
             text=True,
         )
+        output = cast(IO[str], process.stdout)
         peaks = [0.0]
         deadline = threading.Timer(START_S, process.kill)
         deadline.start()
         try:
-            address = _address(process, announce)
+            address = _address(output, announce)
             deadline.cancel()
             if address is None:
                 messages.seek(0)
@@ -135,7 +137,7 @@ def served(
             # send_signal would reap a server that has exited, and `_wait` needs its exit status.
             os.kill(process.pid, signal.SIGTERM)
             peaks[0] = _wait(process)[1]
-            process.stdout.close()
+            output.close()
 
 
 def _wait(process: subprocess.Popen) -> tuple[int, float]:
@@ -150,9 +152,9 @@ def _wait(process: subprocess.Popen) -> tuple[int, float]:
     return process.returncode, usage.ru_maxrss / 1024
 
 
-def _address(process: subprocess.Popen, announce: bool) -> str | None:
+def _address(output: IO[str], announce: bool) -> str | None:
     """Returns HOST:PORT from the server's ready line; None if the server exits before."""
-    for line in process.stdout:
+    for line in output:
         if announce:
             print(line, end="", flush=True)
         found = re.search(r"[\w.\[\]:-]+:\d+", line)

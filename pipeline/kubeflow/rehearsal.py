@@ -154,12 +154,12 @@ def _mount(text: str) -> tuple[str, str]:
 def _metadata(
     pipeline: CompiledPipeline, folder: Path, address: str | None
 ) -> Iterator[tuple[str, int] | None]:
-    """Yields the address of the metadata store, or None where the pipeline needs none."""
+    """Yields the address of the metadata store; None for v2 specs, which have none."""
     if address is not None:
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdigit():
+        host, _, digits = address.rpartition(":")
+        if not host or not digits.isdigit():
             raise SettingsError("--metadata", "HOST:PORT", repr(address))
-        yield host, int(port)
+        yield host, int(digits)
     elif pipeline.format == ARGO:
         from pipeline.kubeflow.metadata_server import serve_metadata
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from google.protobuf.message import Message
 from kfp.pipeline_spec import pipeline_spec_pb2
 from tfx.orchestration.kubeflow.v2.kubeflow_v2_dag_runner import (
     KubeflowV2DagRunner,
@@ -129,7 +130,7 @@ def _executor(settings: KubeflowSettings, pod: PodSettings) -> dict[str, Any]:
     return content
 
 
-def _resources(pod: PodSettings) -> ResourceSpec:
+def _resources(pod: PodSettings) -> Message:
     resources = ResourceSpec()
     if pod.cpu:
         resources.cpu_limit = quantity(pod.cpu)

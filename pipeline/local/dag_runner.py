@@ -8,19 +8,19 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import tensorflow as tf
 from absl import logging as absl_logging
-from ml_metadata.proto import metadata_store_pb2
 from tfx.dsl.compiler import constants
 from tfx.orchestration import metadata
 from tfx.orchestration.local import local_dag_runner, runner_utils
 from tfx.orchestration.portable import launcher, runtime_parameter_utils
 from tfx.proto.orchestration import pipeline_pb2
 
+from pipeline.local.metadata_store import read_execution
 from preprocessing.errors import AHNetError, PipelineError
 
-State = metadata_store_pb2.Execution.State
 Announce = Callable[[str], None]
 _IN_BEAM = re.compile(r"\s*\[while running '.*?'\]")
 
@@ -41,7 +41,7 @@ class ComponentRun:
     seconds: float
     executed: bool
     outputs: dict[str, str]
-    properties: dict[str, dict[str, object]]
+    properties: dict[str, dict[str, Any]]
 
 
 class ReportingRunner(local_dag_runner.LocalDagRunner):
@@ -88,7 +88,8 @@ class ReportingRunner(local_dag_runner.LocalDagRunner):
             start = time.monotonic()
             with _own_error(name):
                 execution_id = component_launcher.launch().execution_id
-            cached, outputs, properties = _read_execution(connection, name, execution_id)
+            with metadata.Metadata(connection) as handle:
+                cached, outputs, properties = read_execution(handle.store, name, execution_id)
             seconds = time.monotonic() - start
             executed = executor is not None and not cached
             self.components.append(ComponentRun(name, seconds, executed, outputs, properties))
@@ -147,36 +148,3 @@ def _own_words(error: BaseException) -> str:
         return f"{type(error).__name__}: {_IN_BEAM.sub('', str(error))}".rstrip(".")
     own = re.sub(r"^(RuntimeError: )*", "", _IN_BEAM.sub("", raised[-1]))
     return re.sub(r"^([A-Za-z_]\w*\.)+", "", own).rstrip(".")
-
-
-def _read_execution(
-    connection: metadata_store_pb2.ConnectionConfig, name: str, execution_id: int
-) -> tuple[bool, dict[str, str], dict[str, dict[str, object]]]:
-    """Returns whether the execution was cached, and folders and properties of its outputs by name."""
-    with metadata.Metadata(connection) as handle:
-        store = handle.store
-        (execution,) = store.get_executions_by_id([execution_id])
-        if execution.last_known_state not in (State.COMPLETE, State.CACHED):
-            state = State.Name(execution.last_known_state)
-            raise PipelineError(f"component {name}", "inputs that can be resolved", state)
-        events = [
-            event
-            for event in store.get_events_by_execution_ids([execution_id])
-            if event.type
-            in (metadata_store_pb2.Event.OUTPUT, metadata_store_pb2.Event.INTERNAL_OUTPUT)
-        ]
-        artifacts = {
-            artifact.id: artifact
-            for artifact in store.get_artifacts_by_id([event.artifact_id for event in events])
-        }
-    named = {event.path.steps[0].key: artifacts[event.artifact_id] for event in events}
-    properties = {
-        key: {
-            name: getattr(value, value.WhichOneof("value"))
-            for name, value in artifact.custom_properties.items()
-            if value.WhichOneof("value")
-        }
-        for key, artifact in named.items()
-    }
-    folders = {key: artifact.uri for key, artifact in named.items()}
-    return execution.last_known_state == State.CACHED, folders, properties

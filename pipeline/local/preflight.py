@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ahnet_tf.training.workers import check_alone, check_replicas, workers_of
 from pipeline.configs import RECORD_PATTERN, PipelineSettings
-from pipeline.lineage import METADATA_FILE, open_store
+from pipeline.local.metadata_store import METADATA_FILE, has_blessed_model
 from pipeline.span_folders import newest_span
 from pipeline.training_process import check_chief
 from preprocessing.errors import InputError, PipelineError, SettingsError
@@ -54,16 +54,6 @@ def check_launch(
         from preprocessing.records.beam_runner import beam_runner
 
         beam_runner(beam_options, own_options)
-
-
-def has_blessed_model(metadata: Path) -> bool:
-    """Says whether a run with this file of metadata has blessed a model."""
-    if not metadata.is_file():
-        return False
-    return any(
-        blessing.custom_properties["blessed"].int_value == 1
-        for blessing in open_store(metadata).get_artifacts_by_type("ModelBlessing")
-    )
 
 
 def _check_workers(settings: PipelineSettings) -> None:
