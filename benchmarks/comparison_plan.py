@@ -1,4 +1,4 @@
-"""What the paper's comparison compares: tasks, phantoms, networks, recipes and the budget of voxels."""
+"""The plan of the paper's comparison: tasks, phantoms, networks, recipes and the budget of voxels."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from preprocessing.phantom.dbt import DBTSettings
 from preprocessing.settings import to_dict
 from preprocessing.tasks import Task
 
-# In the slice plane all patches are alike; they differ in slices, and batches make up for it.
+# All patches have the same size in the plane; where they have fewer slices, batches are larger.
 PATCH_YX = (64, 64)
 SLICES_3D, SLICES_2D = 12, 6
 
-# Tumours are textured and reach over several slices. Cysts reach over several slices and have no texture,
-# flat lookalikes have the texture and lie in one slice.
+# Tumours are textured and extend over several slices; cysts extend over several slices without texture;
+# flat lookalikes have the texture in one slice only.
 CT_PHANTOM = PhantomSettings(
     shape_xyz=(64, 64, 20),
     spacing_mm=(2.5, 2.5, 5.0),
@@ -30,7 +30,7 @@ CT_PHANTOM = PhantomSettings(
     cysts=1,
     flat_lookalikes=3,
 )
-# Flat masses are slices of masses without the slices around them.
+# A flat mass is a single slice of a mass.
 DBT_PHANTOM = DBTSettings(
     shape_xyz=(64, 96, 20),
     spacing_mm=(1.0, 1.0, 1.0),
@@ -39,7 +39,7 @@ DBT_PHANTOM = DBTSettings(
     clutter=2,
     flat_masses=8,
 )
-# BCS-DBT's pixels. Its scorer counts distances in them: boxes are brought to this size before they are matched.
+# Pixel size of BCS-DBT, whose scorer measures distances in pixels: boxes are scaled to it before matching.
 DBT_PIXEL_MM = 0.085
 PHANTOMS = {"ct": CT_PHANTOM, "dbt": DBT_PHANTOM}
 
@@ -102,13 +102,13 @@ VARIANTS = {
         "AH-Net (transferred, cross-entropy)", _AHNET, 4e-3, transferred=True, cross_entropy=True
     ),
 }
-# The 2D stage of the transferred networks, trained once a seed.
+# The 2D stage of the transferred networks, trained once per seed.
 PRETRAINING = "pretraining"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How large the comparison is.
+    """The size of the comparison.
 
     Attributes:
       tasks: of `TASKS`.
@@ -141,7 +141,7 @@ QUICK = Plan(seeds=(0,), volumes=2, further=8, unseen=2, steps=30, steps_2d=10)
 
 
 def steps_of(name: str, plan: Plan) -> int:
-    """Returns the optimizer steps of a variant's own training."""
+    """Returns the optimizer steps of a variant, without those of its 2D stage."""
     if name == PRETRAINING:
         return plan.steps_2d
     variant = VARIANTS[name]
@@ -166,7 +166,7 @@ def model_config(name: str, task: Task) -> ModelConfig:
 
 
 def training_config(name: str, task: Task, plan: Plan, seed: int) -> TrainingConfig:
-    """Returns the recipe of a variant: all differ in steps, learning rate, batch and loss alone."""
+    """Returns the recipe of a variant; recipes differ in steps, learning rate, batch and loss only."""
     variant = VARIANTS["mcgcn" if name == PRETRAINING else name]
     heat_map = task.target == "heat_map"
     steps = steps_of(name, plan)
@@ -177,12 +177,12 @@ def training_config(name: str, task: Task, plan: Plan, seed: int) -> TrainingCon
         warmup_steps=min(20, steps // 4),
         loss="cross_entropy" if variant.cross_entropy else "focal",
         class_weights=(1.0, 5.0) if heat_map else (0.75, 1.0, 10.0),
-        # Left and right tell a liver from a spleen, but not a breast from the other.
+        # Mirroring would confuse liver and spleen; breasts have no such asymmetry.
         flip_probability=0.5 if heat_map else 0.0,
         warp_probability=0.0,
         intensity_gamma=0.0,
         seed=seed,
-        # The last network counts: it alone is scored, on cases that no training reads.
+        # No evaluation during training: the last network is scored, on cases that no training reads.
         evaluate_every=0,
         checkpoint_every=steps,
         log_every=max(1, steps // 20),
@@ -190,7 +190,7 @@ def training_config(name: str, task: Task, plan: Plan, seed: int) -> TrainingCon
 
 
 def everything(plan: Plan) -> dict[str, Any]:
-    """Returns what decides a comparison's results besides the code, as plain JSON types."""
+    """Returns everything besides the code that decides the results, as plain JSON types."""
     return to_dict(plan) | {
         "phantoms": {task: to_dict(PHANTOMS[task]) for task in plan.tasks},
         "definitions": {task: TASKS[task].to_dict() for task in plan.tasks},

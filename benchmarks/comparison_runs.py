@@ -1,4 +1,4 @@
-"""The runs of the paper's comparison: phantoms to records, one training after another, scores."""
+"""The runs of the paper's comparison: records of phantoms, trainings, scores."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ from preprocessing.phantom.writing import write_cases
 from preprocessing.volumes.geometry import spacing_mm
 
 DATA_SEED = 11
-# Numbers of the first case: no case is in two groups.
+# First case number of each group; the groups are disjoint.
 FIRST = {"volumes": 0, "further": 1000, "unseen": 5000}
 LOW_RATES = (0.25, 0.5, 1.0, 2.0)
 
 
 def run_names(plan: Plan) -> list[tuple[str, str, int]]:
-    """Returns all runs (task, variant or pretraining, seed) in the order in which they are made."""
+    """Returns all runs (task, variant or pretraining, seed) in their order of execution."""
     transferred = any(VARIANTS[name].transferred for name in plan.variants)
     names = ([PRETRAINING] if transferred else []) + list(plan.variants)
     return [(task, name, seed) for seed in plan.seeds for task in plan.tasks for name in names]
 
 
 def result_path(output: Path, task: str, name: str, seed: int) -> Path:
-    """Returns where a finished run's result lies."""
+    """Returns the result file of a run."""
     return output / "results" / f"{task}-{name}-seed{seed}.json"
 
 
 def make_records(plan: Plan, task_name: str, folder: Path) -> None:
-    """Makes a task's cases and converts them into `folder/3d` and `folder/2d`, unless they are there."""
+    """Makes a task's cases and converts them into `folder/3d` and `folder/2d`, unless they exist."""
     if (folder / "2d" / "task.json").is_file():
         return
     shutil.rmtree(folder, ignore_errors=True)
@@ -86,7 +86,7 @@ def make_records(plan: Plan, task_name: str, folder: Path) -> None:
 
 
 def make_run(output: Path, plan: Plan, task_name: str, name: str, seed: int) -> dict[str, Any]:
-    """Trains and scores one network; a run that was stopped begins anew.
+    """Trains and scores one network; an interrupted run starts over.
 
     Returns:
       Its result, which lies at `result_path` from then on.
@@ -143,7 +143,7 @@ def score_network(folder: Path, plan: Plan, task_name: str) -> dict[str, float]:
     from ahnet_tf.inference.predictor import open_predictor
 
     predictor = open_predictor(folder)
-    # The 2D networks too see whole patches: no slice of theirs lacks a neighbour that others have.
+    # The 2D networks get whole patches too, so that every slice has its neighbours.
     window = TASKS[task_name].patch_shape_zyx
     settings = dataclasses.replace(predictor.settings, window_shape_zyx=window)
     predictor = dataclasses.replace(predictor, settings=settings)
@@ -188,7 +188,7 @@ def _dbt_scores(predictor, numbers) -> dict[str, float]:
 
 
 def _scaled(box, factor):
-    """Returns a box or detection in pixels that are smaller by a factor along x and y."""
+    """Returns a box or detection with x and y scaled by a factor."""
     return dataclasses.replace(
         box,
         x=round(box.x * factor[0]),

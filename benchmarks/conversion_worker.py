@@ -1,4 +1,4 @@
-"""This project's conversion as a worker (see `peers`): one case, the whole job, and what records cost."""
+"""This project's conversion as a benchmark worker: one case, a whole job, and the cost of records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHUNK = 2**18
 
 
 def prepare(cores):
-    """Keeps this process, and whatever it starts, on some cores; returns its memory in MiB."""
+    """Pins this process and its children to some cores; returns its memory in MiB."""
     os.sched_setaffinity(0, cores)
     tf.config.threading.set_intra_op_parallelism_threads(len(cores))
     tf.config.threading.set_inter_op_parallelism_threads(len(cores))
@@ -30,7 +30,7 @@ def prepare(cores):
 
 
 def inflate(image, label):
-    """Returns the seconds that `isal` takes to inflate both files and drop what comes out."""
+    """Returns the seconds that `isal` takes to decompress both files."""
     start = time.perf_counter()
     for path in (image, label):
         with igzip.open(path) as stream:
@@ -65,7 +65,7 @@ def job(data, output, task, options, eval_fraction):
 
 
 def write_records(source, target, compression):
-    """Writes a file's records anew; returns seconds and bytes. "isal" is GZIP by another library."""
+    """Rewrites the records of a file; returns seconds and bytes. "isal" is GZIP by another library."""
     records = list(tf.data.TFRecordDataset(source).as_numpy_iterator())
     content = Path(source).read_bytes()
     start = time.perf_counter()
@@ -80,7 +80,7 @@ def write_records(source, target, compression):
 
 
 def read_records(path, compression, task):
-    """Returns the seconds that tf.data takes from a file to parsed patches, and their number."""
+    """Returns the seconds that tf.data takes to read and parse the patches of a file, and their number."""
     loaded = load_task(task)
     kind = "GZIP" if compression == "isal" else compression
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What `make demo` takes and what its model scores on several synthetic cases it has never seen.
+"""Time and memory of `make demo`, and the scores of its model on unseen synthetic cases.
 
 python -m benchmarks.demo [--unseen 6] [--runs 1]
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("benchmarks.demo", __doc__.splitlines()[0], ["python -m benchmarks.demo"])
     parser.add_argument("--runs", type=int, default=1, help="demonstrations (default: 1)")
     parser.add_argument("--unseen", type=int, default=6, help="cases to score (default: 6)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first run (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first run (default: 0)")
     return run_command(_run, parser.parse_args(argv))
 
 

@@ -1,4 +1,4 @@
-"""MONAI's AHNet as a worker (see `peers`): runs in the peers' environment, with torch and without TensorFlow."""
+"""MONAI's AHNet as a benchmark worker; runs in the environment of `peers`, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def once_window():
 
 
 def once():
-    """Runs what was prepared; returns the seconds it took and the process's peak memory in MiB."""
+    """Runs the prepared work; returns its seconds and the peak memory of the process in MiB."""
     start = time.perf_counter()
     STATE["step"]()
     return time.perf_counter() - start, peak_memory_mib()

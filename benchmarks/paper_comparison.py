@@ -1,11 +1,11 @@
-"""AH-Net against its rivals on phantoms: the paper's comparison, as a page with its numbers.
+"""AH-Net against the paper's baselines on phantoms; writes docs/comparison.md.
 
 python -m benchmarks.paper_comparison --output comparison [--quick]
 
-OUTPUT/plan.json       what is compared
+OUTPUT/plan.json       the plan of the comparison
 OUTPUT/records/        cases and records of each task
-OUTPUT/runs/           each training's folder
-OUTPUT/results/        a JSON file a finished run; the same command skips these and goes on
+OUTPUT/runs/           a folder per training
+OUTPUT/results/        a JSON file per finished run; the same command resumes after them
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ MOST_MINUTES = 90
 
 
 def compare(output: Path, plan: Plan) -> list[dict[str, Any]]:
-    """Makes the runs of a plan that are not finished in `output`; returns all results.
+    """Runs what is not finished of a plan in `output`; returns all results.
 
     Raises:
-      PipelineError: another comparison is being made in `output`.
-      SettingsError: `output` holds a comparison by another plan.
+      PipelineError: another comparison is running in `output`.
+      SettingsError: `output` holds a comparison with another plan.
     """
     from tqdm import tqdm
 
@@ -57,7 +57,7 @@ def compare(output: Path, plan: Plan) -> list[dict[str, Any]]:
 
 
 def claim(output: Path, plan: Plan) -> None:
-    """Writes the plan, with everything it stands for, or checks that it is the one there."""
+    """Writes the full plan to `output`, or checks that it equals the plan stored there."""
     path, settings = output / "plan.json", everything(plan)
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != settings:
         raise SettingsError(
@@ -84,15 +84,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         "benchmarks.paper_comparison",
         "Trains 2D and 3D U-Net, MC-GCN and AH-Net (from scratch, transferred, without PVP, with "
-        "cross-entropy) on synthetic CT and tomosynthesis with one budget of voxels, three seeds each, "
-        f"and writes {DOCS.name}/comparison.md. The same command goes on after a kill.",
+        "cross-entropy) on synthetic CT and tomosynthesis with equal budgets of voxels, three seeds each, "
+        f"and writes {DOCS.name}/comparison.md. An interrupted comparison resumes with the same command.",
         [COMMAND, f"{COMMAND.replace('comparison --', 'comparison --quick --')}_quick"],
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder of all runs")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for all runs")
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="every step once and small, in minutes; its page is written to OUTPUT",
+        help="a small version of every step, in minutes; writes its page to OUTPUT",
     )
     return run_command(_run, parser.parse_args(argv))
 

@@ -1,4 +1,4 @@
-"""The peers' own environment, and workers in either environment that wait until they are asked.
+"""The separate environment of MONAI and torch, and benchmark workers in either environment.
 
 A worker is a script that reads one JSON request a line from stdin and answers one JSON line; all of
 its other output goes to stderr. Waiting workers cost no time, so that peers can be timed in turn.
@@ -21,7 +21,7 @@ ENVIRONMENT = ROOT / ".env-peers"
 # MONAI reads NIfTI by nibabel.
 REQUIREMENTS = ("torch==2.13.0", "monai==1.6.1", "nibabel==5.3.2")
 
-# glibc gives large blocks back to the system after each use unless told to keep them.
+# By default glibc returns large blocks to the system after each use.
 TUNED_ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(64 << 30),
@@ -68,7 +68,7 @@ def _python311() -> str:
 
 
 class Worker:
-    """A waiting process: `ask` sends it a request and returns its answer."""
+    """A worker process: `ask` sends a request and returns its answer."""
 
     def __init__(
         self, python: str | Path, module: str, environment: Mapping[str, str] | None = None
@@ -89,11 +89,11 @@ class Worker:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.module} ended at the request {request}")
+            raise RuntimeError(f"{self.module} exited during the request {request}")
         return json.loads(line)
 
     def close(self) -> None:
-        """Ends the worker."""
+        """Stops the worker."""
         self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
@@ -108,7 +108,7 @@ class Worker:
 def serve(handlers: Mapping[str, Any]) -> None:
     """Answers requests from stdin with `handlers[request["do"]](**rest)` until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")
-    # Whatever the frameworks print must not mix with the answers.
+    # Output of the frameworks must not mix with the answers.
     os.dup2(2, 1)
     for line in sys.stdin:
         request = json.loads(line)

@@ -1,4 +1,4 @@
-"""What the pipeline takes beyond the bare commands on the demonstration's data, and for what.
+"""Time that the pipeline takes beyond the bare commands on the demonstration's data, by component.
 
 python -m benchmarks.pipeline_overhead [--cases 32] [--steps 20]
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ["python -m benchmarks.pipeline_overhead"],
     )
     parser.add_argument("--cases", type=int, default=32, help="synthetic cases (default: 32)")
-    parser.add_argument("--steps", type=int, default=20, help="of each stage (default: 20)")
+    parser.add_argument("--steps", type=int, default=20, help="steps of each stage (default: 20)")
     return run_command(_run, parser.parse_args(argv))
 
 
@@ -97,7 +97,7 @@ def _seconds_by_component(run: Path) -> dict[str, float]:
 
 
 def _evaluation_cases(records: Path, data: Path, folder: Path) -> Path:
-    """Links the volumes of the evaluation split into a folder of their own."""
+    """Links the volumes of the evaluation split into a separate folder."""
     folder.mkdir()
     manifest = json.loads((records / "manifest.json").read_text(encoding="utf-8"))
     for case in manifest["cases"]:
@@ -110,7 +110,7 @@ def _evaluation_cases(records: Path, data: Path, folder: Path) -> Path:
 
 
 def _call(module: str, *options: object) -> float:
-    """Runs a command; returns its seconds, from the start of the process to its end."""
+    """Runs a command; returns the lifetime of its process in seconds."""
     words = [sys.executable, "-m", module, *map(str, options)]
     start = time.monotonic()
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)

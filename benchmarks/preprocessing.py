@@ -1,4 +1,4 @@
-"""From .nii.gz to TFRecords: speed against MONAI and against bare decompression, cores, memory, size.
+"""Conversion of .nii.gz to TFRecords: speed against MONAI and bare decompression, scaling, memory, size.
 
 python -m benchmarks.preprocessing [--repeats 9]
 
@@ -34,7 +34,7 @@ TASK = PRESETS["ct_liver"]
 ONE, TWO = [0], [0, 1]
 JOB_CASES = 24
 TINY_CASES = 1000
-# Memory beyond the voxels: patches on their way, Beam, buffers.
+# Memory beyond the voxels: patches in flight, Beam, buffers.
 CONSTANT_MIB = 64
 THREADS = ["--direct_running_mode", "multi_threading", "--direct_num_workers"]
 PROCESSES = ["--direct_running_mode", "multi_processing", "--direct_num_workers"]
@@ -43,7 +43,7 @@ ENGINES = {
     "multi_threading 2, 2 cores": (TWO, [*THREADS, "2"]),
     "multi_processing 2, 2 cores": (TWO, [*PROCESSES, "2"]),
 }
-# Starting processes takes many seconds and varies little.
+# Starting processes takes many seconds with little variation.
 MOST_PROCESS_TURNS = 3
 COMPRESSIONS = {"none": "", "ZLIB": "ZLIB", "GZIP": "GZIP", "GZIP written by isal": "isal"}
 
@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     examples = ["python -m benchmarks.preprocessing"]
     parser = make_parser("benchmarks.preprocessing", __doc__.splitlines()[0], examples)
-    parser.add_argument("--repeats", type=int, default=9, help="timed turns of each (default: 9)")
+    parser.add_argument(
+        "--repeats", type=int, default=9, help="timed repetitions of each (default: 9)"
+    )
     return run_command(_run, parser.parse_args(argv))
 
 
@@ -88,7 +90,7 @@ def _volume(folder: Path) -> tuple[Path, Path, str]:
 
 
 def _distinct_cases(volume: Volume, label: Path, folder: Path) -> Path:
-    """Writes the volume several times, one voxel changed each time, so that no case is a duplicate."""
+    """Writes copies of the volume with one voxel changed in each, so that no case is a duplicate."""
     folder.mkdir()
     for number in range(JOB_CASES):
         voxels = volume.voxels.copy(order="F")
@@ -166,7 +168,7 @@ def _jobs(data: Path, volume: Volume, folder: Path, repeats: int):
                 options=ENGINES[name][1],
                 eval_fraction=0.0,
             )
-            # Of the first job in a fresh process, as the command runs it.
+            # Memory of the first job in a fresh process, as with the command.
             memory.setdefault(name, peak)
             if cases != JOB_CASES:
                 raise RuntimeError(f"{cases} cases of {JOB_CASES} were converted")
@@ -217,7 +219,7 @@ def _jobs(data: Path, volume: Volume, folder: Path, repeats: int):
 def _tiny(folder: Path) -> dict:
     data = folder / "tiny"
     write_cases(data, TINY_CASES, 0, settings=PhantomSettings((16, 16, 4), (20.0, 20.0, 40.0)))
-    # Small patches: this is about cases, not about bytes.
+    # Small patches: this measures the cost per case, not per byte.
     write_json(folder / "tiny.json", {"base": TASK.name, "patch_shape_zyx": (4, 16, 16)})
     with _ours(TWO) as worker:
         before = worker.ask(do="prepare", cores=TWO)
@@ -302,7 +304,7 @@ def _ours(cores: Sequence[int]) -> Worker:
 
 
 def _in_turn(works, repeats: int, *, warm_up: int, few: Sequence[str] = ()) -> dict:
-    """Returns the seconds of each work, done one after the other, `few` of them fewer times."""
+    """Returns the seconds of each task, run in alternation; those in `few` are repeated less often."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(warm_up + repeats):
         for name, work in works.items():

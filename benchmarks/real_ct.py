@@ -1,4 +1,4 @@
-"""What the example for few real CT scans reaches: each scan segmented by a network of the others.
+"""Leave-one-out scores of the real CT example: each scan segmented by a network trained on the others.
 
 python -m benchmarks.real_ct [--input DIR ...] [--work DIR]
 
@@ -62,7 +62,7 @@ def _run(arguments) -> None:
         goal(f"liver Dice of {figure['scored']}, not seen", ">=", 0.85, figure["dice"])
         for figure in figures[:-1]
     ]
-    # Work of two cores: with other programs beside it, a run takes longer than that.
+    # CPU time of two cores; with other load the wall-clock time is longer.
     minutes = figures[-1]["cpu_minutes"] / 2
     goals.append(goal("minutes of two cores' work, all scans", "<=", 60, minutes))
     settings = {"prediction": " ".join(PREDICTION)}
@@ -72,7 +72,7 @@ def _run(arguments) -> None:
 def _measure(
     cases: Sequence[Case], inputs: Sequence[str], left_out: Case | None, work: Path
 ) -> dict[str, Any]:
-    """Trains without one scan and scores it; without any left out, only the time counts."""
+    """Trains without one scan and scores it; if none is left out, only the time is measured."""
     folder = work / ("all" if left_out is None else f"without-{left_out.case_id}")
     splits = {
         "train": [case.case_id for case in cases if case is not left_out],
@@ -134,7 +134,7 @@ def _measured(
 
 
 def _fewer_steps(trained: Sequence[str], cases: Sequence[Case]) -> list[str]:
-    """Returns the settings of the steps of both stages, in proportion to the scans trained on."""
+    """Returns settings for the steps of both stages, proportional to the number of training scans."""
     settings = _json(EXAMPLE / "training.json")
     steps = {stage: settings[stage]["training"]["steps"] for stage in ("2d", "3d")}
     return [f"{stage}.steps={n * len(trained) // len(cases)}" for stage, n in steps.items()]
@@ -145,7 +145,7 @@ def _json(path: Path) -> Any:
 
 
 def _cpu_seconds() -> float:
-    """Returns the processor time of all finished child processes and theirs."""
+    """Returns the CPU time of all finished descendant processes in seconds."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 

@@ -1,4 +1,4 @@
-"""What ten thousand CTs take: storage, records and hours, multiplied out from what was measured.
+"""Storage, records and hours for ten thousand CTs, extrapolated from other benchmarks.
 
 python -m benchmarks.scale [--cases 10000] [--shape 512 512 300] [--steps 40000]
 
@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--shape", type=int, nargs=3, default=(512, 512, 300), help="voxels of a case (x, y, z)"
     )
-    parser.add_argument("--steps", type=int, default=40000, help="of each stage (default: 40000)")
+    parser.add_argument(
+        "--steps", type=int, default=40000, help="steps of each stage (default: 40000)"
+    )
     return run_command(_run, parser.parse_args(argv))
 
 
@@ -55,7 +57,7 @@ def _run(arguments) -> None:
 def multiplied_out(
     cost: dict[str, float], cases: int, voxels: int, tiles: int, steps: int
 ) -> dict[str, float]:
-    """Returns storage in GB, numbers of records, and hours on a machine like the measured one.
+    """Returns storage in GB, numbers of records, and hours on the measured machine.
 
     Args:
       cost: see `_costs`.
@@ -98,7 +100,7 @@ def _tiles(shape_xyz: Sequence[int]) -> int:
 
 
 def _costs() -> dict[str, float]:
-    """Returns what was measured: conversion on one core, compression of a patch, the full network."""
+    """Returns measured costs: conversion on one core, compression of a patch, the full network."""
     conversion, network = _figures("preprocessing"), _figures("network")
     work = {entry["work"]: entry["megavoxels_a_second"] for entry in conversion["case"]}
     (gzip,) = [each for each in conversion["compression"] if each["compression"] == "GZIP"]
