@@ -31,8 +31,7 @@ from ahnet_tf.inference.postprocessing import check_has_organ
 from ahnet_tf.inference.predictor import Predictor, is_address, open_predictor
 from ahnet_tf.inference.segment import PredictionSettings
 from ahnet_tf.inference.sliding_window import check_overlap
-from preprocessing.allowances import ALLOWANCES, parse_allowances
-from preprocessing.cli import make_parser, run_command
+from preprocessing.cli import add_allow_option, make_parser, parse_allowances, run_command
 from preprocessing.datasets.case import Case, redact_case_path
 from preprocessing.datasets.discovery import find_cases
 from preprocessing.datasets.reading import is_dicom_image, read_case_label
@@ -90,13 +89,7 @@ def _add_input_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="skip the cases that an earlier run with the same settings has predicted",
     )
-    add(
-        "--allow",
-        default="",
-        metavar="CHECK,...",
-        help=f"accept DICOM series that fail a check: {', '.join(ALLOWANCES)} "
-        "(explained by python -m preprocessing.convert --help)",
-    )
+    add_allow_option(parser)
     add(
         "--overlap",
         type=float,

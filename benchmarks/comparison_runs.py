@@ -33,7 +33,7 @@ from preprocessing.convert import convert
 from preprocessing.files import write_json
 from preprocessing.phantom import ct as phantom_ct
 from preprocessing.phantom import dbt as phantom_dbt
-from preprocessing.phantom.writing import write_cases
+from preprocessing.phantom.dataset import write_cases
 from preprocessing.volumes.geometry import spacing_mm
 
 DATA_SEED = 11

@@ -25,7 +25,8 @@ from benchmarks.report import goal, print_table, versions, write_report
 from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import SettingsError
 from preprocessing.files import write_json
-from preprocessing.phantom.writing import PhantomSettings, write_cases
+from preprocessing.phantom.ct import PhantomSettings
+from preprocessing.phantom.dataset import write_cases
 from preprocessing.tasks import PRESETS
 from preprocessing.volumes.geometry import Volume
 from preprocessing.volumes.nifti import read_image, write_image

@@ -8,8 +8,7 @@ import attrs
 
 from ahnet_tf.evaluation.froc import score_names
 from ahnet_tf.presets import RunConfig
-from preprocessing.allowances import ALLOWANCES
-from preprocessing.errors import SettingsError
+from preprocessing.errors import ALLOWANCES, SettingsError
 from preprocessing.records.splits import EVAL_FRACTION
 from preprocessing.settings import Requirement, fraction, whole
 from preprocessing.tasks import Task
@@ -61,7 +60,7 @@ class PipelineSettings:
       schema: "curated" (that of the task), "inferred" from the statistics by SchemaGen, or a file.
       tuner_trials: learning rates tried before the trainings, 0 for none.
       tuner_steps: optimizer steps of each trial.
-      allow: names of `WAIVERS`, and of `preprocessing.allowances.ALLOWANCES` for the conversion.
+      allow: names of `WAIVERS`, and of `preprocessing.errors.ALLOWANCES` for the conversion.
       serving_image: TensorFlow Serving's image, in which TFX's InfraValidator tries the model; empty
         where no container can run: then a server in a process of its own has to answer.
     """

@@ -8,8 +8,7 @@ from pathlib import Path
 from ahnet_tf.train import add_settings, settings_from
 from pipeline.configs import SCHEMAS, WAIVERS, PipelineSettings
 from pipeline.span_folders import newest_span
-from preprocessing.allowances import ALLOWANCES
-from preprocessing.errors import InputError, SettingsError
+from preprocessing.errors import ALLOWANCES, InputError, SettingsError
 from preprocessing.records.splits import EVAL_FRACTION
 from preprocessing.tasks import Task, load_task
 

@@ -1,4 +1,4 @@
-"""What all commands share: their option parser, quiet framework logs, one-line errors."""
+"""Shared parts of the commands: option parser, quiet framework logs, one-line errors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from preprocessing.errors import AHNetError, Stopped
+from preprocessing.errors import ALLOWANCES, AHNetError, SettingsError, Stopped
 
 
 def make_parser(module: str, purpose: str, examples: Sequence[str]) -> argparse.ArgumentParser:
-    """Returns a parser for `python -m MODULE` with its examples and the options of every command."""
+    """Returns a parser for `python -m MODULE` with examples and the options that all commands have."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {module}",
         description=purpose,
@@ -27,8 +27,32 @@ def make_parser(module: str, purpose: str, examples: Sequence[str]) -> argparse.
 
 
 def own_options(parser: argparse.ArgumentParser) -> list[str]:
-    """Returns the options of a parser, which Beam's are told apart from."""
+    """Returns the names of a parser's options, to distinguish them from Beam's."""
     return [option for action in parser._actions for option in action.option_strings]
+
+
+def add_allow_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--allow`; see `parse_allowances`."""
+    checks = "; ".join(f"{name}: {what}" for name, what in ALLOWANCES.items())
+    parser.add_argument(
+        "--allow",
+        default="",
+        metavar="CHECK,...",
+        help=f"accept DICOM series that fail a check: {checks}",
+    )
+
+
+def parse_allowances(text: str) -> frozenset[str]:
+    """Returns the names in a comma-separated list.
+
+    Raises:
+      SettingsError: a name that is not in `ALLOWANCES`.
+    """
+    names = frozenset(name.strip() for name in text.split(",") if name.strip())
+    unknown = sorted(names - set(ALLOWANCES))
+    if unknown:
+        raise SettingsError("--allow", f"names among {', '.join(ALLOWANCES)}", unknown[0])
+    return names
 
 
 def quiet_frameworks(debug: bool = False) -> None:
@@ -37,7 +61,7 @@ def quiet_frameworks(debug: bool = False) -> None:
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # What goes wrong in a Beam job is raised as well.
+    # Beam raises the errors that it logs.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="tensorflow_addons")
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -48,11 +72,10 @@ def quiet_frameworks(debug: bool = False) -> None:
 def run_command(
     run: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace
 ) -> int:
-    """Runs a command and returns its exit code; a user's error becomes one line on stderr.
+    """Runs a command and returns its exit code; an error of the user's becomes one line on stderr.
 
-    The code is what `run` returns (None counts as 0), 1 after an error, 130 after Ctrl-C, and 128 more
-    than the signal where one stopped work that can be gone on with.
-    With `--debug` errors keep their traceback.
+    The code is what `run` returns (0 for None), 1 after an error, 130 after Ctrl-C, and 128 plus the
+    signal's number if a signal stopped work that can be resumed. With `--debug` errors are raised.
     """
     quiet_frameworks(arguments.debug)
     try:

@@ -1,30 +1,33 @@
-"""The Beam job from volumes on disk to TFRecords of patches, with a manifest of every case.
+"""Converts volumes on disk into TFRecords of patches, as a Beam job.
 
 OUTPUT/train/CASE-00000.tfrecord   foreground-balanced patches of the training cases
 OUTPUT/eval/CASE-00000.tfrecord    exact tilings of the evaluation cases
-OUTPUT/task.json                   the task, as the networks and servers need it
+OUTPUT/task.json                   the task, for training and serving
 OUTPUT/manifest.json               every case found: converted, or rejected with the reason
 
 The same input, task, seed and settings give the same bytes, whatever the runner and the number of
-workers. Everything is written into a hidden folder beside OUTPUT and renamed at the end; a run that
-was stopped goes on with `--resume`.
+workers. Everything is written to a hidden folder beside OUTPUT, which is renamed at the end;
+`--resume` continues a run that was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import sys
-import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from preprocessing.allowances import ALLOWANCES, parse_allowances
-from preprocessing.cli import make_parser, own_options, run_command
+from preprocessing.cli import (
+    add_allow_option,
+    make_parser,
+    own_options,
+    parse_allowances,
+    run_command,
+)
 from preprocessing.errors import PipelineError, SettingsError
 from preprocessing.records.splits import EVAL_FRACTION, load_splits, split_by_hash
 from preprocessing.tasks import Task, load_task
@@ -48,99 +51,91 @@ def convert(
     beam_options: Sequence[str] = (),
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Converts all cases below some folders; see the module's description for what is written.
+    """Converts all cases below some folders; the module's docstring lists what is written.
 
     Args:
       inputs: data-set folders, see `preprocessing.datasets.discovery`.
-      output: the new folder; any address that Beam's file systems know.
+      output: the new folder, an address on one of Beam's file systems.
       task: classes, resampling and patches.
       seed: of the training patches.
-      splits_file: the user's own splits, see `preprocessing.records.splits.load_splits`; cases that it does
-        not name are rejected.
-      eval_fraction: without a splits file, the share of cases to evaluate on.
-      shard_mib: largest size of a shard file.
-      allow: what is taken although it is irregular, see `preprocessing.allowances`.
+      splits_file: the user's splits, see `preprocessing.records.splits.load_splits`; cases that it
+        does not name are rejected.
+      eval_fraction: without a splits file, the share of cases for evaluation.
+      shard_mib: largest size of a shard file in MiB.
+      allow: irregularities to accept, names of `preprocessing.errors.ALLOWANCES`.
       overwrite: replace a finished data set.
-      resume: go on where a run with the same settings was stopped: its finished cases are verified,
-        by the checksums of their records, and kept. Without it they are removed.
-      beam_options: as on Beam's command line.
-      progress: show a bar.
+      resume: continue a run that was stopped, with the same settings: its finished cases are kept if
+        the checksums of their records match. Otherwise they are deleted.
+      beam_options: options of Beam's command line.
+      progress: show a progress bar.
 
     Returns:
-      The manifest. If every case was rejected it is all that was written.
+      The manifest. If every case was rejected, nothing else was written.
 
     Raises:
       InputError: an input folder is missing or empty.
-      SettingsError: the output exists, another run is writing to it, a setting doesn't fit, or it is
-        not the one of the run to go on with.
-      PipelineError: the Beam job failed; `resume` goes on with what is finished.
+      SettingsError: the output exists, another run is writing to it, a setting is invalid, or differs
+        from those of the run to resume.
+      PipelineError: the Beam job failed; `resume` keeps its finished cases.
     """
     if shard_mib < 1 or seed < 0:
         raise SettingsError("convert", "--shard-mib >= 1 and --seed >= 0", (shard_mib, seed))
-    # What takes seconds to import comes after the check that there is something to do.
+    # Imports that take seconds follow the checks and the search for cases.
     from preprocessing.datasets.discovery import find_cases
 
     cases = find_cases(inputs, need_labels=True)
 
-    from preprocessing.records.beam_runner import beam_runner
-    from preprocessing.records.case_conversion import ConversionSettings
+    from preprocessing.records.beam_runner import beam_runner, run_pipeline
+    from preprocessing.records.case_conversion import CONVERTED, ConversionSettings, outcome_path
     from preprocessing.records.output_folder import (
         check_output,
         make_manifest,
+        partial_folder,
         publish,
+        reject_duplicates,
         run_settings,
     )
-    from preprocessing.records.unfinished import keep_listed, unfinished_folder
+    from preprocessing.records.storage import read_json
 
     output = output.rstrip("/")
     runner = beam_runner(beam_options, own_options(_parser()))
+    fraction = None if splits_file else eval_fraction
     if splits_file:
         splits = load_splits(splits_file, [case.case_id for case in cases])
         cases = [_with_split(case, splits, splits_file) for case in cases]
-        eval_fraction = None
     else:
         splits = split_by_hash([c.case_id for c in cases if not c.problem], eval_fraction)
 
     settings = ConversionSettings(task, seed, shard_mib * 2**20, tuple(sorted(allow)))
-    run = run_settings(settings, eval_fraction=eval_fraction, shard_mib=shard_mib)
-    with unfinished_folder(output, run, resume=resume) as partial:
+    run = run_settings(settings, eval_fraction=fraction, shard_mib=shard_mib)
+    with partial_folder(output, run, resume=resume) as partial:
         check_output(output, overwrite)
-        entries = _convert_all(cases, splits, eval_fraction, settings, partial, runner, progress)
-        keep_listed(partial, entries)
-        manifest = make_manifest(entries, run)
+        entries: dict[str, dict[str, Any]] = {}
+        already_finished = 0
+        pending = cases
+        while pending:
+            jobs = [(case, splits.get(case.case_id, "train")) for case in pending]
+            already_finished += run_pipeline(jobs, settings, partial, runner, progress=progress)
+            for case in pending:
+                entries[case.case_id] = read_json(outcome_path(partial, case.case_id))["entry"]
+            reject_duplicates(entries)
+            if fraction is None:
+                break
+            # If a rejected case leaves a split empty, another case has to move there.
+            converted = [name for name, entry in entries.items() if entry["status"] == CONVERTED]
+            splits = split_by_hash(converted, fraction)
+            pending = [c for c in cases if splits.get(c.case_id) != entries[c.case_id].get("split")]
+        if already_finished:
+            print(
+                f"{already_finished} of {len(cases)} cases were finished already", file=sys.stderr
+            )
+        manifest = make_manifest([entries[case.case_id] for case in cases], run)
         publish(partial, output, manifest, task)
     return manifest
 
 
-def _convert_all(cases, splits, eval_fraction, settings, partial, runner, progress):
-    """Converts into the hidden folder; returns the manifest's entries in the order of the cases."""
-    from preprocessing.records.beam_runner import run_pipeline
-    from preprocessing.records.case_conversion import CONVERTED, outcome_path
-    from preprocessing.records.output_folder import reject_duplicates
-    from preprocessing.records.storage import read_json
-
-    entries: dict[str, dict[str, Any]] = {}
-    taken_over = 0
-    pending = cases
-    while pending:
-        jobs = [(case, splits.get(case.case_id, "train")) for case in pending]
-        with _bar(partial, len(jobs), progress):
-            taken_over += run_pipeline(jobs, settings, partial, runner)
-        for case in pending:
-            entries[case.case_id] = read_json(outcome_path(partial, case.case_id))["entry"]
-        reject_duplicates(entries)
-        if eval_fraction is None:
-            break
-        # A rejected case may leave a split empty that its place would have filled.
-        converted = [name for name, entry in entries.items() if entry["status"] == CONVERTED]
-        splits = split_by_hash(converted, eval_fraction)
-        pending = [c for c in cases if splits.get(c.case_id) != entries[c.case_id].get("split")]
-    if taken_over:
-        print(f"{taken_over} of {len(cases)} cases were finished already", file=sys.stderr)
-    return [entries[case.case_id] for case in cases]
-
-
 def _with_split(case: Case, splits: dict[str, str], splits_file: str) -> Case:
+    """Returns the case, as one to reject if no split names it."""
     if case.problem or case.case_id in splits:
         return case
     from preprocessing.datasets.case import redact_case_path
@@ -152,37 +147,13 @@ def _with_split(case: Case, splits: dict[str, str], splits_file: str) -> Case:
     return dataclasses.replace(case, problem=problem)
 
 
-@contextlib.contextmanager
-def _bar(partial: str, total: int, visible: bool) -> Iterator[None]:
-    """Shows how many cases have left their outcome in the output's file system."""
-    from tqdm import tqdm
-
-    from preprocessing.records.unfinished import finished_cases
-
-    done = threading.Event()
-    with tqdm(total=total, desc="convert", unit="case", disable=not visible) as bar:
-
-        def watch() -> None:
-            while not done.wait(0.5):
-                bar.update(max(0, min(finished_cases(partial), total) - bar.n))
-
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-        bar.update(total - bar.n)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "preprocessing.convert",
         "Converts CT or DBT volumes with label maps into TFRecords of patches, split by case. "
-        "Understands LiTS, Decathlon, 3D-IRCADb and BCS-DBT layouts, DICOM series, one folder a case, "
+        "Reads LiTS, Decathlon, 3D-IRCADb and BCS-DBT layouts, DICOM series, one folder per case, "
         "and pairs of files (docs/data.md). "
-        "Options of Apache Beam (--runner, --direct_num_workers, ...) are passed through.",
+        "Options of Apache Beam (--runner, --direct_num_workers, ...) are passed on.",
         [
             "python -m preprocessing.convert --task ct_liver --input lits --output records",
             "python -m preprocessing.convert --task ct_liver_small --input a b --output records "
@@ -199,27 +170,26 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", required=True, metavar="DIR", help="new folder for the records")
     add("--task", default="ct_liver", help="preset or JSON file (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the training patches (default: 0)")
-    add("--splits", metavar="FILE", help='own splits: {"train": [case ids], "eval": [case ids]}')
+    add("--splits", metavar="FILE", help='your splits: {"train": [case ids], "eval": [case ids]}')
     add(
         "--eval-fraction",
         type=float,
         default=EVAL_FRACTION,
-        help="share of cases to evaluate on, chosen by a hash of the case id; with two or more cases "
-        "neither split stays empty (default: %(default)s)",
+        help="share of cases for evaluation, chosen by a hash of the case id; with two or more cases "
+        "neither split is empty (default: %(default)s)",
     )
     add("--patches-per-case", type=int, metavar="N", help="training patches (default: the task's)")
     add("--patch-shape", type=int, nargs=3, metavar=("Z", "Y", "X"), help="default: the task's")
-    add("--shard-mib", type=int, default=128, help="largest shard file (default: %(default)s)")
     add(
-        "--allow",
-        default="",
-        metavar="CHECK,...",
-        help="take DICOM series although they fail a check: "
-        + "; ".join(f"{name}: {what}" for name, what in ALLOWANCES.items()),
+        "--shard-mib",
+        type=int,
+        default=128,
+        help="largest size of a shard file in MiB (default: %(default)s)",
     )
+    add_allow_option(parser)
     add("--overwrite", action="store_true", help="replace a finished data set")
-    add("--resume", action="store_true", help="go on where a run with these settings was stopped")
-    add("--allow-rejected", action="store_true", help="exit with 0 although cases were rejected")
+    add("--resume", action="store_true", help="continue a stopped run with the same settings")
+    add("--allow-rejected", action="store_true", help="exit with 0 even if cases were rejected")
     return parser
 
 
@@ -252,12 +222,12 @@ def _run(arguments: argparse.Namespace, beam_options: Sequence[str]) -> int:
     rejected = [entry for entry in manifest["cases"] if entry["status"] == "rejected"]
     for entry in rejected:
         print(f"rejected {entry['case_id']}: {entry['reason']}", file=sys.stderr)
-    doubtful = [entry for entry in manifest["cases"] if entry.get("warnings")]
-    if doubtful:
-        count = sum(len(entry["warnings"]) for entry in doubtful)
+    questionable = [entry for entry in manifest["cases"] if entry.get("warnings")]
+    if questionable:
+        count = sum(len(entry["warnings"]) for entry in questionable)
         print(
-            f"warning: {count} doubts about {len(doubtful)} cases, see the manifest; "
-            "python -m preprocessing.verify shows them",
+            f"warning: {count} warnings about {len(questionable)} cases, see the manifest or "
+            "python -m preprocessing.verify",
             file=sys.stderr,
         )
     if manifest["converted"] and not all(split["cases"] for split in manifest["splits"].values()):
@@ -272,7 +242,7 @@ def _run(arguments: argparse.Namespace, beam_options: Sequence[str]) -> int:
         f"{len(rejected)} rejected, in {time.monotonic() - start:.1f} s: {arguments.output}"
     )
     if not manifest["converted"]:
-        raise PipelineError(arguments.output, "at least one sound case", "none; see its manifest")
+        raise PipelineError(arguments.output, "at least one valid case", "none; see its manifest")
     return 1 if rejected and not arguments.allow_rejected else 0
 
 

@@ -1,16 +1,28 @@
-"""The errors a user can cause, each saying what was expected, what was found, where, and what to do."""
+"""Errors that a user can fix: what was expected, what was found, where, and what to do."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+# Irregularities of DICOM series that are refused unless `--allow` names them, and what happens then.
+ALLOWANCES = {
+    "gantry_tilt": "slices that are not stacked along their normal keep their sheared affine",
+    "gaps": "slices at uneven steps are treated as evenly spaced at the mean step",
+    "duplicate_slices": "of several slices at one position the one with the lowest instance number "
+    "is kept",
+    "mixed_series": "of several series, shapes or orientations in one folder the one with the most "
+    "slices is read",
+}
+
 
 class AHNetError(Exception):
-    """An error that a user can mend.
+    """An error that a user can fix.
 
     Args:
-      where: the file, case, setting or address at fault.
-      expected: what would have been right.
-      found: what was there instead.
-      remedy: what to do about it; may be empty where `expected` says it all.
+      where: the file, case, setting or address that is wrong.
+      expected: what is valid there.
+      found: what was there.
+      remedy: what to do; empty if `expected` is enough.
     """
 
     def __init__(self, where: object, expected: str, found: object, remedy: str = ""):
@@ -30,28 +42,68 @@ class InputError(AHNetError):
     """A volume, label map, record or folder is missing, damaged or inconsistent."""
 
 
+class SeriesError(InputError):
+    """Slices that do not form a regular volume; `check` names the allowance that accepts them."""
+
+    check = ""
+
+    def __init__(self, where: object, expected: str, found: object, remedy: str = ""):
+        remedy = remedy or f"With --allow {self.check}, {ALLOWANCES[self.check]}."
+        super().__init__(where, expected, found, remedy)
+
+
+class GantryTiltError(SeriesError):
+    """The slices are not stacked along their normal."""
+
+    check = "gantry_tilt"
+
+
+class GapError(SeriesError):
+    """Slices are missing, or the steps between them differ."""
+
+    check = "gaps"
+
+
+class DuplicateSliceError(SeriesError):
+    """Two slices have the same position."""
+
+    check = "duplicate_slices"
+
+
+class MixedSeriesError(SeriesError):
+    """A folder holds slices of several series, shapes or orientations."""
+
+    check = "mixed_series"
+
+
+def refuse_unless_allowed(error: SeriesError, allow: Collection[str]) -> None:
+    """Raises the error unless its check is among the allowances."""
+    if error.check not in allow:
+        raise error
+
+
 class SettingsError(AHNetError):
-    """A command-line option, a setting or a combination of them is not possible."""
+    """A command-line option, a setting or a combination of them is invalid."""
 
 
 class ModelError(AHNetError):
-    """A network, checkpoint, weight file or SavedModel does not fit what is asked of it."""
+    """A network, checkpoint, weight file or SavedModel can't be used for what was requested."""
 
 
 class ServingError(AHNetError):
-    """A model server can't be reached or refuses a request."""
+    """A model server can't be reached or rejects a request."""
 
 
 class PipelineError(AHNetError):
-    """A pipeline can't be launched, or one of its components stopped it."""
+    """A pipeline can't be launched, or one of its components failed."""
 
 
 class Stopped(Exception):  # noqa: N818
-    """A signal ended the work before its end; what was done is saved, and can be gone on with.
+    """A signal stopped the work; its state is saved, so that it can be resumed.
 
     Args:
-      signal: its number; the command exits with 128 more.
-      message: what stopped where, and how to go on.
+      signal: its number; the command exits with 128 plus this.
+      message: what was stopped where, and how to resume.
     """
 
     def __init__(self, signal: int, message: str):

@@ -1,4 +1,4 @@
-"""Checks a data set before any work: one look at every case, a table, and JSON if asked for."""
+"""Checks a data set before any conversion: prints a table, and writes JSON and a page if asked."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import dataclasses
 import itertools
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preprocessing.allowances import ALLOWANCES, parse_allowances
-from preprocessing.cli import make_parser, run_command
+from preprocessing.cli import add_allow_option, make_parser, parse_allowances, run_command
 from preprocessing.errors import AHNetError, SettingsError
 from preprocessing.page.options import add_page_options, check_page_options
 from preprocessing.tasks import Task, load_task
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from preprocessing.datasets.case import Case
     from preprocessing.volumes.geometry import Volume
 
-# Enough voxels along each axis of a slice for quantiles of the intensities.
+# Every so many voxels along an axis are enough for quantiles of the intensities.
 _QUANTILE_STEP = 4
+_COLUMNS = ("case", "shape", "spacing mm", "axes", "intensity 1 % - 99 %", "label voxels", "found")
 
 
 def verify(
@@ -35,18 +36,18 @@ def verify(
     workers: int = 1,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Checks all cases below some folders the way conversion does, and goes on after each bad one.
+    """Checks all cases below some folders as conversion does; bad cases do not stop it.
 
     Args:
       inputs: data-set folders, see `preprocessing.datasets.discovery`.
       task: classes and kind of intensities.
-      allow: what is taken although it is irregular, see `preprocessing.allowances`.
-      workers: processes that look at one case each.
-      progress: show a bar.
+      allow: irregularities to accept, names of `preprocessing.errors.ALLOWANCES`.
+      workers: processes, each of which checks one case at a time.
+      progress: show a progress bar.
 
     Returns:
-      Plain data: `cases`, one entry a case with what was measured and its `findings`; `findings`
-      about the data set as a whole; `errors` and `warnings`, their numbers; `task`.
+      Plain data: `cases`, one entry per case with measurements and `findings`; `findings` about the
+      whole data set; the numbers of `errors` and `warnings`; `task`.
 
     Raises:
       InputError: an input folder is missing or empty.
@@ -58,11 +59,14 @@ def verify(
     if workers < 1:
         raise SettingsError("--workers", "a number of processes, at least 1", workers)
     cases = find_cases(inputs, need_labels=True)
-    with _mapped(workers) as run:
-        entries = run(verify_case, cases, itertools.repeat(task), itertools.repeat(allow))
-        bar = tqdm(entries, "verify", len(cases), unit="case", leave=False, disable=not progress)
+    with contextlib.ExitStack() as stack:
+        run: Callable[..., Iterator[dict[str, Any]]] = map
+        if workers > 1:
+            run = stack.enter_context(ProcessPoolExecutor(workers)).map
+        results = run(verify_case, cases, itertools.repeat(task), itertools.repeat(allow))
+        bar = tqdm(results, "verify", len(cases), unit="case", leave=False, disable=not progress)
         entries = list(bar)
-    _mark_twins(entries)
+    _mark_duplicates(entries)
     findings = _absent_classes(entries, task)
     severities = [f["severity"] for e in entries for f in e["findings"]]
     severities += [f["severity"] for f in findings]
@@ -76,16 +80,16 @@ def verify(
 
 
 def verify_case(case: Case, task: Task, allow: Collection[str]) -> dict[str, Any]:
-    """Returns what one look at a case gives, as plain data; never raises for what is on disk.
+    """Checks one case; never raises for what is in its files.
 
-    `findings` is always there; shape and spacing (both in the order of the file), orientation, slice
-    axis, intensities, and the voxels a label on the task's grid are there as far as they can be read.
+    Returns:
+      Plain data: always `findings`; as far as the files can be read shape and spacing (in the order
+      of the file), orientation, slice axis, intensities, and voxels per class on the task's grid.
     """
-    from preprocessing.datasets.case import redact_case_path, redact_message
+    from preprocessing.datasets.case import redact_case_path
     from preprocessing.datasets.reading import read_case_image
-    from preprocessing.records.targets import read_target
-    from preprocessing.volumes.geometry import to_target_grid
-    from preprocessing.volumes.quality_checks import ERROR, Finding, check_image, check_labels
+    from preprocessing.records.case_volume import read_case_volume, rejection_reason
+    from preprocessing.volumes.quality_checks import ERROR, Finding, check_image
 
     entry: dict[str, Any] = {"case_id": case.case_id, "source": case.source}
     findings = [Finding(ERROR, "incomplete", case.problem)] if case.problem else []
@@ -102,16 +106,11 @@ def verify_case(case: Case, task: Task, allow: Collection[str]) -> dict[str, Any
             findings += checked.findings
             if not case.problem:
                 stage = "annotation"
-                image_zyx, space = to_target_grid(image, task)
-                target = read_target(case, image, space, task, allow=allow)
-                counts, further = check_labels(image_zyx, target.label_zyx, task)
-                voxels = map(int, counts.sum(axis=0))
-                entry |= target.facts
-                entry["label_voxels"] = dict(zip(task.class_names, voxels, strict=True))
+                _, facts, further = read_case_volume(case, image, task, allow=allow)
+                entry |= facts
                 findings += further
     except (AHNetError, OSError, MemoryError) as error:
-        reason = str(error) or "expected a volume that fits into memory, found a larger one"
-        findings.append(Finding(ERROR, stage, redact_message(case, reason)))
+        findings.append(Finding(ERROR, stage, rejection_reason(case, error)))
     return entry | {"findings": [dataclasses.asdict(finding) for finding in findings]}
 
 
@@ -138,46 +137,110 @@ def _quantiles(image: Volume) -> dict[str, float]:
     return dict(zip(names, map(float, values), strict=True))
 
 
-@contextlib.contextmanager
-def _mapped(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """Yields `map`, in this process or spread over some."""
-    if workers == 1:
-        yield map
-        return
-    with ProcessPoolExecutor(workers) as pool:
-        yield pool.map
-
-
-def _mark_twins(entries: Sequence[dict[str, Any]]) -> None:
-    """Adds an error to each case whose voxels an earlier one has."""
+def _mark_duplicates(entries: Sequence[dict[str, Any]]) -> None:
+    """Adds an error to each valid case with the same voxels as an earlier one."""
     from preprocessing.volumes.quality_checks import duplicate_reason, find_duplicates
 
-    sound = [entry for entry in entries if not _errors_of(entry)]
-    twins = find_duplicates((entry["case_id"], entry["fingerprint"]) for entry in sound)
-    for entry in sound:
-        if entry["case_id"] in twins:
-            text = duplicate_reason(entry["image"], twins[entry["case_id"]])
-            entry["findings"].append({"severity": "error", "code": "duplicate", "text": text})
+    valid = {
+        entry["case_id"]: entry
+        for entry in entries
+        if not any(finding["severity"] == "error" for finding in entry["findings"])
+    }
+    originals = find_duplicates((name, entry["fingerprint"]) for name, entry in valid.items())
+    for name, original in originals.items():
+        text = duplicate_reason(valid[name]["image"], original)
+        finding = {"severity": "error", "code": "duplicate", "text": text}
+        valid[name]["findings"].append(finding)
 
 
 def _absent_classes(entries: Sequence[dict[str, Any]], task: Task) -> list[dict[str, str]]:
-    """Returns a warning for each class that no label map holds."""
+    """Returns a warning for each class that is in no label map."""
     maps = [entry["label_voxels"] for entry in entries if "label_voxels" in entry]
     absent = [name for name in task.class_names if maps and not any(each[name] for each in maps)]
     text = "no voxel of class {} in any case"
     return [{"severity": "warning", "code": "class", "text": text.format(n)} for n in absent]
 
 
-def _errors_of(entry: dict[str, Any]) -> list[dict[str, str]]:
-    return [finding for finding in entry["findings"] if finding["severity"] == "error"]
+def table_lines(report: dict[str, Any], width: int) -> Iterator[str]:
+    """Yields a table of the cases, or one paragraph per case if it is too wide, and the findings.
+
+    Args:
+      report: what `verify` returns.
+      width: columns of the terminal.
+    """
+    rows = [_cells(entry) for entry in report["cases"]]
+    table = _table([_COLUMNS, *rows])
+    if max(map(len, table)) <= width:
+        yield from table
+    else:
+        for row in rows:
+            pairs = zip(_COLUMNS[1:], row[1:], strict=True)
+            cells = "; ".join(f"{name} {cell}" for name, cell in pairs if cell != "-")
+            yield from _folded(f"{row[0]}: {cells}", width)
+    yield ""
+    found = [
+        (entry["case_id"], finding) for entry in report["cases"] for finding in entry["findings"]
+    ]
+    found += [("all cases", finding) for finding in report["findings"]]
+    for severity in ("error", "warning"):
+        for where, finding in found:
+            if finding["severity"] == severity:
+                line = f"{severity} {where}, {finding['code']}: {finding['text']}"
+                # File names may contain bytes that are not UTF-8.
+                printable = line.encode("utf-8", "backslashreplace").decode()
+                yield from _folded(printable, width)
+    counts = (_count(report[f"{severity}s"], severity) for severity in ("error", "warning"))
+    yield ", ".join((_count(len(report["cases"]), "case"), *counts))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _cells(entry: dict[str, Any]) -> tuple[str, ...]:
+    severities = [finding["severity"] for finding in entry["findings"]]
+    counts = [(severities.count(name), name) for name in ("error", "warning")]
+    found = ", ".join(_count(*count) for count in counts if count[0]) or "-"
+    if "shape" not in entry:
+        return (entry["case_id"], *["-"] * (len(_COLUMNS) - 2), found)
+    intensity = entry["intensity"]
+    voxels = entry.get("label_voxels", {})
+    return (
+        entry["case_id"],
+        "x".join(map(str, entry["shape"])),
+        " ".join(f"{mm:.3g}" for mm in entry["spacing_mm"]),
+        f"{entry['orientation']}, slices {entry['slice_axis']}",
+        f"{intensity['p01']:g} - {intensity['p99']:g}",
+        ", ".join(f"{name} {n}" for name, n in list(voxels.items())[1:]) or "-",
+        found,
+    )
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    padded = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return [padded[0], "  ".join("-" * width for width in widths), *padded[1:]]
+
+
+def _folded(line: str, width: int) -> list[str]:
+    return textwrap.wrap(
+        line,
+        max(20, width),
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "preprocessing.verify",
-        "Checks cases before any work, as conversion does: geometry, intensities, label values, "
-        "images that come twice. Prints a table; errors are what conversion would refuse (exit "
-        "code 1), warnings what a person should look at.",
+        "Checks cases as conversion does: geometry, intensities, label values, duplicate images. "
+        "Prints a table. Errors are what conversion would reject (exit code 1), warnings are for "
+        "you to look at.",
         [
             "python -m preprocessing.verify lits",
             "python -m preprocessing.verify lits own_cases --task ct_liver --workers 2",
@@ -188,16 +251,11 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("input", nargs="+", metavar="DIR", help="folders of cases")
     add("--task", default="ct_liver", help="preset or JSON file (default: %(default)s)")
-    add(
-        "--allow",
-        default="",
-        metavar="CHECK,...",
-        help=f"as in preprocessing.convert: {', '.join(ALLOWANCES)}",
-    )
-    add("--output", metavar="FILE.json", help="write all that was found (default: only a table)")
+    add_allow_option(parser)
+    add("--output", metavar="FILE.json", help="write all results as JSON (default: only a table)")
     add_page_options(parser, "cases, those with findings first,")
     add("--workers", type=int, default=1, metavar="N", help="processes (default: %(default)s)")
-    add("--overwrite", action="store_true", help="replace an earlier output")
+    add("--overwrite", action="store_true", help="replace earlier outputs")
     return parser
 
 
@@ -208,18 +266,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from preprocessing.files import write_json
-    from preprocessing.verify_table import lines
 
     check_page_options(arguments)
     output, page = (Path(p) if p else None for p in (arguments.output, arguments.report))
     for option, path in (("--output", output), ("--report", page)):
         if path and path.exists() and not (arguments.overwrite and path.is_file()):
             remedy = "Give --overwrite to replace a file."
-            raise SettingsError(option, "a new file", f"{path} is there already", remedy)
+            raise SettingsError(option, "a new file", f"{path}, which exists", remedy)
     task = load_task(arguments.task)
     allow = parse_allowances(arguments.allow)
     report = verify(arguments.input, task, allow=allow, workers=arguments.workers)
-    for line in lines(report, shutil.get_terminal_size().columns):
+    for line in table_lines(report, shutil.get_terminal_size().columns):
         print(line)
     if output:
         write_json(output, report)

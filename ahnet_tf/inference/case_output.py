@@ -69,7 +69,7 @@ def predict_case(
       draw: also draws a picture of the case, its volume and label map [x, y, z]; returns the
         picture's name in the folder.
       dicom_seg: also write a DICOM SEG that names this software; the case's image must be DICOM.
-      allow: names of `preprocessing.allowances.ALLOWANCES`.
+      allow: names of `preprocessing.errors.ALLOWANCES`.
       debug: raise every error.
 
     Raises:

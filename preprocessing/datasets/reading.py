@@ -41,7 +41,7 @@ def read_case_image(case: Case, *, allow: Collection[str] = ()) -> Volume:
 
     Args:
       case: its view rotates a tomosynthesis, see `multiframe.read_frames`.
-      allow: irregularities to accept, names of `preprocessing.allowances.ALLOWANCES`.
+      allow: irregularities to accept, names of `preprocessing.errors.ALLOWANCES`.
 
     Returns:
       Voxels [x, y, z] and affine, see `nifti.read_image` and `multiframe.read_dicom`.
@@ -75,7 +75,7 @@ def read_case_label(
       case: its `label_names`, if any, are mapped to those of the task by name.
       task: its labels, and the class of each.
       shape: of the image; a NIfTI label map of another shape is refused before reading its voxels.
-      allow: irregularities to accept, names of `preprocessing.allowances.ALLOWANCES`.
+      allow: irregularities to accept, names of `preprocessing.errors.ALLOWANCES`.
 
     Returns:
       Voxels [x, y, z], uint8.

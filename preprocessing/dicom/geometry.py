@@ -13,14 +13,14 @@ from typing import TypeVar
 
 import numpy as np
 
-from preprocessing.allowances import (
+from preprocessing.dicom.header import Image, numbers, sequence_item
+from preprocessing.errors import (
     DuplicateSliceError,
     GantryTiltError,
     GapError,
+    InputError,
     refuse_unless_allowed,
 )
-from preprocessing.dicom.header import Image, numbers, sequence_item
-from preprocessing.errors import InputError
 
 # Relative tolerance for orientations and spacings within one stack, for values with few digits.
 SAME_PLANE = 1e-3
@@ -178,7 +178,7 @@ def stack_slices(
       axes: from `plane_axes`.
       where: the series, for messages.
       single_step_mm: step to use if there is only one slice.
-      allow: names of `preprocessing.allowances.ALLOWANCES`.
+      allow: names of `preprocessing.errors.ALLOWANCES`.
 
     Returns:
       Indices of the kept slices along the normal, the first one's position, and the step between

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocessing.allowances import MixedSeriesError, refuse_unless_allowed
 from preprocessing.dicom.geometry import (
     grouped,
     plane_axes,
@@ -34,7 +33,7 @@ from preprocessing.dicom.pixels import (
     stored_frames,
 )
 from preprocessing.dicom.series import DEFAULTS, ReadOptions, read_series
-from preprocessing.errors import InputError, SettingsError
+from preprocessing.errors import InputError, MixedSeriesError, SettingsError, refuse_unless_allowed
 from preprocessing.volumes.geometry import Volume, checked_affine
 
 # Steps between slices and pixels of a tomosynthesis whose header has none: those of BCS-DBT.
@@ -66,7 +65,7 @@ def read_frames(path: str | os.PathLike, options: ReadOptions = DEFAULTS) -> Vol
       rotation if the file states how its frames are oriented.
 
     Raises:
-      SeriesError: the frames do not form one regular volume, see `preprocessing.allowances`.
+      SeriesError: the frames do not form one regular volume, see `preprocessing.errors`.
       InputError: not an image, a damaged or truncated one, or a CT without its geometry.
       SettingsError: a view that begins with neither L nor R.
     """

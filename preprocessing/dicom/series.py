@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocessing.allowances import MixedSeriesError, refuse_unless_allowed
 from preprocessing.dicom.deidentify import header_identifiers, redact_path
 from preprocessing.dicom.geometry import (
     Plane,
@@ -30,7 +29,7 @@ from preprocessing.dicom.header import (
     text,
 )
 from preprocessing.dicom.pixels import hounsfield, stacked, stored_frames
-from preprocessing.errors import InputError
+from preprocessing.errors import InputError, MixedSeriesError, refuse_unless_allowed
 from preprocessing.volumes.geometry import Volume, checked_affine
 from preprocessing.volumes.nifti import has_nifti_suffix
 from preprocessing.volumes.nifti_bytes import MAX_VOXELS
@@ -43,7 +42,7 @@ class ReadOptions:
     Attributes:
       view: view of a tomosynthesis in the data set's table, for example "rmlo"; see
         `multiframe.read_frames`.
-      allow: irregularities to accept, names of `preprocessing.allowances.ALLOWANCES`.
+      allow: irregularities to accept, names of `preprocessing.errors.ALLOWANCES`.
       identifiers: values that must not occur in messages, besides those of the headers.
     """
 
@@ -96,7 +95,7 @@ def read_series(folder: str | os.PathLike, options: ReadOptions = DEFAULTS) -> V
       for CT, int16 if possible, else int32, else float32. Padding is air (`pixels.AIR_HU`).
 
     Raises:
-      SeriesError: the slices do not form one regular volume, see `preprocessing.allowances`.
+      SeriesError: the slices do not form one regular volume, see `preprocessing.errors`.
       InputError: no DICOM images, damaged or truncated ones, or no position, orientation or spacing.
     """
     series = find_series(folder, options)

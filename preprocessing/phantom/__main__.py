@@ -1,8 +1,76 @@
-"""`python -m preprocessing.phantom`."""
+"""`python -m preprocessing.phantom`: writes synthetic CT or DBT cases."""
 
+from __future__ import annotations
+
+import argparse
 import sys
+from collections.abc import Sequence
 
-from preprocessing.phantom.writing import main
+from preprocessing.cli import make_parser, run_command
+from preprocessing.phantom.ct import PhantomSettings
+from preprocessing.phantom.dataset import write_cases
+from preprocessing.phantom.dbt import DBTSettings
+
+KINDS = {"ct": PhantomSettings, "dbt": DBTSettings}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command."""
+    parser = make_parser(
+        "preprocessing.phantom",
+        "Writes synthetic cases with exact ground truth. CT: volume-N.nii.gz (HU) and "
+        "segmentation-N.nii.gz (0 background, 1 liver, 2 tumour). DBT: PHANTOM-N_VIEW.nii.gz (10 bits), "
+        "its _mask.nii.gz (1 mass), boxes.csv and labels.csv as in BCS-DBT.",
+        [
+            "python -m preprocessing.phantom --output phantom",
+            "python -m preprocessing.phantom --output unseen --cases 1 --first 100",
+            "python -m preprocessing.phantom --kind dbt --output breasts --cases 24",
+        ],
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the cases")
+    parser.add_argument("--kind", choices=list(KINDS), default="ct", help="default: ct")
+    parser.add_argument("--cases", type=int, default=8, help="how many (default: 8)")
+    parser.add_argument(
+        "--first", type=int, default=0, metavar="N", help="number of the first case"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="case N depends on N and this only")
+    shapes, spacings = (
+        ", ".join(f"{kind} {' '.join(map(str, getattr(of, name)))}" for kind, of in KINDS.items())
+        for name in ("shape_xyz", "spacing_mm")
+    )
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs=3,
+        metavar=("X", "Y", "Z"),
+        help=f"voxels of the mean case (default: {shapes})",
+    )
+    parser.add_argument(
+        "--spacing-mm",
+        type=float,
+        nargs=3,
+        metavar=("X", "Y", "Z"),
+        help=f"voxel spacing (default: {spacings})",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace cases of the same name")
+    return run_command(_run, parser.parse_args(argv))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    given = {"shape_xyz": arguments.shape, "spacing_mm": arguments.spacing_mm}
+    settings = KINDS[arguments.kind](**{k: tuple(v) for k, v in given.items() if v is not None})
+    cases = write_cases(
+        arguments.output,
+        arguments.cases,
+        arguments.seed,
+        first=arguments.first,
+        settings=settings,
+        overwrite=arguments.overwrite,
+    )
+    lesions = {"ct": "tumours", "dbt": "masses"}[arguments.kind]
+    some = sum(case["label_voxels"][-1] > 0 for case in cases)
+    print(f"{len(cases)} cases, {some} with {lesions}, in {arguments.output}")
+
 
 if __name__ == "__main__":
     sys.exit(main())

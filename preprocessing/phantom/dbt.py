@@ -1,9 +1,9 @@
 """Synthetic breast tomosynthesis with exactly known masses.
 
-Made so that single slices mislead: every volume has clutter which looks like a mass in one slice and
-is gone in the slices around it, while a mass stays. The breast is compressed at the chest wall's side
-of the image; its tissue has the 1/f^3 power spectrum of mammograms; reconstruction from a limited
-angle smears what lies in one slice into the others, coarse structures further than fine ones.
+Single slices are not enough to detect the masses: every volume has clutter that looks like a mass in
+one slice but is absent in its neighbours. The tissue has the 1/f^3 power spectrum of mammograms.
+Reconstruction from a limited angle blurs each slice into the others, coarse structures more than fine
+ones.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from scipy import fft, ndimage
 
 from preprocessing.errors import SettingsError
+from preprocessing.phantom.ct import at_least_half
 from preprocessing.volumes.geometry import Volume
 from preprocessing.volumes.lesions import LesionBox
 
@@ -24,19 +25,19 @@ AIR, FAT, GLAND = 0.0, 0.34, 0.62  # attenuations; 1 is white
 
 @dataclass(frozen=True)
 class DBTSettings:
-    """What all cases of a synthetic DBT data set have in common.
+    """Settings of a synthetic DBT data set.
 
     Attributes:
-      shape_xyz: voxels of the mean case; the number of slices varies by up to an eighth.
+      shape_xyz: mean size in voxels; the number of slices varies by up to an eighth.
       spacing_mm: voxel spacing (x, y, z).
-      most_masses: a case has from none to this many.
-      clutter: summation shadows a case, each in one slice; half of them more or less.
-      noise: standard deviation of the quantum noise, as a share of white.
-      angle_degrees: half of the angle that the tube sweeps.
-      depth_resolution_mm: how far along z coarse structures smear (Gaussian standard deviation).
-      fewest_masses: a case has at least this many, where there is room.
-      flat_masses: a case has from half to all of this many: what a mass shows in one slice, smeared
-        into the slices around it, without the mass.
+      most_masses: maximum per case.
+      clutter: mean number of summation shadows per case, each in one slice; varies by a half.
+      noise: standard deviation of the quantum noise, as a fraction of white.
+      angle_degrees: half of the tube's sweep angle.
+      depth_resolution_mm: blur of coarse structures along z (Gaussian standard deviation).
+      fewest_masses: minimum per case, where there is room.
+      flat_masses: maximum per case (the minimum is half of it): the image of one slice of a mass,
+        blurred along z, without the rest of the mass.
     """
 
     shape_xyz: tuple[int, int, int] = (160, 288, 40)
@@ -61,13 +62,13 @@ class DBTSettings:
 
 @dataclass(frozen=True, eq=False)
 class DBTCase:
-    """A synthetic DBT volume and what is known about it.
+    """A synthetic DBT volume and its ground truth.
 
     Attributes:
       image: uint16 [x, y, z]; x columns, y rows from the top.
       label: uint8, 1 in masses.
-      boxes: one a mass, around all of it and in the slice where it is largest.
-      view: side and projection, one of `VIEWS`.
+      boxes: one per mass, around all of it, in the slice where it is largest.
+      view: laterality and projection, one of `VIEWS`.
     """
 
     image: Volume
@@ -79,13 +80,13 @@ class DBTCase:
 def make_case(seed: int, number: int = 0, settings: DBTSettings | None = None) -> DBTCase:
     """Makes one case; the same seed, number and settings always give the same voxels.
 
-    Label map and boxes are computed from the shapes themselves, before blur and noise. The image has
-    the chest wall on the left in left views and on the right in right ones.
+    Label map and boxes are exact: they are computed from the shapes, before blur and noise. The chest
+    wall is on the left of the image in left views and on the right in right views.
 
     Args:
       seed: of the data set.
-      number: of the case within it.
-      settings: the data set's settings.
+      number: of the case in the data set.
+      settings: of the data set.
     """
     settings = settings or DBTSettings()
     random = np.random.default_rng([seed, number])
@@ -111,8 +112,8 @@ def make_case(seed: int, number: int = 0, settings: DBTSettings | None = None) -
     tissue[~breast] = AIR
     _paint_clutter(tissue, random, depth_mm, label, (x, y), settings)
     noise = random.standard_normal(tissue.shape, np.float32)
-    image = _smeared(tissue + settings.noise * noise, settings)
-    # Of numbers of their own: the rest of a case is the same with them and without.
+    image = _reconstructed(tissue + settings.noise * noise, settings)
+    # A second generator: the rest of the case does not depend on flat masses.
     own_random = np.random.default_rng([seed, number, 1])
     place = (depth_mm, label, (x, y, z), extent_mm[2])
     _add_flat_masses(image, tissue, own_random, *place, settings)
@@ -122,12 +123,13 @@ def make_case(seed: int, number: int = 0, settings: DBTSettings | None = None) -
         image, label = image[::-1], label[::-1]
         regions = [(mass[::-1], kind) for mass, kind in regions]
     boxes = tuple(_box(mass, kind) for mass, kind in regions)
-    # Columns run to the patient's left, or rows backwards, in half of the cases.
+    # Half of the cases are stored with x and y reversed in the affine.
     signs = np.array([[1.0, 1.0], [-1.0, -1.0]][int(random.integers(2))] + [1.0])
     affine = np.diag([*(signs * settings.spacing_mm), 1.0])
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
-    stored = [Volume(np.asfortranarray(voxels), affine) for voxels in (image, label)]
-    return DBTCase(*stored, boxes, view)
+    stored_image = Volume(np.asfortranarray(image), affine)
+    stored_label = Volume(np.asfortranarray(label), affine)
+    return DBTCase(stored_image, stored_label, boxes, view)
 
 
 def _coordinates_mm(shape, spacing_mm) -> list[np.ndarray]:
@@ -137,12 +139,12 @@ def _coordinates_mm(shape, spacing_mm) -> list[np.ndarray]:
 
 
 def _depth_below_skin(random, x, y, z, extent_mm) -> np.ndarray:
-    """Returns the distance to the skin in mm, roughly; below 0 outside of the compressed breast."""
+    """Returns the approximate depth below the skin in mm; negative outside the compressed breast."""
     length = extent_mm[0] * random.uniform(0.72, 0.9)
     half_height = extent_mm[1] / 2 * random.uniform(0.8, 0.95)
     half_thickness = extent_mm[2] / 2 * random.uniform(0.85, 0.95)
     shift = extent_mm[1] * random.uniform(-0.03, 0.03)
-    # Rounded where the plates leave the skin free.
+    # The edge that the plates do not touch is rounded.
     bulge = 1 - 0.22 * np.minimum(1.2, np.abs(z) / half_thickness) ** 4
     sides = np.sqrt((x / length) ** 2 + (np.abs(y - shift) / half_height) ** 2)
     in_plane = (bulge - sides) * min(length, half_height)
@@ -151,9 +153,9 @@ def _depth_below_skin(random, x, y, z, extent_mm) -> np.ndarray:
 
 
 def _power_law_field(random, shape, spacing_mm, exponent, band_mm=(0.0, 1e6)) -> np.ndarray:
-    """Returns a Gaussian random field of deviation 1 whose power falls as 1 / f^exponent.
+    """Returns a Gaussian random field with power 1 / f^exponent and standard deviation 1.
 
-    Only wavelengths within `band_mm` are in it.
+    It contains only wavelengths in `band_mm`.
     """
     noise = random.standard_normal(shape, np.float32)
     frequencies = [fft.fftfreq(n, s) for n, s in zip(shape[:2], spacing_mm[:2], strict=True)]
@@ -168,7 +170,7 @@ def _power_law_field(random, shape, spacing_mm, exponent, band_mm=(0.0, 1e6)) ->
 
 
 def _tissue(random, depth_mm, shape, spacing_mm) -> np.ndarray:
-    """Returns attenuations of fat lobules, the septa between them and glandular tissue."""
+    """Returns attenuations of fat lobules, septa between them, and glandular tissue."""
     density = random.uniform(-0.5, 0.6)
     inward = np.clip(depth_mm / 14, 0, 1.6) - 1
     field = _power_law_field(random, shape, spacing_mm, 3.0)
@@ -180,7 +182,7 @@ def _tissue(random, depth_mm, shape, spacing_mm) -> np.ndarray:
 
 
 def _paint_pectoral(tissue, random, x, y, extent_mm) -> None:
-    """Paints the pectoral muscle of an oblique view, a wedge in the chest wall's upper corner."""
+    """Paints the pectoral muscle of an oblique view, a wedge in the upper corner at the chest wall."""
     width, height = extent_mm[0] * random.uniform(0.2, 0.4), extent_mm[1] * random.uniform(0.4, 0.6)
     wedge = x / width + (y + extent_mm[1] / 2) / height < 1
     muscle = np.broadcast_to(wedge, tissue.shape)
@@ -188,7 +190,7 @@ def _paint_pectoral(tissue, random, x, y, extent_mm) -> None:
 
 
 def _place(random, depth_mm, label, x, margin_mm, z_index) -> tuple[int, int] | None:
-    """Returns a voxel of a slice deep enough in the image and the breast and away from masses."""
+    """Returns a random pixel of a slice inside the breast and away from masses; None without room."""
     free = (depth_mm[:, :, z_index] > margin_mm) & (x[:, :, 0] > margin_mm)
     near = label.any(axis=2)
     if near.any():
@@ -196,21 +198,23 @@ def _place(random, depth_mm, label, x, margin_mm, z_index) -> tuple[int, int] | 
     candidates = np.flatnonzero(free)
     if not candidates.size:
         return None
-    return np.unravel_index(int(random.choice(candidates)), free.shape)
+    i, j = np.unravel_index(int(random.choice(candidates)), free.shape)
+    return int(i), int(j)
 
 
 def _squared_radius(random, x, y, centre_mm, radius_mm) -> tuple[np.ndarray, np.ndarray]:
-    """Returns |p|^2 in units of an ellipse's radii, and the angle about its centre."""
-    turn, flat = random.uniform(0, np.pi), random.uniform(0.8, 1.0)
+    """Returns the squared distance from an ellipse's centre in radii, and the angle around it."""
+    rotation, flat = random.uniform(0, np.pi), random.uniform(0.8, 1.0)
     dx, dy = x - centre_mm[0], y - centre_mm[1]
-    u, v = np.cos(turn) * dx + np.sin(turn) * dy, np.cos(turn) * dy - np.sin(turn) * dx
+    u = np.cos(rotation) * dx + np.sin(rotation) * dy
+    v = np.cos(rotation) * dy - np.sin(rotation) * dx
     return (u / radius_mm) ** 2 + (v / (flat * radius_mm)) ** 2, np.arctan2(v, u)
 
 
 def _paint_mass(
     tissue, random, depth_mm, label, axes, thickness_mm
 ) -> tuple[np.ndarray, str] | None:
-    """Paints an ellipsoid, some with spicules, and labels it; returns its voxels and class."""
+    """Paints and labels an ellipsoid, half of them with spicules; returns its mask and class."""
     x, y, z = axes
     radius_mm = random.uniform(4.5, 8.0)
     spiculated = bool(random.random() < 0.5)
@@ -225,12 +229,12 @@ def _paint_mass(
     waves = random.uniform(0, 2 * np.pi, 2)
     edge = 1 + 0.08 * np.cos(3 * angle + waves[0]) + 0.06 * np.cos(5 * angle + waves[1])
     mass = (squared < edge**2) & (depth_mm > 0) & (label == 0)
-    # Denser than glandular tissue, and fading into it at its border.
+    # Denser than glandular tissue, with a gradual border.
     core = np.clip(2.5 * (edge**2 - squared), 0, 1)
     level = np.maximum(0, GLAND - 0.08 - tissue) + random.uniform(0.12, 0.19)
     tissue += core * level
     if spiculated:
-        # Thin straight strands that fade away from the mass.
+        # Thin radial strands that fade with distance.
         spokes = int(random.integers(7, 13))
         ray = np.abs(np.sin(spokes / 2 * (angle + 0.3 * np.sin(2 * angle + waves[0]))))
         distance = np.sqrt(squared)
@@ -242,33 +246,29 @@ def _paint_mass(
 
 
 def _paint_clutter(tissue, random, depth_mm, label, axes, settings) -> None:
-    """Adds what looks like a mass in one slice: as wide, as bright once blurred, and one slice thin."""
+    """Adds discs one slice thin that are as wide, and after the blur as bright, as a mass."""
     x, y = (axis[:, :, 0] for axis in axes)
     gain = 1 / _kernel_weights(settings)[0]
-    count = int(
-        random.integers(settings.clutter // 2, settings.clutter + settings.clutter // 2 + 1)
-    )
-    for _ in range(count):
+    half = settings.clutter // 2
+    for _ in range(int(random.integers(half, settings.clutter + half + 1))):
         radius_mm = random.uniform(4.5, 8.0)
         z_index = int(tissue.shape[2] * random.uniform(0.15, 0.85))
         place = _place(random, depth_mm, label, axes[0], radius_mm + 2, z_index)
         if place is None:
             continue
         squared, _ = _squared_radius(random, x, y, (x[place[0], 0], y[0, place[1]]), radius_mm)
-        tissue[:, :, z_index] += (
-            gain * random.uniform(0.12, 0.2) * np.clip(2.5 * (1 - squared), 0, 1)
-        )
+        contrast = gain * random.uniform(0.12, 0.2)
+        tissue[:, :, z_index] += contrast * np.clip(2.5 * (1 - squared), 0, 1)
 
 
 def _add_flat_masses(image, tissue, random, depth_mm, label, axes, thickness_mm, settings) -> None:
-    """Adds slices of masses that are not there to a reconstructed image.
+    """Adds single slices of masses to a reconstructed image.
 
-    In its own slice each is what the mass would be; it fades along z as the depth resolution says.
+    In its own slice each looks like the mass; along z it fades with the depth resolution.
     """
     slices = np.arange(image.shape[2])
-    sigma = max(settings.depth_resolution_mm / settings.spacing_mm[2], 1e-3)
-    most = settings.flat_masses
-    for _ in range(int(random.integers((most + 1) // 2, most + 1))):
+    sigma = _depth_sigma(settings)
+    for _ in range(at_least_half(random, settings.flat_masses)):
         whole = tissue.copy()
         mass = _paint_mass(whole, random, depth_mm, label.copy(), axes, thickness_mm)
         if mass is None:
@@ -276,46 +276,50 @@ def _add_flat_masses(image, tissue, random, depth_mm, label, axes, thickness_mm,
         areas = mass[0].sum(axis=(0, 1))
         z_index = int(random.choice(np.flatnonzero(areas > 0.5 * areas.max())))
         added = np.where(depth_mm > 0, whole - tissue, np.float32(0))
-        seen = _smeared(added, settings)[:, :, z_index, np.newaxis]
+        seen = _reconstructed(added, settings)[:, :, z_index, np.newaxis]
         image += seen * np.exp(-0.5 * np.square((slices - z_index) / sigma)).astype(np.float32)
 
 
+def _depth_sigma(settings: DBTSettings) -> float:
+    """Returns the depth resolution in slices."""
+    return max(settings.depth_resolution_mm / settings.spacing_mm[2], 1e-3)
+
+
 def _kernel_weights(settings: DBTSettings) -> np.ndarray:
-    """Returns how much of a coarse structure shows 0, 1, 2... slices away; sums to 1 over both sides."""
-    sigma = max(settings.depth_resolution_mm / settings.spacing_mm[2], 1e-3)
+    """Returns the blur's weights 0, 1, 2... slices away; over both sides they sum to 1."""
+    sigma = _depth_sigma(settings)
     steps = np.arange(int(np.ceil(3 * sigma)) + 1)
     weights = np.exp(-0.5 * np.square(steps / sigma))
     return weights / (2 * weights.sum() - weights[0])
 
 
-def _smeared(tissue, settings: DBTSettings) -> np.ndarray:
-    """Returns a volume as reconstructed from a limited angle; linear in it.
+def _reconstructed(tissue, settings: DBTSettings) -> np.ndarray:
+    """Returns a volume as reconstructed from a limited angle (a linear filter).
 
-    The tube moves along y. Shifting and adding projections from -a to a degrees shows a structure
-    of frequency f along y, n mm away from its slice, weakened by sin(u) / u with u = 2 pi f n tan(a);
-    a depth resolution of its own weakens it further. Each frequency is scaled so that what is the same in
-    all slices stays as it is: the ramp filter of a reconstruction.
+    The tube moves along y. Shift-and-add of projections from -a to a degrees attenuates a structure
+    of frequency f along y at n mm from its slice by sin(u) / u with u = 2 pi f n tan(a); the depth
+    resolution attenuates it further. Each frequency is then scaled so that structures that are the
+    same in all slices are unchanged, like the ramp filter of a reconstruction.
     """
     rows = tissue.shape[1]
-    spectrum = fft.rfft(tissue, fft.next_fast_len(rows + 32, real=True), axis=1)
-    frequencies = np.arange(spectrum.shape[1]) / (
-        fft.next_fast_len(rows + 32, real=True) * settings.spacing_mm[1]
-    )
+    length = fft.next_fast_len(rows + 32, real=True)
+    spectrum = fft.rfft(tissue, length, axis=1)
+    frequencies = np.arange(spectrum.shape[1]) / (length * settings.spacing_mm[1])
     weights = _kernel_weights(settings)
     shear = 2 * frequencies * np.tan(np.deg2rad(settings.angle_degrees)) * settings.spacing_mm[2]
     gains = np.sinc(shear * np.arange(len(weights))[:, np.newaxis]) * weights[:, np.newaxis]
     gains /= 2 * gains.sum(axis=0) - gains[0]
     gains = gains.astype(np.float32)[:, :, np.newaxis]
-    smeared = spectrum * gains[0]
+    blurred = spectrum * gains[0]
     for step in range(1, min(len(weights), tissue.shape[2])):
-        smeared[:, :, step:] += gains[step] * spectrum[:, :, :-step]
-        smeared[:, :, :-step] += gains[step] * spectrum[:, :, step:]
-    image = fft.irfft(smeared, fft.next_fast_len(rows + 32, real=True), axis=1)[:, :rows]
+        blurred[:, :, step:] += gains[step] * spectrum[:, :, :-step]
+        blurred[:, :, :-step] += gains[step] * spectrum[:, :, step:]
+    image = fft.irfft(blurred, length, axis=1)[:, :rows]
     return ndimage.gaussian_filter(image, (0.5, 0.5, 0))
 
 
 def _box(mass: np.ndarray, lesion_class: str) -> LesionBox:
-    """Returns the box around a mass, in the slice where it has most voxels (the first of them)."""
+    """Returns the box around a mass, in the first slice where it has the most voxels."""
     columns, rows = (np.flatnonzero(mass.any(axis=axes)) for axes in ((1, 2), (0, 2)))
     return LesionBox(
         x=int(columns[0]),

@@ -1,4 +1,4 @@
-"""Beam's runners: which one runs the conversion, and the pipeline it runs."""
+"""The Beam pipeline of a conversion and the choice of its runner."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,13 +26,15 @@ from apache_beam.options.pipeline_options import (
 )
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import create_runner
+from tqdm import tqdm
 
 from preprocessing.datasets.case import Case
 from preprocessing.errors import PipelineError, SettingsError
 from preprocessing.records.case_conversion import TAKEN_OVER, ConversionSettings, ConvertCase
+from preprocessing.records.output_folder import finished_cases
 
 MOST_THREADS = 4
-# What a runner needs besides Beam, and the option that names it.
+# Runners that need a program besides Beam, and the option that names it.
 _PROGRAMS = {
     "FlinkRunner": "flink_job_server_jar",
     "SparkRunner": "spark_job_server_jar",
@@ -43,19 +46,18 @@ _PORTABLE = (*_PROGRAMS, "PortableRunner")
 def beam_runner(
     beam_options: Sequence[str], own_options: Sequence[str]
 ) -> tuple[beam.runners.PipelineRunner, PipelineOptions]:
-    """Returns the runner and options that a Beam command line asks for.
+    """Returns the runner and the options for a Beam command line.
 
-    Beam's own DirectRunner may fetch a program from the internet (Prism), so its in-process engine
-    is taken in its place.
+    Beam's DirectRunner may download a program (Prism), so its in-process engine is used instead.
 
     Args:
-      beam_options: what the command line held beyond the command's own options.
-      own_options: the command's own options, to suggest one for a typing error.
+      beam_options: the options that the command itself does not have.
+      own_options: the command's own options, to suggest one for a misspelled option.
 
     Raises:
-      SettingsError: an option or a runner that Beam does not know either.
+      SettingsError: an option or a runner that Beam does not have either.
     """
-    # Some of Beam's option classes share options.
+    # Several of Beam's option classes define the same option.
     known = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
     for kind in _subclasses(PipelineOptions):
         kind._add_argparse_args(known)
@@ -66,7 +68,7 @@ def beam_runner(
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0], own_options, n=1)
         remedy = f"Did you mean {near[0]}?" if near else ""
-        # A job server may know options that Beam's Python does not.
+        # A job server may have options that Beam's Python SDK does not.
         if near or short not in _PORTABLE:
             raise SettingsError("command line", "options of --help or of Beam", unknown[0], remedy)
     if short == "DirectRunner":
@@ -81,10 +83,10 @@ def beam_runner(
 
 
 def _choose_workers(options: PipelineOptions, beam_options: Sequence[str]) -> None:
-    """Takes a thread a core, unless the command line says something else.
+    """Sets one thread per core, up to `MOST_THREADS`, unless the command line sets workers.
 
-    Threads start at once, while processes take seconds to; they share one interpreter, which lets
-    few of them work at a time, and each holds a volume: so there are `MOST_THREADS` at most.
+    Threads start immediately, processes take seconds. But threads share the interpreter's lock, so
+    more of them hardly help, and each holds a volume in memory.
     """
     if any(option.startswith("--direct_") for option in beam_options):
         return
@@ -95,12 +97,12 @@ def _choose_workers(options: PipelineOptions, beam_options: Sequence[str]) -> No
 
 
 def _check_runner(name: str, options: PipelineOptions) -> None:
-    """Refuses runners that lose outputs, or that would fetch a program from the internet."""
+    """Rejects runners that lose outputs or would download a program."""
     if name == "DaskRunner":
         raise SettingsError(
             "--runner",
             "a runner that runs every step of a job",
-            f"{name}, which leaves out steps without a word",
+            f"{name}, which silently skips steps",
             "Use DirectRunner on one machine, FlinkRunner on several.",
         )
     option = _PROGRAMS.get(name)
@@ -110,14 +112,14 @@ def _check_runner(name: str, options: PipelineOptions) -> None:
             f"--runner {name}",
             f"--{option} FILE or --job_endpoint HOST:PORT",
             "neither",
-            "Beam would fetch the program from the internet; docs/engines.md says where it is.",
+            "Beam would download the program; see docs/engines.md for where to get it.",
         )
 
 
 def _check_processes(options: PipelineOptions, interpreter: str = sys.executable) -> None:
-    """Refuses worker processes where Beam can't start them, instead of waiting for them forever.
+    """Rejects worker processes where Beam would wait forever for them to start.
 
-    Beam starts them through a shell without quoting the interpreter's path.
+    Beam starts them with a shell command in which it does not quote the interpreter's path.
     """
     mode = options.view_as(DirectOptions).direct_running_mode
     if mode == "multi_processing" and interpreter != shlex.quote(interpreter):
@@ -134,17 +136,23 @@ def run_pipeline(
     settings: ConversionSettings,
     folder: str,
     runner: tuple[beam.runners.PipelineRunner, PipelineOptions],
+    *,
+    progress: bool,
 ) -> int:
     """Converts (case, split) pairs into a folder and waits until all are done.
 
     Returns:
-      How many of the cases were finished in the folder already.
+      The number of cases that were already finished in the folder.
 
     Raises:
-      PipelineError: a worker failed, because of a full disk for example.
+      PipelineError: a worker failed, for example because the disk is full.
     """
     try:
-        with _quiet_workers(), beam.Pipeline(runner=runner[0], options=runner[1]) as pipeline:
+        with (
+            _progress_bar(folder, len(jobs), progress),
+            _quiet_workers(),
+            beam.Pipeline(runner=runner[0], options=runner[1]) as pipeline,
+        ):
             _ = (
                 pipeline
                 | "Cases" >> beam.Create(jobs)
@@ -159,22 +167,42 @@ def run_pipeline(
             folder,
             "a Beam job that finishes",
             _cause(error),
-            "Mend it and run again; --resume keeps the finished cases.",
+            "Fix the cause and run again; --resume keeps the finished cases.",
         ) from error
     counter = MetricsFilter().with_namespace(TAKEN_OVER[0]).with_name(TAKEN_OVER[1])
     counters = pipeline.result.metrics().query(counter)["counters"]
     return sum(each.result or 0 for each in counters)
 
 
+@contextlib.contextmanager
+def _progress_bar(folder: str, total: int, visible: bool) -> Iterator[None]:
+    """Shows the number of cases with an outcome in the folder."""
+    done = threading.Event()
+    with tqdm(total=total, desc="convert", unit="case", disable=not visible) as bar:
+
+        def watch() -> None:
+            while not done.wait(0.5):
+                bar.update(max(0, min(finished_cases(folder), total) - bar.n))
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+        bar.update(total - bar.n)
+
+
 def _quiet_workers() -> contextlib.AbstractContextManager:
-    """Keeps the tracebacks off the screen that Beam prints for errors which it raises as well."""
+    """Hides the tracebacks that Beam prints in addition to raising the error."""
     if logging.getLogger("apache_beam").isEnabledFor(logging.ERROR):
         return contextlib.nullcontext()
     return contextlib.redirect_stderr(io.StringIO())
 
 
 def _cause(error: Exception) -> str:
-    """Returns what happened in a worker, which Beam hands on as the text of a traceback."""
+    """Returns the error of a worker, which Beam passes on as the text of a traceback."""
     lines = [line.strip() for line in str(error).splitlines()]
     raised = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b", line)]
     cause = raised[-1] if raised else " ".join(lines)

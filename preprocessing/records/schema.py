@@ -1,7 +1,7 @@
-"""The tf.Example contract: the only place that knows the features' names.
+"""Schema of a record: a patch as a tf.train.Example, encoded and parsed.
 
-A record is one patch. Voxels are stored raw (see `Task.image_dtype`), little-endian, in z, y, x
-order; everything else is a scalar, which is what data validation looks at.
+Voxels are stored raw (see `Task.image_dtype`), little-endian, in z, y, x order. All other features
+are scalars, so that data validation can compute statistics of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SPACING_CLASS = "spacing_class"
 PATCH_INDEX = "patch_index"
 INTENSITY_QUANTILES = {"intensity_p01": 0.01, "intensity_p50": 0.5, "intensity_p99": 0.99}
 
-# Slice spacing in mm below which a case counts as "thin" or "medium"; "thick" above.
+# Upper limits in mm of the slice spacing of "thin" and "medium" cases; others are "thick".
 SPACING_CLASSES_MM = (("thin", 2.0), ("medium", 4.0))
 
 
@@ -36,17 +36,16 @@ class Patch:
       image_zyx: raw intensities [z, y, x].
       label_zyx: label values [z, y, x], uint8.
       case_id: the case it was cut from; no patient identifier.
-      source: the data set the case came from (for slices of the evaluation).
-      index: number of the patch within its case.
+      source: the data set that the case comes from, to slice the evaluation by.
+      index: number of the patch in its case.
       origin_zyx: the patch's first voxel in the case's grid.
-      valid_zyx: extent [z, y, x] of the patch that lies in the volume, from its first voxel on;
-        the rest is padding and has weight 0.
+      valid_zyx: extent [z, y, x] of the part in the volume, from the first voxel on; the rest is
+        padding and has weight 0.
       volume_shape_zyx: size of the case's grid.
       spacing_mm: voxel spacing of the case's grid (x, y, z).
-      intensity_quantiles: raw intensities of the whole case at `INTENSITY_QUANTILES`.
-      case_label_voxels: voxels of the whole case a label value.
-      heat_map_zyx: where the task's target is one, lesions as uint8 [z, y, x], 255 being 1; None
-        otherwise.
+      intensity_quantiles: quantiles `INTENSITY_QUANTILES` of the whole case's raw intensities.
+      case_label_voxels: voxels per label value in the whole case.
+      heat_map_zyx: lesions as uint8 [z, y, x], 255 means 1; None unless it is the task's target.
     """
 
     image_zyx: np.ndarray
@@ -75,66 +74,46 @@ def encode_patch(patch: Patch, task: Task) -> bytes:
     """Returns a patch as a serialized tf.train.Example, the same bytes for the same patch.
 
     Raises:
-      InputError: dtypes, shapes or label values that are not the task's.
+      InputError: dtypes, shapes or label values do not match the task.
     """
-    if patch.image_zyx.dtype != np.dtype(task.image_dtype) or patch.label_zyx.dtype != np.uint8:
-        raise InputError(
-            f"case {patch.case_id}",
-            f"a {task.image_dtype} image and uint8 labels",
-            f"{patch.image_zyx.dtype} and {patch.label_zyx.dtype}",
-        )
-    if (
-        patch.image_zyx.shape != task.patch_shape_zyx
-        or patch.label_zyx.shape != task.patch_shape_zyx
-    ):
-        raise InputError(
-            f"case {patch.case_id}",
-            f"patches of shape (z, y, x) {task.patch_shape_zyx}",
-            f"image {patch.image_zyx.shape} and label {patch.label_zyx.shape}",
-        )
-    label = np.ascontiguousarray(patch.label_zyx)
-    valid = label[tuple(slice(size) for size in patch.valid_zyx)]
+    where = f"case {patch.case_id}"
+    voxels = {IMAGE: patch.image_zyx, LABEL: patch.label_zyx}
+    if patch.heat_map_zyx is not None:
+        voxels[HEAT_MAP] = patch.heat_map_zyx
+    if voxels.keys() != voxel_features(task).keys():
+        found = ", ".join(voxels)
+        raise InputError(where, f"voxels of {', '.join(voxel_features(task))}", found)
+    features = {}
+    for name, array in voxels.items():
+        dtype = np.dtype(task.image_dtype if name == IMAGE else np.uint8)
+        if (array.dtype, array.shape) != (dtype, task.patch_shape_zyx):
+            expected = f"{name} patches of {dtype}, shape (z, y, x) {task.patch_shape_zyx}"
+            raise InputError(where, expected, f"{array.dtype}, shape {array.shape}")
+        little_endian = np.ascontiguousarray(array, dtype.newbyteorder("<"))
+        features[name] = _bytes(little_endian.tobytes())
+    valid = patch.label_zyx[tuple(slice(size) for size in patch.valid_zyx)]
     counts = count_labels(valid, len(task.class_names))
     if sum(counts) != valid.size:
-        raise InputError(
-            f"case {patch.case_id}",
-            f"label values below {len(task.class_names)}",
-            int(valid.max()),
-        )
-    heat_map = patch.heat_map_zyx
-    if (heat_map is not None) != (task.target == "heat_map"):
-        found = "none" if heat_map is None else "one"
-        raise InputError(
-            f"case {patch.case_id}",
-            f"a heat map only where the target is one ({task.target})",
-            found,
-        )
-    if heat_map is not None and (
-        heat_map.dtype != np.uint8 or heat_map.shape != task.patch_shape_zyx
-    ):
-        raise InputError(
-            f"case {patch.case_id}",
-            f"a uint8 heat map of shape (z, y, x) {task.patch_shape_zyx}",
-            f"{heat_map.dtype} of shape {heat_map.shape}",
-        )
-    little_endian = np.dtype(task.image_dtype).newbyteorder("<")
-    features = {
-        IMAGE: _bytes(np.ascontiguousarray(patch.image_zyx, little_endian).tobytes()),
-        LABEL: _bytes(label.tobytes()),
+        raise InputError(where, f"label values below {len(task.class_names)}", int(valid.max()))
+    features |= {
         CASE_ID: _bytes(patch.case_id.encode()),
         SOURCE: _bytes(patch.source.encode()),
         SPACING_CLASS: _bytes(spacing_class(patch.spacing_mm[2]).encode()),
         PATCH_INDEX: _int(patch.index),
     }
-    if heat_map is not None:
-        features[HEAT_MAP] = _bytes(np.ascontiguousarray(heat_map).tobytes())
-    for name, values in _triples(patch).items():
-        for axis, value in zip("zyx", values, strict=True):
+    triples = {
+        "origin": patch.origin_zyx,
+        "valid": patch.valid_zyx,
+        "shape": patch.image_zyx.shape,
+        "volume": patch.volume_shape_zyx,
+    }
+    for name, triple in triples.items():
+        for axis, value in zip("zyx", triple, strict=True):
             features[f"{name}_{axis}"] = _int(value)
-    for axis, value in zip("xyz", patch.spacing_mm, strict=True):
-        features[f"spacing_{axis}_mm"] = _float(value)
-    for name, value in zip(INTENSITY_QUANTILES, patch.intensity_quantiles, strict=True):
-        features[name] = _float(value)
+    for axis, spacing_mm in zip("xyz", patch.spacing_mm, strict=True):
+        features[f"spacing_{axis}_mm"] = _float(spacing_mm)
+    for name, intensity in zip(INTENSITY_QUANTILES, patch.intensity_quantiles, strict=True):
+        features[name] = _float(intensity)
     for value, _ in enumerate(task.class_names):
         features[f"voxels_label_{value}"] = _int(counts[value])
         features[f"case_voxels_label_{value}"] = _int(patch.case_label_voxels[value])
@@ -143,23 +122,23 @@ def encode_patch(patch: Patch, task: Task) -> bytes:
 
 
 def scalar_features(task: Task) -> list[str]:
-    """Returns the names of all features but the voxel bytes."""
+    """Returns the names of all features except voxels."""
     return [name for name in _specification(task) if name not in voxel_features(task)]
 
 
 def voxel_features(task: Task) -> dict[str, int]:
-    """Returns the names of the features that hold voxels, and their bytes a voxel."""
+    """Returns the names of the features that hold voxels, with their bytes per voxel."""
     features = {IMAGE: np.dtype(task.image_dtype).itemsize, LABEL: 1}
     return features | ({HEAT_MAP: 1} if task.target == "heat_map" else {})
 
 
 def parse_example(serialized: tf.Tensor, task: Task) -> dict[str, tf.Tensor]:
-    """Returns one record's tensors; runs inside a tf.data graph.
+    """Parses one record; runs in a tf.data graph.
 
     Returns:
       `image` [z, y, x, 1] in the task's stored dtype, `label` [z, y, x] uint8, `weight`
       [z, y, x] float32 (1 in the volume, 0 in the padding), `heat_map` [z, y, x] float32 in [0, 1]
-      where that is the task's target, and every scalar feature by name.
+      if it is the task's target, and every scalar feature by name.
     """
     features = tf.io.parse_single_example(serialized, _specification(task))
     z, y, x = task.patch_shape_zyx
@@ -188,15 +167,6 @@ def _specification(task: Task) -> dict[str, tf.io.FixedLenFeature]:
     real = [f"spacing_{axis}_mm" for axis in "xyz"] + list(INTENSITY_QUANTILES)
     kinds = [(text, tf.string), (whole, tf.int64), (real, tf.float32)]
     return {name: tf.io.FixedLenFeature((), kind) for names, kind in kinds for name in names}
-
-
-def _triples(patch: Patch) -> dict[str, tuple[int, ...]]:
-    return {
-        "origin": patch.origin_zyx,
-        "valid": patch.valid_zyx,
-        "shape": patch.image_zyx.shape,
-        "volume": patch.volume_shape_zyx,
-    }
 
 
 def _bytes(value: bytes) -> tf.train.Feature:

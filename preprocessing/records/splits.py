@@ -1,4 +1,4 @@
-"""Which cases train and which evaluate: decided by case, never by patch."""
+"""Assignment of cases to the training and evaluation splits."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from preprocessing.errors import SettingsError
 
 SPLITS = ("train", "eval")
-# Share of cases to evaluate on, unless told otherwise.
+# Default share of cases for evaluation.
 EVAL_FRACTION = 0.2
 
 
 def split_place(case_id: str) -> float:
-    """Returns a case's place in [0, 1): a hash of its id alone, so it never changes."""
+    """Returns a hash of a case id as a number in [0, 1)."""
     digest = hashlib.sha256(f"split {case_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -24,16 +24,16 @@ def split_place(case_id: str) -> float:
 def split_by_hash(case_ids: Sequence[str], eval_fraction: float) -> dict[str, str]:
     """Assigns each case to a split by a stable hash of its id.
 
-    A case evaluates if its `split_place` is below `eval_fraction`. Adding or leaving out other cases
-    does not move it, with one exception: where two or more cases would leave a split empty, the case
-    of the lowest place evaluates, or the one of the highest place trains. A single case trains.
+    A case is in "eval" if its `split_place` is below `eval_fraction`, whatever other cases there are,
+    with one exception: of two or more cases the one with the lowest place is in "eval" and the one
+    with the highest in "train", so that neither split is empty. A single case is in "train".
 
     Args:
-      case_ids: all different.
-      eval_fraction: expected share of the evaluation, 0 (none at all) up to but not including 1.
+      case_ids: unique ids.
+      eval_fraction: expected share of "eval", at least 0 (none) and less than 1.
 
     Returns:
-      "train" or "eval" a case id.
+      "train" or "eval" for each case id.
 
     Raises:
       SettingsError: the fraction is out of range.
@@ -44,17 +44,16 @@ def split_by_hash(case_ids: Sequence[str], eval_fraction: float) -> dict[str, st
     splits = {each: "eval" if split_place(each) < eval_fraction else "train" for each in ordered}
     if eval_fraction > 0 and len(ordered) > 1:
         splits[ordered[0]] = "eval"
-        splits[ordered[-1]] = "train"
-    elif ordered:
+    if ordered:
         splits[ordered[-1]] = "train"
     return splits
 
 
 def load_splits(path: str | os.PathLike, case_ids: Sequence[str]) -> dict[str, str]:
-    """Reads the user's own splits, `{"train": [...], "eval": [...]}` with case ids.
+    """Reads a user's splits, `{"train": [...], "eval": [...]}` with case ids.
 
     Raises:
-      SettingsError: no such JSON, a case in both lists, or one that was not found.
+      SettingsError: other JSON, a case in both lists, or an id that is not among `case_ids`.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -1,29 +1,107 @@
-"""Files and folders at any address that Beam's file systems know: local disk, object stores, HDFS."""
+"""Output through Beam's file systems (local disk, object stores, HDFS): JSON, folders, TFRecord shards."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
+# Beam's framing of one record, into any file handle. Not public, but tf.io.TFRecordWriter writes to
+# paths that TensorFlow knows, not to Beam's file systems; a test compares the two byte for byte.
+from apache_beam.io.tfrecordio import _TFRecordUtil as tfrecord
 
-def write_file(path: str, content: bytes) -> None:
-    """Writes a small file; it appears whole or not at all."""
-    temporary = temporary_name(path)
-    with FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-        file.write(content)
-    FileSystems.rename([temporary], [path])
+_CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One finished TFRecord file.
+
+    Attributes:
+      name: file name.
+      records: number of records in it.
+      size: bytes.
+      sha256: of the whole file, hexadecimal.
+    """
+
+    name: str
+    records: int
+    size: int
+    sha256: str
+
+
+class _HashedFile:
+    """A file handle that counts and hashes what is written."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.size, self.hash = 0, hashlib.sha256()
+
+    def write(self, content: bytes) -> None:
+        self.file.write(content)
+        self.hash.update(content)
+        self.size += len(content)
+
+
+def write_shards(
+    folder: str, stem: str, records: Iterable[bytes], *, limit_bytes: int
+) -> list[Shard]:
+    """Writes records to `folder/stem-00000.tfrecord` and following files, each atomically.
+
+    Args:
+      folder: address on one of Beam's file systems.
+      stem: start of the file names.
+      records: serialized examples, consumed one at a time.
+      limit_bytes: a file ends before the record that would make it larger than this; a record that
+        is larger by itself gets a file of its own.
+
+    Returns:
+      The shards in order; none if there are no records.
+    """
+    shards: list[Shard] = []
+    iterator = iter(records)
+    record = next(iterator, None)
+    while record is not None:
+        name, count = f"{stem}-{len(shards):05d}.tfrecord", 0
+        with _atomic_file(FileSystems.join(folder, name)) as file:
+            hashed = _HashedFile(file)
+            while record is not None:
+                if count and hashed.size + tfrecord.encoded_num_bytes(record) > limit_bytes:
+                    break
+                tfrecord.write_record(hashed, record)
+                count += 1
+                record = next(iterator, None)
+        shards.append(Shard(name, count, hashed.size, hashed.hash.hexdigest()))
+    return shards
+
+
+def is_intact(folder: str, shard: Shard) -> bool:
+    """Returns whether a shard's file exists with the same size and SHA-256."""
+    path = FileSystems.join(folder, shard.name)
+    if not FileSystems.exists(path):
+        return False
+    digest, size = hashlib.sha256(), 0
+    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return (size, digest.hexdigest()) == (shard.size, shard.sha256)
 
 
 def write_json(path: str, content: Any) -> None:
-    """Writes indented JSON with sorted keys; the file appears whole or not at all."""
-    write_file(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+    """Writes indented JSON with sorted keys, atomically."""
+    with _atomic_file(path) as file:
+        file.write((json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
 
 
 def read_json(path: str) -> Any:
@@ -32,9 +110,22 @@ def read_json(path: str) -> Any:
         return json.loads(file.read().decode())
 
 
-def temporary_name(path: str) -> str:
-    """Returns a name beside `path` that no other worker writes to, even if it does the same work."""
-    return f"{path}.{uuid.uuid4().hex}.unfinished"
+@contextlib.contextmanager
+def _atomic_file(path: str) -> Iterator[BinaryIO]:
+    """Opens a temporary file beside `path`; on success it is renamed, on an error deleted."""
+    # A unique name: another worker may be writing the same file.
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    file = FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED)
+    try:
+        yield file
+        file.close()
+        FileSystems.rename([temporary], [path])
+    except BaseException:
+        # On a full disk closing fails as well.
+        with contextlib.suppress(OSError):
+            file.close()
+        delete_file(temporary)
+        raise
 
 
 def hidden_beside(path: str, what: str) -> str:
@@ -44,9 +135,9 @@ def hidden_beside(path: str, what: str) -> str:
 
 
 def list_files(folder: str) -> list[str]:
-    """Returns all files below a folder, as paths relative to it; none if there is no such folder."""
+    """Returns all files below a folder, relative to it and sorted; none if it does not exist."""
     if is_local(folder):
-        # Beam would take *, ? and [ in a folder's name for a pattern.
+        # Beam would read *, ? and [ in the folder's name as a pattern.
         paths = (path for path in Path(folder).rglob("*") if path.is_file())
         return sorted(path.relative_to(folder).as_posix() for path in paths)
     prefix = FileSystems.join(folder, "")
@@ -55,15 +146,15 @@ def list_files(folder: str) -> list[str]:
 
 
 def make_folder(path: str) -> None:
-    """Makes a folder with its parents, unless it is there already."""
+    """Creates a folder and its parents if they do not exist."""
     if not FileSystems.exists(path):
         FileSystems.mkdirs(path)
 
 
 def delete_folder(path: str) -> None:
-    """Deletes a folder with all it holds, if it is there."""
+    """Deletes a folder and its content if it exists."""
     if not is_local(path):
-        # Object stores know files only.
+        # Object stores have no folders, only files.
         files = [FileSystems.join(path, name) for name in list_files(path)]
         if files:
             FileSystems.delete(files)
@@ -80,10 +171,10 @@ def delete_file(path: str) -> None:
 
 
 def replace_folder(source: str, target: str, *, last: str) -> None:
-    """Puts `source` in the place of `target`: one step on a local disk.
+    """Moves the folder `source` to `target`, replacing it; a rename on a local disk.
 
-    An object store can't rename folders: there the file `last` follows after all others, so its
-    presence says that the rest is complete.
+    An object store can't rename folders: there the files are moved one by one, `last` after all
+    others, so that its presence means that the rest is complete.
     """
     if is_local(target):
         old = hidden_beside(target, "replaced")
@@ -100,5 +191,5 @@ def replace_folder(source: str, target: str, *, last: str) -> None:
 
 
 def is_local(path: str) -> bool:
-    """Returns whether an address is a path of this machine's own file system."""
+    """Returns whether an address is a path on this machine's file system."""
     return FileSystems.get_scheme(path) is None

@@ -18,7 +18,7 @@ from pipeline.local.one_run import only_run_in
 from pipeline.stages import Stages
 from preprocessing.errors import InputError, PipelineError
 from preprocessing.files import write_json
-from preprocessing.phantom.writing import write_cases
+from preprocessing.phantom.dataset import write_cases
 from preprocessing.tasks import load_task
 
 ROOT = Path(__file__).resolve().parents[2]

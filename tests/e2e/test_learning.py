@@ -17,9 +17,9 @@ from ahnet_tf.training.trainer import train_network
 from preprocessing.convert import convert
 from preprocessing.phantom.ct import PhantomSettings
 from preprocessing.phantom.ct import make_case as make_ct
+from preprocessing.phantom.dataset import write_cases
 from preprocessing.phantom.dbt import DBTSettings
 from preprocessing.phantom.dbt import make_case as make_dbt
-from preprocessing.phantom.writing import write_cases
 from preprocessing.tasks import Task, load_task
 from preprocessing.volumes.geometry import spacing_mm
 

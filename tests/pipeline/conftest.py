@@ -93,7 +93,8 @@ def records(tmp_path, patch, task, write_records) -> Path:
 def phantom_records(tmp_path_factory, task) -> Path:
     """Four phantom cases with tumours, two of them to evaluate on, as `convert` writes them."""
     from preprocessing.convert import convert
-    from preprocessing.phantom.writing import PhantomSettings, write_cases
+    from preprocessing.phantom.ct import PhantomSettings
+    from preprocessing.phantom.dataset import write_cases
 
     base = tmp_path_factory.mktemp("phantoms")
     settings = PhantomSettings(shape_xyz=(32, 32, 16), spacing_mm=(10.0, 10.0, 10.0))

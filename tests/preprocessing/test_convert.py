@@ -12,7 +12,8 @@ import pytest
 import tensorflow as tf
 
 from preprocessing.convert import main
-from preprocessing.phantom.writing import PhantomSettings, make_case, write_cases
+from preprocessing.phantom.ct import PhantomSettings, make_case
+from preprocessing.phantom.dataset import write_cases
 from preprocessing.records.schema import parse_example
 from preprocessing.tasks import PRESETS, load_task
 from preprocessing.volumes.geometry import to_target_grid
@@ -245,7 +246,7 @@ class TestBadInput:
             "out/manifest.json",
         }
         assert manifest_of(tmp_path / "out")["rejected"] == 1
-        assert "expected at least one sound case" in capsys.readouterr().err
+        assert "expected at least one valid case" in capsys.readouterr().err
         # Such an output is no data set: the next attempt may take its place.
         assert convert(tmp_path / "out", data) == 1
 

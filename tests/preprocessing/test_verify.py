@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from preprocessing.convert import convert
-from preprocessing.phantom.writing import PhantomSettings, make_case
+from preprocessing.phantom.ct import PhantomSettings, make_case
 from preprocessing.tasks import PRESETS
 from preprocessing.verify import main, verify
 

@@ -10,8 +10,8 @@ from ahnet_tf.evaluation.froc import ScoredVolume
 from ahnet_tf.report.charts import precision_recall
 from preprocessing.datasets.bcs_dbt import dbt_case_id
 from preprocessing.datasets.detection_table import DETECTION_COLUMNS
+from preprocessing.phantom.dataset import write_cases
 from preprocessing.phantom.dbt import DBTSettings
-from preprocessing.phantom.writing import write_cases
 from tests.page_views import content_of, first_column, voxel_colour
 
 PROJECTION = "#stage .plane:nth-child(2) canvas.picture"

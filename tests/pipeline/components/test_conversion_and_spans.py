@@ -11,7 +11,8 @@ import pytest
 from pipeline.components.convert_volumes import fingerprint
 from pipeline.local_runner import main
 from preprocessing.files import write_json
-from preprocessing.phantom.writing import PhantomSettings, write_cases
+from preprocessing.phantom.ct import PhantomSettings
+from preprocessing.phantom.dataset import write_cases
 
 pytestmark = pytest.mark.slow
 GRID = PhantomSettings(shape_xyz=(32, 32, 16), spacing_mm=(10.0, 10.0, 10.0))

@@ -27,7 +27,7 @@ from pipeline.components.lesion_metrics import (
     score_maps,
 )
 from preprocessing.convert import main as convert
-from preprocessing.phantom.writing import main as phantom
+from preprocessing.phantom.__main__ import main as phantom
 from preprocessing.records.schema import CASE_ID, HEAT_MAP, parse_example
 from preprocessing.tasks import load_task
 from serving.export.exporter import export_model

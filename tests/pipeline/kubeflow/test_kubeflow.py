@@ -27,7 +27,8 @@ from pipeline.kubeflow.metadata_server import serve_metadata
 from pipeline.kubeflow.rehearsal import run_compiled
 from pipeline.kubeflow_runner import main
 from pipeline.local_runner import OPTIONS_VARIABLE
-from preprocessing.phantom.writing import PhantomSettings, write_cases
+from preprocessing.phantom.ct import PhantomSettings
+from preprocessing.phantom.dataset import write_cases
 
 ROOT = Path(__file__).resolve().parents[3]
 BUCKET = "gs://ahnet-bucket"

@@ -14,15 +14,16 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from preprocessing.allowances import (
+from preprocessing.dicom.multiframe import breast_side, read_dicom, read_frames
+from preprocessing.dicom.series import ReadOptions
+from preprocessing.errors import (
     DuplicateSliceError,
     GantryTiltError,
     GapError,
+    InputError,
     MixedSeriesError,
+    SettingsError,
 )
-from preprocessing.dicom.multiframe import breast_side, read_dicom, read_frames
-from preprocessing.dicom.series import ReadOptions
-from preprocessing.errors import InputError, SettingsError
 
 STORED = np.random.default_rng(1).integers(0, 1024, (5, 8, 6)).astype(np.uint16)
 XYZ = STORED.transpose(2, 1, 0)

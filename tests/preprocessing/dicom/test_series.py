@@ -6,17 +6,18 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.uid import BasicTextSRStorage, RLELossless
 
-from preprocessing.allowances import (
+from preprocessing.cli import parse_allowances
+from preprocessing.dicom.multiframe import read_dicom
+from preprocessing.dicom.series import ReadOptions
+from preprocessing.errors import (
     ALLOWANCES,
     DuplicateSliceError,
     GantryTiltError,
     GapError,
+    InputError,
     MixedSeriesError,
-    parse_allowances,
+    SettingsError,
 )
-from preprocessing.dicom.multiframe import read_dicom
-from preprocessing.dicom.series import ReadOptions
-from preprocessing.errors import InputError, SettingsError
 
 STORED = np.random.default_rng(0).integers(0, 4000, (6, 9, 7)).astype(np.uint16)
 HU = STORED.transpose(2, 1, 0).astype(np.int16) - 1024

@@ -9,8 +9,9 @@ import pytest
 from preprocessing.page.contents import page_content, without_folders
 from preprocessing.page.volumes import page_volume
 from preprocessing.page.writer import budget_bytes, write_page
+from preprocessing.phantom.ct import PhantomSettings, make_case
+from preprocessing.phantom.dataset import write_cases
 from preprocessing.phantom.dbt import DBTSettings
-from preprocessing.phantom.writing import PhantomSettings, make_case, write_cases
 from preprocessing.tasks import PRESETS
 from preprocessing.verify import main
 from preprocessing.volumes.geometry import Volume

@@ -8,7 +8,9 @@ import pytest
 from scipy import ndimage
 
 from preprocessing.errors import SettingsError
-from preprocessing.phantom.writing import PhantomSettings, main, make_case, write_cases
+from preprocessing.phantom.__main__ import main
+from preprocessing.phantom.ct import PhantomSettings, make_case
+from preprocessing.phantom.dataset import write_cases
 from preprocessing.volumes.geometry import axis_codes, spacing_mm
 
 SMALL = PhantomSettings(shape_xyz=(48, 48, 12), spacing_mm=(6.5, 6.5, 13.0))

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from preprocessing.datasets.discovery import find_cases
+from preprocessing.phantom.__main__ import main
+from preprocessing.phantom.dataset import write_cases
 from preprocessing.phantom.dbt import DBTSettings, make_case
-from preprocessing.phantom.writing import main, write_cases
 from preprocessing.volumes.geometry import axis_codes, spacing_mm
 
 SMALL = DBTSettings(shape_xyz=(64, 96, 24), spacing_mm=(1.0, 1.0, 1.6))

@@ -14,7 +14,8 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from preprocessing.convert import main
 from preprocessing.errors import SettingsError
-from preprocessing.phantom.writing import PhantomSettings, write_cases
+from preprocessing.phantom.ct import PhantomSettings
+from preprocessing.phantom.dataset import write_cases
 from preprocessing.records.beam_runner import MOST_THREADS, _check_processes, beam_runner
 from preprocessing.records.case_conversion import ConversionSettings, ConvertCase
 from preprocessing.tasks import PRESETS
@@ -187,7 +188,7 @@ class TestChoice:
         "name", ["DaskRunner", "apache_beam.runners.dask.dask_runner.DaskRunner"]
     )
     def test_dask_is_refused_because_it_loses_outputs(self, name):
-        with pytest.raises(SettingsError, match="found DaskRunner, which leaves out steps"):
+        with pytest.raises(SettingsError, match="found DaskRunner, which silently skips steps"):
             beam_runner(["--runner", name], [])
 
     @pytest.mark.parametrize(

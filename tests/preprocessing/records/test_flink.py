@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from preprocessing.convert import main
-from preprocessing.phantom.writing import PhantomSettings, write_cases
+from preprocessing.phantom.ct import PhantomSettings
+from preprocessing.phantom.dataset import write_cases
 
 ROOT = Path(__file__).resolve().parents[3]
 JAR = os.environ.get("AHNET_FLINK_JOB_SERVER_JAR", "")

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from preprocessing.records.case_volume import CaseVolume
 from preprocessing.records.patches import (
     QUANTILE_VOXELS,
     evaluation_tiles,
@@ -18,20 +19,18 @@ from preprocessing.volumes.geometry import count_labels_by_slice, target_grid
 TASK = attrs.evolve(PRESETS["ct_liver"], patch_shape_zyx=(4, 8, 6), patches_per_case=40)
 
 
-def space_of(shape_zyx):
-    return target_grid(shape_zyx[::-1], np.diag([1.0, 1, 5, 1]), TASK)
+def volume_of(image, label, task, case_id="a"):
+    counts = count_labels_by_slice(label, len(task.class_names))
+    grid = target_grid(image.shape[::-1], np.diag([1.0, 1, 5, 1]), TASK)
+    return CaseVolume(case_id, "s", image, label, None, counts, grid)
 
 
 def draw(image, label, *, case_id="a", seed=0, task=TASK):
-    counts = count_labels_by_slice(label, len(task.class_names))
-    volume = (image, label, counts, space_of(image.shape), task)
-    return list(training_patches(*volume, case_id=case_id, source="s", seed=seed))
+    return list(training_patches(volume_of(image, label, task, case_id), task, seed=seed))
 
 
 def tiles(image, label, task=TASK):
-    counts = count_labels_by_slice(label, len(task.class_names))
-    volume = (image, label, counts, space_of(image.shape), task)
-    return list(evaluation_tiles(*volume, case_id="a", source="s"))
+    return list(evaluation_tiles(volume_of(image, label, task), task))
 
 
 shapes = st.tuples(*[st.integers(1, 19)] * 3)

@@ -1,4 +1,4 @@
-"""Conversions that are stopped, started twice, or run out of room: what is left, and who goes on."""
+"""Conversions that are stopped, started twice, or run out of room: what is left, and what can be resumed."""
 
 import json
 import os
@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from preprocessing.convert import main
-from preprocessing.phantom.writing import PhantomSettings, write_cases
-from preprocessing.records.unfinished import unfinished_folder
+from preprocessing.phantom.ct import PhantomSettings
+from preprocessing.phantom.dataset import write_cases
+from preprocessing.records.output_folder import partial_folder
 
 ROOT = Path(__file__).resolve().parents[3]
 CASES = 10
@@ -102,7 +103,7 @@ def test_resume_converts_only_what_is_missing_and_gives_the_same_bytes(killed, w
     assert sorted(os.listdir(killed)) == ["data", "out"]
 
 
-def test_without_resume_the_next_run_starts_afresh_and_says_so(killed, whole, capsys):
+def test_without_resume_the_next_run_starts_from_the_beginning_and_says_so(killed, whole, capsys):
     cases = finished(killed)
     before = records_of(killed, cases)
     assert main(command(killed)) == 0
@@ -153,7 +154,7 @@ def test_resume_trusts_no_damaged_record_and_no_changed_input(killed, whole, cap
     assert tree(killed / "out") == whole
 
 
-def test_resume_with_nothing_to_go_on_from_is_a_run(data, whole, tmp_path, capsys):
+def test_resume_without_an_earlier_run_is_a_run(data, whole, tmp_path, capsys):
     (tmp_path / "data").symlink_to(data / "data")
     assert main(command(tmp_path, "--resume")) == 0
     assert tree(tmp_path / "out") == whole
@@ -165,7 +166,7 @@ def test_resume_with_nothing_to_go_on_from_is_a_run(data, whole, tmp_path, capsy
 def test_a_second_run_is_refused_while_one_is_at_work(killed, capsys, options):
     partial = killed / ".out.partial"
     settings = json.loads((partial / "settings.json").read_text())
-    with unfinished_folder(str(killed / "out"), settings, resume=True):
+    with partial_folder(str(killed / "out"), settings, resume=True):
         before = tree(partial)
         assert main(command(killed, *options)) == 1
         (line,) = capsys.readouterr().err.strip().splitlines()
@@ -192,7 +193,7 @@ def test_a_full_disk_is_one_line_and_no_data_set(data, whole, tmp_path, capsys, 
     assert "--resume keeps the finished cases" in line
     assert "Traceback" not in error
     assert not (tmp_path / "out").exists()
-    assert not list(tmp_path.rglob("*.unfinished"))
+    assert not list(tmp_path.rglob("*.tmp"))
     assert main(command(tmp_path, "--resume")) == 0
     assert tree(tmp_path / "out") == whole
 

@@ -9,7 +9,8 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.io.localfilesystem import LocalFileSystem
 
 from preprocessing.convert import main
-from preprocessing.phantom.writing import PhantomSettings, write_cases
+from preprocessing.phantom.ct import PhantomSettings
+from preprocessing.phantom.dataset import write_cases
 from preprocessing.records import storage
 
 

@@ -1,0 +1,102 @@
+"""A case on its task's grid: image, label map, and heat map if the task asks for one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from preprocessing.datasets.case import Case, redact_case_path, redact_message
+from preprocessing.datasets.reading import read_case_label
+from preprocessing.errors import InputError
+from preprocessing.tasks import Task
+from preprocessing.volumes.geometry import TargetGrid, Volume, to_target_grid
+from preprocessing.volumes.lesions import LESION_THRESHOLD, box_heat_map, mask_heat_map
+from preprocessing.volumes.nifti import check_pair
+from preprocessing.volumes.quality_checks import Finding, check_labels
+
+
+@dataclass(frozen=True, eq=False)
+class CaseVolume:
+    """A case on its task's grid.
+
+    Attributes:
+      case_id: the case; no patient identifier.
+      source: the data set that the case comes from.
+      image_zyx: raw intensities [z, y, x] in the task's `image_dtype`.
+      label_zyx: label values, uint8 [z, y, x]; for a heat map 1 where it is at least 1/2.
+      heat_map_zyx: uint8 [z, y, x], 255 means 1; None where the task's target is labels.
+      label_counts: voxels [slice, class] of the label map.
+      grid: where the voxels lie, and the way back to the file.
+    """
+
+    case_id: str
+    source: str
+    image_zyx: np.ndarray
+    label_zyx: np.ndarray
+    heat_map_zyx: np.ndarray | None
+    label_counts: np.ndarray
+    grid: TargetGrid
+
+
+def read_case_volume(
+    case: Case, image: Volume, task: Task, *, allow: Collection[str] = ()
+) -> tuple[CaseVolume, dict[str, Any], tuple[Finding, ...]]:
+    """Reads and checks a case's annotation and takes it to the task's grid, with its image.
+
+    A heat map is made from the case's boxes if its data set has a table of boxes, otherwise from its
+    mask. Labels are read from label maps only: a box does not say which voxels belong to a lesion.
+
+    Args:
+      case: its boxes or its label map.
+      image: the case's image as read from its file.
+      task: classes, target and resampling.
+      allow: names of `preprocessing.errors.ALLOWANCES`.
+
+    Returns:
+      The volume, facts for the manifest (the annotation and its voxels per class), and findings.
+
+    Raises:
+      InputError: the annotation is missing, damaged, or does not match the image.
+    """
+    image_zyx, grid = to_target_grid(image, task)
+    facts: dict[str, Any]
+    heat_map = None
+    if task.target == "heat_map" and case.boxes is not None:
+        facts = {"boxes": len(case.boxes)}
+        heat_map = box_heat_map(case.boxes, grid)
+        label_zyx = np.greater_equal(heat_map, LESION_THRESHOLD).view(np.uint8)
+    else:
+        path, label = _read_label(case, image, task, allow)
+        facts = {"label": path.name}
+        label_zyx, _ = to_target_grid(label, task, label=True)
+        if task.target == "heat_map":
+            heat_map = mask_heat_map(label_zyx, grid.spacing_mm)
+    counts, findings = check_labels(image_zyx, label_zyx, task)
+    facts["label_voxels"] = dict(zip(task.class_names, map(int, counts.sum(axis=0)), strict=True))
+    volume = CaseVolume(case.case_id, case.source, image_zyx, label_zyx, heat_map, counts, grid)
+    return volume, facts, findings
+
+
+def _read_label(
+    case: Case, image: Volume, task: Task, allow: Collection[str]
+) -> tuple[Path, Volume]:
+    """Returns the label map of a case, checked against its image, and its path for messages."""
+    if case.label_path is None:
+        found = "none" if case.boxes is None else "boxes alone"
+        where = redact_case_path(case, case.image_path)
+        raise InputError(where, f"a label map for the task {task.name}", found)
+    path = Path(redact_case_path(case, case.label_path))
+    label = read_case_label(case, task, shape=image.voxels.shape, allow=allow)
+    check_pair(image, label, path)
+    return path, label
+
+
+def rejection_reason(case: Case, error: Exception) -> str:
+    """Returns an error of reading a case as one line without the case's identifiers."""
+    return redact_message(
+        case, str(error) or "expected a volume that fits into memory, found a larger one"
+    )
