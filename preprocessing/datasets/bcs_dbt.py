@@ -1,11 +1,11 @@
-"""The cases of BCS-DBT: reads the tables of lesion boxes and finds the tomosynthesis volume of each row.
+"""Reads BCS-DBT: tables of lesion boxes, and the tomosynthesis volume of each row.
 
-A data set is a folder with `boxes.csv` and optionally `labels.csv` and `paths.csv`, or the public names
-of these tables (`BCS-DBT-boxes-train-v2.csv`, ...). The volume of a row is found
+A data set is a folder with `boxes.csv` and optionally `labels.csv` and `paths.csv`, or the public
+names of these tables (`BCS-DBT-boxes-train-v2.csv`, ...). The volume of a row is found
 
 - by paths.csv, if there is one: its descriptive or classic path below the folder (DICOM or NIfTI);
-- else, NIfTI only, by its path, which contains the PatientID, plus StudyUID and View if the patient has
-  several volumes (`DBT-P00013_rcc.nii.gz`, `DBT-P00013/rcc.nii.gz`), or the case id;
+- else, NIfTI only, by its path, which contains the PatientID, plus StudyUID and View if the patient
+  has several volumes (`DBT-P00013_rcc.nii.gz`, `DBT-P00013/rcc.nii.gz`), or the case id;
 - else by `positive` or `negative` in its name, if only one row with, or without, boxes is left.
 """
 
@@ -38,6 +38,9 @@ LESION_CLASSES = ("benign", "cancer")
 # Subject and AD (architectural distortion) are not used.
 _NEEDED_BOX_COLUMNS = tuple(name for name in BOX_COLUMNS if name not in ("Subject", "AD"))
 
+# In the order of LesionBox's attributes.
+_BOX_NUMBERS = ("X", "Y", "Width", "Height", "Slice", "VolumeSlices")
+
 # PatientID, StudyUID and View of one volume.
 VolumeKey = tuple[str, str, str]
 
@@ -51,6 +54,10 @@ class _Row:
     outcomes: dict[str, bool] | None = None
     paths: list[str] = field(default_factory=list)
     problem: str = ""
+
+    def add_problem(self, where: str, expected: str, found: object) -> None:
+        """Records a problem, unless there is one already."""
+        self.problem = self.problem or str(InputError(where, expected, found))
 
 
 @dataclass(frozen=True)
@@ -81,11 +88,7 @@ def dbt_case_id(patient_id: str, study_uid: str, view: str) -> str:
 
 
 def read_tables(folder: Path, paths: Sequence[Path] | None = None) -> Tables | None:
-    """Reads the tables of a folder; returns None if there is no boxes table.
-
-    Args:
-      folder: where they are.
-      paths: the tables to read; default: all in the folder. Names tell what they contain.
+    """Reads the tables of a folder, or only those at `paths`; None if there is no boxes table.
 
     Raises:
       InputError: a table that is not CSV, or lacks a column; names file and row.
@@ -116,12 +119,10 @@ def read_tables(folder: Path, paths: Sequence[Path] | None = None) -> Tables | N
 
 
 def cases_of_tables(tables: Tables, files: Sequence[Path], *, need_labels: bool) -> list[Case]:
-    """Returns a case for every row of the tables, and for every image without a row.
+    """Returns a case for every row of the tables, and for every NIfTI image without a row.
 
-    Args:
-      tables: of the data set; their paths are relative to `tables.folder`.
-      files: the NIfTI files below that folder; masks among them become label maps.
-      need_labels: as in `discovery.find_cases`; False leaves out rows without a volume.
+    Masks among the NIfTI files become label maps. Without `need_labels`, rows without a volume are
+    left out, and problems are ignored.
 
     Raises:
       InputError: there are no such cases.
@@ -224,42 +225,29 @@ def _add_outcomes(row: _Row, line: dict[str, str], where: str) -> None:
     values = {name: line[name] for name in OUTCOMES}
     if not set(values.values()) <= {"0", "1"}:
         found = ", ".join(f"{name} {value!r}" for name, value in values.items())
-        row.problem = row.problem or f"{where}: expected 0 or 1 in {', '.join(OUTCOMES)}, {found}"
+        row.add_problem(where, f"0 or 1 in {', '.join(OUTCOMES)}", found)
         return
     outcomes = {name: value == "1" for name, value in values.items()}
     if row.outcomes not in (None, outcomes):
-        row.problem = f"{where}: expected one row of labels per volume, found {row.where} too"
+        row.add_problem(where, "one row of labels per volume", f"{row.where} too")
     row.outcomes = outcomes
 
 
 def _add_box(row: _Row, line: dict[str, str], where: str) -> None:
     numbers: dict[str, int] = {}
-    for column in ("Slice", "X", "Y", "Width", "Height", "VolumeSlices"):
+    for column in _BOX_NUMBERS:
         if not re.fullmatch(r"-?\d{1,9}(\.0*)?", line[column]):
-            problem = f"{where}: expected an integer in {column}, found {line[column]!r}"
-            row.problem = row.problem or problem
+            row.add_problem(where, f"an integer in {column}", repr(line[column]))
             return
         numbers[column] = int(line[column].partition(".")[0])
     lesion_class = line["Class"].lower()
     if lesion_class not in LESION_CLASSES:
-        expected = f"a Class among {', '.join(LESION_CLASSES)}"
-        row.problem = row.problem or f"{where}: expected {expected}, found {line['Class']!r}"
+        row.add_problem(where, f"a Class among {', '.join(LESION_CLASSES)}", repr(line["Class"]))
         return
-    slices = numbers["VolumeSlices"]
-    if not 0 <= numbers["Slice"] < slices:
-        expected = f"a Slice from 0 to below VolumeSlices {slices}"
-        row.problem = row.problem or f"{where}: expected {expected}, found {numbers['Slice']}"
-    box = LesionBox(
-        x=numbers["X"],
-        y=numbers["Y"],
-        width=numbers["Width"],
-        height=numbers["Height"],
-        slice_index=numbers["Slice"],
-        volume_slices=slices,
-        lesion_class=lesion_class,
-        where=where,
-    )
-    row.boxes.append(box)
+    index, slices = numbers["Slice"], numbers["VolumeSlices"]
+    if not 0 <= index < slices:
+        row.add_problem(where, f"a Slice from 0 to below VolumeSlices {slices}", index)
+    row.boxes.append(LesionBox(*numbers.values(), lesion_class, where))
 
 
 def _annotation_problem(row: _Row, tables: Tables) -> str:

@@ -28,7 +28,8 @@ class Case:
       boxes: lesions of a tomosynthesis from a table of boxes; None if there is no such table.
       view: "lcc", "rcc", "lmlo" or "rmlo" if known from a table, else empty.
       identifiers: what identifies the patient in headers and tables; never part of any output.
-      label_names: label values and their names in the data set; empty if they are those of the task.
+      label_names: label values and their names in the data set; empty if they are those of the
+        task.
       pseudonym: id to use if the case's own name could identify the patient.
     """
 
@@ -59,11 +60,11 @@ def redact_message(case: Case, text: str) -> str:
     for path in (case.image_path, case.label_path):
         if path is not None:
             text = text.replace(str(path), redact_case_path(case, path))
-    return one_line(text)
+    return " ".join(text.split())
 
 
 def safe_id(name: str) -> str:
-    """Returns a name reduced to characters and a length that are safe in file names, logs and JSON."""
+    """Returns a name limited to characters and a length that are safe in file names and logs."""
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-") or "case"
     if len(safe) <= LONGEST_ID:
         return safe
@@ -74,8 +75,3 @@ def safe_id(name: str) -> str:
 def folder_name(folder: Path) -> str:
     """Returns the real name of a folder, with links and `..` resolved."""
     return os.path.basename(os.path.realpath(folder))
-
-
-def one_line(text: str) -> str:
-    """Returns a text without line breaks."""
-    return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""Finds image files below a folder: NIfTI by name, DICOM by content, reading one header per series."""
+"""Finds image files below a folder: NIfTI by name, DICOM by content (one header per series)."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class DicomImage:
     Attributes:
       path: a folder of slices, or a multi-frame file.
       identifiers: what identifies the patient, see `deidentify.header_identifiers`.
-      pseudonym: a case id without identifiers: `ct-` or `dbt-` and 12 hexadecimal digits of the SHA-256
-        of the SeriesInstanceUID (for a file, of its SOPInstanceUID).
+      pseudonym: a case id without identifiers: `ct-` or `dbt-` and 12 hexadecimal digits of the
+        SHA-256 of the SeriesInstanceUID (for a file, of its SOPInstanceUID).
     """
 
     path: Path

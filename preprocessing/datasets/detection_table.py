@@ -43,13 +43,12 @@ class Detection:
 def read_detections(path: Path) -> tuple[dict[VolumeKey, list[Detection]], dict[VolumeKey, str]]:
     """Reads a table of detected lesions.
 
-    Returns:
-      The detections of each volume, in the order of the table, and the location of each volume's first
-      row, for messages: "predictions.csv, row 2".
+    Returns the detections of each volume, in the order of the table, and the location of each
+    volume's first row, for messages: "predictions.csv, row 2".
 
     Raises:
-      InputError: not CSV, a missing column, a value that is not finite, or a negative size; names file
-        and row, but not the patient.
+      InputError: not CSV, a missing column, a value that is not finite, or a negative size; names
+        file and row, but not the patient.
     """
     detections: dict[VolumeKey, list[Detection]] = defaultdict(list)
     places: dict[VolumeKey, str] = {}
@@ -65,12 +64,7 @@ def read_detections(path: Path) -> tuple[dict[VolumeKey, list[Detection]], dict[
 
 
 def write_detections(path: Path, rows: Iterable[tuple[VolumeKey, Detection]]) -> None:
-    """Writes a table of detected lesions, atomically.
-
-    Args:
-      path: output.
-      rows: each lesion with the PatientID, StudyUID and View of its volume.
-    """
+    """Writes a table of detected lesions, each with its volume, atomically."""
     with (
         atomic_write(path) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as file,

@@ -1,11 +1,11 @@
 """Finds the cases of a data set.
 
-Supported layouts are LiTS (`volume-N.nii`, `segmentation-N.nii`), the Medical Segmentation Decathlon
-(`dataset.json`) and nnU-Net (`imagesTr`, `labelsTr`), 3D-IRCADb (`PATIENT_DICOM`, `MASKS_DICOM`), one
-subfolder per case (`ct.nii.gz`, `label.nii.gz`), pairs with similar names in one folder
-(`a_ct.nii.gz`, `a_seg.nii.gz`) or two (`images/a.nii.gz`, `labels/a.nii.gz`), and BCS-DBT's tables
-(`preprocessing.datasets.bcs_dbt`). An image may be DICOM: a folder of slices or a multi-frame file.
-Every image becomes a case; images without a partner become cases with a problem.
+Supported layouts are LiTS (`volume-N.nii`, `segmentation-N.nii`), the Medical Segmentation
+Decathlon (`dataset.json`) and nnU-Net (`imagesTr`, `labelsTr`), 3D-IRCADb (`PATIENT_DICOM`,
+`MASKS_DICOM`), one subfolder per case (`ct.nii.gz`, `label.nii.gz`), pairs with similar names in
+one folder (`a_ct.nii.gz`, `a_seg.nii.gz`) or two (`images/a.nii.gz`, `labels/a.nii.gz`), and
+BCS-DBT's tables (`preprocessing.datasets.bcs_dbt`). An image may be DICOM: a folder of slices or a
+multi-frame file. Every image becomes a case; images without a partner become cases with a problem.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from preprocessing.dicom.deidentify import is_identifying, pseudonym
 from preprocessing.dicom.header import is_dicom
 from preprocessing.errors import InputError
 from preprocessing.volumes.nifti import has_nifti_suffix
+from preprocessing.volumes.nifti_bytes import what_is
 
 # Name of a data set whose folder name contains an identifier.
 ANONYMOUS_SOURCE = "dicom"
@@ -91,7 +92,7 @@ def _cases_below(path: Path, need_labels: bool) -> list[Case]:
     elif path.is_file() and is_dicom(path):
         dicom = [dicom_file(path)]
     else:
-        raise InputError(path, "a folder of cases, a NIfTI or a DICOM file", _kind_of(path))
+        raise InputError(path, "a folder of cases, a NIfTI or a DICOM file", what_is(path))
     others = []
     for image in dicom:
         masks = image.path.parent / IRCADB_MASKS
@@ -120,8 +121,10 @@ def _cases_of_decathlon(
     known = {path for pair in pairs for path in pair} | set(listed.test_images)
     others = paired([file for file in files if file not in known], [], source, need_labels)
     if listed.pairs is not None and need_labels:
-        expected = f"expected this case in {listed.folder / DATASET_FILE}, found none"
-        others = [replace(each, problem=f"{each.path}: {expected}") for each in others]
+        expected = f"this case in {listed.folder / DATASET_FILE}"
+        others = [
+            replace(case, problem=str(InputError(case.path, expected, "none"))) for case in others
+        ]
     cases += others
     for number, problem in enumerate(listed.problems if need_labels else (), start=1):
         cases.append(Case(f"{source}_entry-{number}", None, None, source, problem))
@@ -158,7 +161,7 @@ def _without_identifiers(cases: list[Case], dicom: Sequence[DicomImage], root: P
 
 
 def _with_unique_ids(cases: list[Case]) -> list[Case]:
-    """Makes duplicate ids unique: by pseudonyms, or by the data set's or folder's name as a prefix."""
+    """Makes ids unique, with pseudonyms, or else the data set's or folder's name as a prefix."""
     counts = Counter(case.case_id for case in cases)
     cases = [
         replace(case, case_id=case.pseudonym)
@@ -199,9 +202,3 @@ def _with_unique_ids(cases: list[Case]) -> list[Case]:
 def _folder_id(case: Case) -> str:
     name = safe_id(folder_name(case.path.parent))
     return ANONYMOUS_SOURCE if is_identifying(name, case.identifiers) else name
-
-
-def _kind_of(path: Path) -> str:
-    if not path.exists():
-        return "nothing of that name"
-    return "a file of another kind" if path.is_file() else "no folder"

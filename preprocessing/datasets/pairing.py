@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from preprocessing.datasets.case import Case, folder_name, one_line, safe_id
+from preprocessing.datasets.case import Case, folder_name, safe_id
 from preprocessing.datasets.case_files import DICOM_SUFFIXES
 from preprocessing.errors import InputError
 from preprocessing.volumes.nifti import SUFFIXES
@@ -110,7 +110,7 @@ def read_decathlon(folder: Path) -> DecathlonSet | None:
 
 
 def _label_names(path: Path, labels: Any) -> tuple[tuple[int, str], ...]:
-    """Returns (value, name) pairs from {"0": "background"} (Decathlon) or {"background": 0} (nnU-Net)."""
+    """Returns (value, name) pairs of {"0": "liver"} (Decathlon) or {"liver": 0} (nnU-Net)."""
     try:
         items = [
             (int(name), value) if isinstance(value, str) else (int(value), name)
@@ -134,20 +134,16 @@ def _inside(folder: Path, name: Any) -> Path | None:
 
 
 def _entry_problem(path: Path, kind: str, entry: Any) -> str:
-    text = f"{path}: expected files below its folder in each entry of {kind!r}, found {entry!r}"
-    return one_line(text)[:400]
+    expected = f"files below its folder in each entry of {kind!r}"
+    return str(InputError(path, expected, repr(entry)))[:400]
 
 
 def paired(
     files: Sequence[Path], dicom: Sequence[Path], source: str, need_labels: bool
 ) -> list[Case]:
-    """Returns the cases among images and label maps, paired by their names.
+    """Returns the cases among NIfTI files and DICOM images, paired by their names.
 
-    Args:
-      files: NIfTI files, images and label maps.
-      dicom: DICOM images, folders of slices or files.
-      source: name of the data set.
-      need_labels: as in `discovery.find_cases`.
+    `source` is the name of the data set; for `need_labels` see `discovery.find_cases`.
     """
     if need_labels:
         files = [file for file in files if file.parent.name.lower() != _UNLABELLED_FOLDER]
@@ -174,7 +170,7 @@ def stem_of(path: Path) -> str:
 
 
 def _classified(path: Path, roles_in: dict[Path, set[str]]) -> _File:
-    """Classifies a NIfTI file: by LiTS names, by its folder (images, labels), or by its own words."""
+    """Classifies a NIfTI file by its LiTS name, its folder (images, labels), or its own words."""
     stem, folder = stem_of(path), path.parent
     words = _words(stem)
     key = "_".join(_without(words, _LABEL, _IMAGE))
@@ -261,7 +257,7 @@ def _cases_of_group(group: Path, files: list[_File], source: str, need_labels: b
     labels = [file for file in files if file.role == "label"]
     alone = len(images) == 1 and len(labels) == 1 and labels[0].group == labels[0].path.parent
     if alone and not _LITS.match(stem_of(images[0].path)):
-        # A folder with one image and one label map is a case named after it, whatever the files' names.
+        # One image and one label map in a folder are a case, whatever their names.
         return [Case(safe_id(folder_name(group)), images[0].path, labels[0].path, source)]
     cases = []
     for key in sorted({file.key for file in files}):
@@ -275,8 +271,8 @@ def _cases_of_group(group: Path, files: list[_File], source: str, need_labels: b
             cases.append(Case(case_id, image, label, source))
         elif need_labels:
             names = ", ".join(file.path.name for file in own)
-            problem = f"{group}: expected one image and one label map, found {names}"
-            cases.append(Case(case_id, image, label, source, one_line(problem)))
+            problem = str(InputError(group, "one image and one label map", names))
+            cases.append(Case(case_id, image, label, source, problem))
         elif len(own_images) == 1:
             cases.append(Case(case_id, image, None, source))
         else:
@@ -289,10 +285,10 @@ def _with_problem(case: Case) -> Case:
     if case.problem or (case.image_path and case.label_path):
         return case
     if case.image_path is None:
-        problem = f"{case.label_path}: expected an image beside this label map, found none"
+        problem = InputError(case.label_path, "an image beside this label map", "none")
     else:
-        problem = f"{case.image_path}: expected a label map beside this image, found none"
-    return replace(case, problem=one_line(problem))
+        problem = InputError(case.image_path, "a label map beside this image", "none")
+    return replace(case, problem=str(problem))
 
 
 def _words(name: str) -> list[str]:

@@ -37,14 +37,9 @@ def is_dicom_image(path: Path) -> bool:
 
 
 def read_case_image(case: Case, *, allow: Collection[str] = ()) -> Volume:
-    """Reads the image of a case.
+    """Reads the image of a case, see `nifti.read_image` and `multiframe.read_dicom`.
 
-    Args:
-      case: its view rotates a tomosynthesis, see `multiframe.read_frames`.
-      allow: irregularities to accept, names of `preprocessing.errors.ALLOWANCES`.
-
-    Returns:
-      Voxels [x, y, z] and affine, see `nifti.read_image` and `multiframe.read_dicom`.
+    `allow` has the irregularities to accept, names of `preprocessing.allowances.ALLOWANCES`.
 
     Raises:
       InputError: see there; no message contains an identifier of the case.
@@ -69,20 +64,14 @@ def read_case_source(case: Case, *, allow: Collection[str] = ()) -> Source:
 def read_case_label(
     case: Case, task: Task, *, shape: tuple[int, ...] | None = None, allow: Collection[str] = ()
 ) -> Volume:
-    """Reads the label map of a case in the values of the task's classes.
+    """Reads the label map of a case, uint8 [x, y, z], in the values of the task's classes.
 
-    Args:
-      case: its `label_names`, if any, are mapped to those of the task by name.
-      task: its labels, and the class of each.
-      shape: of the image; a NIfTI label map of another shape is refused before reading its voxels.
-      allow: irregularities to accept, names of `preprocessing.errors.ALLOWANCES`.
-
-    Returns:
-      Voxels [x, y, z], uint8.
+    Label names of the data set, if it has any, are mapped to those of the task. A NIfTI label map
+    that does not have the `shape` of the image is refused before reading its voxels.
 
     Raises:
-      InputError: a damaged label map, a label that is not one of the task, or a class without masks;
-        no message contains an identifier of the case.
+      InputError: a damaged label map, a label that is not one of the task, or a class without
+        masks; no message contains an identifier of the case.
     """
     with _redacted_errors(case):
         path = _given(case, case.label_path)
@@ -126,8 +115,9 @@ def _read_named_labels(
 def _read_masks(folder: Path, class_names: Sequence[str], options: ReadOptions) -> Volume:
     """Reads DICOM masks, one folder of slices per structure as in 3D-IRCADb, as one label map.
 
-    Pixels above 0 belong to the class that the folder's name means; names that mean none (`venacava`)
-    are ignored. Where masks overlap, the last folder by name wins (`livertumor01` over `liver`).
+    Pixels above 0 belong to the class that the folder's name means; names that mean none
+    (`venacava`) are ignored. Where masks overlap, the last folder by name wins (`livertumor01` over
+    `liver`).
     """
     name = redact_path(folder, options.identifiers)
     folders = sorted(path for path in folder.iterdir() if path.is_dir())

@@ -1,7 +1,8 @@
 """Process that decodes compressed DICOM frames: `python -m preprocessing.dicom.decoder`.
 
 The codecs are C++ libraries that crash on some damaged streams, or allocate whatever size a stream
-states. In a process of its own with limited memory, this costs one case (see `pixels.stored_frames`).
+states. In a process of its own with limited memory, this costs one case (see
+`pixels.stored_frames`).
 
 Standard input: for each file its name and its number of frames, each followed by a zero byte.
 Standard output: for each frame its dtype and shape as a line of JSON, then its values in C order;

@@ -1,8 +1,8 @@
 """Keeps identifiers from DICOM headers out of case ids and messages.
 
-Archives name folders and files after patients and UIDs. In messages, such a part of a path is replaced
-by its position among its neighbours sorted by name (`#3` for the third), so that the owner of the
-data can still find the file.
+Archives name folders and files after patients and UIDs. In messages, such a part of a path is
+replaced by its position among its neighbours sorted by name (`#3` for the third), so that the owner
+of the data can still find the file.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
 
-# pydicom's exceptions on malformed files. Their messages may contain patient data from the header, so
-# callers report only the exception's type.
+# pydicom's exceptions on malformed files. Their messages may contain patient data: callers report
+# only the type.
 DAMAGE = (
     *(InvalidDicomError, BytesLengthException, ValueError, TypeError, KeyError, IndexError),
     *(AttributeError, LookupError),

@@ -29,8 +29,8 @@ SAME_POSITION = 0.02
 # Maximum distance of a slice from its position in even steps, as a share of the step; positions
 # rounded to 0.1 mm stay within it.
 UNEVEN = 0.1
-# Maximum angle between the normal and the stacking direction; smaller ones move a slice by less than a
-# hundredth of its distance.
+# Maximum angle between the normal and the stacking direction; smaller ones move a slice by less
+# than a hundredth of its distance.
 TILT_DEGREES = 0.5
 # Maximum deviation of the orientation's cosines from right angle and unit length.
 SKEW = 1e-3
@@ -84,13 +84,6 @@ def frame_numbers(
     image: Image, frame: int, group: str, keyword: str, count: int
 ) -> tuple[float, ...] | None:
     """Returns numbers of a frame: from its own functional group, the shared one, or the header.
-
-    Args:
-      image: file of the frame.
-      frame: index of the frame.
-      group: the functional group's sequence.
-      keyword: the element.
-      count: expected number of values.
 
     Raises:
       InputError: damaged numbers.
@@ -146,13 +139,8 @@ def stack_affine(
 ) -> np.ndarray:
     """Returns the 4x4 affine from voxels [x, y, z] (column, row, slice) to RAS+ mm.
 
-    DICOM PS3.3, equation C.7.6.2.1-1, with the step between slices as third column.
-
-    Args:
-      axes: from `plane_axes`.
-      pixel_spacing_mm: between rows, then between columns, as in PixelSpacing.
-      first_mm: centre of the first pixel of the first slice, LPS.
-      step_mm: from slice to slice, LPS.
+    DICOM PS3.3, equation C.7.6.2.1-1, with the step between slices as third column. `axes` are from
+    `plane_axes`; the spacing is between rows, then columns; position and step are in LPS mm.
     """
     between_rows, between_columns = pixel_spacing_mm
     columns = [axes[0] * between_columns, axes[1] * between_rows, step_mm, first_mm]
@@ -173,12 +161,11 @@ def stack_slices(
     """Sorts slices by their position along the normal.
 
     Args:
-      positions_mm: ImagePositionPatient of each slice [n, 3], LPS. If duplicates are allowed, the
-        first of those with the same position is kept.
+      positions_mm: ImagePositionPatient of each slice [n, 3], LPS.
       axes: from `plane_axes`.
       where: the series, for messages.
       single_step_mm: step to use if there is only one slice.
-      allow: names of `preprocessing.errors.ALLOWANCES`.
+      allow: irregularities to accept; of duplicates the first one is kept.
 
     Returns:
       Indices of the kept slices along the normal, the first one's position, and the step between

@@ -31,7 +31,7 @@ from preprocessing.dicom.deidentify import (
     redact_path,
 )
 from preprocessing.errors import InputError
-from preprocessing.volumes.nifti_bytes import MAX_VOXELS
+from preprocessing.volumes.nifti_bytes import MAX_VOXELS, what_is
 
 # No codec compresses a grey image further than this.
 MAX_COMPRESSION = 10_000
@@ -106,23 +106,16 @@ def is_dicom(path: str | os.PathLike) -> bool:
 def read_header(path: str | os.PathLike, identifiers: Collection[str] = ()) -> Dataset:
     """Reads the header elements in use, without pixels.
 
-    The result has the attributes `pixel_offset`, where pixel data starts, and `pixel_bytes`, the bytes
-    from there to the end of the file: 0 without pixel data, negative if the header exceeds the file.
-
-    Args:
-      path: DICOM file.
-      identifiers: values that must not occur in messages, besides the header's own.
+    The result has the attributes `pixel_offset`, where pixel data starts, and `pixel_bytes`, the
+    bytes from there to the end of the file: 0 without pixel data, negative if the header exceeds
+    the file. Messages contain neither `identifiers` nor those of the header.
 
     Raises:
       InputError: not a DICOM file, or a damaged one.
     """
     path = Path(path)
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise InputError(redact_path(path, identifiers), "a DICOM file", found)
     if not is_dicom(path):
-        found = "a file of another kind"
-        raise InputError(redact_path(path, identifiers), "a DICOM file", found)
+        raise InputError(redact_path(path, identifiers), "a DICOM file", what_is(path))
     try:
         if _is_deflated(path):
             # pydicom inflates such files as a whole, without a limit.
@@ -143,8 +136,8 @@ def read_header(path: str | os.PathLike, identifiers: Collection[str] = ()) -> D
 def has_image(header: Dataset) -> bool:
     """Returns whether an object is an image, rather than a report, plan, dose or DICOMDIR.
 
-    Decided by the SOP class; private classes are images if they have pixels. A header without a valid
-    class counts as a (damaged) image, so that it is reported rather than ignored.
+    Decided by the SOP class; private classes are images if they have pixels. A header without a
+    valid class counts as a (damaged) image, so that it is reported rather than ignored.
     """
     kind = UID(text(header, "SOPClassUID") or text(header.file_meta, "MediaStorageSOPClassUID"))
     if kind.name != kind:
@@ -161,12 +154,7 @@ def read_image_header(path: str | os.PathLike, identifiers: Collection[str] = ()
 
 
 def image_of(path: Path, header: Dataset, identifiers: Collection[str]) -> Image:
-    """Returns the image that a header describes.
-
-    Args:
-      path: DICOM file.
-      header: from `read_header`.
-      identifiers: values that must not occur in messages.
+    """Returns the image that a header describes; messages do not contain `identifiers`.
 
     Raises:
       InputError: not a grey image of integers, or a file too short for it.

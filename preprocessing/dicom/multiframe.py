@@ -1,9 +1,9 @@
 """Reads DICOM as volumes; in particular multi-frame files: enhanced CT and tomosynthesis.
 
-Headers of tomosynthesis are often incomplete. Defaults are: columns run to the patient's left and rows
-to posterior, as in an axial slice; slices are in file order, at even steps along their normal of
-SpacingBetweenSlices, else SliceThickness, else `SLICE_MM`; the pixel spacing is ImagerPixelSpacing,
-else `PIXEL_MM`.
+Headers of tomosynthesis are often incomplete. Defaults are: columns run to the patient's left and
+rows to posterior, as in an axial slice; slices are in file order, at even steps along their normal
+of SpacingBetweenSlices, else SliceThickness, else `SLICE_MM`; the pixel spacing is
+ImagerPixelSpacing, else `PIXEL_MM`.
 """
 
 from __future__ import annotations
@@ -52,17 +52,13 @@ def read_dicom(path: str | os.PathLike, options: ReadOptions = DEFAULTS) -> Volu
 def read_frames(path: str | os.PathLike, options: ReadOptions = DEFAULTS) -> Volume:
     """Reads a multi-frame image as one volume.
 
-    Args:
-      path: DICOM file.
-      options: see `ReadOptions`. Given a view, an image that shows the breast of the other side
-        (`breast_side`) is rotated in-plane by 180 degrees, as in BCS-DBT's own reader
-        (mazurowski-lab/duke-dbt-data).
+    Voxels are [x, y, z] (column, row, frame), in file order wherever positions agree with it. CT is
+    in HU as in `series.read_series`. Others are as stored in the file's dtype (rescaled if the
+    header says so), with MONOCHROME1 inverted, and padding set to the lowest value.
 
-    Returns:
-      Voxels [x, y, z] (column, row, frame), in file order wherever positions agree with it. CT is in
-      HU as in `series.read_series`. Others are as stored in the file's dtype (rescaled if the header
-      says so), with MONOCHROME1 inverted, and padding set to the lowest value. The affine follows the
-      rotation if the file states how its frames are oriented.
+    Given a view, an image of the other breast (`breast_side`) is rotated in-plane by 180 degrees,
+    as in BCS-DBT's own reader (mazurowski-lab/duke-dbt-data); the affine follows if the file has an
+    orientation.
 
     Raises:
       SeriesError: the frames do not form one regular volume, see `preprocessing.errors`.
@@ -85,10 +81,9 @@ def read_frames(path: str | os.PathLike, options: ReadOptions = DEFAULTS) -> Vol
 def frame_places(
     path: str | os.PathLike, options: ReadOptions = DEFAULTS
 ) -> tuple[np.ndarray, bool]:
-    """Returns for each frame of a file its z in the volume of `read_frames` (negative: left out).
+    """Returns each frame's z in the volume of `read_frames`, and whether frames are rotated.
 
-    The second value tells whether frames are rotated by 180 degrees. Arguments and errors are those of
-    `read_frames`.
+    A frame with a negative z is left out. Raises the errors of `read_frames`.
     """
     image = read_image_header(path, options.identifiers)
     places, _, _ = _geometry(image, options.allow)
@@ -145,7 +140,7 @@ def _rotated_to(view: str, frames: Iterator[np.ndarray]) -> tuple[Iterator[np.nd
 
 
 def _geometry(image: Image, allow: Collection[str]) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Returns each frame's z (negative: left out), the affine, and whether the file has an orientation."""
+    """Returns each frame's z (negative: left out), the affine, and if an orientation is given."""
     planes = [plane_of(image, frame) for frame in range(image.frames)]
     groups = grouped(range(image.frames), lambda one, other: same_plane(planes[one], planes[other]))
     if len(groups) > 1:

@@ -75,7 +75,7 @@ def rescaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
 
 
 def padding_mask(image: Image, stored: np.ndarray) -> np.ndarray | None:
-    """Returns where a frame is padding (PixelPaddingValue, PixelPaddingRangeLimit); None if nowhere."""
+    """Returns where a frame is padding (PixelPaddingValue, -RangeLimit); None if nowhere."""
     value = _padding(image, "PixelPaddingValue")
     if value is None:
         return None
@@ -88,16 +88,10 @@ def padding_mask(image: Image, stored: np.ndarray) -> np.ndarray | None:
 def stacked(
     slices: Iterable[np.ndarray], places: Sequence[int], where: object, dtype: np.dtype
 ) -> np.ndarray:
-    """Stacks slices into voxels.
+    """Stacks slices [row, column] of one shape into voxels [x, y, z] (column, row, slice).
 
-    Args:
-      slices: arrays [row, column] of one shape.
-      places: z of each slice; slices with a negative one are left out.
-      where: for messages.
-      dtype: initial dtype; widened to int32 or float32 if a slice needs it.
-
-    Returns:
-      Voxels [x, y, z] (column, row, slice), first axis contiguous.
+    `places` has the z of each slice; slices with a negative one are left out. The dtype is widened
+    to int32 or float32 if a slice needs it. The first axis of the result is contiguous.
 
     Raises:
       InputError: infinite values, or no contrast.

@@ -1,8 +1,8 @@
 """Writes label maps as DICOM SEG, one segment per class, on the frames of the source images.
 
-The standard ties a SEG to its source: it belongs to the same study and frame of reference, refers to
-each source image, and repeats the attributes of patient and study. Unlike all other outputs it thus
-contains the patient's identity, like the images it is stored with.
+The standard ties a SEG to its source: it belongs to the same study and frame of reference, refers
+to each source image, and repeats the attributes of patient and study. Unlike all other outputs it
+thus contains the patient's identity, like the images it is stored with.
 """
 
 from __future__ import annotations
@@ -98,11 +98,7 @@ class Software:
 
 
 def read_source(path: str | os.PathLike, options: ReadOptions = DEFAULTS) -> Source:
-    """Reads what a SEG needs from the images of a volume.
-
-    Args:
-      path: a folder of slices, or a multi-frame file.
-      options: as given to `multiframe.read_dicom` for the volume.
+    """Reads what a SEG needs from the images of a volume; arguments as for `read_dicom`.
 
     Raises:
       InputError: as in `read_dicom`, or headers that do not give the position of each frame.
@@ -133,15 +129,10 @@ def write_segmentation(
     source: Source,
     software: Software,
 ) -> None:
-    """Writes a label map as a binary DICOM SEG, atomically.
+    """Writes a label map, uint8 [x, y, z] of the volume of the source, as a binary DICOM SEG.
 
-    Args:
-      path: output.
-      labels: label values uint8 [x, y, z] of the volume that was read from the source.
-      class_names: a name per label value, background first; each other class becomes a segment, with
-        the label value as its number.
-      source: from `read_source`.
-      software: what made the label map.
+    `class_names` has a name per label value, background first; each other class becomes a segment
+    with its label value as number. The file is written atomically.
 
     Raises:
       InputError: the source's headers are too damaged to refer to.

@@ -85,18 +85,15 @@ class _Slice:
 def read_series(folder: str | os.PathLike, options: ReadOptions = DEFAULTS) -> Volume:
     """Reads the single-slice images of a folder as one volume.
 
-    Args:
-      folder: DICOM files of any names; subfolders and files without an image (reports, a DICOMDIR)
-        are ignored.
-      options: see `ReadOptions`.
-
-    Returns:
-      Voxels [x, y, z] (column, row, position along the normal) with slope and intercept applied: HU
-      for CT, int16 if possible, else int32, else float32. Padding is air (`pixels.AIR_HU`).
+    Files may have any names; subfolders and files without an image (reports, a DICOMDIR) are
+    ignored. Voxels are [x, y, z] (column, row, position along the normal) with slope and intercept
+    applied, HU for CT: int16 if possible, else int32, else float32. Padding is air
+    (`pixels.AIR_HU`).
 
     Raises:
-      SeriesError: the slices do not form one regular volume, see `preprocessing.errors`.
-      InputError: no DICOM images, damaged or truncated ones, or no position, orientation or spacing.
+      SeriesError: the slices do not form one regular volume, see `preprocessing.allowances`.
+      InputError: no DICOM images, damaged or truncated ones, or no position, orientation or
+        spacing.
     """
     series = find_series(folder, options)
     slices = (
@@ -112,10 +109,7 @@ def find_series(
 ) -> Series:
     """Sorts the slices of a folder by their headers; see `read_series`.
 
-    Args:
-      folder: DICOM files.
-      options: see `ReadOptions`.
-      one_series: treat all files as one series, regardless of their SeriesInstanceUID.
+    With `one_series`, all files belong to one series, regardless of their SeriesInstanceUID.
     """
     folder = Path(folder)
     names = _slice_files(folder)
@@ -156,8 +150,7 @@ def find_series(
 def _slice_files(folder: Path) -> list[Path]:
     """Returns the files of a folder that may be DICOM, sorted by name.
 
-    A file that does not start like DICOM counts if its suffix is that of one that does: then it is a
-    damaged slice.
+    A file that does not start like DICOM is a damaged slice if its suffix is that of one that does.
     """
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_file())

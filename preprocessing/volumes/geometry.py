@@ -1,9 +1,8 @@
 """Volumes, their geometry, and the conversion between file order [x, y, z] and tensors [z, y, x].
 
-On disk and in public functions about geometry, voxels are [x, y, z] in file order, and a 4x4 affine
-maps voxel indices to RAS+ millimetres (nibabel's convention: x towards the patient's right, y
-anterior, z superior). Tensors are [z, y, x] with z as the slice axis. Only `to_target_grid` and
-`from_target_grid` convert between the two.
+On disk and in functions about geometry, voxels are [x, y, z] in file order, and a 4x4 affine maps
+voxel indices to RAS+ millimetres (nibabel's convention). Tensors are [z, y, x] with z as the slice
+axis. Only `to_target_grid` and `from_target_grid` convert between the two.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ def checked_affine(affine: np.ndarray, where: object) -> np.ndarray:
 
 
 def _is_invertible(affine: np.ndarray) -> bool:
-    """Returns whether the voxel axes of a finite affine have plausible lengths and three directions."""
+    """Returns whether the axes of a finite affine have plausible lengths and three directions."""
     shortest, longest = SPACING_LIMITS_MM
     spacing = spacing_mm(np.clip(affine, -2 * longest, 2 * longest))
     if not shortest <= min(spacing) <= max(spacing) <= longest:
@@ -101,23 +100,17 @@ def axis_codes(affine: np.ndarray) -> str:
 def slice_axis(ras_spacing_mm: tuple[float, float, float]) -> int:
     """Returns the axis along which slices are stacked, given the spacing of the RAS+ axes x, y, z.
 
-    This is the axis that is clearly coarser than both others (`ANISOTROPY`); if there is none, as in
-    isotropic volumes or thin axial slices with coarser pixels, it is z.
+    It is the axis that is clearly coarser than both others (`ANISOTROPY`), or else z.
     """
     _, second, largest = sorted(ras_spacing_mm)
     return ras_spacing_mm.index(largest) if largest > ANISOTROPY * second else 2
 
 
 def target_grid(shape: tuple[int, ...], affine: np.ndarray, task: Task) -> TargetGrid:
-    """Returns the grid of a task's tensors for an input grid.
+    """Returns the grid of a task's tensors for an input grid of this shape (file order) and affine.
 
     Axes are permuted and flipped to RAS+ order with the slice axis last; an oblique grid keeps its
     rotation. A resampled grid has exactly the task's spacing and the same centre as the input.
-
-    Args:
-      shape: size of the input grid, in file order.
-      affine: 4x4, input voxel indices to RAS+ mm.
-      task: provides `resampling` and `spacing_mm`.
 
     Raises:
       InputError: the affine is not finite or not invertible.
@@ -166,19 +159,11 @@ def reoriented(voxels: np.ndarray, grid: TargetGrid) -> np.ndarray:
 def to_target_grid(
     volume: Volume, task: Task, *, label: bool = False
 ) -> tuple[np.ndarray, TargetGrid]:
-    """Converts a volume to the array from which a task's patches are cut.
+    """Converts voxels [x, y, z] to the array [z, y, x] from which a task's patches are cut.
 
-    Nothing is copied if neither grid nor dtype change. Images are interpolated linearly, after
-    Gaussian smoothing against aliasing where the target is coarser; labels take the nearest voxel.
-
-    Args:
-      volume: voxels [x, y, z] and affine.
-      task: provides the resampling policy and the image dtype.
-      label: whether the voxels are label values.
-
-    Returns:
-      The array [z, y, x], in the task's `image_dtype` (rounded and clipped) or uint8 for labels; and
-      its grid.
+    Images are interpolated linearly, after Gaussian smoothing against aliasing where the target is
+    coarser, to the task's `image_dtype` (rounded and clipped). Label values take the nearest voxel,
+    as uint8. Nothing is copied if neither grid nor dtype change.
 
     Raises:
       InputError: the affine is not invertible, or the volume does not have three axes.
@@ -194,15 +179,10 @@ def to_target_grid(
 
 
 def from_target_grid(array_zyx: np.ndarray, grid: TargetGrid, *, label: bool = True) -> np.ndarray:
-    """Converts an array on a task's grid back to the grid of the input.
+    """Converts an array [z, y, x] of `grid.shape_zyx` back to the grid and file order of the input.
 
-    Args:
-      array_zyx: [z, y, x] of `grid.shape_zyx`: label values, or real values.
-      grid: as returned by `to_target_grid` for the input.
-      label: True takes the nearest voxel, False interpolates linearly (float32).
-
-    Returns:
-      Voxels of `grid.input_shape` in file order, first axis contiguous.
+    Label values take the nearest voxel; other values are interpolated linearly, as float32. The
+    first axis of the result is contiguous.
 
     Raises:
       InputError: the array does not have the grid's shape.
@@ -219,15 +199,15 @@ def from_target_grid(array_zyx: np.ndarray, grid: TargetGrid, *, label: bool = T
 
 
 def flips_to_memory_order(array: np.ndarray) -> tuple[slice, ...]:
-    """Returns the index that flips each axis with a negative stride, so that memory is read forwards."""
+    """Returns the index that flips axes with negative strides, to read memory forwards."""
     return tuple(slice(None, None, -1 if stride < 0 else 1) for stride in array.strides)
 
 
 def contiguous(array: np.ndarray) -> np.ndarray:
     """Returns an array in C order, without a copy if it already is.
 
-    Meant for small parts of flipped volumes: copying in memory order and flipping the copy, which
-    then lies in the processor's cache, is several times as fast as reading memory backwards.
+    Meant for small parts of flipped volumes: copying in memory order and then flipping the cached
+    copy is several times as fast as reading memory backwards.
     """
     flips = flips_to_memory_order(array)
     return np.ascontiguousarray(np.ascontiguousarray(array[flips])[flips])

@@ -53,16 +53,12 @@ class LesionBox:
 def box_ellipsoid(
     box: LesionBox, spacing_mm: tuple[float, float, float]
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Returns centre and radii (x, y, z), in voxels of the volume, of the ellipsoid of a box.
+    """Returns centre and radii (x, y, z), in voxels, of the ellipsoid of a box.
 
-    In-plane, the ellipse touches the four sides of the box. A box has only one slice; the depth is the
-    mean of its two sides in mm, centred on that slice, but at most a quarter of the volume's slices to
-    either side: masses are about as deep as wide, and BCS-DBT's scoring counts detections up to a
-    quarter of the slices away as hits, so a target within that range never teaches a false positive.
-
-    Args:
-      box: in voxels.
-      spacing_mm: voxel spacing (x, y, z) of the volume.
+    In-plane, the ellipse touches the four sides of the box. The depth is the mean of the two sides
+    in mm, centred on the box's slice, but at most a quarter of the volume's slices to either side:
+    masses are about as deep as wide, and BCS-DBT's scoring counts detections up to a quarter of the
+    slices away as hits, so a target within that range never teaches a false positive.
     """
     mean_side_mm = (box.width * spacing_mm[0] + box.height * spacing_mm[1]) / 2
     half_depth = min(mean_side_mm / 2 / spacing_mm[2], box.volume_slices / 4)
@@ -97,14 +93,10 @@ def check_boxes(boxes: Sequence[LesionBox], shape: tuple[int, int, int]) -> None
 
 
 def box_heat_map(boxes: Sequence[LesionBox], grid: TargetGrid) -> np.ndarray:
-    """Returns the heat map of boxes on a task's grid, uint8 [z, y, x]; the maximum where they overlap.
+    """Returns the heat map of boxes on a target grid, uint8 [z, y, x]; maximum on overlaps.
 
-    Each ellipsoid (`box_ellipsoid`) is evaluated on the target grid itself, without resampling. Its
-    radii are at least `SMALLEST_RADIUS`, for grids too coarse for the lesion.
-
-    Args:
-      boxes: in voxels of the input volume, in file order.
-      grid: target grid of the volume.
+    Each ellipsoid (`box_ellipsoid`) is evaluated on the target grid itself, without resampling,
+    with radii of at least `SMALLEST_RADIUS` on grids that are too coarse for the lesion.
 
     Raises:
       InputError: see `check_boxes`.
@@ -126,15 +118,12 @@ def box_heat_map(boxes: Sequence[LesionBox], grid: TargetGrid) -> np.ndarray:
 
 
 def mask_heat_map(label_zyx: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """Returns the heat map of a lesion mask, uint8 [z, y, x]; `LESION_THRESHOLD` or more on the mask.
+    """Returns the heat map, uint8 [z, y, x], of a lesion mask [z, y, x]; spacing is (x, y, z).
 
-    For each connected region (26 neighbours), D is the largest distance in mm from the inside to the
-    surface, which lies half a voxel before the nearest outside voxel. At distance d from the surface,
-    r is 1 - d / D inside and 1 + d / D outside: for a ball the true radius, as for its box.
-
-    Args:
-      label_zyx: above 0 in lesions.
-      spacing_mm: voxel spacing (x, y, z).
+    It is at least `LESION_THRESHOLD` exactly on the mask. For each connected region (26
+    neighbours), D is the largest distance in mm from the inside to the surface, half a voxel before
+    the nearest outside voxel. At distance d from the surface, r is 1 - d / D inside and 1 + d / D
+    outside: for a ball the true radius, as for its box.
     """
     heat_map = np.zeros(label_zyx.shape, np.uint8)
     sampling = spacing_mm[::-1]

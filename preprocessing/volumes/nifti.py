@@ -20,7 +20,7 @@ from preprocessing.volumes.nifti_bytes import MAX_IMAGE_RATIO, check_shape, read
 from preprocessing.volumes.resampling import SLAB_VOXELS
 
 SUFFIXES = (".nii.gz", ".nii")
-# Image and label map are on the same grid if their corners differ by less than this share of a voxel.
+# Corners of an image and its label map may differ by this share of a voxel.
 SAME_GRID = 0.1
 
 # Header fields that define the grid.
@@ -32,11 +32,10 @@ _GEOMETRY = (
 
 
 def read_image(path: str | os.PathLike) -> Volume:
-    """Reads a 3D image with the header's scaling applied.
+    """Reads a 3D image as voxels [x, y, z] with the header's scaling applied.
 
-    Returns:
-      Voxels [x, y, z], in the file's own dtype if it is an integer without scaling, in the smaller
-      of int16 and int32 that fits if the scaling is integral, else float32.
+    The dtype is the file's own if it is an integer without scaling, the smaller of int16 and int32
+    that fits if the scaling is integral, else float32.
 
     Raises:
       InputError: missing, damaged or truncated file, not NIfTI, not 3D, NaN or infinite voxels, or
@@ -55,15 +54,11 @@ def read_image(path: str | os.PathLike) -> Volume:
 def read_label(
     path: str | os.PathLike, class_names: Sequence[str], *, shape: tuple[int, ...] | None = None
 ) -> Volume:
-    """Reads a 3D label map as uint8 voxels [x, y, z].
-
-    Args:
-      path: NIfTI file.
-      class_names: a name per label value; other values are refused.
-      shape: of the image; a label map of another shape is refused before reading its voxels.
+    """Reads a 3D label map as uint8 voxels [x, y, z]; `class_names` has a name per allowed value.
 
     Raises:
-      InputError: as in `read_image` (except for equal voxels), or a value that is not a class.
+      InputError: as in `read_image` (except for equal voxels), a value that is not a class, or not
+        the `shape` of the image, which is checked before reading the voxels.
     """
     header, voxels = read_stored(Path(path), expected=shape)
     voxels = _scaled(voxels, header)
@@ -95,17 +90,13 @@ def check_pair(image: Volume, label: Volume, where: object) -> None:
 
 
 def write_on_grid(path: str | os.PathLike, voxels: np.ndarray, like: str | os.PathLike) -> None:
-    """Writes voxels in their own dtype on the grid of an existing file (affine, codes and shape).
+    """Writes voxels [x, y, z] in their own dtype on the grid of the NIfTI file `like`, atomically.
 
-    No other header field is copied, so that no text of that file is passed on.
-
-    Args:
-      path: output, `.nii.gz` or `.nii`, written atomically.
-      voxels: [x, y, z] in the file order of `like`.
-      like: NIfTI file of the segmented image.
+    Affine, codes and shape are copied, but no other header field, so that no text is passed on.
 
     Raises:
-      InputError: `like` can't be read or has another shape.
+      InputError: `like` can't be read or has another shape, or an output that is not .nii or
+        .nii.gz.
     """
     source, shape = read_header(Path(like))
     if tuple(voxels.shape) != shape:

@@ -89,11 +89,22 @@ def check_shape(shape: tuple[int, ...], expected: tuple[int, ...], where: object
         )
 
 
+def what_is(path: Path) -> str:
+    """Returns what a path leads to instead of the expected file, for messages."""
+    if path.is_file():
+        return "a file of another kind"
+    if path.is_dir():
+        return "a folder"
+    if path.exists():
+        return "a pipe, a socket or a device"
+    return "a broken link" if path.is_symlink() else "no such file"
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """Yields the file's bytes, inflated if they start like gzip (regardless of the file's name)."""
     if not path.is_file():
-        raise InputError(path, "a NIfTI file", _kind_of(path))
+        raise InputError(path, "a NIfTI file", what_is(path))
     with open(path, "rb", buffering=0) as raw:
         compressed = raw.read(2) == _GZIP_MAGIC
         raw.seek(0)
@@ -105,15 +116,6 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
                 yield stream
         except (EOFError, zlib.error, _ISAL_ERROR, igzip.BadGzipFile) as error:
             raise InputError(path, "an intact gzip stream", error) from None
-
-
-def _kind_of(path: Path) -> str:
-    """Returns what a path refers to that is not a file."""
-    if path.is_dir():
-        return "a folder"
-    if path.exists():
-        return "a pipe, a socket or a device"
-    return "a broken link" if path.is_symlink() else "no such file"
 
 
 def _header(path: Path, stream: BinaryIO) -> nib.Nifti1Header:
@@ -141,7 +143,7 @@ def _header(path: Path, stream: BinaryIO) -> nib.Nifti1Header:
 
 
 def _shape(path: object, header: nib.Nifti1Header) -> tuple[int, int, int]:
-    """Returns the size (x, y, z); 2D files have one slice, and trailing axes of size 1 are dropped."""
+    """Returns the size (x, y, z); 2D files have one slice, trailing axes of size 1 are dropped."""
     shape = tuple(int(size) for size in header.get_data_shape())
     x, y, z = (*shape, 1, 1)[:3] if len(shape) < 3 else shape[:3]
     if math.prod(shape[3:]) != 1:

@@ -1,8 +1,7 @@
 """Checks whether readable cases look as the task expects, and finds duplicate images.
 
-Unreadable or inconsistent files raise errors when they are read. The checks here report what is only
-suspicious, as `Finding`s, and conversion continues. Images are checked as read, labels on the target
-grid; each voxel is visited once, slice by slice.
+Unreadable or inconsistent files raise errors when they are read; what is only suspicious becomes a
+`Finding`, and conversion continues. Each voxel is visited once, slice by slice.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from preprocessing.volumes.resampling import to_dtype
 
 ERROR, WARNING = "error", "warning"
 
-# CT is stored as int16. Air is at -1000 HU, soft tissue around 50 HU, and nothing is below air except
-# a scanner's padding outside the field of view.
+# CT is stored as int16. Air is at -1000 HU, soft tissue around 50 HU, and only a scanner's padding
+# outside the field of view is below air.
 CT_DTYPE = "int16"
 NO_AIR_HU, NO_TISSUE_HU, BELOW_AIR_HU = -200, 100, -1100
 # A label map is suspicious if more than this share of the foreground is darker than tissue.
@@ -73,12 +72,7 @@ class CheckedImage:
 
 
 def check_image(image: Volume, task: Task) -> CheckedImage:
-    """Checks an image that was read without an error.
-
-    Args:
-      image: voxels [x, y, z] of any integer or real dtype, all finite.
-      task: the task for which the image is meant.
-    """
+    """Checks an image [x, y, z] that was read without an error."""
     grid = target_grid(image.voxels.shape, image.affine, task)
     image_zyx = reoriented(image.voxels, grid)
     lows, highs, sums, below = [], [], [], 0
@@ -105,15 +99,10 @@ def check_image(image: Volume, task: Task) -> CheckedImage:
 def check_labels(
     image_zyx: np.ndarray, label_zyx: np.ndarray, task: Task
 ) -> tuple[np.ndarray, tuple[Finding, ...]]:
-    """Checks a label map against its image.
+    """Checks a label map against its image, both [z, y, x] on the target grid.
 
-    Args:
-      image_zyx: intensities [z, y, x] on the target grid.
-      label_zyx: label values, uint8 [z, y, x], all of them classes of the task.
-      task: the task for which the case is meant.
-
-    Returns:
-      The number of voxels [slice, class], and all observations.
+    Label values are uint8 and classes of the task. Returns the number of voxels [slice, class], and
+    all findings.
     """
     counts = count_labels_by_slice(label_zyx, len(task.class_names))
     labelled = counts[:, 1:].any(axis=1)
@@ -150,10 +139,8 @@ def check_labels(
 def find_duplicates(fingerprints: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Returns the first case with the same voxels for each case that duplicates an earlier one.
 
-    Duplicates in both splits would leak training data into evaluation.
-
-    Args:
-      fingerprints: (case id, `CheckedImage.fingerprint`) in the order of the cases.
+    Takes pairs of case id and `CheckedImage.fingerprint`. Duplicates in both splits would leak
+    training data into evaluation.
     """
     first: dict[str, str] = {}
     duplicates = {}

@@ -1,4 +1,4 @@
-"""Resamples a voxel grid to another with the same centre and axes: linear for images, nearest for labels."""
+"""Resamples volumes to a grid with the same centre and axes: linear, or nearest for labels."""
 
 from __future__ import annotations
 
@@ -18,17 +18,11 @@ def linear(
     new_spacing_mm: Sequence[float],
     dtype: np.dtype,
 ) -> np.ndarray:
-    """Resamples linearly, after Gaussian smoothing along each axis that becomes coarser.
+    """Resamples an array [z, y, x] linearly, after Gaussian smoothing of axes that get coarser.
 
-    Works slab by slab, in-plane first, so memory beyond the result is a few slabs. The order of
+    All shapes and spacings are (z, y, x); values are rounded and clipped to an integer dtype. Works
+    slab by slab, in-plane first, so memory beyond the result is a few slabs. The order of
     summation, and so the result, does not depend on the machine or its threads.
-
-    Args:
-      array: [z, y, x].
-      spacing_mm: spacing of the array (z, y, x).
-      new_shape: shape of the result (z, y, x).
-      new_spacing_mm: spacing of the result (z, y, x).
-      dtype: of the result; values are rounded and clipped to an integer dtype.
     """
     if array.shape == tuple(new_shape) and tuple(spacing_mm) == tuple(new_spacing_mm):
         return to_dtype(array, dtype)
@@ -56,13 +50,9 @@ def nearest(
     new_shape: Sequence[int],
     new_spacing_mm: Sequence[float],
 ) -> np.ndarray:
-    """Resamples by taking the nearest voxel, without a copy if the grid does not change.
+    """Resamples an array [z, y, x] by taking the nearest voxel; no copy if the grid is equal.
 
-    Args:
-      array: [z, y, x].
-      spacing_mm: spacing of the array (z, y, x).
-      new_shape: shape of the result (z, y, x).
-      new_spacing_mm: spacing of the result (z, y, x).
+    All shapes and spacings are (z, y, x).
     """
     for axis, new_size in enumerate(new_shape):
         size = array.shape[axis]
@@ -100,8 +90,7 @@ def _positions(size: int, spacing: float, new_size: int, new_spacing: float) -> 
 def _operator(size: int, spacing: float, new_size: int, new_spacing: float) -> sparse.csr_matrix:
     """Returns the resampling of one axis as a matrix [new, old], float32.
 
-    Its columns are the responses of SciPy's filter and interpolation to each single old voxel;
-    applying the matrix is faster than applying those.
+    Its columns are the responses of SciPy's filter and interpolation to single old voxels.
     """
     step, start = _positions(size, spacing, new_size, new_spacing)
     units = np.eye(size)
@@ -120,7 +109,7 @@ def _operator(size: int, spacing: float, new_size: int, new_spacing: float) -> s
 
 
 def _applied(operator: sparse.csr_matrix, columns: np.ndarray) -> np.ndarray:
-    """Resamples the columns of a matrix; returns them as they are if the operator is the identity."""
+    """Resamples the columns of a matrix, without a copy if the operator is the identity."""
     rows, size = operator.shape
     unchanged = rows == size == operator.nnz and (operator.diagonal() == 1).all()
     return columns if unchanged else operator @ columns

@@ -272,7 +272,7 @@ class TestBadInput:
 
     def test_empty_and_missing_folders(self, tmp_path, capsys):
         (tmp_path / "empty").mkdir()
-        for name, message in (("empty", "none in this folder"), ("none", "nothing of that name")):
+        for name, message in (("empty", "none in this folder"), ("none", "no such file")):
             assert convert(tmp_path / "out", tmp_path / name) == 1
             error = capsys.readouterr().err.strip()
             assert message in error

@@ -116,7 +116,7 @@ def test_command(mixed, tmp_path, capsys):
     assert main([str(mixed), "--workers", "0"]) == 1
     assert "at least 1" in capsys.readouterr().err
     assert main([str(tmp_path / "none")]) == 1
-    assert "nothing of that name" in capsys.readouterr().err
+    assert "no such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("columns", [40, 79, 200])

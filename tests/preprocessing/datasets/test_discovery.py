@@ -185,7 +185,7 @@ def test_empty_and_missing_folders(tmp_path):
         find_cases([tmp_path], need_labels=False)
     with pytest.raises(InputError, match="a file of another kind"):
         find_cases([tmp_path / "notes.txt"], need_labels=False)
-    with pytest.raises(InputError, match="nothing of that name"):
+    with pytest.raises(InputError, match="no such file"):
         find_cases([tmp_path / "none"], need_labels=True)
 
 
