@@ -39,7 +39,7 @@ def is_dicom_image(path: Path) -> bool:
 def read_case_image(case: Case, *, allow: Collection[str] = ()) -> Volume:
     """Reads the image of a case, see `nifti.read_image` and `multiframe.read_dicom`.
 
-    `allow` has the irregularities to accept, names of `preprocessing.allowances.ALLOWANCES`.
+    `allow` has the irregularities to accept, names of `preprocessing.errors.ALLOWANCES`.
 
     Raises:
       InputError: see there; no message contains an identifier of the case.

@@ -91,7 +91,7 @@ def read_series(folder: str | os.PathLike, options: ReadOptions = DEFAULTS) -> V
     (`pixels.AIR_HU`).
 
     Raises:
-      SeriesError: the slices do not form one regular volume, see `preprocessing.allowances`.
+      SeriesError: the slices do not form one regular volume, see `preprocessing.errors`.
       InputError: no DICOM images, damaged or truncated ones, or no position, orientation or
         spacing.
     """
