@@ -1,4 +1,4 @@
-"""`python -m ahnet_tf.train`: MC-GCN in 2D, transfer, AH-Net in 3D, from records to networks."""
+"""`python -m ahnet_tf.train`: trains MC-GCN in 2D, then AH-Net in 3D from its encoder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.presets import PRESETS, STAGES, RunConfig, StageConfig, run_config
-from ahnet_tf.training.workers import workers_of
 from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import InputError, SettingsError
 from preprocessing.files import write_json
@@ -22,20 +21,21 @@ from preprocessing.tasks import Task, load_task
 if TYPE_CHECKING:
     from ahnet_tf.training.run_folder import TrainingResult
 
-# What --init takes besides a folder.
+# Values of --init besides a folder.
 SCRATCH, IMAGENET = "scratch", "imagenet"
 
 # The folder of each stage's network in the run's folder.
 FOLDERS = {"2d": "mcgcn", "3d": "ahnet"}
 
 PURPOSE = """\
-Trains the 2D MC-GCN, transfers its encoder and trains the 3D AH-Net, on records that
-python -m preprocessing.convert wrote. A run that was stopped (SIGTERM, Ctrl-C: it saves first) or
-killed goes on if it is started again. Several workers share the steps if TF_CONFIG describes them.
+Trains the 2D MC-GCN, transfers its encoder and trains the 3D AH-Net, on records written by
+python -m preprocessing.convert. Start the same command again to resume a run that was killed or
+stopped (SIGTERM or Ctrl-C, after which it saves). Several workers share the steps if TF_CONFIG
+describes them.
 
-Writes RUN/settings.json (every setting; --config takes it back), RUN/mcgcn and RUN/ahnet (best
-network, history.csv, curves.png, evaluation.json with Dice per case, overlay.png, tensorboard/,
-last/), RUN/ahnet/transfer.txt."""
+Writes RUN/settings.json (every setting, for --config), RUN/mcgcn and RUN/ahnet (best network,
+history.csv, curves.png, evaluation.json with Dice per case, overlay.png, tensorboard/, last/),
+RUN/ahnet/transfer.txt."""
 
 EXAMPLES = (
     "python -m ahnet_tf.train --input records --output run",
@@ -48,46 +48,46 @@ EXAMPLES = (
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that decide the settings of a run (see `settings_from`)."""
+    """Adds the options for the settings of a run (see `settings_from`)."""
     parser.add_argument(
-        "--preset", choices=list(PRESETS), help="settings to begin with (default: the task's)"
+        "--preset", choices=list(PRESETS), help="base settings (default: the task's preset)"
     )
-    parser.add_argument(
-        "--config", metavar="JSON", help="settings, or any part of them, from a file"
-    )
+    parser.add_argument("--config", metavar="JSON", help="file of settings, or of some of them")
     parser.add_argument(
         "--set",
         metavar="NAME=VALUE",
         action="append",
         default=[],
         dest="settings",
-        help="one setting of both stages, or of one: 2d.NAME=VALUE, 3d.NAME=VALUE; repeatable "
-        "(names: settings.json of a run)",
+        help="a setting of both stages, or of one: 2d.NAME=VALUE, 3d.NAME=VALUE; repeatable "
+        "(settings.json of a run lists the names)",
     )
     parser.add_argument("--steps", type=int, help="optimizer steps of each stage")
-    parser.add_argument("--batch-size", type=int, help="patches a step, over all replicas")
-    parser.add_argument("--learning-rate", type=float, help="of each stage, after the warm-up")
+    parser.add_argument("--batch-size", type=int, help="patches a step over all replicas")
+    parser.add_argument("--learning-rate", type=float, help="learning rate after the warm-up")
     parser.add_argument("--precision", help="float32, mixed_bfloat16 or mixed_float16")
     parser.add_argument(
         "--deterministic",
         action="store_true",
         default=None,
-        help="the same weights each time, bit for bit; slower on GPUs",
+        help="bit-identical weights in repeated runs; slower on GPUs",
     )
     parser.add_argument(
-        "--replicas", type=int, help="devices to share a step (default: all GPUs, or one CPU)"
+        "--replicas", type=int, help="devices that share a step (default: all GPUs, or one CPU)"
     )
-    parser.add_argument("--seed", type=int, help="of start weights, order and augmentation")
+    parser.add_argument(
+        "--seed", type=int, help="seed of start weights, order of patches and augmentation"
+    )
 
 
 def settings_from(arguments: argparse.Namespace, task: Task) -> RunConfig:
-    """Returns the settings that the options of `add_settings` ask for.
+    """Returns the settings given by the options of `add_settings`.
 
     Raises:
       SettingsError: see `run_config`.
     """
-    names = ("steps", "batch_size", "learning_rate", "precision")
-    names += ("deterministic", "replicas", "seed")
+    names = ["steps", "batch_size", "learning_rate", "precision"]
+    names += ["deterministic", "replicas", "seed"]
     options = {name: getattr(arguments, name) for name in names}
     given = [f"{name}={json.dumps(v)}" for name, v in options.items() if v is not None]
     return run_config(
@@ -104,16 +104,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--input", required=True, metavar="RECORDS", help="folder with train/, eval/ and task.json"
     )
-    parser.add_argument("--output", required=True, metavar="RUN", help="folder of the run")
+    parser.add_argument("--output", required=True, metavar="RUN", help="run folder")
     parser.add_argument("--task", help="preset or JSON file (default: task.json of the records)")
     parser.add_argument("--stage", choices=["both", *STAGES], default="both", help="default: both")
     parser.add_argument(
         "--init",
         metavar="START",
         default=SCRATCH,
-        help="what the first stage starts from: the folder of a network (all its weights, or a 2D "
-        "encoder's into 3D), imagenet (Keras' ResNet-50, for networks of full width), or scratch "
-        "(default)",
+        help="start weights of the first stage: the folder of a network (all its weights, or its "
+        "encoder's), imagenet (Keras' ResNet-50, for networks of full width), or scratch (default)",
     )
     add_settings(parser)
     return run_command(_run, parser.parse_args(argv))
@@ -139,14 +138,14 @@ def _run(arguments: argparse.Namespace) -> int:
                 "Write them with python -m preprocessing.convert, with a case for each split; "
                 "--set evaluate_every=0 trains without evaluating.",
             )
+
+    from ahnet_tf.data.records import find_records
+    from ahnet_tf.training.distribution import set_up_devices, workers_of
+    from ahnet_tf.training.trainer import train_network
+
     workers = workers_of()
     if workers.chief:
         write_json(output / "settings.json", config.to_dict())
-
-    from ahnet_tf.data.record_files import find_records
-    from ahnet_tf.training.distribution import set_up_devices
-    from ahnet_tf.training.trainer import train_network
-
     set_up_devices(replicas.pop())
     files = {split: find_records(records / split) for split in splits}
     initial = _start(arguments.init, config.stages[stages[0]])
@@ -172,9 +171,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check_start(init: str, model: ModelConfig) -> None:
-    """Checks what --init names, before TensorFlow is there to read it."""
-    if init == IMAGENET and (model.width != 1 or model.blocks != ModelConfig().blocks):
-        expected = f"a network of ResNet-50's width (1) and blocks {ModelConfig().blocks}"
+    """Checks --init before TensorFlow is loaded."""
+    published = ModelConfig()
+    if init == IMAGENET and (model.width != 1 or model.blocks != published.blocks):
+        expected = f"a network of ResNet-50's width (1) and blocks {published.blocks}"
         found = f"width {model.width:g}, blocks {model.blocks}"
         raise SettingsError(f"--init {IMAGENET}", expected, found, "See --preset ct_liver.")
     if init == IMAGENET and model.architecture not in ("mcgcn", "ahnet"):
@@ -186,7 +186,7 @@ def _check_start(init: str, model: ModelConfig) -> None:
 
 
 def _start(init: str, stage: StageConfig) -> Any:
-    """Returns the network or folder that the first stage starts from; None for fresh weights."""
+    """Returns the start network of the first stage or its folder; None for fresh weights."""
     if init != IMAGENET:
         return None if init == SCRATCH else init
     from ahnet_tf.weights.importing import import_network
@@ -198,7 +198,7 @@ def _start(init: str, stage: StageConfig) -> Any:
 
 
 def summary_table(results: Sequence[TrainingResult]) -> str:
-    """Returns one line a network: size, steps, time, speed, loss and mean Dice per case."""
+    """Returns a table with a line for each network: size, steps, time, speed, loss, Dice per case."""
     names = list(dict.fromkeys(name for result in results for name in result.dice))
     header = ["network", "weights", "steps", "seconds"]
     header += ["patches/s", "Mvoxels/s", "waiting", "loss", "best step"]
@@ -228,7 +228,7 @@ def _task_of(records: Path, name: str | None) -> Task:
             records,
             "a folder of records with task.json",
             "no such file" if records.is_dir() else "no such folder",
-            "Write records with python -m preprocessing.convert, or name the task with --task.",
+            "Write records with python -m preprocessing.convert, or give --task.",
         )
     return load_task(name or str(path))
 

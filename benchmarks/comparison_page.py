@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ahnet_tf.training.curves import MAIN, SECOND
+from ahnet_tf.training.logs import MAIN, SECOND
 from benchmarks.comparison_plan import (
     DBT_PIXEL_MM,
     PHANTOMS,

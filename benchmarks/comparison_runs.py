@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from ahnet_tf.data.record_files import find_records
+from ahnet_tf.data.records import find_records
 from ahnet_tf.evaluation.froc import count, curve, froc_scores, match_volume, score_names
 from ahnet_tf.evaluation.lits import LIVER, TUMOUR, dice
 from benchmarks.comparison_plan import (

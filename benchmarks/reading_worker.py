@@ -24,8 +24,7 @@ def read(folder, task, augmentation, batch_size, batches, start_step):
     """Takes batches as a training does; returns seconds to the first, a batch, and memory in MiB."""
     from ahnet_tf.config import AugmentationConfig
     from ahnet_tf.data.dataset import training_dataset
-    from ahnet_tf.data.record_files import find_records
-    from ahnet_tf.data.record_validation import scan_records
+    from ahnet_tf.data.records import find_records, scan_records
     from preprocessing.tasks import task_from_dict
 
     files, task = find_records(folder), task_from_dict(task)
@@ -64,10 +63,11 @@ def train(folder, eval_folder, task, model, training, output, repeats):
 
     from ahnet_tf.config import ModelConfig, TrainingConfig
     from ahnet_tf.data.dataset import training_dataset
-    from ahnet_tf.data.record_files import find_records
+    from ahnet_tf.data.records import find_records
     from ahnet_tf.networks import build_network
-    from ahnet_tf.training.distribution import mirrored_strategy, precision
-    from ahnet_tf.training.history import read_history
+    from ahnet_tf.networks.factory import precision
+    from ahnet_tf.training.distribution import mirrored_strategy
+    from ahnet_tf.training.logs import read_history
     from ahnet_tf.training.optimizer import make_optimizer
     from ahnet_tf.training.train_step import make_train_step
     from ahnet_tf.training.trainer import train_network

@@ -11,7 +11,7 @@ from ahnet_tf.config import ModelConfig
 from ahnet_tf.inference.sliding_window import most_probable, predict_slabs
 from ahnet_tf.networks import build_network
 from ahnet_tf.networks.inputs import class_probabilities
-from ahnet_tf.training.losses import softmax_focal_loss
+from ahnet_tf.training.losses import softmax_focal
 from benchmarks.peers import peak_memory_mib, serve
 
 STATE = {}
@@ -37,7 +37,7 @@ def prepare(work, shape, precision, threads):
     @tf.function
     def training():
         with tf.GradientTape() as tape:
-            loss = softmax_focal_loss(labels, model(image, training=True))
+            loss = tf.reduce_mean(softmax_focal(labels, model(image, training=True)))
         gradients = tape.gradient(loss, model.trainable_weights)
         optimizer.apply_gradients(zip(gradients, model.trainable_weights, strict=True))
         return loss

@@ -25,9 +25,9 @@ def prepare(name, model, training, shape_zyx):
 
     from ahnet_tf.config import ModelConfig, TrainingConfig
     from ahnet_tf.networks import build_network
-    from ahnet_tf.training.distribution import mirrored_strategy, precision
-    from ahnet_tf.training.ema import WeightAverage
-    from ahnet_tf.training.optimizer import make_optimizer
+    from ahnet_tf.networks.factory import precision
+    from ahnet_tf.training.distribution import mirrored_strategy
+    from ahnet_tf.training.optimizer import WeightAverage, make_optimizer
     from ahnet_tf.training.train_step import make_train_step
     from preprocessing.settings import from_dict
 
@@ -70,8 +70,8 @@ def take(name):
 def loop(folder, eval_folder, task, model, training, output):
     """Trains as the command does; returns the rows of its history, and the peak memory in MiB."""
     from ahnet_tf.config import ModelConfig, TrainingConfig
-    from ahnet_tf.data.record_files import find_records
-    from ahnet_tf.training.history import read_history
+    from ahnet_tf.data.records import find_records
+    from ahnet_tf.training.logs import read_history
     from ahnet_tf.training.trainer import train_network
     from preprocessing.settings import from_dict
     from preprocessing.tasks import task_from_dict

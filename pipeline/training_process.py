@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ahnet_tf.training.stopping import stop_requests
-from ahnet_tf.training.workers import Workers, check_replicas, workers_of
+from ahnet_tf.training.distribution import Workers, check_replicas, workers_of
+from ahnet_tf.training.loop import stop_requests
 from pipeline.training_job import TrainingJob, read_job, write_job
 from preprocessing import errors
 from preprocessing.cli import quiet_frameworks

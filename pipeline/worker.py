@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ahnet_tf.training.stopping import stop_requests
-from ahnet_tf.training.workers import Workers, workers_of
+from ahnet_tf.training.distribution import Workers, workers_of
+from ahnet_tf.training.loop import stop_requests
 from pipeline.training_job import JOB_FILE, TrainingJob, newest_job
 from pipeline.training_process import run_job
 from preprocessing.cli import make_parser, run_command

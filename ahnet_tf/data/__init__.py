@@ -1,1 +1,1 @@
-"""From TFRecords to training batches: validation of records, input pipelines, augmentation."""
+"""Training data: record files, input pipelines, augmentation."""

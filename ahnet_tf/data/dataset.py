@@ -1,9 +1,10 @@
-"""TFRecords of patches -> batches: training's shuffled, seeded and augmented; evaluation's in order.
+"""Batches from TFRecords of patches: shuffled and augmented for training, in order for evaluation.
 
-The order of training patches and their augmentation are functions of the seed and the step alone,
-so that a run which was killed goes on with the very patches it would have seen.
+The order of training patches and their augmentation depend on the seed and the step alone, so that a
+resumed run sees the same patches as an uninterrupted one.
 
-What tf.data maps has no Python control flow over tensors. Said so to AutoGraph, a training starts sooner.
+Functions mapped by tf.data have no Python control flow over tensors; they are not converted by
+AutoGraph, which shortens the start of a training.
 """
 
 from __future__ import annotations
@@ -13,16 +14,15 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from ahnet_tf.config import AugmentationConfig
-from ahnet_tf.data.augmentation import augmented
-from ahnet_tf.data.record_files import read_file, read_files
-from ahnet_tf.data.record_validation import scan_records
+from ahnet_tf.data.augmentation import augment_patch
+from ahnet_tf.data.records import read_file, read_files, scan_records
 from preprocessing.records.schema import CASE_ID, HEAT_MAP, parse_example
 from preprocessing.tasks import Task
 
 # One process with one replica.
 ALONE = tf.distribute.InputContext()
 
-# Records that are shuffled among each other, in bytes; their number follows from their size.
+# Size in bytes of a shuffle window.
 SHUFFLE_WINDOW_BYTES = 128 * 2**20
 _ENDLESS = tf.data.experimental.INFINITE_CARDINALITY
 
@@ -43,17 +43,17 @@ def training_dataset(
     Args:
       files: record files of the training split.
       task: what the records hold.
-      batch_size: patches a step; an epoch's rest joins the next epoch's first batch.
+      batch_size: patches a step; the rest of an epoch joins the next epoch's first batch.
       seed: of order and augmentation.
-      augment: random changes of each patch; None leaves patches as they are.
-      start_step: batches to pass over, as if they had been taken before.
-      records: number of records in `files`, if `scan_records` has told it already.
-      context: which of the workers reads, for how many replicas; each of its replicas' shares of a
-        step is an element. Together the workers see what one would.
+      augment: magnitudes of the augmentation; None for none.
+      start_step: number of batches to skip.
+      records: number of records in `files`, if already known from `scan_records`.
+      context: the worker that reads, and its number of replicas; an element is one replica's share of
+        a step. Together the workers see what one would.
 
     Returns:
       A dataset of `image` [b, z, y, x, 1] float32 raw intensities, `label` [b, z, y, x] uint8,
-      `weight` [b, z, y, x] float32, and `heat_map` [b, z, y, x] float32 where the task has one.
+      `weight` [b, z, y, x] float32, and `heat_map` [b, z, y, x] float32 for lesions.
 
     Raises:
       InputError: see `scan_records`.
@@ -66,8 +66,8 @@ def training_dataset(
 
     @tf.autograph.experimental.do_not_convert
     def epoch_windows(epoch: tf.Tensor) -> tf.data.Dataset:
-        # Each epoch has seeds of its own, so that any one can be begun without those before it.
-        # Dataset.shuffle would not do: its order depends on TensorFlow's global seed as well.
+        # Seeds of its own let an epoch start without those before it. The order of Dataset.shuffle
+        # also depends on TensorFlow's global seed.
         order = tf.random.experimental.stateless_shuffle(tf.constant(files), (seed, epoch))
         dataset = tf.data.Dataset.from_tensor_slices(order)
         dataset = dataset.interleave(read_file, cycle_length=4)
@@ -88,10 +88,10 @@ def training_dataset(
             return arrays
         number_seed = tf.random.experimental.stateless_fold_in((seed, 1), number)
         spacing_mm_yx = tf.stack([example["spacing_y_mm"], example["spacing_x_mm"]])
-        return augmented(arrays, spacing_mm_yx, number_seed, augment, task)
+        return augment_patch(arrays, spacing_mm_yx, number_seed, augment, task)
 
     epochs = tf.data.Dataset.range(first // records, tf.int64.max)
-    # The next window is read while one is used up, across the end of an epoch too.
+    # The next window is read while one is consumed, also across epochs.
     dataset = epochs.flat_map(epoch_windows).prefetch(1).unbatch()
     dataset = dataset.skip(first % records).enumerate(first)
     if context.num_input_pipelines > 1:
@@ -105,7 +105,7 @@ def training_dataset(
         dataset = dataset.filter(is_own)
     dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(context.get_per_replica_batch_size(batch_size), drop_remainder=True)
-    # Known to be endless, no worker has to ask the others at each step whether they have a batch.
+    # With a known infinite cardinality, workers need not ask each other for a batch at each step.
     return dataset.apply(tf.data.experimental.assert_cardinality(_ENDLESS)).prefetch(2)
 
 
@@ -116,21 +116,20 @@ def evaluation_dataset(
     batch_size: int,
     context: tf.distribute.InputContext = ALONE,
 ) -> tf.data.Dataset:
-    """Returns the patches of a split once, in order, `batch_size` over all replicas at a time.
+    """Returns the patches of a split once, in order, in batches of `batch_size` over all replicas.
 
-    The last batch is filled up with copies of weight 0, so that replicas always share evenly.
+    The last batch is filled with copies of weight 0, so that every replica gets the same share.
 
     Args:
       files: record files of the split.
       task: what the records hold.
       batch_size: patches a batch, over all replicas together.
-      context: which of the workers reads, and for how many replicas, as in `training_dataset`.
+      context: the worker that reads, and its number of replicas, as in `training_dataset`.
 
     Returns:
       A dataset of `image`, `label`, `weight` as in `training_dataset`, `case_id` [b] string and
       `spacing_mm` [b, 3] float32 (x, y, z).
     """
-
     begin, end = _rows(batch_size, context)
 
     @tf.autograph.experimental.do_not_convert
@@ -156,6 +155,6 @@ def evaluation_dataset(
 
 
 def _rows(batch_size: int, context: tf.distribute.InputContext) -> tuple[int, int]:
-    """Returns the first of a worker's rows of each batch, and the first of the next worker's."""
+    """Returns the range of rows of each batch that belongs to a worker."""
     share = batch_size // context.num_input_pipelines
     return context.input_pipeline_id * share, (context.input_pipeline_id + 1) * share

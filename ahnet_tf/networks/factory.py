@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -50,6 +51,17 @@ def build_network(config: ModelConfig, *, seed: int = 0, name: str | None = None
         if "kernel" in path.rsplit("/", 1)[-1]:
             variable.assign(initial_kernel(path, variable.shape, seed))
     return model
+
+
+@contextlib.contextmanager
+def precision(policy: str) -> Iterator[None]:
+    """Builds networks under a Keras policy, "mixed_bfloat16" for example, inside the context."""
+    before = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy(policy)
+    try:
+        yield
+    finally:
+        tf.keras.mixed_precision.set_global_policy(before)
 
 
 def named_weights(model: tf.keras.Model) -> dict[str, tf.Variable]:

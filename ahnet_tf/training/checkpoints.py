@@ -1,4 +1,4 @@
-"""Checkpoints of a training on its way: saved whole, found again, and the last good one kept."""
+"""Training checkpoints: atomic save, fallback, clean-up."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ import tensorflow as tf
 from preprocessing.errors import InputError, ModelError
 from preprocessing.files import DISK_FULL
 
-# Checkpoints that stay: the newest, and the one before it should that be damaged.
+# In a run's folder.
+CHECKPOINTS = "checkpoints"
+
+# The newest checkpoint, and the one before it in case the newest is damaged.
 KEPT = 2
 
 
 def finished_checkpoints(folder: str | Path) -> list[str]:
-    """Returns the checkpoints in a folder that were finished, the oldest first."""
+    """Returns the complete checkpoints in a folder, oldest first."""
     state = tf.train.get_checkpoint_state(str(folder))
     return list(state.all_model_checkpoint_paths) if state else []
 
 
 def remove_unfinished(manager: tf.train.CheckpointManager) -> None:
-    """Removes files of checkpoints that were never finished."""
+    """Removes files of incomplete checkpoints."""
     known = {Path(path).name for path in finished_checkpoints(manager.directory)}
     for path in Path(manager.directory).glob("ckpt-*"):
         if path.name.endswith("_temp"):
@@ -34,17 +37,18 @@ def remove_unfinished(manager: tf.train.CheckpointManager) -> None:
 
 
 def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Callable[[str], None]) -> None:
-    """Restores the newest checkpoint in a folder that can be read.
+    """Restores the newest readable checkpoint in a folder.
 
     Args:
       checkpoint: what is restored.
       folder: with at least one checkpoint.
-      say: is told of a damaged checkpoint.
+      say: called with a line on each damaged checkpoint.
 
     Raises:
-      ModelError: it is of another network or training, or none can be read.
+      ModelError: the checkpoint is of another network or training, or none can be read.
     """
     remedy = "Choose another output folder to train from the start."
+    damage = "none"
     for path in reversed(finished_checkpoints(folder)):
         try:
             checkpoint.restore(path).assert_existing_objects_matched()
@@ -61,31 +65,26 @@ def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Callable[[str], 
 
 
 @contextlib.contextmanager
-def last_checkpoint_told(output: Path, manager: tf.train.CheckpointManager) -> Iterator[None]:
-    """Turns what can end a training into an error that names the checkpoint it can go on from.
+def report_last_checkpoint(output: Path, manager: tf.train.CheckpointManager) -> Iterator[None]:
+    """Adds the last good checkpoint to errors that end a training.
 
     Raises:
       InputError: the disk is full.
-      ModelError: the loss is no longer finite, or memory ran out.
+      ModelError: the loss is not finite, or memory ran out.
     """
     try:
         yield
     except ModelError as error:
-        raise ModelError(
-            error.where, error.expected, error.found, f"{_kept(manager)}{error.remedy}"
-        ) from None
+        remedy = f"{_last_checkpoint(manager)}{error.remedy}"
+        raise ModelError(error.where, error.expected, error.found, remedy) from None
     except tf.errors.OpError as error:
         message = str(error.message).split("\n")[0]
         if any(os.strerror(number) in message for number in DISK_FULL):
             raise _disk_full(output, manager) from None
         if not isinstance(error, tf.errors.ResourceExhaustedError):
             raise
-        raise ModelError(
-            output,
-            "memory for the network and its batch",
-            message,
-            f"{_kept(manager)}Try a smaller batch_size, or smaller patches.",
-        ) from None
+        remedy = f"{_last_checkpoint(manager)}Try a smaller batch_size, or smaller patches."
+        raise ModelError(output, "memory for the network and its batch", message, remedy) from None
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
@@ -94,14 +93,10 @@ def last_checkpoint_told(output: Path, manager: tf.train.CheckpointManager) -> I
 
 def _disk_full(output: Path, manager: tf.train.CheckpointManager) -> InputError:
     remove_unfinished(manager)
-    return InputError(
-        output,
-        "room for the training's files",
-        "a full disk",
-        f"{_kept(manager)}Make room and start the same command again: it goes on from there.",
-    )
+    remedy = f"{_last_checkpoint(manager)}Free disk space and run the same command to resume."
+    return InputError(output, "room for the training's files", "a full disk", remedy)
 
 
-def _kept(manager: tf.train.CheckpointManager) -> str:
+def _last_checkpoint(manager: tf.train.CheckpointManager) -> str:
     newest = manager.latest_checkpoint
     return f"The last good checkpoint is {newest}. " if newest else ""

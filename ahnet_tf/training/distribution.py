@@ -1,36 +1,115 @@
-"""Which devices of which workers share a training step, and how many threads each may use."""
+"""Devices and worker processes that share a training step: TF_CONFIG, threads, the strategy."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
-from ahnet_tf.training.stopping import keeping_handlers
-from ahnet_tf.training.workers import check_replicas, workers_of
-from preprocessing.errors import SettingsError
+from preprocessing.errors import ModelError, SettingsError
 
-# Where the driver shows its GPUs, as nvidia0, nvidia1 and so on.
+# Holds nvidia0, nvidia1 and so on, one for each GPU of the driver.
 DEVICE_FILES = Path("/dev")
+
+_EXAMPLE = (
+    'For example {"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
+    '"task": {"type": "worker", "index": 0}}, with another index on each.'
+)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes that train together, and this one among them.
+
+    Attributes:
+      count: number of processes; 1 without TF_CONFIG.
+      index: of this process; 0 is the chief, which alone writes into the run's folder.
+    """
+
+    count: int = 1
+    index: int = 0
+
+    @property
+    def chief(self) -> bool:
+        """Whether this process writes the results."""
+        return self.index == 0
+
+
+def workers_of(environment: Mapping[str, str] = os.environ) -> Workers:
+    """Returns the workers that the variable TF_CONFIG describes; one if it is not set.
+
+    Raises:
+      SettingsError: TF_CONFIG is not JSON, or names no such task; parameter servers are not supported.
+    """
+    text = environment.get("TF_CONFIG", "")
+    if not text.strip():
+        return Workers()
+    try:
+        content = json.loads(text)
+        cluster = {kind: list(tasks) for kind, tasks in content.get("cluster", {}).items()}
+        task = content.get("task", {})
+        kind, number = task.get("type", "worker"), int(task.get("index", 0))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise SettingsError("TF_CONFIG", "JSON with cluster and task", error, _EXAMPLE) from None
+    others = sorted(set(cluster) - {"chief", "worker"})
+    if others:
+        raise SettingsError("TF_CONFIG", "tasks chief and worker", ", ".join(others), _EXAMPLE)
+    tasks = [(name, i) for name in ("chief", "worker") for i in range(len(cluster.get(name, ())))]
+    if len(cluster.get("chief", ())) > 1:
+        raise SettingsError("TF_CONFIG", "one chief at most", len(cluster["chief"]), _EXAMPLE)
+    if len(tasks) < 2:
+        return Workers()
+    if (kind, number) not in tasks:
+        expected = f"a task of its cluster ({len(tasks)} processes)"
+        raise SettingsError("TF_CONFIG", expected, f"{kind} {number}", _EXAMPLE)
+    return Workers(len(tasks), tasks.index((kind, number)))
+
+
+def check_replicas(replicas: int) -> None:
+    """Checks that `replicas` is not set together with several workers in TF_CONFIG.
+
+    Raises:
+      SettingsError: both are, or TF_CONFIG is damaged.
+    """
+    if replicas and workers_of().count > 1:
+        expected = "0 with several workers, each of which uses all its GPUs or its CPU"
+        raise SettingsError("replicas", expected, replicas)
+
+
+def check_alone(what: str) -> None:
+    """Checks that TF_CONFIG does not describe several workers, for work of a single process.
+
+    Raises:
+      SettingsError: it does, or it is damaged.
+    """
+    workers = workers_of()
+    if workers.count > 1:
+        remedy = "Run it without TF_CONFIG."
+        raise SettingsError(what, "one process", f"{workers.count} workers in TF_CONFIG", remedy)
 
 
 def set_up_devices(replicas: int) -> None:
-    """Splits the CPU for `replicas` and sets threads; call before TensorFlow computes anything.
+    """Sets logical CPU devices and threads; call before TensorFlow computes anything.
 
-    Where TF_CONFIG describes several workers, this waits for all of them. Where TensorFlow can't use
-    a GPU that is there, a line on standard error says so.
+    With several workers in TF_CONFIG it waits for all of them. GPUs that TensorFlow can't use are
+    reported on standard error.
 
     Args:
-      replicas: as in `TrainingConfig`; without a GPU the CPU becomes so many logical devices.
+      replicas: as in `TrainingConfig`; without a GPU the CPU is split into so many logical devices.
 
     Raises:
-      SettingsError: TensorFlow is at work already, with another number of CPU devices; TF_CONFIG is
-        damaged; or several workers and replicas.
+      SettingsError: TensorFlow is initialised already with fewer CPU devices; TF_CONFIG is damaged; or
+        several workers and replicas.
     """
     several = workers_of().count > 1
     check_replicas(replicas)
@@ -42,8 +121,8 @@ def set_up_devices(replicas: int) -> None:
     try:
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
-        # On a CPU two threads are fastest for one replica, and collectives of several wait on threads of
-        # their own. With GPUs the threads of all cores read and augment.
+        # On a CPU two threads are fastest for one replica, and collectives of several replicas wait on
+        # threads of their own. With GPUs the threads of all cores read and augment.
         if not gpus:
             tf.config.threading.set_inter_op_parallelism_threads(2 if count == 1 else 4 * count)
         tf.config.set_logical_device_configuration(
@@ -59,20 +138,7 @@ def set_up_devices(replicas: int) -> None:
                 "Call set_up_devices before TensorFlow computes anything.",
             ) from None
     if several:
-        _strategy_of_workers()
-
-
-def _warn_of_unused_gpus() -> None:
-    """Says that there are GPUs; TensorFlow's own words on that are among its silenced logs."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return
-    count = len(list(DEVICE_FILES.glob("nvidia[0-9]*")))
-    if count:
-        print(
-            f"warning: TensorFlow can't use the {count} NVIDIA GPU(s) of this machine, so the CPU trains: "
-            "CUDA's libraries are missing (make env GPU=1), or the driver is too old.",
-            file=sys.stderr,
-        )
+        _multi_worker_strategy()
 
 
 def training_strategy(replicas: int) -> tf.distribute.Strategy:
@@ -81,22 +147,11 @@ def training_strategy(replicas: int) -> tf.distribute.Strategy:
     Raises:
       SettingsError: see `mirrored_strategy` and `set_up_devices`.
     """
-    if workers_of().count > 1:
-        return _strategy_of_workers()
-    return mirrored_strategy(replicas)
-
-
-@functools.lru_cache(maxsize=1)
-def _strategy_of_workers() -> tf.distribute.MultiWorkerMirroredStrategy:
-    # Only once a process, before anything is computed: it starts the server that the others reach.
-    with keeping_handlers():
-        return tf.distribute.MultiWorkerMirroredStrategy(
-            cluster_resolver=tf.distribute.cluster_resolver.TFConfigClusterResolver()
-        )
+    return _multi_worker_strategy() if workers_of().count > 1 else mirrored_strategy(replicas)
 
 
 def mirrored_strategy(replicas: int) -> tf.distribute.MirroredStrategy:
-    """Returns the strategy over `replicas` devices: all GPUs if 0, the CPU where there is none.
+    """Returns the strategy over `replicas` devices; 0 means all GPUs, or one CPU if there are none.
 
     Raises:
       SettingsError: there are fewer devices.
@@ -109,12 +164,68 @@ def mirrored_strategy(replicas: int) -> tf.distribute.MirroredStrategy:
     return tf.distribute.MirroredStrategy(devices[:count])
 
 
+def sum_over_workers(
+    strategy: tf.distribute.Strategy, values: np.ndarray | list[int]
+) -> np.ndarray:
+    """Returns the sum of `values` [...] over all workers, int64; waits for all of them."""
+    workers = workers_of()
+    own = np.asarray(values, np.int64)
+    if workers.count == 1:
+        return own
+    local = strategy.num_replicas_in_sync // workers.count
+
+    def contribution(context: tf.distribute.ReplicaContext) -> tf.Tensor:
+        # The first replica of each worker contributes its values, the others zeros.
+        first = context.replica_id_in_sync_group % local == 0
+        return tf.constant(own if first else np.zeros_like(own))
+
+    shared = strategy.experimental_distribute_values_from_function(contribution)
+    return strategy.reduce(tf.distribute.ReduceOp.SUM, shared, axis=None).numpy()
+
+
 @contextlib.contextmanager
-def precision(policy: str) -> Iterator[None]:
-    """Builds networks under a Keras policy, "mixed_bfloat16" for example; restores the one before."""
-    before = tf.keras.mixed_precision.global_policy()
-    tf.keras.mixed_precision.set_global_policy(policy)
+def translate_worker_errors(output: Path, workers: Workers) -> Iterator[None]:
+    """Converts lost-worker errors to ModelError.
+
+    Raises:
+      ModelError: the connection to another worker broke.
+    """
+    lost = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
     try:
         yield
+    except (*lost, tf.errors.InternalError) as error:
+        if workers.count == 1:
+            raise
+        raise ModelError(
+            f"{output}, worker {workers.index} of {workers.count}",
+            "all workers running",
+            str(error.message).split("\n")[0],
+            "Start all of them again to resume from the last checkpoint.",
+        ) from None
+
+
+@functools.lru_cache(maxsize=1)
+def _multi_worker_strategy() -> tf.distribute.MultiWorkerMirroredStrategy:
+    # Once a process, before anything is computed: it starts the server that the others connect to.
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(
+            cluster_resolver=tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        )
     finally:
-        tf.keras.mixed_precision.set_global_policy(before)
+        # It also replaces the handler of SIGTERM, unknown to Python, by one that ignores the signal.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.getsignal(number))
+
+
+def _warn_of_unused_gpus() -> None:
+    # TensorFlow's own warning is among its silenced logs.
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return
+    count = len(list(DEVICE_FILES.glob("nvidia[0-9]*")))
+    if count:
+        print(
+            f"warning: TensorFlow can't use the {count} NVIDIA GPU(s) of this machine, so the CPU "
+            "trains: CUDA's libraries are missing (make env GPU=1), or the driver is too old.",
+            file=sys.stderr,
+        )

@@ -1,153 +1,169 @@
-"""The steps of a training: batches in, rows of the history out; saved and evaluated on the way."""
+"""The training loop: steps, history rows, checkpoints and evaluations; ends early on a signal."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import tensorflow as tf
 from tqdm import tqdm
 
 from ahnet_tf.config import TrainingConfig
-from ahnet_tf.training.run_folder import State
+from ahnet_tf.training.optimizer import WarmUpThenDecay
+from ahnet_tf.training.train_state import TrainState
 from preprocessing.errors import ModelError, Stopped
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-@dataclass(frozen=True)
-class LoopParts:
-    """What the loop calls.
 
-    Attributes:
-      train_step: see `ahnet_tf.training.train_step.make_train_step`.
-      evaluate: keeps the network if it is the best so far; returns columns of the history. May raise
-        `Stopped`, and is then called again when the run goes on. None: no step is evaluated.
-      log: takes a row of the history.
-      learning_rate: rate of the update that follows so many steps.
-      loss_scale: of float16; None without one.
-      save: writes a checkpoint of everything, `state` included.
-      stop_request: the signal that asks to stop, 0 without one; the same for all workers.
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], int]]:
+    """Yields a function that returns the signal that asked the process to stop, 0 without one.
+
+    After SIGTERM or SIGINT the previous handlers are back, so a second signal ends the process.
+    Outside the main thread, which alone receives signals, nothing is changed.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+    received: list[int] = []
+    before = {number: signal.getsignal(number) for number in SIGNALS}
 
-    train_step: Callable[[Any], tuple[tf.Tensor, tf.Tensor]]
-    evaluate: Callable[[], dict[str, float]] | None
-    log: Callable[[dict[str, float]], None]
-    learning_rate: Callable[[tf.Tensor], tf.Tensor]
-    loss_scale: Callable[[], float] | None
-    save: Callable[[], None]
-    stop_request: Callable[[], int]
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        restore()
+
+    for number in SIGNALS:
+        signal.signal(number, receive)
+    try:
+        yield lambda: received[0] if received else 0
+    finally:
+        restore()
 
 
 def train_steps(
     config: TrainingConfig,
-    parts: LoopParts,
-    *,
+    train_state: TrainState,
     batches: tf.distribute.DistributedDataset,
+    *,
+    train_step: Callable[[Any], tuple[tf.Tensor, tf.Tensor]],
+    evaluate: Callable[[], dict[str, float]] | None,
+    log: Callable[[dict[str, float]], None],
+    stop_request: Callable[[], int],
     patch_voxels: int,
-    state: State,
     bar: tqdm,
 ) -> None:
-    """Makes the steps that are left. Wherever it is stopped or killed, it goes on as if it had not been.
+    """Runs the remaining steps; resuming reproduces an uninterrupted run.
 
-    A row of the history is written every `log_every` steps, with each evaluation and at the end; it tells of the
-    steps since the row before, also of those that an earlier process made.
+    A row of the history covers the steps since the row before, also those of an earlier process. It
+    is written every `log_every` steps, with each evaluation and at the end.
 
     Args:
-      config: steps, and how often to log, evaluate and save.
-      parts: what to call.
-      batches: endless, from the step after `state.step` on.
+      config: number of steps, and how often to log, evaluate and save.
+      train_state: updated and saved.
+      batches: endless, from the step after `train_state.progress.step` on.
+      train_step: see `make_train_step`.
+      evaluate: keeps the network if it is the best so far; returns columns of the history. May raise
+        `Stopped`, and is called again when the run resumes. None: no evaluations.
+      log: takes a row of the history.
+      stop_request: the signal that asks to stop, 0 without one; the same in all workers.
       patch_voxels: voxels of one patch.
-      state: what checkpoints keep; up to date whenever one is saved.
       bar: progress bar.
 
     Raises:
-      ModelError: the loss is no longer finite.
-      Stopped: after SIGTERM or SIGINT; a checkpoint of the last step is saved.
+      ModelError: the loss is not finite.
+      Stopped: a signal asked to stop; a checkpoint of the last step is saved.
     """
-    iterator, shown = None, {}
-    step, saved, sums = int(state.step), int(state.step), tf.identity(state.sums)
-    before, waiting = state.interval_seconds.numpy().tolist()
+    progress = train_state.progress
+    iterator = None
+    shown: dict[str, str] = {}
+    step = saved = int(progress.step)
+    sums = tf.identity(progress.sums)
+    before, waiting = progress.interval_seconds.numpy().tolist()
     began = time.perf_counter() - before
 
     def save() -> None:
         nonlocal saved
         if step == saved:
             return
-        _check_finite(sums.numpy().tolist(), step - int(state.logged), step, parts.loss_scale)
-        state.sums.assign(sums)
-        state.interval_seconds.assign([time.perf_counter() - began, waiting])
-        parts.save()
+        _check_finite(sums.numpy().tolist(), step, train_state)
+        progress.sums.assign(sums)
+        progress.interval_seconds.assign([time.perf_counter() - began, waiting])
+        train_state.save()
         saved = step
 
     while True:
         last = step == config.steps
-        evaluating = parts.evaluate is not None and (last or step % config.evaluate_every == 0)
+        evaluating = evaluate is not None and (last or step % config.evaluate_every == 0)
         logging = last or evaluating or step % config.log_every == 0
-        if logging and step > int(state.logged):
-            row = _row(
-                config,
-                parts,
-                step,
-                sums.numpy().tolist(),
-                state,
-                (time.perf_counter() - began, waiting),
-            )
+        if logging and step > int(progress.logged):
+            seconds = time.perf_counter() - began
+            row = _row(config, train_state, step, sums.numpy().tolist(), seconds, waiting)
             row["voxels_per_second"] = row["patches_per_second"] * patch_voxels
-            if evaluating:
+            if evaluate is not None and evaluating:
                 try:
-                    row |= parts.evaluate()
+                    row |= evaluate()
                 except Stopped:
                     save()
                     raise
             shown |= _shown(row)
             bar.set_postfix(shown, refresh=False)
-            state.seconds.assign_add(time.perf_counter() - began)
-            parts.log(row | {"seconds": float(state.seconds)})
-            state.logged.assign(step)
+            progress.seconds.assign_add(time.perf_counter() - began)
+            log(row | {"seconds": float(progress.seconds)})
+            progress.logged.assign(step)
             sums, waiting, began = tf.zeros(3), 0.0, time.perf_counter()
         if last or step % config.checkpoint_every == 0:
             save()
         if last:
             break
-        if number := parts.stop_request():
+        if number := stop_request():
             save()
             raise Stopped(number, f"after step {step} of {config.steps}")
         asked = time.perf_counter()
         iterator = iterator or iter(batches)
         batch = next(iterator)
         waiting += time.perf_counter() - asked
-        loss, norm = parts.train_step(batch)
+        loss, norm = train_step(batch)
         finite = tf.math.is_finite(norm)
         sums += tf.stack([loss, tf.where(finite, norm, 0.0), tf.cast(~finite, tf.float32)])
         step += 1
-        state.step.assign(step)
+        progress.step.assign(step)
         bar.update()
 
 
 def _row(
     config: TrainingConfig,
-    parts: LoopParts,
+    train_state: TrainState,
     step: int,
     sums: list[float],
-    state: State,
-    seconds: tuple[float, float],
+    seconds: float,
+    waiting: float,
 ) -> dict[str, float]:
-    """Returns the row of the steps since the last one, `seconds` being theirs and those spent waiting."""
-    count = step - int(state.logged)
+    """Returns the history row of the steps since the last one."""
+    _check_finite(sums, step, train_state)
     loss, norm, skipped = sums
-    _check_finite(sums, count, step, parts.loss_scale)
+    count = step - int(train_state.progress.logged)
     row = {
         "step": step,
-        "learning_rate": float(parts.learning_rate(tf.constant(step - 1))),
+        "learning_rate": float(WarmUpThenDecay(config)(step - 1)),
         "loss": loss / count,
         "gradient_norm": norm / (count - skipped) if count > skipped else math.nan,
-        "patches_per_second": config.batch_size * count / seconds[0],
-        "waiting_share": seconds[1] / seconds[0],
+        "patches_per_second": config.batch_size * count / seconds,
+        "waiting_share": waiting / seconds,
     }
-    if parts.loss_scale is not None:
-        row |= {"loss_scale": parts.loss_scale(), "skipped_steps": skipped}
+    loss_scale = train_state.loss_scale()
+    if loss_scale is not None:
+        row |= {"loss_scale": loss_scale, "skipped_steps": skipped}
     return row
 
 
@@ -160,15 +176,12 @@ def _shown(row: dict[str, float]) -> dict[str, str]:
     } | {name: f"{value:.3f}" for name, value in row.items() if name.startswith("dice_")}
 
 
-def _check_finite(
-    sums: list[float],
-    count: int,
-    step: int,
-    loss_scale: Callable[[], float] | None,
-) -> None:
-    """Raises ModelError unless `count` steps had a finite loss and gradient, or a smaller scale can help."""
+def _check_finite(sums: list[float], step: int, train_state: TrainState) -> None:
+    """Raises ModelError if a loss or gradient was not finite and a smaller loss scale can't help."""
     loss, _, skipped = sums
-    hopeless = skipped if loss_scale is None else skipped == count and loss_scale() <= 1
+    count = step - int(train_state.progress.logged)
+    loss_scale = train_state.loss_scale()
+    hopeless = skipped if loss_scale is None else skipped == count and loss_scale <= 1
     if not count or (math.isfinite(loss) and not hopeless):
         return
     raise ModelError(

@@ -1,4 +1,4 @@
-"""All that changes while a network is trained, from the start weights or from a checkpoint."""
+"""The train state: network, optimizer, averages and progress; created, restored, saved."""
 
 from __future__ import annotations
 
@@ -13,47 +13,76 @@ import tensorflow as tf
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.networks import build_network
 from ahnet_tf.networks.checkpoint import load_network
+from ahnet_tf.networks.factory import named_weights, precision
 from ahnet_tf.networks.transfer import transfer_encoder
-from ahnet_tf.training.checkpoints import KEPT, finished_checkpoints, remove_unfinished, restore
-from ahnet_tf.training.distribution import precision
-from ahnet_tf.training.ema import WeightAverage
-from ahnet_tf.training.optimizer import Optimizer, make_optimizer
-from ahnet_tf.training.run_folder import CHECKPOINTS, State
+from ahnet_tf.training.checkpoints import (
+    CHECKPOINTS,
+    KEPT,
+    finished_checkpoints,
+    remove_unfinished,
+    restore,
+)
+from ahnet_tf.training.optimizer import WeightAverage, make_optimizer
 from preprocessing.files import atomic_write
 
 
+class Progress(tf.Module):
+    """Step, best score and unfinished history row of a training.
+
+    Attributes:
+      step: finished steps, int64.
+      best_step: step of the best evaluation, int64.
+      best_dice: its mean Dice over the foreground classes, float64.
+      seconds: spent training and evaluating up to the last row of the history, float64.
+      logged: step of the last row of the history, int64.
+      sums: of loss, gradient norm and skipped steps since that row, float32 [3].
+      interval_seconds: since that row, and those spent waiting for data, float64 [2].
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.step = tf.Variable(0, dtype=tf.int64)
+        self.best_step = tf.Variable(0, dtype=tf.int64)
+        self.best_dice = tf.Variable(-1.0, dtype=tf.float64)
+        self.seconds = tf.Variable(0.0, dtype=tf.float64)
+        self.logged = tf.Variable(0, dtype=tf.int64)
+        self.sums = tf.Variable(tf.zeros(3))
+        self.interval_seconds = tf.Variable(tf.zeros(2, tf.float64))
+
+
 @dataclass(frozen=True)
-class Learner:
-    """A network on its way, and what its checkpoints keep besides it.
+class TrainState:
+    """Model plus all checkpointed training state.
 
     Attributes:
       model: the network.
-      optimizer: with its moments.
+      optimizer: see `make_optimizer`.
       average: of the weights, if they are averaged.
-      state: the step and the like.
-      manager: saves all of this, and knows the last checkpoint.
+      progress: step, scores and the unfinished row of the history.
+      manager: saves all of these, and knows the last checkpoint.
     """
 
     model: tf.keras.Model
-    optimizer: Optimizer
+    optimizer: Any
     average: WeightAverage | None
-    state: State
+    progress: Progress
     manager: tf.train.CheckpointManager
 
-    def kept_weights(self) -> contextlib.AbstractContextManager:
-        """Gives the network the weights that are evaluated and kept, for a while."""
+    def ema_weights(self) -> contextlib.AbstractContextManager:
+        """Gives the network its averaged weights, if there are any, inside a context."""
         return contextlib.nullcontext() if self.average is None else self.average.in_place()
 
-    def loss_scale(self) -> float:
-        """Returns the factor on the loss of float16."""
-        return float(self.optimizer.loss_scale)
+    def loss_scale(self) -> float | None:
+        """Returns the current loss scale of float16; None in other precisions."""
+        scaled = isinstance(self.optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
+        return float(self.optimizer.loss_scale) if scaled else None
 
     def save(self) -> None:
-        """Writes a checkpoint of the step."""
-        self.manager.save(int(self.state.step))
+        """Writes a checkpoint."""
+        self.manager.save(int(self.progress.step))
 
 
-def make_learner(
+def make_train_state(
     strategy: tf.distribute.Strategy,
     model_config: ModelConfig,
     config: TrainingConfig,
@@ -61,51 +90,54 @@ def make_learner(
     own: Path,
     initial: tf.keras.Model | str | Path | None,
     say: Callable[[str], None],
-) -> Learner:
-    """Returns the learner of a run that begins, or of one that goes on.
+) -> TrainState:
+    """Returns the train state of a new run, or of one that resumes from its last checkpoint.
 
     Args:
-      strategy: over whose replicas its variables are kept.
+      strategy: holds the variables.
       model_config: the network.
-      config: the recipe.
-      output: the run's folder, with the checkpoints that there are.
-      own: where this process writes; `output` itself for the chief.
+      config: how it is trained.
+      output: the run's folder, with the checkpoints to resume from.
+      own: folder that this process writes into; `output` for the chief.
       initial: see `train_network`; used where there is no checkpoint yet.
-      say: is told what happens.
+      say: prints a line.
 
     Raises:
       ModelError: `initial` or the checkpoints don't fit.
     """
     with strategy.scope(), precision(config.precision):
         model = build_network(model_config, seed=config.seed)
-    begun = bool(finished_checkpoints(output / CHECKPOINTS))
-    if initial is not None and not begun:
+    resumes = bool(finished_checkpoints(output / CHECKPOINTS))
+    if initial is not None and not resumes:
         report = start_from(initial, model)
         with atomic_write(own / "transfer.txt") as temporary:
             temporary.write_text(f"{report}\n", encoding="utf-8")
     optimizer = make_optimizer(strategy, model, config)
-    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "state": State()}
-    average = None
-    if config.ema_momentum:
-        average = parts["average"] = WeightAverage(strategy, model, config.ema_momentum)
+    average = WeightAverage(strategy, model, config.ema_momentum) if config.ema_momentum else None
+    progress = Progress()
+    parts = {"model": model, "optimizer": optimizer, "state": progress}
+    if average is not None:
+        parts["average"] = average
     checkpoint = tf.train.Checkpoint(**parts)
-    if begun:
+    if resumes:
         restore(checkpoint, output / CHECKPOINTS, say)
-        say(f"{output}: going on after step {int(parts['state'].step)}")
+        say(f"{output}: resuming after step {int(progress.step)}")
     manager = tf.train.CheckpointManager(checkpoint, str(own / CHECKPOINTS), KEPT)
     remove_unfinished(manager)
-    return Learner(model, optimizer, average, parts["state"], manager)
+    return TrainState(model, optimizer, average, progress, manager)
 
 
 def start_from(initial: tf.keras.Model | str | Path, model: tf.keras.Model) -> Any:
-    """Gives `model` the weights of another network, all or its encoder's; returns the report.
+    """Gives `model` all weights of another network, or its encoder's; returns a report as text.
 
     Raises:
       ModelError: the weights don't fit.
     """
-    source = initial if isinstance(initial, tf.keras.Model) else load_network(initial)[0]
-    if [w.shape for w in source.weights] != [w.shape for w in model.weights]:
-        return transfer_encoder(source, model)
-    for weight, value in zip(model.weights, source.get_weights(), strict=True):
-        weight.assign(value)
-    return f"all {len(model.weights)} weights taken from {source.name}"
+    network = initial if isinstance(initial, tf.keras.Model) else load_network(initial)[0]
+    source, target = named_weights(network), named_weights(model)
+    shapes = [{name: w.shape for name, w in weights.items()} for weights in (source, target)]
+    if shapes[0] != shapes[1]:
+        return transfer_encoder(network, model)
+    for name, weight in target.items():
+        weight.assign(source[name])
+    return f"all {len(target)} weights taken from {network.name}"

@@ -1,6 +1,6 @@
-"""Trains one network under a tf.distribute strategy: records in, best and last weights out.
+"""Trains one network under a tf.distribute strategy, from records to best and last weights.
 
-What a run writes into its folder: `ahnet_tf.training.run_folder`.
+`ahnet_tf.training.run_folder` lists the files that a run writes.
 """
 
 from __future__ import annotations
@@ -18,34 +18,35 @@ from tqdm import tqdm
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.data.dataset import training_dataset
-from ahnet_tf.data.record_validation import scan_records
+from ahnet_tf.data.records import scan_records
 from ahnet_tf.networks.checkpoint import save_network
 from ahnet_tf.presets import check_settings
 from ahnet_tf.report.overlay import overlay_png
-from ahnet_tf.training.checkpoints import last_checkpoint_told
-from ahnet_tf.training.curves import curves_png
-from ahnet_tf.training.distribution import training_strategy
-from ahnet_tf.training.history import History, read_history
-from ahnet_tf.training.loop import LoopParts, train_steps
+from ahnet_tf.training.checkpoints import report_last_checkpoint
+from ahnet_tf.training.distribution import (
+    Workers,
+    sum_over_workers,
+    training_strategy,
+    translate_worker_errors,
+    workers_of,
+)
+from ahnet_tf.training.logs import History, Summaries, curves_png, read_history
+from ahnet_tf.training.loop import stop_requests, train_steps
 from ahnet_tf.training.run_folder import (
     EVALUATION,
     HISTORY,
     RESULT,
     TrainingResult,
     claim_folder,
-    complete_for_all,
+    is_complete,
     keep_best,
     own_folder,
     read_result,
     write_result,
 )
-from ahnet_tf.training.schedules import WarmUpThenDecay
-from ahnet_tf.training.stopping import stop_requests
-from ahnet_tf.training.tensorboard import Summaries
-from ahnet_tf.training.train_state import Learner, make_learner
-from ahnet_tf.training.train_step import ShownTile, make_evaluation, make_train_step
-from ahnet_tf.training.validation import class_labels
-from ahnet_tf.training.workers import Workers, losing_no_worker, sum_over_workers, workers_of
+from ahnet_tf.training.train_state import TrainState, make_train_state
+from ahnet_tf.training.train_step import make_train_step
+from ahnet_tf.training.validation import class_labels, make_evaluation
 from preprocessing.errors import SettingsError, Stopped
 from preprocessing.files import write_json
 from preprocessing.tasks import Task
@@ -53,9 +54,20 @@ from preprocessing.tasks import Task
 
 @dataclass(frozen=True)
 class _Run:
-    """One training as one of its processes sees it.
+    """One training in one of its processes.
 
-    `own` is where it writes, `output` for the chief; `requested` as of `stop_requests`.
+    Attributes:
+      model: the network.
+      training: how it is trained.
+      task: what the records hold.
+      train_files: record files of the training split.
+      eval_files: record files of the evaluation split.
+      output: the run's folder.
+      own: folder that this process writes into; `output` for the chief.
+      strategy: over all workers and replicas.
+      workers: this process among all.
+      progress: show progress bars and print lines.
+      requested: see `stop_requests`.
     """
 
     model: ModelConfig
@@ -71,6 +83,7 @@ class _Run:
     requested: Callable[[], int]
 
     def say(self, line: str) -> None:
+        """Prints a line, unless there is no progress to show."""
         if self.progress:
             print(line, flush=True)
 
@@ -86,37 +99,37 @@ def train_network(
     initial: tf.keras.Model | str | Path | None = None,
     progress: bool = True,
 ) -> TrainingResult:
-    """Trains one network; goes on where a killed run in `output` stopped.
+    """Trains one network, or resumes an interrupted run in `output`.
 
-    Of several workers (TF_CONFIG) each calls this with the same arguments, and the chief writes.
+    With several workers (TF_CONFIG) each calls this with the same arguments, and the chief writes.
 
     Args:
       model_config: the network.
-      training_config: the recipe. `deterministic` holds for the whole process from then on.
+      training_config: how it is trained. `deterministic` holds for the whole process from then on.
       task: what the records hold.
       train_files: record files of the training split.
       eval_files: record files of the evaluation split, whose patches tile their volumes exactly; not
-        looked at with `evaluate_every` 0.
+        read with `evaluate_every` 0.
       output: the run's folder. A complete run there is not repeated.
-      initial: a network, or the checkpoint folder of one, to start from. Of the same architecture
-        all weights are taken; of another the encoder is transferred. None starts fresh.
-      progress: show progress bars and say what happens.
+      initial: a network, or the checkpoint folder of one, to start from: all weights of the same
+        architecture, the encoder of another. None: fresh weights.
+      progress: show progress bars and print lines.
 
     Raises:
       InputError: no records, records that don't fit (see `scan_records`), or a full disk.
       SettingsError: settings that don't fit the task, the devices or the run in `output`.
-      ModelError: `initial` or a checkpoint doesn't fit, the loss is no longer finite, or another
-        worker was lost.
-      Stopped: SIGTERM or SIGINT; the run can go on from the step it had reached.
+      ModelError: `initial` or a checkpoint doesn't fit, the loss is not finite, or another worker was
+        lost.
+      Stopped: SIGTERM or SIGINT; the run can be resumed from the step it had reached.
     """
     output, config, workers = Path(output), training_config, workers_of()
     check_settings(model_config, config, task)
     progress = progress and workers.chief
     if workers.count == 1 and (output / RESULT).is_file():
         claim_folder(output, output, model_config, config, task)
-        return read_result(output / RESULT)
+        return read_result(output)
     records = scan_records(train_files, task, progress=progress).records
-    cases = {}
+    cases: Collection[str] = ()
     if config.evaluate_every:
         cases = scan_records(eval_files, task, tiled=True, progress=progress).volume_voxels
     strategy = training_strategy(config.replicas)
@@ -124,13 +137,13 @@ def train_network(
         expected = f"a multiple of the {strategy.num_replicas_in_sync} replicas"
         raise SettingsError("batch_size", expected, config.batch_size)
     with (
-        losing_no_worker(output, workers),
+        translate_worker_errors(output, workers),
         own_folder(output, workers.chief) as own,
         stop_requests() as requested,
     ):
         claim_folder(output, own, model_config, config, task)
-        if complete_for_all(strategy, output):
-            return read_result(output / RESULT)
+        if is_complete(strategy, output):
+            return read_result(output)
         run = _Run(
             model_config,
             config,
@@ -145,9 +158,9 @@ def train_network(
             requested,
         )
         _train(run, records, cases, initial)
-        # Every worker goes on with what the chief has written.
-        sum_over_workers(strategy, 1)
-        return read_result(output / RESULT)
+        # Wait until the chief has written the result.
+        sum_over_workers(strategy, [1])
+        return read_result(output)
 
 
 def _train(
@@ -156,76 +169,81 @@ def _train(
     case_ids: Collection[str],
     initial: tf.keras.Model | str | Path | None,
 ) -> None:
-    """Makes the steps that are left and writes what a complete run leaves."""
+    """Runs the remaining steps and writes the results."""
     config = run.training
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     tf.keras.utils.set_random_seed(config.seed)
-    learner = make_learner(run.strategy, run.model, config, run.output, run.own, initial, run.say)
-    state = learner.state
+    train_state = make_train_state(
+        run.strategy, run.model, config, run.output, run.own, initial, run.say
+    )
+    model, progress = train_state.model, train_state.progress
     bar = tqdm(
         desc=run.model.architecture,
         total=config.steps,
-        initial=int(state.step),
+        initial=int(progress.step),
         unit="step",
         disable=not run.progress,
     )
-    with last_checkpoint_told(run.output, learner.manager), bar:
-        before = run.output / HISTORY
-        history = History(run.own / HISTORY, class_labels(run.task), int(state.logged), before)
+    with report_last_checkpoint(run.output, train_state.manager), bar:
+        history = History(
+            run.own / HISTORY, class_labels(run.task), int(progress.logged), run.output / HISTORY
+        )
         summaries = Summaries(run.own / "tensorboard", history.kept)
 
         def log(row: dict[str, float]) -> None:
             history.add(row)
             summaries.add(row)
 
-        evaluate = None
-        if config.evaluate_every:
-            evaluate = _evaluation(run, learner, summaries, case_ids)
-        parts = LoopParts(
-            train_step=make_train_step(
-                run.strategy, learner.model, learner.optimizer, run.model, config, learner.average
-            ),
-            evaluate=evaluate,
-            log=log,
-            learning_rate=WarmUpThenDecay(config),
-            loss_scale=learner.loss_scale if config.precision == "mixed_float16" else None,
-            save=learner.save,
-            stop_request=_stop_request(run),
-        )
         try:
             train_steps(
                 config,
-                parts,
-                batches=_batches(run, records, int(state.step)),
+                train_state,
+                _batches(run, records, int(progress.step)),
+                train_step=make_train_step(
+                    run.strategy,
+                    model,
+                    train_state.optimizer,
+                    run.model,
+                    config,
+                    train_state.average,
+                ),
+                evaluate=(
+                    _evaluation(run, train_state, summaries, case_ids)
+                    if config.evaluate_every
+                    else None
+                ),
+                log=log,
+                stop_request=_stop_request(run),
                 patch_voxels=math.prod(run.task.patch_shape_zyx),
-                state=state,
                 bar=bar,
             )
         except Stopped as stopped:
-            name, step = signal.Signals(stopped.signal).name, int(state.step)
-            how_far = "before the first step; the same command begins again"
+            name, step = signal.Signals(stopped.signal).name, int(progress.step)
+            where = "before the first step; the same command starts again"
             if step:
-                how_far = f"after step {step} of {config.steps}, which is saved; the same command goes on from there"
-            message = f"{run.output}: stopped by {name} {how_far}"
+                where = (
+                    f"after step {step} of {config.steps}, which is saved; "
+                    "the same command resumes from there"
+                )
+            message = f"{run.output}: stopped by {name} {where}"
             raise Stopped(stopped.signal, message) from None
-        with learner.kept_weights():
-            save_network(run.own / "last", learner.model, run.model)
+        with train_state.ema_weights():
+            save_network(run.own / "last", model, run.model)
             if not config.evaluate_every:
-                save_network(run.own, learner.model, run.model)
+                save_network(run.own, model, run.model)
         if run.workers.chief:
-            _finish(run, learner)
+            _finish(run, train_state)
 
 
 def _batches(run: _Run, records: int, start_step: int) -> tf.distribute.DistributedDataset:
-    config = run.training
     return run.strategy.distribute_datasets_from_function(
         lambda context: training_dataset(
             run.train_files,
             run.task,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            augment=config,
+            batch_size=run.training.batch_size,
+            seed=run.training.seed,
+            augment=run.training,
             start_step=start_step,
             records=records,
             context=context,
@@ -234,59 +252,66 @@ def _batches(run: _Run, records: int, start_step: int) -> tf.distribute.Distribu
 
 
 def _evaluation(
-    run: _Run,
-    learner: Learner,
-    summaries: Summaries,
-    case_ids: Collection[str],
+    run: _Run, train_state: TrainState, summaries: Summaries, case_ids: Collection[str]
 ) -> Callable[[], dict[str, float]]:
-    """Returns the function that evaluates, draws, keeps the network if it is the best, and scores it."""
+    """Returns the function that evaluates the network, draws a tile and keeps the best network."""
 
-    def stop_if_asked() -> None:
-        # Several workers finish their evaluation, since none can leave the others alone in it.
+    def stop_if_requested() -> None:
+        # Several workers finish their evaluation: each waits for the others at its end.
         if run.workers.count == 1 and run.requested():
             raise Stopped(run.requested(), "while evaluating")
 
     evaluate = make_evaluation(
         run.strategy,
-        learner.model,
+        train_state.model,
         run.model,
         run.task,
         run.eval_files,
         batch_size=run.training.batch_size,
         case_ids=case_ids,
-        between=stop_if_asked,
+        before_batch=stop_if_requested,
         progress=run.progress,
     )
 
     def evaluated() -> dict[str, float]:
-        step, picture = int(learner.state.step), run.own / "overlay.png"
-        with learner.kept_weights():
+        step, picture = int(train_state.progress.step), run.own / "overlay.png"
+        with train_state.ema_weights():
             found, tile = evaluate()
-            _draw(picture, tile, run.task, f"{run.model.architecture}, step {step}")
-            summaries.picture(picture, "evaluation", step)
-            return keep_best(found, learner.state, learner.model, run.model, run.own)
+            overlay_png(
+                picture,
+                tile.image_zyx,
+                tile.prediction_zyx,
+                tile.label_zyx,
+                spacing_mm=tile.spacing_mm,
+                intensity_window=run.task.intensity_window,
+                class_names=run.task.class_names,
+                title=f"{run.model.architecture}, step {step}",
+            )
+            summaries.add_picture(picture, "evaluation", step)
+            return keep_best(found, train_state.progress, train_state.model, run.model, run.own)
 
     return evaluated
 
 
 def _stop_request(run: _Run) -> Callable[[], int]:
-    """Returns the function that says to all workers alike whether one of them is asked to stop."""
+    """Returns the function that tells all workers alike whether one of them should stop."""
     if run.workers.count == 1:
         return run.requested
 
     def agreed() -> int:
-        asked = sum_over_workers(run.strategy, bool(run.requested()))
+        asked = sum_over_workers(run.strategy, [int(run.requested() > 0)]).any()
         return run.requested() or signal.SIGTERM if asked else 0
 
     return agreed
 
 
-def _finish(run: _Run, learner: Learner) -> None:
-    """Writes what a complete run leaves besides its networks; the chief's work."""
-    step = int(learner.state.step)
-    best = {"step": step, "dice": {}, "undefined": {}}
+def _finish(run: _Run, train_state: TrainState) -> None:
+    """Writes the results of a complete run besides its networks."""
+    step = int(train_state.progress.step)
+    best_step, dice, undefined = step, {}, {}
     if run.training.evaluate_every:
         best = json.loads((run.output / EVALUATION).read_text(encoding="utf-8"))
+        best_step, dice, undefined = best["step"], best["dice"], best["undefined"]
     write_json(run.output / "last" / "task.json", run.task.to_dict())
     rows = read_history(run.output / HISTORY)
     title = f"{run.model.architecture}, {run.training.steps} steps"
@@ -294,28 +319,15 @@ def _finish(run: _Run, learner: Learner) -> None:
     result = TrainingResult(
         output=str(run.output),
         architecture=run.model.architecture,
-        parameters=sum(math.prod(weight.shape) for weight in learner.model.trainable_weights),
+        parameters=sum(math.prod(w.shape) for w in train_state.model.trainable_weights),
         steps=step,
-        best_step=best["step"],
-        dice=best["dice"],
-        undefined=best["undefined"],
+        best_step=best_step,
+        dice=dice,
+        undefined=undefined,
         loss=rows[-1]["loss"],
-        seconds=round(float(learner.state.seconds), 1),
+        seconds=round(float(train_state.progress.seconds), 1),
         patches_per_second=statistics.median(row["patches_per_second"] for row in rows),
         voxels_per_second=statistics.median(row["voxels_per_second"] for row in rows),
         waiting_share=statistics.mean(row["waiting_share"] for row in rows),
     )
-    write_result(run.output / RESULT, result)
-
-
-def _draw(path: Path, tile: ShownTile, task: Task, title: str) -> None:
-    overlay_png(
-        path,
-        tile.image_zyx,
-        tile.prediction_zyx,
-        tile.label_zyx,
-        spacing_mm=tile.spacing_mm,
-        intensity_window=task.intensity_window,
-        class_names=task.class_names,
-        title=title,
-    )
+    write_result(run.output, result)

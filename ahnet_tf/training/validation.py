@@ -1,33 +1,53 @@
-"""Dice per case and class while training, from tiles that cover each evaluation volume exactly."""
+"""Evaluation while training: Dice per case and class, from tiles that cover each volume exactly."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
+from ahnet_tf.config import ModelConfig
+from ahnet_tf.data.dataset import evaluation_dataset
+from ahnet_tf.training.distribution import sum_over_workers
 from preprocessing.tasks import Task
 
 FOREGROUND = "foreground"
 
+Batch = dict[str, tf.Tensor]
+
 
 def class_labels(task: Task) -> list[str]:
-    """Returns what Dice is computed for: every class but the background, then their union.
+    """Returns the names that Dice is computed for: every foreground class, then their union.
 
     The union (label >= 1) is the organ with its lesions, which LiTS calls the liver mask; it is
-    left out where there is one foreground class only.
+    omitted if there is only one foreground class.
     """
     names = list(task.class_names[1:])
     return [*names, FOREGROUND] if len(names) > 1 else names
 
 
+def predicted_classes(logits: tf.Tensor, model_config: ModelConfig) -> tf.Tensor:
+    """Returns the class of each voxel [b, z, y, x] int64 for logits [b, z, y, x, class].
+
+    The most probable class; with a sigmoid the most probable foreground class if its probability is
+    above 1/2, else background.
+    """
+    if model_config.activation == "softmax":
+        return tf.argmax(logits, -1)
+    foreground = logits[..., 1:]
+    best = tf.argmax(foreground, -1) + 1
+    return tf.where(tf.reduce_max(foreground, -1) > 0, best, 0)
+
+
 def tile_counts(
     label: tf.Tensor, predicted: tf.Tensor, weight: tf.Tensor, classes: int
 ) -> tf.Tensor:
-    """Counts voxels of tiles, exactly.
+    """Counts voxels of tiles.
 
     Args:
       label: true classes [b, z, y, x], any whole type.
@@ -58,10 +78,10 @@ def tile_counts(
 
 @dataclass
 class CaseDice:
-    """Voxel counts of each case, and the Dice that follows.
+    """Voxel counts of each case, and the Dice computed from them.
 
     Attributes:
-      names: what Dice is computed for (see `class_labels`).
+      names: see `class_labels`.
       counts: by case id, int64 [name, 3]: voxels in both, predicted, true.
     """
 
@@ -85,7 +105,7 @@ class CaseDice:
         }
 
     def summary(self) -> dict[str, Any]:
-        """Returns the mean Dice by name over the cases that have one, and how many have none."""
+        """Returns the mean Dice by name over the cases where it is defined, and how many have none."""
         cases = self.per_case()
         dice, undefined = {}, {}
         for name in self.names:
@@ -96,6 +116,105 @@ class CaseDice:
 
 
 def mean_over_classes(dice: dict[str, float]) -> float:
-    """Returns the mean of the defined values of the classes, their union left out; 0 if none is."""
+    """Returns the mean of the defined values of the classes without their union; 0 if there is none."""
     values = [v for name, v in dice.items() if name != FOREGROUND and not math.isnan(v)]
     return sum(values) / len(values) if values else 0.0
+
+
+@dataclass(frozen=True)
+class ShownTile:
+    """A tile of the evaluation for the overlay.
+
+    Attributes:
+      image_zyx: raw intensities [z, y, x] float32.
+      label_zyx: true label values [z, y, x] uint8.
+      prediction_zyx: predicted label values [z, y, x] uint8; 0 beyond the volume.
+      spacing_mm: voxel spacing (x, y, z).
+    """
+
+    image_zyx: np.ndarray
+    label_zyx: np.ndarray
+    prediction_zyx: np.ndarray
+    spacing_mm: tuple[float, float, float]
+
+
+def make_evaluation(
+    strategy: tf.distribute.Strategy,
+    model: tf.keras.Model,
+    model_config: ModelConfig,
+    task: Task,
+    files: Sequence[str],
+    *,
+    batch_size: int,
+    case_ids: Collection[str] = (),
+    before_batch: Callable[[], None] = lambda: None,
+    progress: bool = False,
+) -> Callable[[], tuple[CaseDice, ShownTile]]:
+    """Returns the function that predicts every tile of a split and counts voxels by case.
+
+    It also returns a tile to show, the same each time: the one with the most voxels of the last class
+    (a liver's tumour), then of the class before; each worker chooses among its own tiles.
+
+    Args:
+      strategy: shares each batch among its replicas.
+      model: network from raw intensities to logits.
+      model_config: decides how logits become classes.
+      task: what the records hold.
+      files: record files whose patches tile their volumes exactly.
+      batch_size: tiles a batch over all replicas, a multiple of them.
+      case_ids: of all cases in `files`; needed by several workers, each of which sees some.
+      before_batch: called before each batch; may raise to end the evaluation.
+      progress: show a progress bar.
+    """
+
+    def replica_counts(batch: Batch) -> Batch:
+        predicted = predicted_classes(model(batch["image"], training=False), model_config)
+        counts = tile_counts(batch["label"], predicted, batch["weight"], model_config.classes)
+        prediction = tf.cast(predicted, tf.uint8) * tf.cast(batch["weight"], tf.uint8)
+        return batch | {"counts": counts, "prediction": prediction}
+
+    @tf.function(autograph=False)
+    def count(batch: Batch) -> Batch:
+        found = strategy.run(replica_counts, (batch,))
+        local = strategy.experimental_local_results
+        return {name: tf.concat(local(values), 0) for name, values in found.items()}
+
+    tiles = strategy.distribute_datasets_from_function(
+        lambda context: evaluation_dataset(files, task, batch_size=batch_size, context=context)
+    )
+
+    def evaluate() -> tuple[CaseDice, ShownTile]:
+        found = CaseDice(class_labels(task))
+        shown: Any = None
+        most = [-1]
+        for batch in tqdm(tiles, "evaluating", unit="batch", leave=False, disable=not progress):
+            before_batch()
+            counted = count(batch)
+            counts = counted["counts"].numpy()
+            found.add(counted["case_id"].numpy(), counts)
+            # Voxels of each class, the last class first.
+            for row, voxels in enumerate(counts[:, model_config.classes - 2 :: -1, 2].tolist()):
+                if voxels > most:
+                    most, shown = voxels, _tile(counted, row)
+        return _sum_cases(found, case_ids, strategy), shown
+
+    return evaluate
+
+
+def _sum_cases(
+    found: CaseDice, case_ids: Collection[str], strategy: tf.distribute.Strategy
+) -> CaseDice:
+    """Returns the counts of all workers together."""
+    ids, zeros = sorted({*case_ids, *found.counts}), np.zeros((len(found.names), 3), np.int64)
+    counts = np.stack([found.counts.get(case_id, zeros) for case_id in ids])
+    counts = sum_over_workers(strategy, counts)
+    return CaseDice(found.names, dict(zip(ids, counts, strict=True)))
+
+
+def _tile(batch: Batch, row: int) -> ShownTile:
+    return ShownTile(
+        image_zyx=batch["image"][row, ..., 0].numpy(),
+        label_zyx=batch["label"][row].numpy(),
+        prediction_zyx=batch["prediction"][row].numpy(),
+        spacing_mm=tuple(batch["spacing_mm"][row].numpy().tolist()),
+    )

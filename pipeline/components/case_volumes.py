@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from ahnet_tf.data.record_files import read_files
+from ahnet_tf.data.records import read_files
 from ahnet_tf.inference.predictor import Predictor
 from preprocessing.records.schema import CASE_ID, parse_example
 from preprocessing.volumes.geometry import Volume

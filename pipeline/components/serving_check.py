@@ -19,7 +19,7 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils, standard_artifacts
 from tfx.utils import io_utils, path_utils
 
-from ahnet_tf.data.record_files import read_files
+from ahnet_tf.data.records import read_files
 from ahnet_tf.inference.predictor import ExportSettings, open_predictor
 from pipeline.components.anomaly_gate import EVALUATION_SPLIT
 from pipeline.components.trainer import record_files

@@ -15,10 +15,9 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.inference.predictor import ExportSettings, load_checkpoint
 from ahnet_tf.networks.checkpoint import save_network
-from ahnet_tf.training.distribution import set_up_devices
+from ahnet_tf.training.distribution import set_up_devices, workers_of
 from ahnet_tf.training.run_folder import FREE_SETTINGS
 from ahnet_tf.training.trainer import train_network
-from ahnet_tf.training.workers import workers_of
 from pipeline.training_job import make_job
 from pipeline.training_process import train_as_chief
 from preprocessing.errors import PipelineError

@@ -16,10 +16,9 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 from tfx.components.tuner.component import TunerFnResult
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
-from ahnet_tf.training.distribution import set_up_devices
+from ahnet_tf.training.distribution import check_alone, set_up_devices
 from ahnet_tf.training.trainer import train_network
 from ahnet_tf.training.validation import mean_over_classes
-from ahnet_tf.training.workers import check_alone
 from pipeline.components.trainer import record_files
 from preprocessing.settings import from_dict
 from preprocessing.tasks import Task, task_from_dict

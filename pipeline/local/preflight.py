@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ahnet_tf.training.workers import check_alone, check_replicas, workers_of
+from ahnet_tf.training.distribution import check_alone, check_replicas, workers_of
 from pipeline.configs import RECORD_PATTERN, PipelineSettings
 from pipeline.local.metadata_store import METADATA_FILE, has_blessed_model
 from pipeline.span_folders import newest_span

@@ -169,7 +169,7 @@ def _in_precision(model: tf.keras.Model, settings: ExportSettings) -> tf.keras.M
     if settings.precision == "float32" and computed_in <= {"float32"}:
         return model
     from ahnet_tf.networks import build_network
-    from ahnet_tf.training.distribution import precision
+    from ahnet_tf.networks.factory import precision
 
     with precision(settings.precision):
         network = build_network(settings.model)

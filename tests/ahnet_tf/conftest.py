@@ -11,7 +11,7 @@ from ahnet_tf.config import ModelConfig
 from ahnet_tf.inference.predictor import ExportSettings
 from preprocessing.files import write_json
 from preprocessing.tasks import PRESETS, Task
-from tests.ahnet_tf.forks import Forks
+from tests.ahnet_tf.forks import TrainingForks
 from tests.ahnet_tf.toy import write_records
 
 LIVER_HU, TUMOUR_HU = 50, 150
@@ -75,8 +75,8 @@ def heat_map_model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def forks():
-    """Processes that begin with the training imported (see `Forks`)."""
-    found = Forks()
+    """Processes that start with the training imported."""
+    found = TrainingForks()
     yield found
     found.close()
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
-from ahnet_tf.data.record_files import find_records
+from ahnet_tf.data.records import find_records
 from ahnet_tf.evaluation.lits import dice
 from ahnet_tf.inference.predictor import open_predictor
 from ahnet_tf.inference.segment import segment_volume

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ahnet_tf.data.record_files import find_records
-from ahnet_tf.data.record_validation import scan_records
+from ahnet_tf.data.records import find_records, scan_records
 from ahnet_tf.inference.predictor import open_predictor
 from ahnet_tf.networks import load_network
 from ahnet_tf.train import main as train

@@ -24,7 +24,7 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.networks.checkpoint import read_safetensors
 from ahnet_tf.presets import run_config
-from ahnet_tf.training.history import read_history
+from ahnet_tf.training.logs import read_history
 from pipeline.components.trainer import run_fn_2d, working_folder
 from pipeline.configs import PipelineSettings
 from pipeline.dag import create_pipeline

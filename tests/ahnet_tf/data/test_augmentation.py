@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import center_of_mass
 
 from ahnet_tf.config import AugmentationConfig
-from ahnet_tf.data.augmentation import augmented
+from ahnet_tf.data.augmentation import augment_patch
 from preprocessing.errors import SettingsError
 from preprocessing.tasks import Task
 
@@ -52,7 +52,7 @@ def patch(shape=(2, 4, 6), seed=0):
 
 def augment(arrays, seed, config, spacing=(1.0, 1.0), task=TASK):
     arrays = {name: tf.constant(values) for name, values in arrays.items()}
-    found = augmented(arrays, tf.constant(spacing), tf.constant(seed), config, task)
+    found = augment_patch(arrays, tf.constant(spacing), tf.constant(seed), config, task)
     return {name: values.numpy() for name, values in found.items()}
 
 

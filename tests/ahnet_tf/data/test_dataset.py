@@ -9,8 +9,7 @@ import tensorflow as tf
 
 from ahnet_tf.config import AugmentationConfig
 from ahnet_tf.data.dataset import evaluation_dataset, training_dataset
-from ahnet_tf.data.record_files import find_records
-from ahnet_tf.data.record_validation import scan_records
+from ahnet_tf.data.records import find_records, scan_records
 from preprocessing.errors import InputError
 from preprocessing.records.schema import Patch, encode_patch
 from preprocessing.tasks import Task

@@ -15,7 +15,7 @@ from ahnet_tf.networks.inputs import PadInPlane
 from ahnet_tf.networks.layers_2d import ConvNorm, GlobalConv
 from ahnet_tf.networks.layers_3d import DenseBlock, DenseLayer, PyramidPool, TransposedConv
 from ahnet_tf.networks.normalization import BatchNorm, GroupNorm
-from ahnet_tf.training.losses import softmax_focal_loss
+from ahnet_tf.training.losses import softmax_focal
 from preprocessing.errors import ModelError, SettingsError
 
 TINY = {"width": 0.0625, "blocks": (1, 1, 1, 1), "growth": 4, "dense_layers": 1, "pvp_levels": 1}
@@ -123,7 +123,7 @@ def test_xla_compiles_forward_and_training_step():
     @tf.function(jit_compile=True)
     def train(image, labels):
         with tf.GradientTape() as tape:
-            loss = softmax_focal_loss(labels, model(image, training=True))
+            loss = tf.reduce_mean(softmax_focal(labels, model(image, training=True)))
         gradients = tape.gradient(loss, model.trainable_weights)
         optimizer.apply_gradients(zip(gradients, model.trainable_weights, strict=True))
         return loss

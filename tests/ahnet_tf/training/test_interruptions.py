@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ahnet_tf.networks.checkpoint import read_safetensors
-from ahnet_tf.training.history import read_history
-from ahnet_tf.training.workers import Workers, workers_of
+from ahnet_tf.training.distribution import Workers, workers_of
+from ahnet_tf.training.logs import read_history
 from preprocessing.errors import SettingsError
 from tests.ahnet_tf.forks import Strike
 
@@ -126,7 +126,7 @@ def test_two_workers_learn_what_one_process_does(forks, toy_records, tmp_path):
     assert forks.wait(other) == -signal.SIGKILL
     assert forks.wait(chief) == 1
     line = logs[0].read_text().splitlines()[-1]
-    assert "worker 0 of 2: expected all workers at work" in line
+    assert "worker 0 of 2: expected all workers running" in line
     assert "Start all of them again" in line
 
     # Before its first step, and between two steps.

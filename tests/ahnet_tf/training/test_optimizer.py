@@ -10,11 +10,10 @@ import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.networks import build_network, load_network
-from ahnet_tf.networks.factory import named_weights
-from ahnet_tf.training.distribution import mirrored_strategy, precision
-from ahnet_tf.training.ema import WeightAverage
-from ahnet_tf.training.history import read_history
-from ahnet_tf.training.optimizer import make_optimizer
+from ahnet_tf.networks.factory import named_weights, precision
+from ahnet_tf.training.distribution import mirrored_strategy
+from ahnet_tf.training.logs import read_history
+from ahnet_tf.training.optimizer import WeightAverage, make_optimizer
 from ahnet_tf.training.train_step import make_train_step
 from ahnet_tf.training.trainer import train_network
 from tests.ahnet_tf.toy import MODEL, TASK, TRAINING, toy_patch

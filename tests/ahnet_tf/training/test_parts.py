@@ -15,10 +15,16 @@ from ahnet_tf.networks.dropout import SeededDropout, dropout_seed
 from ahnet_tf.networks.factory import build_network
 from ahnet_tf.networks.inputs import class_probabilities
 from ahnet_tf.training import distribution as devices
-from ahnet_tf.training.history import COLUMNS, History, read_history
-from ahnet_tf.training.schedules import WarmUpThenDecay
-from ahnet_tf.training.train_step import batch_loss, predicted_classes
-from ahnet_tf.training.validation import CaseDice, class_labels, mean_over_classes, tile_counts
+from ahnet_tf.training.logs import COLUMNS, History, read_history
+from ahnet_tf.training.optimizer import WarmUpThenDecay
+from ahnet_tf.training.train_step import batch_loss
+from ahnet_tf.training.validation import (
+    CaseDice,
+    class_labels,
+    mean_over_classes,
+    predicted_classes,
+    tile_counts,
+)
 from preprocessing.errors import SettingsError
 from preprocessing.tasks import PRESETS, Task
 
@@ -31,7 +37,6 @@ LIVER = PRESETS["ct_liver"]
         # Two steps of warm-up, then t = 0, 1/4, 1/2, 3/4 and, after the last step, 1.
         ("cosine", [0.05, 0.1, 0.1, 0.0868198, 0.055, 0.0231802, 0.01]),
         ("constant", [0.05, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]),
-        # 0.1 * (0.1 + 0.9 * (1 - t) ** 0.9)
     ],
 )
 def test_learning_rate_rises_then_falls(decay, expected):
@@ -119,6 +124,27 @@ def test_shares_of_replicas_add_up_to_the_loss_of_the_whole_batch(loss):
     ]
     assert float(whole) > 0
     np.testing.assert_allclose(sum(map(float, parts)), float(whole), rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["focal", "dice_focal"])
+def test_padding_has_no_part_in_the_loss(loss):
+    rng = np.random.default_rng(2)
+    logits = tf.constant(rng.normal(size=(2, 2, 4, 5, 3)), tf.float32)
+    label = tf.constant(rng.integers(0, 3, (2, 2, 4, 5)))
+    weight = np.ones((2, 2, 4, 5), np.float32)
+    weight[:, :, 2:] = 0
+    config = TrainingConfig(loss=loss, batch_size=2)
+    whole = {"label": label, "weight": tf.constant(weight)}
+    cropped = {"label": label[:, :, :2], "weight": tf.ones((2, 2, 2, 5))}
+    total = tf.constant(40.0)
+    np.testing.assert_allclose(
+        batch_loss(logits, whole, ModelConfig(), config, total),
+        batch_loss(logits[:, :, :2], cropped, ModelConfig(), config, total),
+        rtol=1e-5,
+    )
+    nothing = {"label": label, "weight": tf.zeros(label.shape)}
+    config = TrainingConfig(loss="focal")
+    assert batch_loss(logits, nothing, ModelConfig(), config, tf.constant(0.0)) == 0
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])

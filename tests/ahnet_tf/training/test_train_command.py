@@ -59,10 +59,13 @@ def test_help_comes_without_tensorflow():
     ("options", "message"),
     [
         (["--set", "3d.stpes=5"], "Did you mean 'steps'?"),
-        (["--steps", "0"], "steps: expected at least 1, found 0"),
-        (["--batch-size", "-1"], "batch_size: expected at least 1"),
-        (["--learning-rate", "0"], "learning_rate: expected a rate above 0"),
-        (["--config", "missing.json"], "missing.json: No such file"),
+        (["--steps", "0"], "steps: expected a whole number of at least 1, found 0"),
+        (["--batch-size", "-1"], "batch_size: expected a whole number of at least 1"),
+        (["--learning-rate", "0"], "learning_rate: expected a finite rate above 0"),
+        (
+            ["--config", "missing.json"],
+            "missing.json: expected a JSON file of settings, found No such file",
+        ),
         (["--init", "missing", "--set", "class_weights=[1,2]"], "missing: expected a network"),
         (["--init", "imagnet", "--set", "class_weights=[1,2]"], "Did you mean 'imagenet'?"),
         (

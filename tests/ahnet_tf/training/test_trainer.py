@@ -18,13 +18,12 @@ import tensorflow as tf
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.networks import build_network, load_network
 from ahnet_tf.networks.checkpoint import save_network
-from ahnet_tf.training.checkpoints import KEPT, last_checkpoint_told, restore
+from ahnet_tf.training.checkpoints import KEPT, report_last_checkpoint, restore
 from ahnet_tf.training.distribution import mirrored_strategy
-from ahnet_tf.training.history import read_history
-from ahnet_tf.training.run_folder import State
-from ahnet_tf.training.train_state import start_from
-from ahnet_tf.training.train_step import make_evaluation, predicted_classes
+from ahnet_tf.training.logs import read_history
+from ahnet_tf.training.train_state import Progress, start_from
 from ahnet_tf.training.trainer import train_network
+from ahnet_tf.training.validation import make_evaluation, predicted_classes
 from preprocessing.errors import InputError, ModelError, SettingsError, Stopped
 from preprocessing.records.schema import encode_patch
 from tests.ahnet_tf.forks import Strike
@@ -200,7 +199,7 @@ def test_a_request_to_stop_before_the_first_step(records, tmp_path):
             train(records, output)
     text = str(caught.value)
     assert (
-        text == f"{output}: stopped by SIGINT before the first step; the same command begins again"
+        text == f"{output}: stopped by SIGINT before the first step; the same command starts again"
     )
     assert read_history(output / "history.csv") == []
     assert not (output / "checkpoints").exists()
@@ -253,7 +252,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(finished, r
     output = interrupted(finished, folder / "run")
     with full(), pytest.raises(InputError, match="room for the training's files") as caught:
         train(records, output)
-    assert f"The last good checkpoint is {output}/checkpoints/ckpt-4. Make room" in str(
+    assert f"The last good checkpoint is {output}/checkpoints/ckpt-4. Free disk space" in str(
         caught.value
     )
     assert not list(output.rglob("*_temp"))
@@ -262,13 +261,13 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(finished, r
 
 def test_a_full_disk_in_a_checkpoint_leaves_the_one_before(no_room):
     folder, full = no_room
-    state = State()
+    progress = Progress()
     big = tf.Variable(tf.random.stateless_normal([100_000], (0, 0)))
-    checkpoint = tf.train.Checkpoint(state=state, big=big)
+    checkpoint = tf.train.Checkpoint(state=progress, big=big)
     manager = tf.train.CheckpointManager(checkpoint, str(folder / "checkpoints"), max_to_keep=KEPT)
     manager.save(3)
-    told = pytest.raises(InputError, match=r"checkpoint is \S+/ckpt-3\. Make room")
-    with full(), told, last_checkpoint_told(folder, manager):
+    told = pytest.raises(InputError, match=r"checkpoint is \S+/ckpt-3\. Free disk space")
+    with full(), told, report_last_checkpoint(folder, manager):
         manager.save(4)
     found = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert found == ["checkpoint", "ckpt-3.data-00000-of-00001", "ckpt-3.index"]
@@ -287,7 +286,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     train_network(MODEL, TRAINING, TASK, *files, output)
     printed = capsys.readouterr().out
     assert "ckpt-8 can't be read" in printed
-    assert "going on after step 4" in printed
+    assert "resuming after step 4" in printed
     rows = read_history(output / "history.csv")
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
     assert rows[-1]["loss"] == pytest.approx(finished[1].loss, rel=1e-4)
@@ -363,7 +362,7 @@ def test_all_weights_of_the_same_network_are_taken_and_others_refused(tmp_path):
 
 REPLICAS = """
 import numpy as np
-from ahnet_tf.training.ema import WeightAverage
+from ahnet_tf.training.optimizer import WeightAverage
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.training.distribution import mirrored_strategy, set_up_devices
 from ahnet_tf.networks import build_network

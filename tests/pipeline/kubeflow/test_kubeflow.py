@@ -29,6 +29,7 @@ from pipeline.kubeflow_runner import main
 from pipeline.local_runner import OPTIONS_VARIABLE
 from preprocessing.phantom.ct import PhantomSettings
 from preprocessing.phantom.dataset import write_cases
+from tests.fork_server import ForkServer
 
 ROOT = Path(__file__).resolve().parents[3]
 BUCKET = "gs://ahnet-bucket"
@@ -83,30 +84,38 @@ def compiled(tmp_path_factory, phantom_records, tiny_options) -> Path:
     return folder / "specs"
 
 
+# What every container's command imports.
+FRAMEWORKS = (
+    "tfx.orchestration.kubeflow.container_entrypoint",
+    "pipeline.kubeflow.entrypoint_v2",
+    "tfx.orchestration.kubeflow.v2.container.kubeflow_v2_run_executor",
+    "tfx.orchestration.kubeflow.v2.file_based_example_gen.driver",
+    "pipeline.dag",
+    "pipeline.components.trainer",
+)
+
+
 @pytest.fixture(scope="module")
 def start() -> Start:
     """Runs a container's command (see the module's docstring)."""
     if os.environ.get("AHNET_TEST_PROCESSES"):
         yield start_process
         return
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    with subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("warm_interpreter.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=environment,
-    ) as interpreter:
+    server = ForkServer(*FRAMEWORKS)
 
-        def fork(command, environment, log):
-            order = {"command": command, "environment": dict(environment), "log": str(log)}
-            interpreter.stdin.write(json.dumps(order) + "\n")
-            interpreter.stdin.flush()
-            return int(interpreter.stdout.readline())
+    def fork(command, environment, log):
+        python, option, module, *arguments = command
+        assert (python, option) == ("python", "-m")
+        code = (
+            "import os, runpy, sys\n"
+            f"os.environ.clear(); os.environ.update({dict(environment)!r})\n"
+            f"sys.argv = {[module, *arguments]!r}\n"
+            f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)\n"
+        )
+        return server.wait(server.start(code, log))
 
-        yield fork
-        interpreter.stdin.close()
+    yield fork
+    server.close()
 
 
 @pytest.fixture

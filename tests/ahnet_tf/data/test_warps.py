@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from scipy.interpolate import BSpline
 from scipy.ndimage import map_coordinates
 
-from ahnet_tf.data.spatial_transforms import (
+from ahnet_tf.data.augmentation import (
     elastic_displacement,
     source_positions,
-    warped,
-    warped_along_z,
+    warp_along_z,
+    warp_in_plane,
 )
 
 OUTSIDE = -1024.0
@@ -33,7 +33,7 @@ def patch(shape=(3, 8, 8), seed=0):
 def turned(arrays, degrees, spacing=(1.0, 1.0), zoom=1.0):
     shape_yx = tuple(arrays["label"].shape[1:])
     source = source_positions(shape_yx, tf.constant(spacing), math.radians(degrees), zoom)
-    return {name: np.asarray(v) for name, v in warped(arrays, source, OUTSIDE).items()}
+    return {name: np.asarray(v) for name, v in warp_in_plane(arrays, source, OUTSIDE).items()}
 
 
 @pytest.mark.parametrize("quarters", [-1, 0, 1, 2, 3])
@@ -113,7 +113,7 @@ def test_slices_are_mixed_of_their_neighbours_and_padded_beyond_the_patch():
     }
     source_z = tf.constant([-0.1, 0.25, 2.0, 3.75, 4.1])
     found = {
-        name: v.numpy()[:, 0, 0] for name, v in warped_along_z(arrays, source_z, OUTSIDE).items()
+        name: v.numpy()[:, 0, 0] for name, v in warp_along_z(arrays, source_z, OUTSIDE).items()
     }
     np.testing.assert_allclose(found["image"], [OUTSIDE, 2.5, 30, 130, OUTSIDE])
     assert found["label"].tolist() == [0, 1, 3, 5, 0]
@@ -124,7 +124,7 @@ def test_slices_are_mixed_of_their_neighbours_and_padded_beyond_the_patch():
     }
     # The second slice is padding: what is mixed with it is, too, and its neighbours are not.
     arrays["weight"] = tf.constant(np.reshape([1, 0, 1, 1, 1], (5, 1, 1)), tf.float32)
-    found = warped_along_z(arrays, tf.constant([0.0, 0.25, 1.75, 2.0, 2.5]), OUTSIDE)
+    found = warp_along_z(arrays, tf.constant([0.0, 0.25, 1.75, 2.0, 2.5]), OUTSIDE)
     assert found["weight"].numpy()[:, 0, 0].tolist() == [1, 0, 0, 1, 1]
 
 
@@ -139,7 +139,7 @@ def test_resampling_is_scipys(degrees, zoom, spacing, seed):
     """Independent: SciPy's linear and nearest interpolation at the same positions."""
     arrays = patch((2, 9, 12), seed)
     source = source_positions((9, 12), tf.constant(spacing), math.radians(degrees), zoom)
-    found = {name: v.numpy() for name, v in warped(arrays, source, OUTSIDE).items()}
+    found = {name: v.numpy() for name, v in warp_in_plane(arrays, source, OUTSIDE).items()}
     where = np.moveaxis(source.numpy(), -1, 0).astype(np.float64)
     kept = found["weight"][0] == 1
     inside = ((where >= 0) & (where <= np.array([8, 11])[:, None, None])).all(0)

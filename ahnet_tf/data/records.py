@@ -1,4 +1,4 @@
-"""Checks before a training: every record fits the task, and evaluation tiles cover their volumes."""
+"""Record files: found in a split's folder, read in order, and checked before a training."""
 
 from __future__ import annotations
 
@@ -11,15 +11,43 @@ from typing import Any
 import tensorflow as tf
 from tqdm import tqdm
 
-from ahnet_tf.data.record_files import read_file, read_files
 from preprocessing.errors import InputError
 from preprocessing.records.schema import CASE_ID, IMAGE, voxel_features
 from preprocessing.tasks import Task
 
+RECORD_PATTERNS = ("*.tfrecord", "*.tfrecord.gz", "*.gz")
+
+
+def find_records(folder: str | Path) -> list[str]:
+    """Returns the record files of one split, sorted by name.
+
+    Raises:
+      InputError: the folder is missing or holds no record files.
+    """
+    folder = Path(folder)
+    files = {str(path) for pattern in RECORD_PATTERNS for path in folder.glob(pattern)}
+    if not files:
+        found = "no such file" if folder.is_dir() else "no such folder"
+        remedy = "Write them with python -m preprocessing.convert."
+        raise InputError(folder, "TFRecords (*.tfrecord, *.gz)", found, remedy)
+    return sorted(files)
+
+
+@tf.autograph.experimental.do_not_convert
+def read_file(file: tf.Tensor) -> tf.data.Dataset:
+    """Returns the serialized records of one file, `.gz` or plain; runs inside a tf.data graph."""
+    compressed = tf.strings.regex_full_match(file, r".*\.gz")
+    return tf.data.TFRecordDataset(file, compression_type=tf.where(compressed, "GZIP", ""))
+
+
+def read_files(files: Sequence[str]) -> tf.data.Dataset:
+    """Returns the serialized records of files, in order."""
+    return tf.data.Dataset.from_tensor_slices(list(files)).flat_map(read_file)
+
 
 @dataclass(frozen=True)
 class RecordSummary:
-    """What a split holds.
+    """Contents of a split.
 
     Attributes:
       records: number of patches.
@@ -40,7 +68,7 @@ def scan_records(
     Args:
       files: record files of one split.
       task: what the records should hold.
-      tiled: also check that the patches of each case cover its volume exactly once.
+      tiled: also check that the patches of each case have as many voxels as its volume.
       progress: show a progress bar.
 
     Raises:
@@ -66,9 +94,11 @@ def scan_records(
     def numbered(index: tf.Tensor, file: tf.Tensor) -> tf.data.Dataset:
         return read_file(file).map(measure).enumerate().map(lambda *record: (index, *record))
 
-    # One dataset for all files: one for each would be built anew, a thousand times for a thousand.
+    # One dataset over all files: building one for each would take longer than reading small files.
     dataset = tf.data.Dataset.from_tensor_slices(list(files)).enumerate().flat_map(numbered)
-    records, tiled_voxels, volume_voxels, last = 0, {}, {}, 0
+    records, last = 0, 0
+    tiled_voxels: dict[str, int] = {}
+    volume_voxels: dict[str, int] = {}
     bar = tqdm(
         total=len(files), desc="checking records", unit="file", disable=not progress, leave=False
     )
@@ -78,8 +108,7 @@ def scan_records(
             last = int(index)
             shape, valid, volume = triples.reshape(3, 3).tolist()
             case_id = case.decode()
-            where = f"{files[last]}, record {number} (case {case_id})"
-            _check_record(where, shape, sizes, task)
+            _check_record(f"{files[last]}, record {number} (case {case_id})", shape, sizes, task)
             records += 1
             inside = valid[0] * valid[1] * valid[2]
             tiled_voxels[case_id] = tiled_voxels.get(case_id, 0) + inside
@@ -88,47 +117,25 @@ def scan_records(
         raise _unreadable(files[last:], measure, error) from None
     finally:
         bar.close()
+    folder = Path(files[0]).parent
     if not records:
-        raise InputError(
-            Path(files[0]).parent, "at least one record", f"none in {len(files)} files"
-        )
-    for case_id, voxels in tiled_voxels.items():
-        if tiled and voxels != volume_voxels[case_id]:
+        raise InputError(folder, "at least one record", f"none in {len(files)} files")
+    for case_id, found in tiled_voxels.items():
+        if tiled and found != volume_voxels[case_id]:
             raise InputError(
-                f"case {case_id} in {Path(files[0]).parent}",
+                f"case {case_id} in {folder}",
                 f"patches that tile its {volume_voxels[case_id]} voxels exactly",
-                f"{voxels} voxels",
-                "Evaluation needs the eval split of python -m preprocessing.convert, whole.",
+                f"{found} voxels",
+                "Evaluation needs the whole eval split of python -m preprocessing.convert.",
             )
     return RecordSummary(records, tiled_voxels, volume_voxels)
-
-
-def _unreadable(
-    files: Sequence[str], measure: Callable[[tf.Tensor], Any], error: tf.errors.OpError
-) -> InputError:
-    """Returns the error that names the first unreadable one of files; `error` came from one of them."""
-    found = files[0]
-    for file in files:
-        try:
-            for _ in read_files([file]).map(measure):
-                pass
-        except tf.errors.OpError as its_own:
-            found, error = file, its_own
-            break
-    return InputError(
-        found, "readable records of patches", _reason(error), "Convert the volumes again."
-    )
 
 
 def _check_record(where: str, shape: list[int], sizes: Sequence[int], task: Task) -> None:
     remedy = "Train with the task that the records were converted with."
     if tuple(shape) != task.patch_shape_zyx:
-        raise InputError(
-            where,
-            f"a patch of {_by(task.patch_shape_zyx)} voxels (z, y, x; task {task.name})",
-            _by(shape),
-            remedy,
-        )
+        expected = f"a patch of {_by(task.patch_shape_zyx)} voxels (z, y, x; task {task.name})"
+        raise InputError(where, expected, _by(shape), remedy)
     z, y, x = shape
     for (name, voxel_bytes), found in zip(voxel_features(task).items(), sizes, strict=True):
         size = voxel_bytes * z * y * x
@@ -137,9 +144,23 @@ def _check_record(where: str, shape: list[int], sizes: Sequence[int], task: Task
             raise InputError(where, f"{size} bytes of {kind} {name}", f"{found} bytes", remedy)
 
 
-def _reason(error: tf.errors.OpError) -> str:
-    first = error.message.split("\n")[0]
-    return re.sub(r"\{\{.*?\}\}|\[Op:\w+\]|; Op<.*|\s*name:\s*$", "", first).strip().rstrip(".")
+def _unreadable(
+    files: Sequence[str], measure: Callable[[tf.Tensor], Any], error: tf.errors.OpError
+) -> InputError:
+    """Returns the error that names the first unreadable one of `files`, which `error` came from."""
+    damaged = files[0]
+    for file in files:
+        try:
+            for _ in read_files([file]).map(measure):
+                pass
+        except tf.errors.OpError as its_own:
+            damaged, error = file, its_own
+            break
+    # Without the names of graph nodes and operations.
+    first_line = error.message.split("\n")[0]
+    found = re.sub(r"\{\{.*?\}\}|\[Op:\w+\]|; Op<.*|\s*name:\s*$", "", first_line)
+    expected = "readable records of patches"
+    return InputError(damaged, expected, found.strip().rstrip("."), "Convert the volumes again.")
 
 
 def _by(shape: Sequence[int]) -> str:
