@@ -25,27 +25,27 @@ def _setting(default: Any, requirement: Requirement) -> Any:
 
 @attrs.frozen
 class ModelConfig:
-    """One network, from raw intensities to logits; enough to build it again.
+    """Settings of one network, from raw intensities to logits.
 
     Attributes:
-      architecture: "ahnet" or its rivals "mcgcn", "unet2d", "unet3d".
+      architecture: "ahnet", "mcgcn" (its 2D network), or the baselines "unet2d" and "unet3d".
       classes: number of output classes, background included.
       channels: number of image channels of the input volume.
-      slices: neighbouring slices that the 2D networks see as channels, an odd number.
+      slices: odd number of neighbouring slices that the 2D networks see as channels.
       intensity_window: raw values (HU in CT) mapped to -1 and +1, clipped outside.
       activation: "softmax" (exclusive classes) or "sigmoid" (lesion heat map).
       width: factor on the channel counts of the published network.
       blocks: bottlenecks in each of the four residual stages (ResNet-50: 3, 4, 6, 3).
       growth: channels that each pseudo-3D layer of a dense block adds.
       dense_layers: pseudo-3D layers in each dense block.
-      pvp_levels: levels of the pyramid volumetric pooling; 0 leaves it out.
-      pvp_border: pads each pooled projection as the public PyTorch code does; for weights from there.
+      pvp_levels: levels of the pyramid volumetric pooling; 0 for none.
+      pvp_border: pads each pooled projection as the public PyTorch code does; for imported weights.
       unet_levels: resolutions of the U-Nets, 2 to 6; 0 for the published ones, 5 in 2D and 4 in 3D.
       upsampling: "trilinear" or "transpose".
       norm: "batch", "sync_batch" (statistics over all replicas) or "group".
       dropout: rate before the last convolution.
-      foreground_prior: probability that a fresh sigmoid network gives foreground everywhere (the focal
-        loss's prior, Lin et al. 2017, section 4.1), 0.01 for example; 0 leaves it at a half.
+      foreground_prior: foreground probability that a new sigmoid network predicts, 0.01 for example
+        (the focal loss's prior, Lin et al. 2017, section 4.1); 0 for none, which predicts 1/2.
     """
 
     architecture: str = _setting("ahnet", one_of("ahnet", "mcgcn", "unet2d", "unet3d"))
@@ -90,24 +90,24 @@ class ModelConfig:
 
 @attrs.frozen
 class AugmentationConfig:
-    """Random changes of training patches; every patch draws its own, evaluation sees none.
+    """Magnitudes of the random augmentation of training patches; evaluation has none.
 
     Attributes:
-      flip_probability: chance that a patch is mirrored, for each in-plane axis (y, x) by itself.
+      flip_probability: chance that a patch is mirrored, for y and for x separately.
       flip_z_probability: chance that the order of a patch's slices is reversed.
-      warp_probability: chance that a patch is rotated, zoomed, shifted and warped, all its slices alike.
+      warp_probability: chance that a patch is rotated, zoomed, shifted and warped, all slices alike.
       rotation_degrees: largest rotation in the plane, either way.
       zoom: largest in-plane magnification, as a fraction; 0.25 means factors 1 / 1.25 to 1.25.
       elastic_mm: largest displacement of a control point of the elastic warp, along y and x.
-      elastic_grid_mm: distance between control points; above 4 `elastic_mm`, or planes could fold.
+      elastic_grid_mm: distance between control points; above 4 `elastic_mm`, so planes do not fold.
       translation_mm: largest shift of a warped patch along y and along x.
       zoom_z: largest magnification of a warped patch along z, as a fraction, as `zoom` is.
       translation_slices: largest shift of a warped patch along z, in slices.
       intensity_shift: largest offset, as a fraction of the task's intensity window.
       intensity_scale: largest change of contrast about the window's centre, as a fraction.
       intensity_gamma: largest change of the gamma within the window; 0.25 means 1 / 1.25 to 1.25.
-      intensity_curve: largest displacement of a random curve of intensities within the window, as a
-        fraction of it; from a twelfth of it on, tissues may swap which one is brighter.
+      intensity_curve: largest displacement of a random intensity curve within the window, as a
+        fraction of it; from a twelfth on, tissues may swap their order of brightness.
       intensity_noise: largest standard deviation of Gaussian noise, as a fraction of the window.
       padding_probability: chance that a patch ends early along z, as tiles at a volume's end do.
     """
@@ -137,31 +137,31 @@ class AugmentationConfig:
 
 @attrs.frozen
 class TrainingConfig(AugmentationConfig):
-    """How one network is trained; with the records and the seed, enough to repeat it.
+    """How one network is trained.
 
     Attributes (and those of `AugmentationConfig`):
       steps: optimizer steps.
       batch_size: patches a step, over all replicas together.
       learning_rate: Adam's rate after the warm-up.
       warmup_steps: steps over which the rate rises linearly from zero.
-      decay: "cosine", "polynomial" (power 0.9) or "constant" after the warm-up.
+      decay: "cosine" or "constant" after the warm-up.
       final_learning_rate: rate at the last step, as a fraction of `learning_rate`.
-      clip_norm: gradients are scaled down to this global norm; 0 leaves them.
+      clip_norm: gradients are scaled down to this global norm; 0 for no clipping.
       loss: "focal", "cross_entropy", "dice_focal" (focal + soft Dice) or "heat_map_l2".
       gamma: focusing exponent of the focal loss.
-      class_weights: factor a class on its voxels' loss; None weighs all alike.
-      weight_decay: decoupled (AdamW): each step takes this times the learning rate off every kernel;
-        norms and biases are left alone.
-      ema_momentum: evaluates and keeps a moving average of the weights, of which each step keeps this
-        fraction, 0.999 for example; 0 keeps the weights themselves.
-      precision: "float32", "mixed_bfloat16" or "mixed_float16" (float32 variables, 16 bit arithmetic;
-        float16 with a loss scale that adapts itself).
-      seed: start weights, order of patches and augmentation.
-      deterministic: the same settings on the same machine give the same weights, bit for bit.
-      replicas: devices that share a step; 0 means all GPUs, or one CPU where there is none.
-      evaluate_every: steps between evaluations; the last step is always evaluated. 0: there are none,
-        no split for them is needed, and the last network is the one that counts.
-      checkpoint_every: steps between checkpoints, from which a killed run goes on.
+      class_weights: a factor for each class on the loss of its voxels; None for no weights.
+      weight_decay: decoupled (AdamW): each step takes this times the learning rate off every kernel,
+        not off norms and biases.
+      ema_momentum: fraction that each step keeps of a moving average of the weights, 0.999 for
+        example; the average is evaluated and kept. 0: no average.
+      precision: "float32", "mixed_bfloat16" or "mixed_float16" (float32 variables, 16-bit arithmetic;
+        float16 with a dynamic loss scale).
+      seed: of start weights, order of patches and augmentation.
+      deterministic: the same settings on the same machine give bit-identical weights.
+      replicas: devices that share a step; 0 means all GPUs, or one CPU if there are none.
+      evaluate_every: steps between evaluations; the last step is always evaluated. 0: no evaluations
+        and no split for them; the last network is the result.
+      checkpoint_every: steps between checkpoints, from which a killed run resumes.
       log_every: steps between rows of history.csv.
       jit_compile: compile the step with XLA; faster on GPUs, many times slower on CPUs.
     """

@@ -15,54 +15,54 @@ from preprocessing.tasks import Task
 
 # Record files of a split's folder.
 RECORD_PATTERN = "*.tfrecord*"
-# What may stand between records and the folder that holds them all; TFX puts the number in.
+# Subfolder of a span of records; TFX fills in the number.
 SPAN_FOLDER = "span-{SPAN}"
-# How the schema comes about, unless it is a file.
+# Sources of the schema, unless it is a file.
 SCHEMAS = ("curated", "inferred")
-# Findings of data validation that a person may wave through.
+# Findings of data validation that a user may waive.
 WAIVERS = {
-    "drift": "a new span whose intensities or spacings have moved away from the one before",
+    "drift": "a new span whose intensities or spacings differ from the one before",
     "skew": "evaluation cases that differ from the training cases",
     "rejected": "cases that conversion rejects",
 }
 
 
 def threshold_names(task: Task) -> tuple[str, ...]:
-    """Returns what a model can be blessed by: its classes' Dice, and lesions where they are the target."""
+    """Returns the scores a model can be blessed by: Dice of its classes, and lesion detection scores."""
     lesions = ("lesion_recall", *score_names()) if task.target == "heat_map" else ()
     return (*task.class_names[1:], *lesions)
 
 
 def score_name(threshold: str, task: Task) -> str:
-    """Returns the Evaluator's name of the score that a threshold is about."""
+    """Returns the Evaluator's name of the score of a threshold."""
     return f"dice_{threshold}" if threshold in task.class_names else threshold
 
 
 @attrs.frozen
 class PipelineSettings:
-    """Everything that decides what a pipeline computes.
+    """Settings of everything that a pipeline computes.
 
     Attributes:
       input: folder of converted records (train/, eval/, task.json), or of volumes.
-      output: folder of the run; everything the pipeline writes lies in it.
+      output: folder of the run, for everything the pipeline writes.
       task: what the records hold.
       config: networks and trainings of both stages.
-      thresholds: for each class that decides, the mean Dice per case that a model must reach; for
-        lesions also scores of their detection (`threshold_names`).
-      largest_loss: by how much those may fall short of the last blessed model's.
+      thresholds: the score that a model must reach, by name (`threshold_names`): mean Dice per case of
+        a class, or a lesion detection score.
+      largest_loss: by how much those scores may be lower than the last blessed model's.
       name: the pipeline's name in its metadata, and for the tfx command line.
       from_volumes: `input` holds volumes with label maps; the pipeline converts them.
       eval_fraction: share of the cases to evaluate on, where the pipeline converts.
-      spans: 0 where `input` is one data set. Else it holds batches of cases, span-1, span-2, ...; the
-        newest is checked against the one before, and this many, newest first, are learned from.
-      warm_start: the 3D network goes on from the last blessed model that has not seen the newest
-        data, and there is no 2D stage.
+      spans: 0 if `input` is one data set. Else it holds batches of cases, span-1, span-2, ...; the
+        newest is checked against the one before, and this many of the newest are used for training.
+      warm_start: the 3D network starts from the last blessed model that has not seen the newest data,
+        without a 2D stage.
       schema: "curated" (that of the task), "inferred" from the statistics by SchemaGen, or a file.
-      tuner_trials: learning rates tried before the trainings, 0 for none.
+      tuner_trials: number of learning rates tried before the trainings, 0 for none.
       tuner_steps: optimizer steps of each trial.
       allow: names of `WAIVERS`, and of `preprocessing.errors.ALLOWANCES` for the conversion.
-      serving_image: TensorFlow Serving's image, in which TFX's InfraValidator tries the model; empty
-        where no container can run: then a server in a process of its own has to answer.
+      serving_image: TensorFlow Serving's image, in which TFX's InfraValidator tests the model; empty
+        without containers, and then the embedded server in its own process tests it.
     """
 
     input: str

@@ -35,23 +35,23 @@ def _are_positive(values: Any, is_kind: Callable[[Any], bool]) -> bool:
 
 @attrs.frozen
 class Task:
-    """What is learned from which volumes; everything that conversion and networks must agree on.
+    """What is learned from which volumes: the settings that conversion and networks share.
 
     Attributes:
       name: the preset's name, or the user's own.
-      class_names: one name a label value, background (value 0) first.
+      class_names: a name for each label value, background (value 0) first.
       intensity_window: raw values mapped to -1 and +1 inside the network, clipped outside.
       image_dtype: dtype of stored patches, "int16" (CT, HU) or "uint16" (DBT as scanned).
       outside_value: raw value of voxels beyond the volume's edge.
-      resampling: "keep" the grid, resample "in_plane" only, or "full"y to `spacing_mm`.
+      resampling: "keep" (the grid of the volume), "in_plane" or "full" (to `spacing_mm`).
       spacing_mm: target spacing (x, y, z) in mm; z is the slice axis; unused with "keep".
       patch_shape_zyx: patch size in voxels (z, y, x), for training and for the evaluation tiling.
       patches_per_case: training patches drawn from each case.
-      foreground_fraction: share of training patches centred on foreground, class-balanced.
+      foreground_fraction: share of training patches centred on foreground, balanced over classes.
       target: what a network learns: the "labels" of voxels, or a "heat_map" of lesions (two classes),
         see `preprocessing.volumes.lesions`.
       label_classes: for each value of a data set's label maps the label's name and the class it counts
-        as, e.g. ("tumour", "liver"); None: labels are the classes.
+        as, for example ("tumour", "liver"); None: labels are the classes.
     """
 
     name: str = attrs.field(validator=Requirement("a text", lambda name: name != ""))
@@ -134,7 +134,7 @@ PRESETS = {
             class_names=("background", "liver", "tumour"),
             intensity_window=(-200.0, 250.0),
         ),
-        # Coarse in the plane, so that a laptop trains it in minutes.
+        # Coarse in the plane, for training in minutes on a laptop.
         Task(
             name="ct_liver_small",
             class_names=("background", "liver", "tumour"),
@@ -171,7 +171,7 @@ PRESETS = {
 
 
 def load_task(name_or_path: str) -> Task:
-    """Returns a preset by name, or the user's own task from a JSON file.
+    """Returns a preset by name, or a user's task from a JSON file.
 
     A file holds the attributes of `Task`; `"base": "ct_liver"` takes the rest from a preset.
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ahnet_tf.training.distribution import check_alone, check_replicas, workers_of
 from pipeline.configs import RECORD_PATTERN, PipelineSettings
 from pipeline.local.metadata_store import METADATA_FILE, has_blessed_model
 from pipeline.span_folders import newest_span
-from pipeline.training_process import check_chief
 from preprocessing.errors import InputError, PipelineError, SettingsError
 from preprocessing.files import write_json
 from preprocessing.records.splits import SPLITS
@@ -57,6 +55,9 @@ def check_launch(
 
 
 def _check_workers(settings: PipelineSettings) -> None:
+    from ahnet_tf.training.distribution import check_alone, check_replicas, workers_of
+    from pipeline.training_process import check_chief
+
     check_chief(workers_of())
     if settings.tuner_trials:
         check_alone("--tune")
