@@ -1,4 +1,4 @@
-"""What all tests share: quiet frameworks, real volumes, a browser, and DICOM files made by pydicom."""
+"""Shared by all tests: quiet frameworks, real volumes, a browser, and DICOM files from pydicom."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pydicom.uid import (
 from preprocessing.cli import quiet_frameworks
 
 quiet_frameworks()
-# Figures are held to float32's accuracy, which GPUs round to TF32, and replicas share the CPU.
+# Tests expect the accuracy of float32, but GPUs use TF32; and replicas share the CPU.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,14 +29,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real volumes, `AHNET_DATA` or shared/data beside the checkout; skips if absent."""
+    """Returns the folder of real volumes: `AHNET_DATA`, or shared/data beside the checkout."""
     folder = Path(os.environ.get("AHNET_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no real volumes at {folder}; AHNET_DATA may name their folder")
     return folder
 
 
-# What stands in the headers and must stand nowhere else.
+# Values that are in the headers and must not be in any output.
 IDENTIFIERS = {
     "PatientName": "Doehring^Xaveria",
     "PatientID": "PID7748123",
@@ -82,7 +82,7 @@ def _image(stored: np.ndarray, sop_class: str, syntax: str, tags: dict) -> Datas
 
 
 def ct_slice(stored, position, *, syntax=ExplicitVRLittleEndian, **tags) -> Dataset:
-    """Returns one CT slice [row, column]; the affine's numbers are LPS."""
+    """Returns one CT slice [row, column]; the position is LPS."""
     tags = {
         "Modality": "CT",
         "ImagePositionPatient": [f"{value:.6g}" for value in position],
@@ -129,7 +129,7 @@ def save(dataset: Dataset, path):
 
 
 def ct_series(folder, stored, *, origin=(-20.0, -30.0, 40.0), step=(0, 0, 2.5), seed=0, **tags):
-    """Writes stored values [slice, row, column] as a series of shuffled names; returns the folder."""
+    """Writes stored values [slice, row, column] as files with shuffled names; returns the folder."""
     names = np.random.default_rng(seed).permutation(len(stored))
     for index, (name, values) in enumerate(zip(names, stored, strict=True)):
         position = np.asarray(origin) + index * np.asarray(step)
@@ -142,7 +142,7 @@ def ct_series(folder, stored, *, origin=(-20.0, -30.0, 40.0), step=(0, 0, 2.5), 
 
 @pytest.fixture(scope="session")
 def dicom():
-    """The functions of this file, and the identifiers that they write."""
+    """Returns the functions of this file, and the identifiers that they write."""
     return SimpleNamespace(
         ct_slice=ct_slice,
         multi_frame=multi_frame,
@@ -160,7 +160,7 @@ def dicom():
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
-    """A headless Chromium; skips where there is none."""
+    """Yields a headless Chromium; skips the test if there is none."""
     from tests.browser import NAMES, Browser, find_browser
 
     program = find_browser()

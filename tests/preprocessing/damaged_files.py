@@ -1,4 +1,4 @@
-"""Writes hundreds of damaged volumes beside sound ones, one folder a case, from one seed."""
+"""Writes hundreds of damaged volumes and some valid ones, one folder per case, from one seed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SOUND, REFUSED, EITHER, SAME_VOXELS = "sound", "refused", "either", "same voxels
 
 
 class Corpus:
-    """A folder of cases, and what conversion has to make of each."""
+    """A folder of cases, and the expected outcome of converting each."""
 
     def __init__(self, folder: Path, seed: int):
         self.folder = folder
@@ -33,7 +33,7 @@ class Corpus:
         self.packed = gzip.compress(self.plain, mtime=0)
         self.label_plain = nifti_bytes(self.label)
         self.label_packed = gzip.compress(self.label_plain, mtime=0)
-        # DICOM's axes x and y run the other way.
+        # The x and y axes of DICOM are reversed.
         self.label_of_dicom = gzip.compress(
             nifti_bytes(self.label, AFFINE @ np.diag([-1, -1, 1, 1]))
         )
@@ -45,41 +45,41 @@ class Corpus:
         return self.random.integers(0, 3, SHAPE, np.uint8)
 
     def case(self, kind: str, expected: str) -> Path:
-        """Makes the next case's folder; its name says the kind, in no word that tells a role."""
+        """Makes the folder of the next case; its name contains no word like image or label."""
         name = f"{len(self.expected):04d}-{kind}"
         self.expected[name] = expected
         (self.folder / name).mkdir(parents=True)
         return self.folder / name
 
     def sound(self, kind: str, folder: Path | None = None) -> None:
-        """Writes a sound case of voxels of its own."""
+        """Writes a valid case with new voxels."""
         folder = folder or self.case(kind, SOUND)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "ct.nii.gz").write_bytes(gzip.compress(nifti_bytes(self._volume())))
         (folder / "label.nii.gz").write_bytes(self.label_packed)
 
     def image_case(self, kind: str, content: bytes, expected: str = REFUSED) -> None:
-        """Writes a damaged image, compressed or not, beside a sound label map."""
+        """Writes a damaged image, compressed or not, beside a valid label map."""
         folder = self.case(kind, expected)
         suffix = ".nii.gz" if content[:2] == b"\x1f\x8b" or "gz" in kind else ".nii"
         (folder / f"ct{suffix}").write_bytes(content)
         (folder / "label.nii.gz").write_bytes(self.label_packed)
 
     def label_case(self, kind: str, content: bytes, expected: str = REFUSED) -> None:
-        """Writes a damaged label map beside a sound image."""
+        """Writes a damaged label map beside a valid image."""
         folder = self.case(kind, expected)
         (folder / "ct.nii").write_bytes(self.plain)
         suffix = ".nii.gz" if content[:2] == b"\x1f\x8b" or "gz" in kind else ".nii"
         (folder / f"label{suffix}").write_bytes(content)
 
     def dicom_case(self, kind: str, file: Path, content: bytes, expected: str = REFUSED) -> None:
-        """Writes a damaged file of many frames beside a sound label map."""
+        """Writes a damaged multi-frame file beside a valid label map."""
         folder = self.case(kind, expected)
         (folder / f"ct{file.suffix}").write_bytes(content)
         (folder / "label.nii.gz").write_bytes(self.label_of_dicom)
 
     def series_case(self, kind: str, series: Path, name: str, content: bytes, expected: str):
-        """Writes a series with one damaged slice beside a sound label map."""
+        """Writes a series with one damaged slice beside a valid label map."""
         folder = self.case(kind, expected)
         shutil.copytree(series, folder / "ct")
         (folder / "ct" / name).write_bytes(content)
@@ -87,18 +87,18 @@ class Corpus:
 
 
 def nifti_bytes(voxels: np.ndarray, affine: np.ndarray = AFFINE, kind=nib.Nifti1Image) -> bytes:
-    """Returns a sound, uncompressed NIfTI file."""
+    """Returns a valid, uncompressed NIfTI file."""
     return kind(voxels, affine).to_bytes()
 
 
 def patched(content: bytes, offset: int, form: str, *values) -> bytes:
-    """Returns the bytes with some little-endian numbers written over them."""
+    """Returns the bytes with little-endian numbers written at an offset."""
     new = struct.pack(f"<{form}", *values)
     return content[:offset] + new + content[offset + len(new) :]
 
 
 def flipped(content: bytes, bits: list[int]) -> bytes:
-    """Returns the bytes with single bits turned over."""
+    """Returns the bytes with single bits flipped."""
     changed = bytearray(content)
     for bit in bits:
         changed[bit // 8] ^= 1 << (bit % 8)
@@ -106,20 +106,20 @@ def flipped(content: bytes, bits: list[int]) -> bytes:
 
 
 def write_corpus(folder: Path, seed: int, write_dicom: Callable) -> Corpus:
-    """Writes all cases; `expected` of the result is {folder's name: what has to become of it}.
+    """Writes all cases; `expected` of the result is {name of the folder: outcome}.
 
     Args:
       folder: a new folder, a case in each subfolder.
       seed: of voxels and of the flipped bits.
-      write_dicom: (folder, HU [slice, row, column]) -> (a file of many frames, a folder of slices
-        whose voxels are brighter by 1), on the grid of `AFFINE` in DICOM's axes.
+      write_dicom: (folder, HU [slice, row, column]) -> (a multi-frame file, a folder of slices
+        with voxels brighter by 1), on the grid of `AFFINE` in DICOM's axes.
     """
     corpus = Corpus(folder, seed)
     for number in range(3):
         corpus.sound(f"sound-{number}")
     truncated(corpus)
     bits_flipped(corpus)
-    lying_headers(corpus)
+    wrong_headers(corpus)
     wrong_voxels(corpus)
     bombs(corpus)
     no_files(corpus)
@@ -130,7 +130,7 @@ def write_corpus(folder: Path, seed: int, write_dicom: Callable) -> Corpus:
 
 
 def truncated(corpus: Corpus) -> None:
-    """Cuts files where their parts begin and end."""
+    """Truncates files at the boundaries of their parts."""
     plain, packed = corpus.plain, corpus.packed
     for size in (
         0,
@@ -169,15 +169,15 @@ def bits_flipped(corpus: Corpus) -> None:
         corpus.image_case(f"flip-voxels-{number}", flipped(corpus.plain, [bit]), EITHER)
     for number in range(50):
         bit = int(corpus.random.integers(0, 8 * len(corpus.packed)))
-        # The stream's checksum tells: what is taken is what was written.
+        # The checksum detects changes: accepted voxels are the original ones.
         corpus.image_case(f"flip-gz-{number}", flipped(corpus.packed, [bit]), SAME_VOXELS)
     for number in range(20):
         bit = int(corpus.random.integers(0, 8 * HEADER))
         corpus.label_case(f"map-flip-{number}", flipped(corpus.label_plain, [bit]), EITHER)
 
 
-def lying_headers(corpus: Corpus) -> None:
-    """Writes headers that promise what is not there, or nothing that makes sense."""
+def wrong_headers(corpus: Corpus) -> None:
+    """Writes headers that do not match the file, or make no sense."""
     plain = corpus.plain
     huge = patched(plain, 40, "8h", 3, 10_000, 10_000, 10_000, 1, 1, 1, 1)  # 10^12 voxels
     second = nifti_bytes(corpus.image, kind=nib.Nifti2Image)
@@ -231,7 +231,7 @@ def lying_headers(corpus: Corpus) -> None:
 
 
 def wrong_voxels(corpus: Corpus) -> None:
-    """Writes sound files of voxels that are no image or no label map."""
+    """Writes valid files with voxels that are not an image or a label map."""
     image, label = corpus.image.astype(np.float32), corpus.label
     rgb = np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])
     nan, infinite, constant = image.copy(), image.copy(), np.full(SHAPE, 7, np.int16)
@@ -249,7 +249,7 @@ def wrong_voxels(corpus: Corpus) -> None:
     }.items():
         corpus.image_case(f"voxels-{kind}", nifti_bytes(voxels))
         corpus.image_case(f"voxels-{kind}-gz", gzip.compress(nifti_bytes(voxels)))
-    # 128-bit numbers: whose they are depends on the machine.
+    # The format of 128-bit numbers depends on the machine.
     longer = patched(corpus.plain, 70, "2h", 1536, 128) + bytes(14 * corpus.image.size)
     corpus.image_case("voxels-float128", longer, EITHER)
     for kind, voxels in {
@@ -272,12 +272,12 @@ def wrong_voxels(corpus: Corpus) -> None:
 
 
 def bombs(corpus: Corpus) -> None:
-    """Writes small files that become gigabytes if they are let."""
+    """Writes small files that inflate to gigabytes."""
     zeros = gzip.compress(bytes(2**26), 9)  # 64 MiB in 65 kB
     gigabyte = (1024, 1024, 512)
     header = patched(corpus.plain[:HEADER], 40, "4h", 3, *gigabyte)
     corpus.image_case("bomb-1GB", gzip.compress(header) + zeros * 17)
-    # What follows the promised voxels is not looked at.
+    # Bytes after the voxels are ignored.
     corpus.image_case("bomb-behind", corpus.packed + zeros * 32, EITHER)
     corpus.image_case("bomb-nested-gz", gzip.compress(gzip.compress(bytes(2**24)) * 8))
     corpus.image_case("bomb-offset", gzip.compress(patched(header, 108, "f", 1e9)) + zeros * 17)
@@ -285,7 +285,7 @@ def bombs(corpus: Corpus) -> None:
     corpus.label_case("bomb-map", gzip.compress(label_header) + zeros * 9)
     reals = patched(label_header, 70, "2h", 64, 64)
     corpus.label_case("bomb-map-reals", gzip.compress(reals) + zeros * 65)
-    # Headers of gzip whose name never ends, and a stream that never does.
+    # gzip with an endless name in its header, and an endless stream.
     corpus.image_case("gz-endless-name", b"\x1f\x8b\x08\x08" + bytes(6) + b"n" * 100_000)
     stored = b"\x00" + struct.pack("<HH", 0, 0xFFFF)  # empty blocks
     corpus.image_case("gz-empty-blocks", b"\x1f\x8b\x08" + bytes(7) + stored * 20_000)
@@ -310,7 +310,7 @@ def no_files(corpus: Corpus) -> None:
         make(folder / name)
 
     def listening(path: Path) -> None:
-        # The path of a socket must be short: bind from its folder.
+        # Paths of sockets must be short: bind from the folder.
         here = os.open(".", os.O_RDONLY)
         try:
             os.chdir(path.parent)
@@ -339,7 +339,7 @@ def no_files(corpus: Corpus) -> None:
 
 
 def odd_names(corpus: Corpus) -> None:
-    """Gives sound cases names that must not break logs, JSON or file systems."""
+    """Writes valid cases with names that could break logs, JSON or file systems."""
     for name in (
         "two\nlines",
         "tab\there",
@@ -369,7 +369,7 @@ def odd_names(corpus: Corpus) -> None:
 
 
 def dicom(corpus: Corpus, frames: Path, series: Path) -> None:
-    """Damages a file of many frames and the slices of a series."""
+    """Damages a multi-frame file and slices of a series."""
     content = frames.read_bytes()
     names = sorted(path.name for path in series.iterdir())
     corpus.dicom_case("dicom-sound", frames, content, SOUND)
@@ -411,5 +411,5 @@ def dicom(corpus: Corpus, frames: Path, series: Path) -> None:
 
 
 def paths_below(folder: Path) -> Iterator[Path]:
-    """Yields all files of a finished conversion."""
+    """Yields all files below a folder."""
     return (path for path in folder.rglob("*") if path.is_file())

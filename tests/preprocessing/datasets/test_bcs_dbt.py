@@ -1,4 +1,4 @@
-"""BCS-DBT's tables: volumes found, boxes read, errors named, identifiers kept in."""
+"""BCS-DBT's tables: finding volumes, reading boxes, errors, and no identifiers in outputs."""
 
 import hashlib
 import json
@@ -85,7 +85,7 @@ def test_volumes_are_found_by_their_names(tmp_path, name):
     assert missing.problem == "boxes.csv, row 3: expected a volume for this row, found none"
 
 
-def test_one_patients_number_in_anothers_is_no_match(tmp_path):
+def test_a_part_of_another_patient_id_does_not_match(tmp_path):
     write_tables(tmp_path, labels=["DBT-P00013,DBT-S00163,rcc,0,0,0,1"])
     write_volume(tmp_path / "DBT-P000131_rcc.nii.gz")
     row, file = find_cases([tmp_path], need_labels=True)
@@ -93,7 +93,7 @@ def test_one_patients_number_in_anothers_is_no_match(tmp_path):
     assert "expected a row of the tables that names it" in file.problem
 
 
-def test_paths_table_wins_over_names_and_stays_inside(tmp_path):
+def test_paths_table_replaces_names_and_stays_inside(tmp_path):
     folder = tmp_path / "set"
     paths = ["DBT-P00013,DBT-S00163,rcc,deep/1-1.nii.gz,x/1-1.nii.gz"]
     write_tables(folder, paths=paths)
@@ -109,7 +109,7 @@ def test_paths_table_wins_over_names_and_stays_inside(tmp_path):
         assert "expected a volume for this row, found none" in cases[0].problem
 
 
-def test_own_names_of_the_public_set_and_spreadsheets_marks(tmp_path):
+def test_public_file_names_and_byte_order_marks(tmp_path):
     text = f"\ufeff{BOXES}\r\n{CANCER}\r\n"
     (tmp_path / "BCS-DBT-boxes-train-v2.csv").write_text(text, encoding="utf-8")
     tables = read_tables(tmp_path)
@@ -129,7 +129,7 @@ def test_own_names_of_the_public_set_and_spreadsheets_marks(tmp_path):
         (CANCER.replace(",5,10,", ",12,10,"), "a Slice from 0 to below VolumeSlices 12, found 12"),
     ],
 )
-def test_a_wrong_box_rejects_its_case_alone(tmp_path, row, message):
+def test_a_wrong_box_rejects_only_its_case(tmp_path, row, message):
     write_tables(tmp_path, [row, CANCER.replace("P00013", "P00014")])
     write_volume(tmp_path / "DBT-P00013.nii.gz")
     write_volume(tmp_path / "DBT-P00014.nii.gz")
@@ -151,7 +151,7 @@ def test_a_wrong_box_rejects_its_case_alone(tmp_path, row, message):
         ("", "row 1: expected columns PatientID"),
     ],
 )
-def test_a_table_that_is_none_ends_it(tmp_path, content, message):
+def test_an_invalid_table_is_an_error(tmp_path, content, message):
     (tmp_path / "boxes.csv").write_text(content)
     write_volume(tmp_path / "DBT-P00013.nii.gz")
     with pytest.raises(InputError, match=message):
@@ -173,7 +173,7 @@ def test_labels_and_boxes_must_agree(tmp_path):
     assert the_problem(tmp_path) == ""
 
 
-def test_without_labels_what_has_no_box_is_normal(tmp_path):
+def test_without_labels_volumes_without_a_box_are_normal(tmp_path):
     write_tables(tmp_path)
     write_volume(tmp_path / "DBT-P00013.nii.gz")
     write_volume(tmp_path / "another.nii.gz")
@@ -190,7 +190,7 @@ def test_two_volumes_for_one_row_are_a_problem(tmp_path):
     assert "expected one volume, found 2 with this row's names" in the_problem(tmp_path)
 
 
-def test_to_predict_every_volume_is_a_case_whatever_its_boxes(tmp_path):
+def test_without_need_for_labels_every_volume_is_a_case(tmp_path):
     write_tables(tmp_path, [CANCER.replace("cancer", "mass"), CANCER.replace("P00013", "P9")])
     write_volume(tmp_path / "DBT-P00013.nii.gz")
     (case,) = find_cases([tmp_path], need_labels=False)
@@ -198,7 +198,7 @@ def test_to_predict_every_volume_is_a_case_whatever_its_boxes(tmp_path):
     assert not case.problem
 
 
-def test_conversion_names_what_is_wrong_and_no_patient(tmp_path, capsys):
+def test_conversion_reports_errors_without_identifiers(tmp_path, capsys):
     rows = [
         CANCER,
         CANCER.replace("P00013", "P00014").replace(",10,12,8,", ",36,12,8,"),
@@ -228,8 +228,8 @@ def test_conversion_names_what_is_wrong_and_no_patient(tmp_path, capsys):
             assert identifier not in content.upper()
 
 
-def test_public_layout_in_dicom_turned_to_its_view(tmp_path, dicom):
-    """Two breasts as the archive has them: long folder names, one stored upside down."""
+def test_public_layout_in_dicom_is_rotated_to_its_view(tmp_path, dicom):
+    """Two breasts in the layout of the archive, one stored upside down."""
     stored = np.random.default_rng(0).integers(0, 900, (12, 48, 40)).astype(np.uint16)
     stored[:, :, 0] += 100
     folder, output = tmp_path / "set", tmp_path / "records"
@@ -244,7 +244,7 @@ def test_public_layout_in_dicom_turned_to_its_view(tmp_path, dicom):
     paths = [f"DBT-P00013,DBT-S00163,lcc,{series},", f"DBT-P00014,DBT-S00164,lcc,x/1.dcm,{other}"]
     write_tables(folder, boxes, paths=paths)
     options = ["--task", "dbt_lesion", "--patch-shape", "12", "48", "40", "--patches-per-case", "1"]
-    # The same voxels twice, once turned: allowed to be found, for this is what is tested.
+    # The same voxels twice, once rotated.
     first, second = find_cases([folder], need_labels=True)
     images = [read_case_image(case).voxels for case in (first, second)]
     np.testing.assert_array_equal(*images)
@@ -256,7 +256,7 @@ def test_public_layout_in_dicom_turned_to_its_view(tmp_path, dicom):
     task = load_task(str(output / "task.json"))
     record = next(tf.data.TFRecordDataset(str(records)).as_numpy_iterator())
     example = parse_example(tf.constant(record), task)
-    # Without a position columns run to the left and rows to posterior: both turn to RAS+.
+    # Without a position, columns run to the left and rows to posterior: both are flipped.
     found = example["heat_map"].numpy()[:, ::-1, ::-1]
     centre = found[5, 14:16, 13:15]
     # Sides of 8 and 6 voxels: half a voxel from the centre in both.

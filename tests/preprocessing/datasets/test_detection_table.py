@@ -1,4 +1,4 @@
-"""Tables of detected lesions: read in BCS-DBT's columns, refused by row and never by patient."""
+"""Tables of detected lesions in BCS-DBT's columns; errors name the row, never the patient."""
 
 import pytest
 
@@ -48,7 +48,7 @@ def test_no_detections_at_all(tmp_path):
     ],
     ids=["word", "nan", "inf", "size", "view", "short"],
 )
-def test_unfit_rows(tmp_path, row, message):
+def test_invalid_rows(tmp_path, row, message):
     with pytest.raises(InputError, match=message) as caught:
         read_detections(table(tmp_path, row))
     assert "P77" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Which files belong together, in the layouts that data sets come in."""
+"""Which files are paired in the layouts of data sets."""
 
 import os
 
@@ -85,7 +85,7 @@ def test_folders_of_images_and_labels_with_the_same_names(tmp_path):
     }
 
 
-def test_one_folder_a_case(tmp_path):
+def test_one_folder_per_case(tmp_path):
     touch(
         tmp_path,
         *("case17/ct.nii.gz", "case17/label.nii.gz"),
@@ -128,7 +128,7 @@ def test_without_labels_every_image_is_a_case(tmp_path):
     ]
 
 
-def test_what_lacks_its_partner_is_reported_not_dropped(tmp_path):
+def test_files_without_a_partner_are_reported(tmp_path):
     touch(tmp_path, "volume-1.nii", "volume-2.nii", "segmentation-2.nii", "segmentation-3.nii")
     assert problems(tmp_path) == {
         "volume-1": f"{tmp_path}/volume-1.nii: expected a label map beside this image, found none",
@@ -147,7 +147,7 @@ def test_several_label_maps_for_one_image_are_reported(tmp_path):
     )
 
 
-def test_same_ids_get_their_folders_names(tmp_path):
+def test_equal_ids_get_the_names_of_their_data_sets(tmp_path):
     for source in ("a", "b"):
         touch(tmp_path / source, "volume-1.nii", "segmentation-1.nii")
     cases = find_cases([tmp_path / "a", tmp_path / "b"], need_labels=True)
@@ -158,7 +158,7 @@ def test_same_ids_get_their_folders_names(tmp_path):
     assert [case.case_id for case in cases] == ["c_case", "d_case"]
 
 
-def test_same_ids_in_folders_of_one_data_set_get_the_folders_names(tmp_path):
+def test_equal_ids_in_one_data_set_get_the_names_of_their_folders(tmp_path):
     for batch in (1, 2):
         touch(tmp_path / f"batch{batch}", "volume-1.nii", "segmentation-1.nii")
     assert list(found(tmp_path)) == ["batch1_volume-1", "batch2_volume-1"]
@@ -170,7 +170,7 @@ def test_several_images_of_one_folder_are_predicted_one_by_one(tmp_path):
     assert list(problems(tmp_path)) == [tmp_path.name]
 
 
-def test_ids_that_cannot_be_told_apart_are_refused(tmp_path):
+def test_ambiguous_ids_are_refused(tmp_path):
     for parent in ("p", "q"):
         touch(tmp_path / parent / "same", "volume-1.nii", "segmentation-1.nii")
     with pytest.raises(InputError, match="a name of its own for each case"):
@@ -189,7 +189,7 @@ def test_empty_and_missing_folders(tmp_path):
         find_cases([tmp_path / "none"], need_labels=True)
 
 
-def test_links_are_followed_and_loops_end(tmp_path):
+def test_links_are_followed_except_for_loops(tmp_path):
     touch(tmp_path / "data", "ct.nii", "label.nii")
     inputs = tmp_path / "inputs"
     inputs.mkdir()
@@ -218,7 +218,7 @@ def test_long_names_make_short_ids_that_differ(tmp_path):
     assert all(case_id.startswith("n" * 87 + "-") for case_id in ids)
 
 
-def test_pipes_beside_the_images_keep_nobody_waiting(tmp_path):
+def test_pipes_beside_images_do_not_block(tmp_path):
     touch(tmp_path, "a/ct.nii", "a/label.nii")
     for name in ("notes", "IM0001.dcm", "more.nii.gz"):
         os.mkfifo(tmp_path / "a" / name)
@@ -226,7 +226,7 @@ def test_pipes_beside_the_images_keep_nobody_waiting(tmp_path):
     assert {case.image_path.name for case in cases} == {"ct.nii", "more.nii.gz"}
 
 
-def test_names_that_are_no_text_beside_dicom(tmp_path, dicom):
+def test_names_that_are_not_text_beside_dicom(tmp_path, dicom):
     dicom.ct_series(tmp_path / "scan", np.arange(12, dtype=np.int16).reshape(3, 2, 2))
     name = os.fsdecode(b"\xff-bytes")
     touch(tmp_path, f"{name}/ct.nii", f"{name}/label.nii")

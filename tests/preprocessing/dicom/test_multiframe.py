@@ -27,7 +27,7 @@ from preprocessing.errors import (
 
 STORED = np.random.default_rng(1).integers(0, 1024, (5, 8, 6)).astype(np.uint16)
 XYZ = STORED.transpose(2, 1, 0)
-# A medio-lateral oblique picture: rows run backwards and columns down, tilted by 45 degrees.
+# A medio-lateral oblique image: rows run to posterior and columns down, tilted by 45 degrees.
 OBLIQUE = [0, 1, 0, 0.70710678, 0, -0.70710678]
 NORMAL = np.array([-0.70710678, 0, -0.70710678])
 GROUPS = {
@@ -54,7 +54,7 @@ def test_tomosynthesis_with_functional_groups(tmp_path, dicom):
     np.testing.assert_allclose(volume.affine, expected, atol=1e-5)
 
 
-def test_frames_against_the_normal_keep_the_files_order(tmp_path, dicom):
+def test_frames_against_the_normal_keep_the_file_order(tmp_path, dicom):
     positions = [-1.2 * index * NORMAL for index in range(5)]
     dataset = dicom.multi_frame(STORED, positions=positions, shared=GROUPS)
     volume = read_dicom(dicom.save(dataset, tmp_path / "a.dcm"))
@@ -68,7 +68,7 @@ def test_tomosynthesis_without_any_geometry(tmp_path, dicom):
     np.testing.assert_array_equal(volume.affine, np.diag([-0.085, -0.085, 1, 1]))
 
 
-def test_geometry_from_what_is_there(tmp_path, dicom):
+def test_incomplete_geometry(tmp_path, dicom):
     dataset = dicom.multi_frame(STORED, ImagerPixelSpacing=[0.14, 0.13], SliceThickness=0.9)
     volume = read_dicom(dicom.save(dataset, tmp_path / "a.dcm"))
     np.testing.assert_allclose(volume.affine, np.diag([-0.13, -0.14, 0.9, 1]))
@@ -78,7 +78,7 @@ def test_geometry_from_what_is_there(tmp_path, dicom):
     )
     volume = read_dicom(dicom.save(dataset, tmp_path / "b.dcm"))
     np.testing.assert_allclose(volume.affine[:3, 3], [-1, -2, 3])
-    # The header's own spacing stands back behind the functional group's thickness.
+    # The functional groups have a thickness, the header has a spacing: the spacing is used.
     np.testing.assert_allclose(np.linalg.norm(volume.affine[:3, 2]), 1.5, rtol=1e-6)
 
 
@@ -103,13 +103,13 @@ def test_side_from_the_pixel_edges():
     frame[:, 0] = 65535
     frame[0, -1] = 0
     assert breast_side(frame) == "L"
-    # The middle of the picture doesn't count.
+    # The middle of the image does not count.
     frame[:, 1:4] = 65535
     assert breast_side(frame[:, ::-1]) == "R"
 
 
 @pytest.mark.parametrize(("view", "turned"), [("rmlo", False), ("LCC", True), ("", False)])
-def test_a_picture_of_the_other_side_is_turned(tmp_path, dicom, view, turned):
+def test_an_image_of_the_other_side_is_rotated(tmp_path, dicom, view, turned):
     stored = STORED.copy()
     stored[0, :, -1] += 5000  # "R" by the first frame
     path = dicom.save(dicom.multi_frame(stored), tmp_path / "a.dcm")
@@ -119,7 +119,7 @@ def test_a_picture_of_the_other_side_is_turned(tmp_path, dicom, view, turned):
     np.testing.assert_array_equal(volume.affine, np.diag([-0.085, -0.085, 1, 1]))
 
 
-def test_a_known_geometry_turns_with_the_picture(tmp_path, dicom):
+def test_the_affine_follows_the_rotation(tmp_path, dicom):
     stored = STORED.copy()
     stored[0, :, -1] += 5000
     positions = [1.2 * index * NORMAL for index in range(5)]
@@ -136,7 +136,7 @@ def test_a_known_geometry_turns_with_the_picture(tmp_path, dicom):
         np.testing.assert_allclose(here, there, atol=1e-9)
 
 
-def test_views_have_a_side(tmp_path, dicom):
+def test_views_without_a_side_are_refused(tmp_path, dicom):
     path = dicom.save(dicom.multi_frame(STORED), tmp_path / "a.dcm")
     with pytest.raises(SettingsError, match="begins with L or R"):
         read_frames(path, ReadOptions(view="cc"))
@@ -149,7 +149,7 @@ CT_GROUPS = {
 
 
 def enhanced(dicom, path, places, *, slopes=None, **options):
-    """An enhanced CT whose frames lie at z = places, in that order in the file."""
+    """An enhanced CT with frames at z = places, in that order in the file."""
     groups = None
     if slopes is not None:
         groups = [
@@ -218,7 +218,7 @@ def test_enhanced_ct_needs_its_geometry(tmp_path, dicom):
 
 
 def gdcm_compressed(source, target, kind):
-    """Compresses a file with GDCM, whose coder pydicom has no part in."""
+    """Compresses a file with GDCM, independently of pydicom."""
     import gdcm
 
     reader, change, writer = (
@@ -248,7 +248,7 @@ def gdcm_compressed(source, target, kind):
     ],
 )
 def test_compressed_frames(tmp_path, dicom, kind, syntax):
-    # Smooth, as pictures are, and larger than a codec's smallest block.
+    # Smooth like real images, and larger than a codec's smallest block.
     ramp = np.add.outer(np.arange(40), np.arange(50)) * 9
     stored = np.stack([ramp + 100 * z for z in range(4)]).astype(np.uint16)
     plain = dicom.save(dicom.multi_frame(stored), tmp_path / "plain.dcm")
@@ -263,7 +263,7 @@ def test_pydicoms_own_compressed_files():
         volume = read_dicom(get_testdata_file(f"MR_small_{name}.dcm"))
         assert np.array_equal(volume.voxels, plain.voxels), name
         np.testing.assert_allclose(volume.affine, plain.affine)
-    # Signed by its header, unsigned by its stream; pydicom tells its range.
+    # Signed according to the header, unsigned according to the stream.
     volume = read_dicom(get_testdata_file("J2K_pixelrep_mismatch.dcm"))
     assert (volume.voxels.min(), volume.voxels.max()) == (-2000, 1896)
 
@@ -284,8 +284,8 @@ def refusal(path):
     return str(caught.value)
 
 
-def test_damaged_streams_cost_one_file_each(tmp_path, dicom):
-    """Codecs end their process on some of these; the one that runs this test stays."""
+def test_damaged_streams_do_not_end_the_process(tmp_path, dicom):
+    """Codecs crash on some of these."""
     content = bytearray(Path(get_testdata_file("JPEGLSNearLossless_16.dcm")).read_bytes())
     reasons = set()
     for seed in range(4):
@@ -302,13 +302,13 @@ def test_damaged_streams_cost_one_file_each(tmp_path, dicom):
     assert reasons
 
 
-def test_the_end_of_a_decoder_is_an_error_of_the_file(tmp_path, dicom, monkeypatch):
+def test_a_decoder_that_crashes_is_an_error_of_the_file(tmp_path, dicom, monkeypatch):
     path = get_testdata_file("MR_small_jp2klossless.dcm")
     monkeypatch.setattr("sys.executable", "/bin/false")
     assert "the decoder broke down" in refusal(path)
 
 
-def test_a_decoder_that_hangs_is_ended(monkeypatch, tmp_path):
+def test_a_decoder_that_hangs_is_stopped(monkeypatch, tmp_path):
     sleeper = tmp_path / "python"
     sleeper.write_text("#!/bin/sh\nexec sleep 60\n")
     sleeper.chmod(0o755)
@@ -326,7 +326,7 @@ def test_a_decoder_that_hangs_is_ended(monkeypatch, tmp_path):
         ({"Rows": 3, "NumberOfFrames": 2}, "damaged or unknown ones"),
     ],
 )
-def test_compressed_files_that_lie(tmp_path, dicom, tags, found):
+def test_compressed_files_with_wrong_headers(tmp_path, dicom, tags, found):
     dataset = dicom.multi_frame(STORED)
     dataset.compress(RLELossless)
     dataset.PixelData = encapsulate([b"\0" * 4], has_bot=False)
@@ -335,7 +335,7 @@ def test_compressed_files_that_lie(tmp_path, dicom, tags, found):
     assert found in refusal(dicom.save(dataset, tmp_path / "a.dcm"))
 
 
-def test_a_frame_of_another_size_than_the_header_says(tmp_path):
+def test_a_frame_of_another_size_than_in_the_header(tmp_path):
     source = dcmread(get_testdata_file("MR_small_jp2klossless.dcm"))
     source.Rows = 63
     path = tmp_path / "a.dcm"

@@ -1,4 +1,4 @@
-"""DICOM SEG: read back by pydicom and highdicom, voxel for voxel on the source's own slices."""
+"""DICOM SEG, read back by pydicom and highdicom, voxel by voxel on the slices of the source."""
 
 import highdicom as hd
 import numpy as np
@@ -22,7 +22,7 @@ def stored(shape=(6, 9, 7), seed=0):
 
 
 def thirds(volume):
-    """A label map that tells every voxel's place: by the values themselves, all three labels."""
+    """Returns a label map with all three labels, derived from the voxels themselves."""
     return np.digitize(volume.voxels, [300, 2000]).astype(np.uint8)
 
 
@@ -35,7 +35,7 @@ def segmented(path, output, classes=CLASSES, **options):
 
 
 def frames_of(written):
-    """For each frame of a SEG: segment number, position and reference to the source, and its pixels."""
+    """Yields for each frame of a SEG its segment number, position, source reference and pixels."""
     pixels = written.pixel_array.reshape(-1, written.Rows, written.Columns)
     for frame, group in zip(pixels, written.PerFrameFunctionalGroupsSequence, strict=True):
         segment = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
@@ -52,7 +52,7 @@ def test_each_segment_lies_on_the_source_slices(tmp_path, dicom):
     for segment, position, reference, frame in frames_of(written):
         source = sources[reference.ReferencedSOPInstanceUID]
         assert position == tuple(map(float, source.ImagePositionPatient))
-        # The source's own pixels in HU, where the label map comes from.
+        # Derived from the source's own pixels in HU, as is the label map.
         expected = np.digitize(source.pixel_array.astype(int) - 1024, [300, 2000]) == segment
         assert np.array_equal(frame, expected)
         seen[:, :, source.InstanceNumber - 1] += segment * frame.T
@@ -65,18 +65,18 @@ def test_each_segment_lies_on_the_source_slices(tmp_path, dicom):
 
 
 def test_highdicom_reads_the_same_volume(tmp_path, dicom):
-    """Oblique slices, given from top to bottom."""
+    """Oblique slices, stored from top to bottom."""
     turned = {"ImageOrientationPatient": [0.8, 0.6, 0, -0.6, 0.8, 0]}
     dicom.ct_series(tmp_path / "ct", stored()[::-1], step=(0, 0, -2.5), **turned)
     volume, labels, _ = segmented(tmp_path / "ct", tmp_path / "seg.dcm")
     segmentation = hd.seg.segread(tmp_path / "seg.dcm")
     found = segmentation.get_volume(combine_segments=True)
-    # Theirs is [slice, row, column] in LPS.
+    # highdicom's volume is [slice, row, column] in LPS.
     to_ras = np.diag([-1.0, -1.0, 1.0, 1.0])
     theirs = to_ras @ found.affine @ np.eye(4)[[2, 1, 0, 3]].T
     array = found.array
     if not np.allclose(theirs, volume.affine, atol=1e-4):
-        # A volume may run either way along the normal.
+        # It may run either way along the normal.
         theirs = theirs @ [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, len(array) - 1], [0, 0, 0, 1]]
         array = array[::-1]
     np.testing.assert_allclose(theirs, volume.affine, atol=1e-4)
@@ -97,7 +97,7 @@ def test_it_belongs_to_the_patient_and_the_study(tmp_path, dicom):
     ):
         assert written[keyword].value == source[keyword].value
     assert str(written.PatientName) == "Müller^Jörg"
-    # What the source has not, or not as it should, is empty.
+    # Attributes that the source lacks, or with invalid values, are empty.
     assert written.PatientSex in (None, "")
     assert written.StudyTime in (None, "")
     assert written.SeriesInstanceUID != source.SeriesInstanceUID
@@ -132,7 +132,7 @@ def coded(sequence):
     return sequence[0].CodeValue, sequence[0].CodingSchemeDesignator
 
 
-def test_nothing_found_is_a_segmentation_too(tmp_path, dicom):
+def test_empty_label_map(tmp_path, dicom):
     dicom.ct_series(tmp_path / "ct", stored())
     source = read_source(tmp_path / "ct")
     write_segmentation(
@@ -145,7 +145,7 @@ def test_nothing_found_is_a_segmentation_too(tmp_path, dicom):
 
 @pytest.mark.parametrize("view", ["", "lcc", "rcc"])
 def test_frames_of_one_file(tmp_path, dicom, view):
-    """A breast whose frames are stored against the normal; a view turns it by 180 degrees."""
+    """A breast with frames stored against the normal; a view rotates it by 180 degrees."""
     values = stored()
     # Bright at the left edge.
     values[:, :, 0] = 4000
@@ -172,12 +172,12 @@ def test_frames_of_one_file(tmp_path, dicom, view):
     assert coded(written.SegmentSequence[0].AnatomicRegionSequence) == ("76752008", "SCT")
 
 
-def test_what_can_not_be_referred_to(tmp_path, dicom):
+def test_sources_without_positions_are_refused(tmp_path, dicom):
     dicom.ct_series(tmp_path / "PID7748123", stored(), FrameOfReferenceUID=None)
     with pytest.raises(InputError, match="FrameOfReferenceUID") as caught:
         read_source(tmp_path / "PID7748123")
     assert "PID7748123" not in str(caught.value)
-    # A tomosynthesis that doesn't say where its frames lie.
+    # A tomosynthesis without the positions of its frames.
     path = dicom.save(dicom.multi_frame(stored()), tmp_path / "dbt.dcm")
     with pytest.raises(InputError, match=r"place in the patient.*found none"):
         read_source(path)

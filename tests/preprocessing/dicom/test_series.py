@@ -1,4 +1,4 @@
-"""CT series: order, Hounsfield units and geometry, and what is irregular about slices."""
+"""CT series: order, Hounsfield units, geometry, and irregular slices."""
 
 import numpy as np
 import pytest
@@ -47,8 +47,8 @@ def test_order_of_acquisition_does_not_matter(tmp_path, dicom, direction):
     assert volume.affine[2, 2] == 2.5
 
 
-def test_oblique_slices_keep_every_voxel_in_its_place(tmp_path, dicom):
-    # Rotations about x and z by hand-picked angles; each voxel's place by DICOM's own equation.
+def test_oblique_slices_keep_the_position_of_every_voxel(tmp_path, dicom):
+    # Rotations about x and z by chosen angles; each voxel's position by DICOM's own equation.
     a, b = np.radians(20), np.radians(35)
     about_x = [[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]]
     about_z = [[np.cos(b), -np.sin(b), 0], [np.sin(b), np.cos(b), 0], [0, 0, 1]]
@@ -68,7 +68,7 @@ def test_oblique_slices_keep_every_voxel_in_its_place(tmp_path, dicom):
         np.testing.assert_allclose(place[:3], [-left, -posterior, superior], atol=1e-3)
 
 
-def test_scaling_of_each_slice_is_its_own(tmp_path, dicom):
+def test_each_slice_has_its_own_scaling(tmp_path, dicom):
     for z, (slope, intercept) in enumerate([(1, -1000), (2, 50)]):
         values = np.full((2, 2), 100 + z, np.uint16)
         one = dicom.ct_slice(values, (0, 0, z), RescaleSlope=slope, RescaleIntercept=intercept)
@@ -76,7 +76,7 @@ def test_scaling_of_each_slice_is_its_own(tmp_path, dicom):
     assert read_dicom(tmp_path).voxels[0, 0].tolist() == [-900, 252]
 
 
-def test_wider_values_widen_the_voxels(tmp_path, dicom):
+def test_large_values_widen_the_dtype(tmp_path, dicom):
     large = STORED.copy()
     large[3, 0, 0] = 60000
     dicom.ct_series(tmp_path / "a", large)
@@ -91,7 +91,7 @@ def test_wider_values_widen_the_voxels(tmp_path, dicom):
 
 def test_signed_pixels_of_twelve_bits(tmp_path, dicom):
     values = np.array([[-2048, -1], [0, 2047]], np.int16)
-    # The four bits above BitsStored are not the pixel's.
+    # The four bits above BitsStored do not belong to the pixel.
     dirty = ((values & 0x0FFF) | 0x5000).astype(np.int16)
     one = dicom.ct_slice(dirty, (0, 0, 0), BitsStored=12, RescaleIntercept=0)
     volume = read_dicom(dicom.save(one, tmp_path / "a.dcm"))
@@ -99,7 +99,7 @@ def test_signed_pixels_of_twelve_bits(tmp_path, dicom):
 
 
 @pytest.mark.parametrize("padding", [63536, -2000])
-def test_padding_is_air_whatever_sign_it_is_written_with(tmp_path, dicom, padding):
+def test_padding_is_air_with_either_sign(tmp_path, dicom, padding):
     values = np.array([[-2000, 7], [40, 90]], np.int16)
     one = dicom.ct_slice(values, (0, 0, 0), RescaleIntercept=0)
     one.add_new("PixelPaddingValue", "US" if padding > 0 else "SS", padding)
@@ -107,7 +107,7 @@ def test_padding_is_air_whatever_sign_it_is_written_with(tmp_path, dicom, paddin
     assert volume.voxels[:, :, 0].T.tolist() == [[-1024, 7], [40, 90]]
 
 
-def test_padding_that_could_be_tissue_is_left(tmp_path, dicom):
+def test_padding_that_could_be_tissue_is_kept(tmp_path, dicom):
     values = np.array([[0, 7], [40, 90]], np.int16)
     one = dicom.ct_slice(values, (0, 0, 0), RescaleIntercept=0, PixelPaddingValue=0)
     assert read_dicom(dicom.save(one, tmp_path / "a.dcm")).voxels[0, 0, 0] == 0
@@ -154,7 +154,7 @@ def test_duplicate_slices(tmp_path, dicom, same):
     assert np.array_equal(read_dicom(tmp_path, ReadOptions(allow=["duplicate_slices"])).voxels, HU)
 
 
-def test_two_series_in_every_place(tmp_path, dicom):
+def test_two_series_with_the_same_positions(tmp_path, dicom):
     dicom.ct_series(tmp_path / "a", STORED)
     dicom.ct_series(tmp_path / "a" / "b", STORED[:4] + 5, SeriesInstanceUID="1.2.3.4.5.6")
     for path in (tmp_path / "a" / "b").iterdir():
@@ -177,7 +177,7 @@ def test_a_localizer_in_the_series(tmp_path, dicom):
     assert np.array_equal(read_dicom(tmp_path, ReadOptions(allow=["mixed_series"])).voxels, HU)
 
 
-def test_what_is_no_slice_is_passed_over(tmp_path, dicom):
+def test_other_files_are_ignored(tmp_path, dicom):
     dicom.ct_series(tmp_path, STORED)
     report = dicom.ct_slice(STORED[0], (0, 0, 0), SOPClassUID=BasicTextSRStorage)
     for keyword in ("PixelData", "Rows", "Columns"):
@@ -189,7 +189,7 @@ def test_what_is_no_slice_is_passed_over(tmp_path, dicom):
     assert np.array_equal(read_dicom(tmp_path).voxels, HU)
 
 
-def test_a_damaged_slice_is_not_passed_over(tmp_path, dicom):
+def test_a_damaged_slice_is_not_ignored(tmp_path, dicom):
     dicom.ct_series(tmp_path, STORED)
     (tmp_path / "IM0003.dcm").write_bytes(b"")
     assert "IM0003.dcm: expected a DICOM file, found a file of another kind" in refusal(tmp_path)
@@ -219,7 +219,7 @@ def test_missing_geometry(tmp_path, dicom, keyword):
         ({"NumberOfFrames": 10**6}, "bytes of pixels that its header promises"),
     ],
 )
-def test_lying_headers(tmp_path, dicom, tags, found):
+def test_wrong_headers(tmp_path, dicom, tags, found):
     dicom.ct_series(tmp_path, STORED, **tags)
     assert found in refusal(tmp_path)
 
@@ -228,7 +228,7 @@ def test_other_encodings(tmp_path, dicom):
     for name, tags in (("rle", {"syntax": RLELossless}), ("bare", {})):
         dicom.ct_series(tmp_path / name, STORED, **tags)
     for path in (tmp_path / "bare").iterdir():
-        # As old scanners wrote them: neither preamble nor meta header, implicit VR.
+        # As from old scanners: neither preamble nor meta header, implicit VR.
         old = dcmread(path)
         del old.file_meta
         old.preamble = None

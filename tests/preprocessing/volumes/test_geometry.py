@@ -1,4 +1,4 @@
-"""Geometry: orientation, slice axis, resampling, and the exact way back."""
+"""Geometry: orientation, slice axis, resampling, and the exact conversion back."""
 
 import itertools
 
@@ -32,7 +32,7 @@ def task(resampling="keep", spacing=None, dtype="int16"):
 
 
 def affine_of(codes, spacing_by_world_axis=(0.7, 0.8, 5.0), origin=(11.0, -7.0, 300.0)):
-    """An affine with the given axis codes, whose world axes R, A, S have the given spacings."""
+    """Returns an affine with axis codes, and spacings along the world axes R, A, S."""
     affine = np.eye(4)
     affine[:3, :3] = 0
     for axis, code in enumerate(codes):
@@ -51,12 +51,12 @@ def rotated(affine, degrees, axis):
 
 
 @pytest.mark.parametrize("codes", AXIS_CODES)
-def test_way_back_is_exact_for_every_axis_code(codes):
+def test_conversion_back_is_exact_for_every_axis_code(codes):
     voxels = np.arange(3 * 4 * 5, dtype=np.int16).reshape(3, 4, 5)
     volume = Volume(voxels, affine_of(codes))
     array, space = to_target_grid(volume, task())
     assert from_target_grid(array, space).tolist() == voxels.tolist()
-    # An independent implementation of the same turn: nibabel's own.
+    # Compare with nibabel's own reorientation.
     canonical = nib.as_closest_canonical(nib.Nifti1Image(voxels, volume.affine))
     assert array.tolist() == np.asarray(canonical.dataobj).transpose(2, 1, 0).tolist()
     assert space.spacing_mm == pytest.approx((0.7, 0.8, 5.0))
@@ -74,7 +74,7 @@ def test_oblique_grids_keep_their_rotation_and_their_voxels(codes):
     array, space = to_target_grid(Volume(voxels, affine), task())
     assert sorted(array.ravel()) == sorted(voxels.ravel())
     assert from_target_grid(array, space).tolist() == voxels.tolist()
-    # Every voxel still lies where it lay: compare places of the same value.
+    # Every voxel keeps its position: compare the positions of equal values.
     for value in (0, 17, 59):
         (index,), (turned,) = np.argwhere(voxels == value), np.argwhere(array == value)
         place = affine @ [*index, 1]
@@ -170,7 +170,7 @@ def test_labels_on_a_finer_grid_come_back_exactly(data):
 
 @given(st.data())
 @settings(max_examples=40, deadline=None)
-def test_way_back_takes_the_nearest_voxel_of_any_grid(data):
+def test_conversion_back_takes_the_nearest_voxel_of_any_grid(data):
     shape = data.draw(st.tuples(*[st.integers(1, 9)] * 3))
     affine = affine_of(data.draw(st.sampled_from(AXIS_CODES)), (0.8, 0.8, 3.0))
     spacing = data.draw(st.tuples(st.floats(0.4, 4), st.floats(0.4, 4), st.floats(1, 9)))
@@ -186,7 +186,7 @@ def test_way_back_takes_the_nearest_voxel_of_any_grid(data):
         assert np.all(np.abs(taken - wanted) <= 0.5 + 1e-6)
 
 
-def test_real_maps_go_back_linearly():
+def test_real_values_are_interpolated_back():
     space = target_grid((4, 1, 1), np.eye(4), task("full", (2.0, 1.0, 1.0)))
     back = from_target_grid(np.array([[[0.0, 1.0]]], np.float32), space, label=False)
     assert back[:, 0, 0].tolist() == [0.0, 0.25, 0.75, 1.0]
@@ -194,7 +194,7 @@ def test_real_maps_go_back_linearly():
 
 @pytest.mark.parametrize("codes", AXIS_CODES)
 @pytest.mark.parametrize("resampling", ["keep", "in_plane", "full"])
-def test_labels_of_every_policy_come_back_to_their_own_voxels(codes, resampling):
+def test_labels_come_back_exactly_with_every_resampling(codes, resampling):
     voxels = np.random.default_rng(0).integers(0, 3, (7, 6, 5), np.uint8)
     affine = rotated(affine_of(codes), 13, 1)
     finer = task(resampling, (0.61, 0.77, 1.9))
@@ -205,7 +205,7 @@ def test_labels_of_every_policy_come_back_to_their_own_voxels(codes, resampling)
 
 @pytest.mark.parametrize("tilt_degrees", [-30, -12.5, 7, 25])
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "SRA", "AIL"])
-def test_sheared_grids_of_tilted_gantries_go_there_and_back(codes, tilt_degrees):
+def test_sheared_grids_of_tilted_gantries(codes, tilt_degrees):
     # A tilted gantry moves each slice along y by the same step: the grid is no longer orthogonal.
     affine = affine_of(codes)
     slices = codes.index("S") if "S" in codes else codes.index("I")
@@ -215,7 +215,7 @@ def test_sheared_grids_of_tilted_gantries_go_there_and_back(codes, tilt_degrees)
         array, space = to_target_grid(Volume(voxels, affine), policy, label=True)
         assert axis_codes(np.array(space.affine)) == "RAS"
         assert np.array_equal(from_target_grid(array, space), voxels)
-        # The same voxels lie at the same millimetres, shear included.
+        # Equal voxels have equal positions in mm, with the shear.
         to_grid = np.linalg.inv(np.array(space.affine)) @ affine
         for index in itertools.product((0, 3, 5), repeat=3):
             x, y, z = np.floor((to_grid @ [*index, 1])[:3] + 0.5).astype(int)
@@ -236,7 +236,7 @@ def test_very_anisotropic_and_tiny_volumes():
         assert image.shape == array.shape
 
 
-def test_one_slice_goes_there_and_back():
+def test_single_slice():
     voxels = np.arange(20, dtype=np.uint8).reshape(4, 5, 1) % 2
     array, space = to_target_grid(
         Volume(voxels, np.diag([1.0, 1, 1.6, 1])), task("full", (0.5, 0.5, 5.0)), label=True
@@ -267,7 +267,7 @@ def test_kept_grid_is_not_copied():
         np.eye(3),
         np.diag([1e300, 1, 1, 1]),
         np.diag([1e-30, 1e30, 1, 1]),
-        # Two axes in one direction, but for rounding.
+        # Two axes in one direction, except for rounding.
         np.array([[1, 1, 0, 0], [0, 1e-16, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
     ],
 )

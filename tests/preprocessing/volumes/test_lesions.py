@@ -1,4 +1,4 @@
-"""Lesions as heat maps: values worked out by hand, the depth rule, boxes against masks."""
+"""Heat maps of lesions: values derived by hand, the depth rule, boxes compared with masks."""
 
 import dataclasses
 
@@ -78,7 +78,7 @@ def test_heat_map_by_hand():
     assert heat_map[11, 12, 13] == 150
 
 
-def test_label_is_what_lies_in_the_ellipse():
+def test_label_is_the_inside_of_the_ellipse():
     label = box_heat_map([BOX], grid()) >= LESION_THRESHOLD
     y, x = np.mgrid[:20, :24]
     squares = ((x - 11) / 3.5) ** 2 + ((y - 9) / 5.5) ** 2
@@ -103,13 +103,13 @@ def test_overlapping_boxes_take_the_maximum():
     np.testing.assert_array_equal(both, np.maximum(*singles))
 
 
-def test_boxes_follow_the_volume_in_whatever_order_its_file_is():
+def test_boxes_follow_any_orientation_of_the_file():
     straight = box_heat_map([BOX], grid())
     np.testing.assert_array_equal(box_heat_map([BOX], grid(codes="LPS")), straight[:, ::-1, ::-1])
     np.testing.assert_array_equal(box_heat_map([BOX], grid(codes="LAI")), straight[::-1, :, ::-1])
 
 
-def test_on_a_resampled_grid_the_ellipsoid_itself_is_evaluated():
+def test_the_ellipsoid_is_evaluated_on_the_resampled_grid():
     coarse = attrs.evolve(TASK, resampling="in_plane", spacing_mm=(1.0, 1.0, 1.0))
     heat_map = box_heat_map([BOX], grid(task=coarse))
     assert heat_map.shape == (20, 10, 12)
@@ -162,7 +162,7 @@ def ball(shape, centre, radius, spacing):
     return squares < radius**2
 
 
-def test_mask_of_a_ball_gets_what_its_box_would():
+def test_mask_and_box_of_a_ball_agree():
     mask = ball((41, 41, 41), (20, 20, 20), 6.2, (0.5, 0.5, 0.5))
     heat_map = mask_heat_map(mask.astype(np.uint8), (0.5, 0.5, 0.5))
     box = LesionBox(8, 8, 25, 25, 20, 50, "benign")
@@ -178,7 +178,7 @@ def test_mask_of_a_ball_gets_what_its_box_would():
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6))
-def test_mask_heat_map_is_the_mask_from_one_half_on(seed):
+def test_mask_heat_map_is_at_least_one_half_on_the_mask(seed):
     random = np.random.default_rng(seed)
     mask = random.random((6, 9, 8)) < random.choice([0.02, 0.3, 0.9])
     spacing = tuple(random.uniform(0.2, 3, 3))
@@ -186,7 +186,7 @@ def test_mask_heat_map_is_the_mask_from_one_half_on(seed):
     np.testing.assert_array_equal(heat_map >= LESION_THRESHOLD, mask)
 
 
-def test_a_regions_halo_does_not_depend_on_where_it_lies_or_on_others():
+def test_regions_are_independent_of_position_and_neighbours():
     mask = ball((12, 20, 20), (6, 10, 10), 3.5, (1, 1, 1)).astype(np.uint8)
     whole = mask_heat_map(mask, (1.0, 1.0, 1.0))
     corner = np.zeros_like(mask)

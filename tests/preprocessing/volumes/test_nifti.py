@@ -1,4 +1,4 @@
-"""NIfTI in and out: equal to nibabel's reading, and every kind of damage told in one line."""
+"""NIfTI: voxels equal to nibabel's, and a one-line error for every kind of damage."""
 
 import contextlib
 import gzip
@@ -87,7 +87,7 @@ def test_one_slice_and_trailing_axes_are_three_dimensional(tmp_path):
     assert read_image(save(tmp_path / "c.nii.gz", ramp((5, 4, 1)))).voxels.shape == (5, 4, 1)
 
 
-def test_gzip_is_known_by_its_bytes_not_by_the_name(tmp_path):
+def test_gzip_is_detected_by_content(tmp_path):
     path = save(tmp_path / "a.nii.gz", ramp())
     renamed = path.rename(tmp_path / "a.nii")
     assert np.array_equal(read_image(renamed).voxels, ramp())
@@ -204,7 +204,7 @@ class TestDamage:
 
 
 class TestBombs:
-    """Small files that become large ones: refused before they do."""
+    """Small files that inflate to large ones are refused before inflating."""
 
     @pytest.fixture
     def bomb(self, tmp_path):
@@ -228,7 +228,7 @@ class TestBombs:
         with pytest.raises(InputError, match=r"image's shape \(4, 5, 6\).*\(512, 512, 1024\)"):
             read_label(bomb, CLASSES, shape=(4, 5, 6))
 
-    def test_small_synthetic_images_and_empty_label_maps_are_none(self, tmp_path):
+    def test_small_synthetic_images_and_empty_label_maps_are_accepted(self, tmp_path):
         voxels = np.zeros((200, 200, 100), np.int16)
         voxels[5, 5, 5] = 1
         path = save(tmp_path / "a.nii.gz", voxels)
@@ -238,7 +238,7 @@ class TestBombs:
 
 
 @pytest.mark.filterwarnings("error")
-def test_scaling_beyond_every_number_is_told_once(tmp_path):
+def test_infinite_scaling_is_reported_without_warnings(tmp_path):
     path = save(tmp_path / "a.nii", ramp())
     content = bytearray(path.read_bytes())
     content[112:120] = struct.pack("<2f", 3e38, 0)
@@ -246,7 +246,7 @@ def test_scaling_beyond_every_number_is_told_once(tmp_path):
     assert "NaN or infinite" in refusal(read_image, path)
 
 
-def test_what_is_no_file_is_named(tmp_path):
+def test_other_kinds_of_paths_are_named(tmp_path):
     os.mkfifo(tmp_path / "pipe.nii")
     (tmp_path / "loop.nii").symlink_to("loop.nii")
     assert refusal(read_image, tmp_path / "pipe.nii").endswith("a pipe, a socket or a device")
@@ -309,7 +309,7 @@ class TestWriting:
     @pytest.mark.parametrize("codes", [(1, 1), (0, 2), (3, 0)])
     @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
     @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
-    def test_label_has_the_inputs_grid_to_the_bit(self, tmp_path, codes, suffix, kind):
+    def test_label_has_exactly_the_grid_of_the_input(self, tmp_path, codes, suffix, kind):
         source = kind(ramp(), AFFINE)
         source.set_qform(AFFINE, codes[0])
         source.set_sform(AFFINE, codes[1])
@@ -336,7 +336,7 @@ class TestWriting:
         assert label.shape == (5, 4)
         np.testing.assert_allclose(label.affine, nib.load(tmp_path / "a.nii").affine)
 
-    def test_same_voxels_same_bytes_and_nothing_left_behind(self, tmp_path):
+    def test_equal_voxels_give_equal_bytes_and_no_temporary_files(self, tmp_path):
         volume = Volume(ramp(), AFFINE)
         write_image(tmp_path / "a.nii.gz", volume)
         write_image(tmp_path / "b.nii.gz", volume)

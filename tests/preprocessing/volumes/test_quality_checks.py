@@ -1,4 +1,4 @@
-"""What a sound-looking case is doubted for, what its fingerprint holds, and which cases are twins."""
+"""Findings about readable cases, fingerprints of images, and duplicates."""
 
 import itertools
 
@@ -22,7 +22,7 @@ AXIS_CODES = [
 
 
 def ct(shape=(12, 10, 8)):
-    """Tissue around 50 HU in a frame of air."""
+    """Returns tissue around 50 HU in a frame of air."""
     voxels = np.full(shape, -1000, np.int16)
     inside = tuple(slice(2, size - 2) for size in shape[:2])
     noise = np.random.default_rng(0).integers(-60, 120, shape, np.int16)
@@ -49,7 +49,7 @@ def found(voxels, label=None, affine=AFFINE, task=CT):
     return {finding.code: finding.text for finding in findings}
 
 
-def test_a_sound_case_is_not_doubted():
+def test_a_good_case_has_no_findings():
     assert found(ct(), liver()) == {}
     checked = check_image(Volume(ct(), AFFINE), CT)
     assert (checked.low, checked.high) == (-1000, ct().max())
@@ -81,7 +81,7 @@ def test_slices_are_counted_along_the_slice_axis_of_the_grid():
     coronal[:, 1] = -1000
     affine = nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt("RPS"), (12, 10, 8))
     affine = np.diag([0.8, 4, 0.8, 1]) @ affine
-    # The axis runs to the back: its second row is the last but one from the back.
+    # The axis runs to posterior, the slice axis to anterior: index 1 of 10 becomes slice 8.
     assert "1 of 10 slices (8)" in found(coronal, affine=affine)["constant_slices"]
 
 
@@ -94,7 +94,7 @@ def test_spacing():
 
 def test_labels():
     assert found(ct(), liver() * 0).keys() == {"no_foreground"}
-    # Most screened breasts hold no lesion.
+    # Most screened breasts have no lesion.
     counts, findings = check_labels(ct().astype(np.uint16), liver() * 0, DBT)
     assert (counts.sum(axis=0).tolist(), findings) == ([960, 0], ())
     # Two slices down; four columns to the right.
@@ -109,7 +109,7 @@ def test_labels():
 
 @given(st.data())
 @settings(max_examples=40, deadline=None)
-def test_fingerprint_is_of_the_voxels_however_they_are_turned_packed_or_placed(data):
+def test_fingerprint_ignores_orientation_dtype_and_position(data):
     shape = data.draw(st.tuples(*[st.integers(2, 6)] * 3))
     random = np.random.default_rng(data.draw(st.integers(0, 99)))
     image = nib.Nifti1Image(random.integers(-999, 999, shape, np.int16), np.diag([1, 1, 5, 1.0]))
@@ -132,7 +132,7 @@ def test_fingerprint_is_of_the_voxels_however_they_are_turned_packed_or_placed(d
     assert fingerprint(changed, affine) != original
 
 
-def test_the_second_of_two_is_the_duplicate():
+def test_later_cases_are_the_duplicates():
     fingerprints = [("c", "1"), ("a", "2"), ("b", "1"), ("d", "2"), ("e", "3"), ("f", "1")]
     assert find_duplicates(fingerprints) == {"b": "c", "d": "a", "f": "c"}
     assert find_duplicates([]) == {}

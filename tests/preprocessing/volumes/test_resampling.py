@@ -1,4 +1,4 @@
-"""Resampling against an independent implementation; the same bytes whatever the slabs; its memory."""
+"""Resampling: agreement with SciPy, independence of slab sizes, and memory."""
 
 import tracemalloc
 
@@ -15,7 +15,7 @@ FLOAT = np.dtype(np.float32)
 
 
 def by_scipy(array, spacing, new_shape, new_spacing, order):
-    """The whole volume at once, each new voxel's place worked out on its own."""
+    """Resamples the whole volume at once, at the position of each new voxel."""
     steps = np.divide(new_spacing, spacing)
     if order == 1:
         sigma = np.maximum(0, (steps - 1) / 2)
@@ -52,7 +52,7 @@ def test_same_size_at_another_spacing_is_resampled():
     assert result[0, 0].tolist() == pytest.approx([20, 115, 210, 305, 400, 495, 590, 685, 780])
 
 
-def test_slabs_leave_no_trace(monkeypatch):
+def test_result_does_not_depend_on_slabs(monkeypatch):
     array = np.random.default_rng(0).integers(-1000, 1000, (17, 8, 9), np.int16)
     for shape, spacing in (
         ((40, 12, 12), (1, 1, 1)),
@@ -81,7 +81,7 @@ def test_memory_is_the_result_and_some_slabs(monkeypatch):
         return peak - result.nbytes
 
     few, many = beside_result(30, 60), beside_result(300, 600)
-    # Ten times the volume, 20 MB: what is added are the operators' 600 x 300 numbers alone.
+    # Ten times the volume, 20 MB: only the operators' 600 x 300 numbers are added.
     assert many - few < 4e6
     assert few < 12 * 2**16 * 4
 

@@ -1,4 +1,4 @@
-"""DICOM data sets from folder to records and predictions, and that no identifier comes out of them."""
+"""Data sets with DICOM from folder to records, and that no output contains an identifier."""
 
 import json
 import re
@@ -65,7 +65,7 @@ def write_labels(path, like, labels=LABELS):
 
 
 def ircadb(dicom, root, **tags):
-    """A case in 3D-IRCADb's layout; masks of 255, their files in another order than the scan's."""
+    """Writes a case in 3D-IRCADb's layout; masks of 255, with files in another order than the scan."""
     dicom.ct_series(root / "PATIENT_DICOM", STORED, **tags)
     dicom.ct_series(root / "LABELLED_DICOM", STORED, **tags)
     tags = tags | {"RescaleIntercept": 0}
@@ -95,7 +95,7 @@ class TestFinding:
             read_case_image(case).voxels, STORED.transpose(2, 1, 0).astype(int) - 1024
         )
 
-    def test_multi_frame_files_are_cases_each(self, tmp_path, dicom):
+    def test_each_multi_frame_file_is_a_case(self, tmp_path, dicom):
         for name in ("lcc", "rcc"):
             dicom.save(dicom.multi_frame(STORED), tmp_path / "views" / f"{name}.dcm")
         assert found(tmp_path, need_labels=False) == {
@@ -139,7 +139,7 @@ class TestFinding:
             for n in (1, 2)
         }
 
-    def test_finding_reads_one_header_a_series(self, tmp_path, dicom, monkeypatch):
+    def test_finding_reads_one_header_per_series(self, tmp_path, dicom, monkeypatch):
         dicom.ct_series(tmp_path / "a", STORED)
         dicom.ct_series(tmp_path / "b", STORED)
         seen = []
@@ -148,14 +148,14 @@ class TestFinding:
         find_cases([tmp_path], need_labels=False)
         assert len(seen) == 2
 
-    def test_what_is_no_image_is_no_case(self, tmp_path, dicom):
+    def test_only_images_are_cases(self, tmp_path, dicom):
         dicom.ct_series(tmp_path / "case7", STORED)
         for name in ("rtdose.dcm", "test-SR.dcm", "rtplan.dcm", "liver_1frame.dcm"):
             (tmp_path / name).mkdir()
             shutil.copy(get_testdata_file(name), tmp_path / name / "1.dcm")
         assert list(found(tmp_path, need_labels=False)) == ["case7"]
 
-    def test_nothing_is_lost(self, tmp_path, dicom):
+    def test_damaged_files_are_cases_too(self, tmp_path, dicom):
         dicom.ct_series(tmp_path / "good", STORED)
         good = next((tmp_path / "good").iterdir()).read_bytes()
         for name, content in (("empty", b""), ("short", good[:140]), ("text", b"no DICOM at all")):
@@ -171,7 +171,7 @@ class TestFinding:
                 read_case_image(case)
 
     @pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small_implicit.dcm", "MR_small_RLE.dcm"])
-    def test_damaged_files_are_cases_that_read_or_are_refused(self, tmp_path, name):
+    def test_altered_files_are_read_or_refused(self, tmp_path, name):
         content = Path(get_testdata_file(name)).read_bytes()
         rng = np.random.default_rng(0)
         refused = 0
@@ -196,7 +196,7 @@ class TestMasks:
         (case,) = find_cases([tmp_path], need_labels=True)
         label, image = read_case_label(case, TASK), read_case_image(case)
         assert label.voxels.dtype == np.uint8
-        # Tumours win over the liver around them; the vena cava is no class.
+        # Tumours replace the liver around them; the vena cava is not a class.
         assert np.array_equal(label.voxels, LABELS.transpose(2, 1, 0))
         np.testing.assert_array_equal(label.affine, image.affine)
 
@@ -205,7 +205,7 @@ class TestMasks:
         (case,) = find_cases([tmp_path], need_labels=True)
         with pytest.raises(InputError, match="a folder of masks for spleen, found liver, livert"):
             read_case_label(case, with_classes("background", "liver", "spleen"))
-        # Without a class of their own tumours are what their folder's name says no more.
+        # Tumours are ignored if they are not a class.
         label = read_case_label(case, with_classes("background", "liver"))
         assert np.array_equal(label.voxels, (LABELS > 0).transpose(2, 1, 0))
 
@@ -248,7 +248,7 @@ class TestDecathlon:
         (root / "dataset.json").write_text(json.dumps(content))
         return root
 
-    def test_the_list_decides(self, tmp_path):
+    def test_dataset_json_determines_the_cases(self, tmp_path):
         root = self.write(tmp_path / "Task03_Liver")
         pairs = {
             f"liver_{n}": tuple(f"{k}Tr/liver_{n}.nii.gz" for k in ("images", "labels"))
@@ -258,10 +258,10 @@ class TestDecathlon:
         (other,) = [case for case in find_cases([root], need_labels=True) if case.problem]
         assert (other.case_id, "dataset.json, found none" in other.problem) == ("liver_2", True)
         assert list(found(root, need_labels=False)) == ["liver_0", "liver_1", "liver_9", "liver_2"]
-        # Also from above, beside other data sets.
+        # Also from a folder above, with other data sets.
         assert len(find_cases([tmp_path], need_labels=True)) == 3
 
-    def test_labels_are_paired_with_classes_by_name(self, tmp_path):
+    def test_labels_are_mapped_to_classes_by_name(self, tmp_path):
         root = self.write(tmp_path, labels={"0": "background", "1": "cancer", "2": "liver"})
         case = find_cases([root], need_labels=True)[0]
         label = read_case_label(case, TASK).voxels
@@ -276,7 +276,7 @@ class TestDecathlon:
             values = np.array([0, task.class_values[2], 1], np.uint8)
             assert np.array_equal(label, values[LABELS.transpose(2, 1, 0)])
 
-    def test_nnunets_form(self, tmp_path):
+    def test_dataset_json_of_nnunet(self, tmp_path):
         root = self.write(tmp_path, labels={"background": 0, "liver": 1, "tumor": 2}, training=None)
         cases = find_cases([root], need_labels=True)
         assert [case.case_id for case in cases] == ["liver_0", "liver_1", "liver_2"]
@@ -299,11 +299,11 @@ class TestDecathlon:
     @pytest.mark.parametrize(
         "labels", [[], {}, {"0": "a", "zero": "b"}, {"0": "a", "300": "b"}, {"a": 0, "b": 0}, "x"]
     )
-    def test_labels_that_are_none(self, tmp_path, labels):
+    def test_invalid_labels(self, tmp_path, labels):
         with pytest.raises(InputError, match=r"dataset\.json: expected labels such as"):
             find_cases([self.write(tmp_path, labels=labels)], need_labels=True)
 
-    def test_files_outside_and_missing_ones(self, tmp_path):
+    def test_files_outside_the_folder_and_missing_files(self, tmp_path):
         listed = [
             {"image": "../secret.nii.gz", "label": "labelsTr/liver_0.nii.gz"},
             {"image": "/etc/passwd", "label": "labelsTr/liver_0.nii.gz"},
@@ -316,14 +316,14 @@ class TestDecathlon:
         with pytest.raises(InputError, match="no such file"):
             read_case_image(missing)
 
-    def test_no_json(self, tmp_path):
+    def test_invalid_json(self, tmp_path):
         (tmp_path / "dataset.json").write_text("{")
         with pytest.raises(InputError, match="expected JSON"):
             find_cases([tmp_path], need_labels=True)
 
 
 class TestIdentity:
-    def test_what_identifies(self, dicom):
+    def test_identifying_names(self, dicom):
         header = dicom.ct_slice(STORED[0], (0, 0, 0))
         known = header_identifiers(header)
         for name in (
@@ -334,21 +334,21 @@ class TestIdentity:
         for name in ("case7", "CT", "volume-12", "2018", "PATIENT_DICOM"):
             assert not is_identifying(name, known), name
 
-    def test_short_values_are_words_only(self):
+    def test_short_values_only_count_as_words(self):
         assert is_identifying("scan_7", ["7"])
         assert not is_identifying("scan77", ["7"])
 
-    def test_a_place_instead_of_a_name(self, tmp_path):
+    def test_position_replaces_an_identifying_name(self, tmp_path):
         for name in ("a", "Doehring", "z"):
             (tmp_path / name).mkdir()
         shown = redact_path(tmp_path / "Doehring" / "CT", ["doehring"])
         assert shown == str(tmp_path / "#1" / "CT")
 
-    def test_names_without_identifiers_stay(self, tmp_path, dicom):
+    def test_other_names_are_kept(self, tmp_path, dicom):
         dicom.ct_series(tmp_path / "case7", STORED)
         assert list(found(tmp_path, need_labels=False)) == ["case7"]
 
-    def test_others_become_pseudonyms(self, tmp_path, dicom):
+    def test_identifying_names_become_pseudonyms(self, tmp_path, dicom):
         dicom.ct_series(tmp_path / "Xaveria Doehring" / "CT", STORED)
         dicom.save(dicom.multi_frame(STORED), tmp_path / "PID7748123_lcc.dcm")
         ids = set(found(tmp_path, need_labels=False))
@@ -359,7 +359,7 @@ class TestIdentity:
 
 
 def archive(dicom, root):
-    """PATIENT/STUDY/SERIES/UID.dcm: sound cases, and one of every kind of irregular or damaged ones."""
+    """Writes PATIENT/STUDY/SERIES/UID.dcm: valid cases, and one of each irregular or damaged kind."""
     places = {}
 
     def place(number):
@@ -401,18 +401,18 @@ def archive(dicom, root):
 
 
 def shift():
-    """The place of the first voxel of `dicom.ct_series`, RAS+."""
+    """Returns the position of the first voxel of `dicom.ct_series`, RAS+."""
     matrix = np.zeros((4, 4))
     matrix[:3, 3] = 20, 30, 40
     return matrix
 
 
 def leaks(content, dicom):
-    """Identifiers of headers in bytes, in whatever case."""
+    """Returns the identifiers of headers in some bytes, in upper or lower case."""
     return [each for each in dicom.identifiers if each.lower().encode() in content.lower()]
 
 
-def test_no_identifier_leaves_a_conversion(tmp_path, dicom, capfd):
+def test_conversion_outputs_no_identifier(tmp_path, dicom, capfd):
     root = archive(dicom, tmp_path / "hospital")
     output = tmp_path / "records"
     options = ["--task", "ct_liver", "--input", str(root), "--output", str(output)]
@@ -433,7 +433,7 @@ def test_no_identifier_leaves_a_conversion(tmp_path, dicom, capfd):
         assert any(expected in reason for reason in reasons), (expected, reasons)
     assert "2 of 9 cases converted" in told
     assert leaks(told.encode(), dicom) == []
-    # The paths that are shown lead to the files, without saying whose they are.
+    # Redacted paths still lead to the files.
     assert any(re.search(r"hospital/#\d/#\d/#\d", reason) for reason in reasons), reasons
     files = [path for path in output.rglob("*") if path.is_file()]
     assert any(path.suffix == ".tfrecord" for path in files)
@@ -441,7 +441,7 @@ def test_no_identifier_leaves_a_conversion(tmp_path, dicom, capfd):
         assert leaks(str(path.relative_to(output)).encode() + path.read_bytes(), dicom) == []
 
 
-def test_no_identifier_leaves_a_check(tmp_path, dicom, capfd):
+def test_verification_outputs_no_identifier(tmp_path, dicom, capfd):
     root = archive(dicom, tmp_path / "hospital")
     assert verify.main([str(root), "--output", str(tmp_path / "found.json")]) == 1
     told = "".join(capfd.readouterr()) + (tmp_path / "found.json").read_text()
@@ -449,14 +449,14 @@ def test_no_identifier_leaves_a_check(tmp_path, dicom, capfd):
     assert leaks(told.encode(), dicom) == []
 
 
-def test_the_search_for_identifiers_finds_them(tmp_path, dicom):
-    """What the test above looks for is there to be found: the inputs are full of it."""
+def test_inputs_contain_all_identifiers(tmp_path, dicom):
+    """The search of the tests above finds identifiers in the inputs."""
     folder = dicom.ct_series(tmp_path / "x", STORED)
     content = b"".join(path.read_bytes() for path in folder.iterdir())
     assert set(leaks(content, dicom)) == set(dicom.identifiers)
 
 
-def test_records_of_dicom_are_those_of_nifti(tmp_path, dicom):
+def test_dicom_and_nifti_give_equal_records(tmp_path, dicom):
     """One volume as a DICOM series and as NIfTI gives the same records, also with allowances."""
     folder = dicom.ct_series(tmp_path / "dicom" / "a" / "ct", STORED, step=(0, 0.3, 2.5))
     volume = read_dicom(folder, ReadOptions(allow=["gantry_tilt"]))
@@ -487,7 +487,7 @@ def test_unknown_allowances_are_refused(tmp_path, dicom, capsys):
     assert "expected names among gantry_tilt, gaps" in capsys.readouterr().err
 
 
-def test_views_turn_tomosynthesis(tmp_path, dicom):
+def test_views_rotate_tomosynthesis(tmp_path, dicom):
     stored = STORED.copy()
     stored[0, :, -1] += 5000
     path = dicom.save(dicom.multi_frame(stored), tmp_path / "a.dcm")
