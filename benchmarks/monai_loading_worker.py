@@ -1,4 +1,4 @@
-"""MONAI's way from a volume to training patches, as a worker (see `peers`): runs in the peers' environment."""
+"""Worker (see `peers`) that loads volumes and crops patches with MONAI, in the peers' environment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BOTH = ("image", "label")
 
 
 def prepare(cores, window, patch_shape_xyz, patches, foreground_fraction):
-    """Sets up the transforms of MONAI's own tutorials for CT, with the same number of patches."""
+    """Sets up the transforms of MONAI's tutorials for CT, with a given number of patches."""
     os.sched_setaffinity(0, cores)
     torch.set_num_threads(len(cores))
     low, high = window

@@ -1,11 +1,11 @@
-"""How fast patches are read and augmented, and how long a training step waits for them.
+"""Speed of reading and augmentation, and how long a training step waits for its batch.
 
 python -m benchmarks.reading [--batches 80]
 
-Patches a second from TFRecords to batched tensors, with augmentation off, as by default and with all
-of it on each patch, on one core and on two; the same from one file and from a thousand; then the
-real training loop beside the same step with a batch at hand. Each size of patch and number of cores
-has a process of its own.
+Patches a second from TFRecords to batched tensors, without augmentation, with the default one and with
+every change on each patch, on one core and on two; the same from one file and from a thousand; then
+the training loop compared to the same step with a batch in memory. Each patch size and number of cores
+is measured in its own process.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         "benchmarks.reading", __doc__.splitlines()[0], ["python -m benchmarks.reading"]
     )
-    parser.add_argument("--batches", type=int, default=80, help="batches of 2 timed (default: 80)")
+    parser.add_argument(
+        "--batches", type=int, default=80, help="timed batches of 2 patches (default: 80)"
+    )
     return run_command(_run, parser.parse_args(argv))
 
 
@@ -140,7 +142,7 @@ def _reading(folder: Path, tasks: dict[str, Task], batches: int) -> list[dict]:
 
 
 def _spread(folder: Path, task: Task, batches: int) -> list[dict]:
-    """The same number of records in one file, and unevenly in a thousand; and going on late."""
+    """Reads equally many records from one file and from a thousand, also from the end of an epoch."""
     layouts = {"one": [1000], "thousand": [0, 0, 4, *[1] * 996, 0]}
     rows = []
     for name, counts in layouts.items():
@@ -193,7 +195,7 @@ def _read(
 
 
 def _training(folder: Path, tasks: dict[str, Task]) -> list[dict]:
-    """The 3D stage of each preset, with the default augmentation, on all cores."""
+    """Trains the 3D stage of each preset with the default augmentation, on all cores."""
     rows = []
     for preset, steps in STEPS.items():
         shape = SHAPE_OF[preset]
@@ -243,7 +245,7 @@ def _training(folder: Path, tasks: dict[str, Task]) -> list[dict]:
 
 
 def write_records(folder: Path, task: Task, counts: Sequence[int]) -> None:
-    """Writes one file a count; a count of 0 leaves an empty file, as an unlucky split may."""
+    """Writes a file for each count of records; 0 gives an empty file, as small splits have."""
     import tensorflow as tf
 
     folder.mkdir()
@@ -255,7 +257,7 @@ def write_records(folder: Path, task: Task, counts: Sequence[int]) -> None:
 
 
 def _patches(task: Task) -> Iterator[bytes]:
-    """Eight patches of noise with a box of liver, again and again."""
+    """Yields eight patches of noise with a box of liver, repeatedly."""
     from preprocessing.records.schema import Patch, encode_patch
 
     rng = np.random.default_rng(0)

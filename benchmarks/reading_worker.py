@@ -1,4 +1,4 @@
-"""Reading and training as a worker (see `peers`), on as many cores as it is told."""
+"""Worker (see `peers`) that reads records and trains on a given number of cores."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from benchmarks.peers import peak_memory_mib, serve
 
 
 def use(cores):
-    """Keeps this process to so many cores, or to all; returns its memory with TensorFlow, in MiB."""
-    # Before TensorFlow makes its threads.
+    """Limits this process to some cores (None: all); returns its memory with TensorFlow, in MiB."""
+    # Before TensorFlow creates its threads.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     from ahnet_tf.training.distribution import set_up_devices
 
@@ -21,7 +21,7 @@ def use(cores):
 
 
 def read(folder, task, augmentation, batch_size, batches, start_step):
-    """Takes batches as a training does; returns seconds to the first, a batch, and memory in MiB."""
+    """Reads batches as in training; returns seconds to the first and for each, and memory in MiB."""
     from ahnet_tf.config import AugmentationConfig
     from ahnet_tf.data.dataset import training_dataset
     from ahnet_tf.data.records import find_records, scan_records
@@ -58,7 +58,7 @@ def read(folder, task, augmentation, batch_size, batches, start_step):
 
 
 def train(folder, eval_folder, task, model, training, output, repeats):
-    """Times training steps with a batch at hand, then the real loop that reads its batches."""
+    """Times training steps with a batch in memory, then the training loop, which reads its batches."""
     import tensorflow as tf
 
     from ahnet_tf.config import ModelConfig, TrainingConfig
@@ -93,7 +93,7 @@ def train(folder, eval_folder, task, model, training, output, repeats):
     tf.keras.backend.clear_session()
     eval_files = find_records(eval_folder)
     train_network(model_config, config, task, files, eval_files, output, progress=False)
-    # The first row holds the tracing of the step.
+    # The first row includes the tracing of the step.
     return {"alone": alone[2:], "rows": read_history(Path(output) / "history.csv")[1:]}
 
 

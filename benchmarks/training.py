@@ -1,11 +1,11 @@
-"""How fast networks train: by batch, by replicas, by optimizer, and how long they wait for data.
+"""Training speed by batch size, replicas and optimizer, and the share of time waiting for data.
 
 python -m benchmarks.training [--repeats 12]
 
-Steps with a batch at hand are timed in turn; the share of time spent waiting is that of the real loop,
-records to history, with the preset's augmentation. The small AH-Net (preset ct_liver_small,
-16 x 128 x 128) with 1, 2 and 4 patches a step; with a batch of 2, by one replica that has both cores
-and by two that share them; the whole AH-Net (preset ct_liver) with each optimizer.
+Steps with a batch in memory are timed in turn; the share of time spent waiting is measured in the
+training loop, with the preset's augmentation. Networks: the small AH-Net (preset ct_liver_small,
+16 x 128 x 128) with 1, 2 and 4 patches a step, and with a batch of 2 on one replica with both cores and
+on two that share them; the full AH-Net (preset ct_liver) with each optimizer.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         "benchmarks.training", __doc__.splitlines()[0], ["python -m benchmarks.training"]
     )
-    parser.add_argument("--repeats", type=int, default=12, help="timed steps of each (default: 12)")
+    parser.add_argument(
+        "--repeats", type=int, default=12, help="timed steps of each kind (default: 12)"
+    )
     return run_command(_run, parser.parse_args(argv))
 
 
@@ -70,13 +72,13 @@ def _run(arguments) -> None:
 
 
 def _stage(task: Task, preset: str, *settings: str) -> dict:
-    """Returns the settings of a preset's 3D stage as a worker takes them."""
+    """Returns the settings of a preset's 3D stage as plain JSON types."""
     stage = run_config(task, preset=preset, settings=settings).stages["3d"]
     return {"model": to_dict(stage.model), "training": to_dict(stage.training)}
 
 
 def _timed(workers: dict[str, Worker], repeats: int) -> dict[str, float]:
-    """Returns the median seconds of prepared steps, each worker's in turn."""
+    """Returns the median seconds of prepared steps, alternating between workers."""
     seconds: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(repeats):
         for name, worker in workers.items():
@@ -159,7 +161,7 @@ def _optimizers(task: Task, repeats: int) -> list[dict]:
     rows = [{"optimizer": name, "step_seconds": taken} for name, taken in seconds.items()]
     print()
     print_table(
-        ("whole AH-Net, a patch a step", "seconds a step"),
+        ("full AH-Net, a patch a step", "seconds a step"),
         [(row["optimizer"], f"{row['step_seconds']:.3f}") for row in rows],
     )
     return rows

@@ -1,4 +1,4 @@
-"""Training steps as a worker (see `peers`): prepared by name, then timed in turn with those of others."""
+"""Worker (see `peers`) that prepares training steps by name and times them on request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _steps = {}
 
 
 def use(replicas):
-    """Sets up the devices of so many replicas."""
+    """Sets up the devices for a number of replicas."""
     from ahnet_tf.training.distribution import set_up_devices
 
     set_up_devices(replicas)
@@ -79,7 +79,7 @@ def loop(folder, eval_folder, task, model, training, output):
     files = [find_records(split) for split in (folder, eval_folder)]
     configs = from_dict(ModelConfig, model), from_dict(TrainingConfig, training)
     train_network(*configs, task_from_dict(task), *files, output, progress=False)
-    # The first row holds the tracing of the step.
+    # The first row includes the tracing of the step.
     return read_history(Path(output) / "history.csv")[1:], peak_memory_mib()
 
 

@@ -37,7 +37,7 @@ from ahnet_tf.training.train_state import Progress
 from ahnet_tf.training.validation import CaseDice, mean_over_classes
 from preprocessing.errors import SettingsError
 from preprocessing.files import remove_stale_temporaries, without_nan, write_json
-from preprocessing.settings import to_dict
+from preprocessing.settings import read_object, to_dict
 from preprocessing.tasks import Task
 
 HISTORY, EVALUATION, RESULT = "history.csv", "evaluation.json", "result.json"
@@ -133,7 +133,7 @@ def claim_folder(
     settings = {"model": to_dict(model_config), "training": to_dict(config), "task": task.to_dict()}
     path = output / "training.json"
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_object(path)
         # A setting that an earlier version did not have counts as its default.
         defaults: dict[str, dict[str, Any]] = {
             "model": to_dict(ModelConfig()),

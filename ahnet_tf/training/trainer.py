@@ -54,20 +54,10 @@ from preprocessing.tasks import Task
 
 @dataclass(frozen=True)
 class _Run:
-    """One training in one of its processes.
+    """The arguments of `train_network` in one of its processes.
 
-    Attributes:
-      model: the network.
-      training: how it is trained.
-      task: what the records hold.
-      train_files: record files of the training split.
-      eval_files: record files of the evaluation split.
-      output: the run's folder.
-      own: folder that this process writes into; `output` for the chief.
-      strategy: over all workers and replicas.
-      workers: this process among all.
-      progress: show progress bars and print lines.
-      requested: see `stop_requests`.
+    `own` is the folder that the process writes into, `output` for the chief; `requested` as in
+    `stop_requests`.
     """
 
     model: ModelConfig

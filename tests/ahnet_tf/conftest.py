@@ -1,4 +1,4 @@
-"""A real SavedModel whose right answer is known: it tells tissues apart by their intensity."""
+"""Fixtures: SavedModels with known answers, toy records, processes for trainings."""
 
 from __future__ import annotations
 

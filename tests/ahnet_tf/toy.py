@@ -1,4 +1,4 @@
-"""Records of boxes in noise, and the smallest network and recipe that learn them."""
+"""Records of boxes in noise, and the settings of a tiny network that learns them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Augmentation: labels follow their voxels, magnitudes keep their bounds, a seed repeats itself."""
+"""Augmentation: labels follow their voxels, magnitudes stay in bounds, seeds reproduce."""
 
 import attrs
 import numpy as np
@@ -39,7 +39,7 @@ def only(**magnitudes):
 
 
 def patch(shape=(2, 4, 6), seed=0):
-    """Intensities all different, a label and a weight that follow from them."""
+    """A patch of distinct intensities, with label and weight computed from them."""
     rng = np.random.default_rng(seed)
     image = rng.permutation(np.prod(shape)).reshape(shape).astype(np.float32)
     return {
@@ -57,7 +57,7 @@ def augment(arrays, seed, config, spacing=(1.0, 1.0), task=TASK):
 
 
 def disc(shape=(3, 48, 40), radius=11.0):
-    """A patch whose image says where its label is: 100 in a disc, -100 around it."""
+    """A patch whose image equals its label: 100 in a disc, -100 around it."""
     y, x = np.ogrid[: shape[1], : shape[2]]
     label = ((y - 22) ** 2 + (x - 17) ** 2 < radius**2).astype(np.uint8)
     label = np.broadcast_to(label, shape).copy()
@@ -225,7 +225,7 @@ def test_intensities_change_within_their_bounds_and_labels_stay():
     assert np.std(slopes) > 0.05
 
 
-def test_noise_is_that_of_hounsfield_units_and_spares_padding():
+def test_noise_is_scaled_in_hounsfield_units_and_spares_padding():
     shape = (4, 64, 64)
     weight = np.ones(shape, np.float32)
     weight[3] = 0
@@ -245,7 +245,7 @@ def test_noise_is_that_of_hounsfield_units_and_spares_padding():
     assert 35 < max(deviations) < 45.5
 
 
-def test_gamma_bends_the_window_and_leaves_its_ends_and_what_lies_outside():
+def test_gamma_keeps_the_ends_and_the_outside_of_the_window():
     values = np.array([-1024, -200, -87.5, 25, 137.5, 250, 3000], np.float32)
     arrays = patch() | {"image": np.resize(values, (2, 4, 6, 1))}
     arrays["weight"] = np.ones((2, 4, 6), np.float32)
@@ -262,7 +262,7 @@ def test_gamma_bends_the_window_and_leaves_its_ends_and_what_lies_outside():
     assert 1.2 < max(exponents) <= 1.5 + 1e-4
 
 
-def test_a_curve_bends_the_window_at_its_sixths_and_leaves_its_ends_and_what_lies_outside():
+def test_curve_bends_at_sixths_and_keeps_the_ends_and_the_outside_of_the_window():
     knots = np.linspace(-200, 250, 7)
     values = np.array([-1024, *knots, *(knots[:-1] + knots[1:]) / 2, 3000], np.float32)
     arrays = patch() | {"image": np.resize(values, (2, 4, 6, 1))}
@@ -282,7 +282,7 @@ def test_a_curve_bends_the_window_at_its_sixths_and_leaves_its_ends_and_what_lie
     assert 0 < swapped < 40
 
 
-def test_padding_ends_patches_early_as_tiles_of_the_evaluation_do():
+def test_padding_ends_patches_early_like_evaluation_tiles():
     arrays = {
         "image": np.zeros((2, 4, 6, 1), np.float32),
         "label": np.ones((2, 4, 6), np.uint8),

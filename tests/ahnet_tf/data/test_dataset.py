@@ -1,4 +1,4 @@
-"""Datasets of patches: nothing lost, the same order for a seed, labels that follow their voxels."""
+"""Datasets of patches: complete, reproducible, shared among workers; checks of records."""
 
 import itertools
 
@@ -18,7 +18,7 @@ TASK = Task("toy", ("background", "liver", "tumour"), (-200.0, 250.0), patch_sha
 
 
 def patch(number, case="case-0", valid=(2, 4, 6), volume=(2, 4, 6)):
-    """A patch whose voxels all hold its number, so that a batch tells what it was made of."""
+    """A patch whose voxels all hold its number, which identifies it in a batch."""
     label = np.zeros((2, 4, 6), np.uint8)
     label[:, :2] = 1
     label[0, 0, 0] = 2
@@ -162,7 +162,7 @@ def test_scan_counts_records_and_voxels(files):
     assert summary.volume_voxels == {"case-0": 48}
 
 
-def test_scan_wants_the_eval_split_to_tile_each_volume(tmp_path, files):
+def test_scan_requires_eval_patches_to_tile_each_volume(tmp_path, files):
     tiles = [patch(0, volume=(2, 4, 9)), patch(1, valid=(2, 4, 3), volume=(2, 4, 9))]
     whole = [write(tmp_path / "whole.gz", tiles)]
     assert scan_records(whole, TASK, tiled=True).tiled_voxels == {"case-0": 72}

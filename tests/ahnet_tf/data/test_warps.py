@@ -62,7 +62,7 @@ def test_a_quarter_turn_is_one_in_millimetres():
     assert found[:, [3, 4, 8, 9]].sum() == 0
 
 
-def test_what_comes_from_outside_has_no_weight():
+def test_voxels_from_outside_have_no_weight():
     """A plane of 7 by 13, turned, is 7 wide: of the 13 columns only the middle 7 have a source."""
     found = turned(patch((2, 7, 13)), 90)
     assert (found["weight"][:, :, 3:10] == 1).all()
@@ -73,7 +73,7 @@ def test_what_comes_from_outside_has_no_weight():
     assert (found["heat_map"][found["weight"] == 0] == 0).all()
 
 
-def test_nothing_that_is_mixed_with_padding_has_weight():
+def test_voxels_interpolated_from_padding_have_no_weight():
     arrays = patch((2, 8, 8))
     weight = np.ones((2, 8, 8), np.float32)
     weight[:, :, 5:] = 0
@@ -103,7 +103,7 @@ def test_zoom_grows_the_content_about_the_centre():
     assert small["weight"][0, 8].tolist() == [0] * 4 + [1] * 9 + [0] * 4
 
 
-def test_slices_are_mixed_of_their_neighbours_and_padded_beyond_the_patch():
+def test_slices_are_interpolated_and_padded_beyond_the_patch():
     column = np.ones((5, 1, 1), np.float32)
     arrays = {
         "image": tf.constant(np.reshape([0, 10, 30, 70, 150], (5, 1, 1)), tf.float32),

@@ -1,4 +1,4 @@
-"""Trainings that are killed, stopped and shared among workers end as the undisturbed one."""
+"""Killed, stopped and multi-worker trainings end as an uninterrupted one of a single process."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ def rows_of(run):
 
 
 def seen(run):
-    """What of a history does not depend on the speed of the machine."""
+    """Returns the history without the columns that depend on the speed of the machine."""
     timed = ("seconds", "patches_per_second", "voxels_per_second", "waiting_share")
     # Texts, since NaN is not equal to itself.
     return [str({k: v for k, v in row.items() if k not in timed}) for row in rows_of(run)]
@@ -52,7 +52,7 @@ def files_of(run):
 
 
 @pytest.mark.slow
-def test_ten_kills_and_two_requests_to_stop_change_nothing(forks, toy_records, tmp_path):
+def test_runs_killed_ten_times_and_stopped_twice_end_as_uninterrupted(forks, toy_records, tmp_path):
     """Killed at random points of steps, checkpoints and evaluations, and twice before the first step."""
     settings = [*OFTEN, "ema_momentum=0.9", "dropout=0.2"]
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
@@ -155,8 +155,8 @@ def test_two_workers_learn_what_one_process_does(forks, toy_records, tmp_path):
     assert "network" not in logs[1].read_text().split("stopped by")[-1]
 
 
-def test_a_strategy_of_workers_leaves_requests_to_stop_alone(forks, tmp_path):
-    """TensorFlow takes SIGTERM for itself as it connects the workers, and does nothing with it."""
+def test_multi_worker_strategy_keeps_signal_handlers(forks, tmp_path):
+    """TensorFlow replaces the handler of SIGTERM when it connects workers, and ignores the signal."""
     code = (
         "import os; from ahnet_tf.training.distribution import set_up_devices; set_up_devices(0); "
     )
@@ -187,7 +187,7 @@ CLUSTER = {"worker": ["a:1", "b:2"]}
         ({}, Workers(1, 0)),
     ],
 )
-def test_who_the_workers_are(content, expected):
+def test_workers_from_tf_config(content, expected):
     assert workers_of({"TF_CONFIG": json.dumps(content)}) == expected
 
 
@@ -202,6 +202,6 @@ def test_who_the_workers_are(content, expected):
         (json.dumps({"cluster": CLUSTER, "task": {"index": "first"}}), "TF_CONFIG: expected JSON"),
     ],
 )
-def test_a_damaged_cluster_is_refused(text, message):
+def test_damaged_tf_config_is_refused(text, message):
     with pytest.raises(SettingsError, match=message):
         workers_of({"TF_CONFIG": text})

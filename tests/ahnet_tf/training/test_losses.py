@@ -1,4 +1,4 @@
-"""Identities of the losses, values by hand, and gradients at the ends of the float range."""
+"""Losses: identities, values by hand, and finite gradients for extreme logits."""
 
 import numpy as np
 import pytest

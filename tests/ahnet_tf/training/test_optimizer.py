@@ -1,4 +1,4 @@
-"""Weight decay, averaged weights and the loss scale of float16, against numbers from elsewhere."""
+"""Weight decay, averaged weights and the loss scale of float16, against independent numbers."""
 
 import contextlib
 import math
@@ -44,7 +44,7 @@ def values(model):
     return {name: weight.numpy() for name, weight in named_weights(model).items()}
 
 
-def test_weight_decay_takes_its_part_off_kernels_alone():
+def test_weight_decay_applies_to_kernels_only():
     """After one step AdamW differs from Adam by learning rate x decay x start weight (both 0.01)."""
     start = values(build_network(MODEL, seed=0))
     found = []
@@ -62,7 +62,7 @@ def test_weight_decay_takes_its_part_off_kernels_alone():
         assert np.abs(plain[name] - start[name]).max() > 1e-3 or not plain[name].any()
 
 
-def test_averages_follow_weights_and_statistics_and_stand_in_for_a_while():
+def test_ema_follows_weights_and_statistics_and_replaces_them_temporarily():
     """By the formula, and for trainable weights, which Keras averages as well, as its use_ema does."""
     model_config = attrs.evolve(MODEL, norm="batch")
     model, _, average, step = learner(CONFIG, model_config, momentum=0.75)
@@ -99,7 +99,7 @@ def train(records, output, **changes):
     return train_network(MODEL, config, TASK, *files, output, progress=False)
 
 
-def test_the_averaged_network_is_evaluated_and_kept(toy_records, tmp_path):
+def test_averaged_network_is_evaluated_and_saved(toy_records, tmp_path):
     """With momentum near 1 the average is nearly what the training began with."""
     train(toy_records, tmp_path, ema_momentum=0.999999)
     start = values(build_network(MODEL, seed=TRAINING.seed))
@@ -113,7 +113,7 @@ def test_the_averaged_network_is_evaluated_and_kept(toy_records, tmp_path):
 TINY_AHNET = ModelConfig(width=0.125, blocks=(1, 1, 1, 1), growth=4, dense_layers=1)
 
 
-def test_float16_leaves_out_steps_that_overflow_and_halves_the_scale():
+def test_float16_skips_overflowing_steps_and_halves_the_scale():
     """A loss 100 times too large overflows until the scale is small enough, and then learns."""
     config = attrs.evolve(
         CONFIG, precision="mixed_float16", class_weights=(100.0, 100.0, 100.0), learning_rate=1e-3
@@ -148,7 +148,7 @@ def test_float16_gradients_are_those_of_float32():
     assert norms["mixed_float16"] == pytest.approx(norms["float32"], rel=0.02)
 
 
-def test_the_scale_stands_in_history_and_checkpoints(toy_records, tmp_path):
+def test_loss_scale_is_in_history_and_checkpoints(toy_records, tmp_path):
     files = [[str(toy_records / split / "a.tfrecord.gz")] for split in ("train", "eval")]
     config = attrs.evolve(
         TRAINING,

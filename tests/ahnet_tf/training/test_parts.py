@@ -1,4 +1,4 @@
-"""The parts of a training, each against numbers worked out by hand."""
+"""Parts of a training against numbers computed by hand."""
 
 import math
 import resource
@@ -52,12 +52,12 @@ def test_no_warm_up_begins_at_the_full_rate():
     assert float(schedule(0)) == pytest.approx(0.2)
 
 
-def test_dice_is_scored_for_classes_and_their_union():
+def test_class_labels_are_classes_and_their_union():
     assert class_labels(LIVER) == ["liver", "tumour", "foreground"]
     assert class_labels(Task("own", ("background", "lesion"), (0, 1))) == ["lesion"]
 
 
-def test_voxels_are_counted_where_they_have_weight():
+def test_tile_counts_ignore_weightless_voxels():
     label = np.array([[[[0, 1, 1, 2, 2]]]])
     predicted = np.array([[[[1, 1, 2, 2, 2]]]])
     weight = np.array([[[[1.0, 1, 1, 1, 0]]]])
@@ -79,7 +79,7 @@ def test_dice_per_case_adds_up_its_tiles_and_counts_undefined_ones():
     assert mean_over_classes(summary["dice"]) == pytest.approx(5 / 12)
 
 
-def test_the_union_and_undefined_classes_do_not_weigh_in_the_mean():
+def test_mean_over_classes_ignores_union_and_undefined_classes():
     assert mean_over_classes({"liver": 0.8, "tumour": math.nan, "foreground": 0.1}) == 0.8
     assert mean_over_classes({"tumour": math.nan}) == 0
 
@@ -98,7 +98,7 @@ def test_tiles_of_a_volume_count_what_the_volume_counts(seed):
     np.testing.assert_array_equal(whole, tf.add_n(halves))
 
 
-def test_classes_follow_from_logits():
+def test_predicted_classes_by_hand():
     logits = tf.constant([[[[[0.0, 2.0, 1.0], [-1.0, -2.0, -3.0], [5.0, -1.0, 0.5]]]]])
     assert predicted_classes(logits, ModelConfig()).numpy().ravel().tolist() == [1, 0, 0]
     sigmoid = ModelConfig(activation="sigmoid")
@@ -127,7 +127,7 @@ def test_shares_of_replicas_add_up_to_the_loss_of_the_whole_batch(loss):
 
 
 @pytest.mark.parametrize("loss", ["focal", "dice_focal"])
-def test_padding_has_no_part_in_the_loss(loss):
+def test_loss_ignores_padding(loss):
     rng = np.random.default_rng(2)
     logits = tf.constant(rng.normal(size=(2, 2, 4, 5, 3)), tf.float32)
     label = tf.constant(rng.integers(0, 3, (2, 2, 4, 5)))
@@ -161,7 +161,7 @@ def test_the_most_probable_class_is_the_predicted_one(activation):
 
 
 @pytest.mark.parametrize("loss", ["focal", "cross_entropy", "dice_focal", "heat_map_l2"])
-def test_the_lesions_output_alone_learns_the_heat_map(loss):
+def test_heat_map_trains_only_the_lesion_output(loss):
     heat_map = tf.random.stateless_uniform((1, 2, 3, 4), (3, 4))
     batch = {
         "label": tf.cast(heat_map >= 0.5, tf.uint8),
@@ -195,7 +195,7 @@ def test_cross_entropy_of_even_logits_is_the_logarithm_of_the_classes():
     assert float(loss) == pytest.approx(math.log(3), rel=1e-6)
 
 
-def test_history_goes_on_after_the_last_checkpoint(tmp_path):
+def test_history_resumes_after_the_last_checkpoint(tmp_path):
     path = tmp_path / "history.csv"
     row = dict.fromkeys(COLUMNS, 0.5)
     history = History(path, ["liver"], 0)
@@ -212,7 +212,7 @@ def test_history_goes_on_after_the_last_checkpoint(tmp_path):
     assert rows[0]["loss"] == 0.5
 
 
-def test_a_full_disk_leaves_the_history_as_it_was(tmp_path):
+def test_full_disk_leaves_the_history_unchanged(tmp_path):
     path = tmp_path / "history.csv"
     history = History(path, ["liver"], 0)
     for step in range(100):
@@ -245,7 +245,7 @@ def test_a_prior_shifts_the_logits_of_the_foreground_alone(architecture):
         attrs.evolve(prior, activation="softmax")
 
 
-def test_dropout_follows_the_seed_of_the_step():
+def test_dropout_depends_on_the_seed_of_the_step():
     layer, x = SeededDropout(0.25, name="drop"), tf.ones((64, 64))
 
     def dropped(seed, inputs=x):
@@ -265,7 +265,7 @@ def test_dropout_follows_the_seed_of_the_step():
     assert (layer(x, training=True).numpy() != layer(x, training=True).numpy()).any()
 
 
-def test_gpus_that_are_not_used_are_named(tmp_path, monkeypatch, capsys):
+def test_unused_gpus_are_reported(tmp_path, monkeypatch, capsys):
     for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
     monkeypatch.setattr(devices, "DEVICE_FILES", tmp_path)

@@ -1,4 +1,4 @@
-"""Settings of a run: where they come from, which wins, and what is refused."""
+"""Settings of a run: sources, precedence, rejected values."""
 
 import json
 
@@ -68,7 +68,7 @@ def test_settings_win_over_file_over_preset(tmp_path):
     assert [run.stages[stage].model.width for stage in ("2d", "3d")] == [0.75, 0.25]
 
 
-def test_dumped_settings_are_taken_back(tmp_path):
+def test_dumped_settings_are_read_back(tmp_path):
     run = run_config(SMALL, settings=["3d.loss=dice_focal", "seed=9", "class_weights=null"])
     file = tmp_path / "settings.json"
     file.write_text(json.dumps(run.to_dict()))

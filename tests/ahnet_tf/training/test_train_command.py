@@ -1,4 +1,4 @@
-"""The command: what it refuses before any work, and both stages in one run."""
+"""The training command: rejected input, and both stages in one run."""
 
 import json
 import subprocess

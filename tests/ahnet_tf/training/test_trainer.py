@@ -1,4 +1,4 @@
-"""Trainings of tiny networks: they learn, go on after a kill, and share steps among replicas exactly."""
+"""Trainings of tiny networks: results, resuming, errors, and exact sharing among replicas."""
 
 import contextlib
 import dataclasses
@@ -50,7 +50,7 @@ def last_weights(output):
     return load_network(output / "last")[0].get_weights()
 
 
-def test_a_run_leaves_a_network_its_course_and_its_scores(finished):
+def test_run_writes_network_history_and_scores(finished):
     output, result = finished
     rows = read_history(output / "history.csv")
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
@@ -92,7 +92,7 @@ def test_without_evaluation_the_last_network_counts(finished, records, tmp_path)
 
 
 def scalars(output):
-    """All scalars in a run's event files: {(name, step): values}."""
+    """Returns all scalars in a run's event files: {(name, step): values}."""
     found = {}
     for path in sorted((output / "tensorboard" / "scalars").glob("*")):
         for event in tf.compat.v1.train.summary_iterator(str(path)):
@@ -103,7 +103,7 @@ def scalars(output):
 
 
 def check_scalars(output):
-    """Each number of the history stands once in the event files, and nothing else."""
+    """Checks that the event files hold each number of the history once, and nothing else."""
     groups = {"training/loss": "loss", "speed/waiting_share": "waiting_share"}
     groups |= {"training/learning_rate": "learning_rate", "dice/tumour": "dice_tumour"}
     found, rows = scalars(output), read_history(output / "history.csv")
@@ -113,7 +113,7 @@ def check_scalars(output):
         assert written == {step: [pytest.approx(v, rel=1e-4)] for step, v in expected.items()}
 
 
-def test_a_run_can_be_looked_at(finished):
+def test_run_writes_tensorboard_and_pictures(finished):
     output, _ = finished
     check_scalars(output)
     pictures = []
@@ -127,7 +127,7 @@ def test_a_run_can_be_looked_at(finished):
         assert picture.std() > 10
 
 
-def test_the_tile_to_look_at_is_that_with_the_most_tumour(tmp_path):
+def test_shown_tile_has_the_most_tumour(tmp_path):
     """The first tile has the most liver and no tumour, the last a part of its tumour."""
     tiles = [toy_patch(number, "eval") for number in range(3)]
     tiles[0] = dataclasses.replace(tiles[0], label_zyx=np.ones((4, 32, 32), np.uint8))
@@ -155,7 +155,7 @@ def test_a_finished_run_is_not_repeated(finished, records):
 
 
 def interrupted(finished, output):
-    """What a kill after step 4 leaves behind, reconstructed from the finished run."""
+    """Makes the folder of a run killed after step 4 from that of the finished run."""
     shutil.copytree(finished[0], output)
     shutil.rmtree(output / "last")
     (output / "result.json").unlink()
@@ -166,7 +166,7 @@ def interrupted(finished, output):
     return output
 
 
-def test_an_interrupted_run_ends_as_the_undisturbed_one(finished, records, tmp_path):
+def test_resumed_run_ends_as_the_uninterrupted_one(finished, records, tmp_path):
     undisturbed, result = finished
     output = interrupted(finished, tmp_path / "resumed")
     (output / "checkpoints" / "ckpt-6_temp").mkdir()
@@ -208,7 +208,7 @@ def test_a_request_to_stop_before_the_first_step(records, tmp_path):
 
 @pytest.fixture(params=["limit", "disk"])
 def no_room(request, tmp_path):
-    """A folder, and a context in which nothing of size can be written there.
+    """A folder, and a context in which no large file can be written there.
 
     A limit on the size of files fails writes in the middle of a file; a real full disk needs the right
     to mount one.
@@ -274,9 +274,7 @@ def test_a_full_disk_in_a_checkpoint_leaves_the_one_before(no_room):
     restore(checkpoint, folder / "checkpoints", say=pytest.fail)
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
-    finished, records, tmp_path, capsys
-):
+def test_damaged_checkpoint_falls_back_to_the_one_before(finished, records, tmp_path, capsys):
     output = tmp_path / "run"
     shutil.copytree(finished[0], output)
     (output / "result.json").unlink()
