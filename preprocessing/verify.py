@@ -1,4 +1,4 @@
-"""Checks a data set before any conversion: prints a table, and writes JSON and a page if asked."""
+"""Checks a data set before any conversion: prints a summary, and writes JSON and a page if asked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 # Every so many voxels along an axis are enough for quantiles of the intensities.
 _QUANTILE_STEP = 4
-_COLUMNS = ("case", "shape", "spacing mm", "axes", "intensity 1 % - 99 %", "label voxels", "found")
 
 
 def verify(
@@ -161,22 +160,17 @@ def _absent_classes(entries: Sequence[dict[str, Any]], task: Task) -> list[dict[
     return [{"severity": "warning", "code": "class", "text": text.format(n)} for n in absent]
 
 
-def table_lines(report: dict[str, Any], width: int) -> Iterator[str]:
-    """Yields a table of the cases, or one paragraph per case if it is too wide, and the findings.
+def report_lines(report: dict[str, Any], width: int) -> Iterator[str]:
+    """Yields a paragraph per case, the findings with errors first, and their numbers.
 
     Args:
       report: what `verify` returns.
       width: columns of the terminal.
     """
-    rows = [_cells(entry) for entry in report["cases"]]
-    table = _table([_COLUMNS, *rows])
-    if max(map(len, table)) <= width:
-        yield from table
-    else:
-        for row in rows:
-            pairs = zip(_COLUMNS[1:], row[1:], strict=True)
-            cells = "; ".join(f"{name} {cell}" for name, cell in pairs if cell != "-")
-            yield from _folded(f"{row[0]}: {cells}", width)
+    wrapper = textwrap.TextWrapper(max(20, width), subsequent_indent="  ")
+    wrapper.break_long_words = wrapper.break_on_hyphens = False
+    for entry in report["cases"]:
+        yield from wrapper.wrap(f"{entry['case_id']}: {_summary(entry)}")
     yield ""
     found = [
         (entry["case_id"], finding) for entry in report["cases"] for finding in entry["findings"]
@@ -187,8 +181,7 @@ def table_lines(report: dict[str, Any], width: int) -> Iterator[str]:
             if finding["severity"] == severity:
                 line = f"{severity} {where}, {finding['code']}: {finding['text']}"
                 # File names may contain bytes that are not UTF-8.
-                printable = line.encode("utf-8", "backslashreplace").decode()
-                yield from _folded(printable, width)
+                yield from wrapper.wrap(line.encode("utf-8", "backslashreplace").decode())
     counts = (_count(report[f"{severity}s"], severity) for severity in ("error", "warning"))
     yield ", ".join((_count(len(report["cases"]), "case"), *counts))
 
@@ -197,49 +190,30 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _cells(entry: dict[str, Any]) -> tuple[str, ...]:
+def _summary(entry: dict[str, Any]) -> str:
+    parts = []
+    if "shape" in entry:
+        low, high = entry["intensity"]["p01"], entry["intensity"]["p99"]
+        parts += [
+            f"shape {'x'.join(map(str, entry['shape']))}",
+            f"spacing mm {' '.join(f'{mm:.3g}' for mm in entry['spacing_mm'])}",
+            f"axes {entry['orientation']}, slices {entry['slice_axis']}",
+            f"intensity 1 % - 99 % {low:g} - {high:g}",
+        ]
+    voxels = list(entry.get("label_voxels", {}).items())[1:]
+    if voxels:
+        parts.append(f"label voxels {', '.join(f'{name} {n}' for name, n in voxels)}")
     severities = [finding["severity"] for finding in entry["findings"]]
     counts = [(severities.count(name), name) for name in ("error", "warning")]
-    found = ", ".join(_count(*count) for count in counts if count[0]) or "-"
-    if "shape" not in entry:
-        return (entry["case_id"], *["-"] * (len(_COLUMNS) - 2), found)
-    intensity = entry["intensity"]
-    voxels = entry.get("label_voxels", {})
-    return (
-        entry["case_id"],
-        "x".join(map(str, entry["shape"])),
-        " ".join(f"{mm:.3g}" for mm in entry["spacing_mm"]),
-        f"{entry['orientation']}, slices {entry['slice_axis']}",
-        f"{intensity['p01']:g} - {intensity['p99']:g}",
-        ", ".join(f"{name} {n}" for name, n in list(voxels.items())[1:]) or "-",
-        found,
-    )
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    padded = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return [padded[0], "  ".join("-" * width for width in widths), *padded[1:]]
-
-
-def _folded(line: str, width: int) -> list[str]:
-    return textwrap.wrap(
-        line,
-        max(20, width),
-        subsequent_indent="  ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    found = ", ".join(_count(number, name) for number, name in counts if number)
+    return "; ".join([*parts, f"found {found or 'nothing'}"])
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "preprocessing.verify",
         "Checks cases as conversion does: geometry, intensities, label values, duplicate images. "
-        "Prints a table. Errors are what conversion would reject (exit code 1), warnings are for "
+        "Prints a summary. Errors are what conversion would reject (exit code 1), warnings are for "
         "you to look at.",
         [
             "python -m preprocessing.verify lits",
@@ -252,7 +226,11 @@ def _parser() -> argparse.ArgumentParser:
     add("input", nargs="+", metavar="DIR", help="folders of cases")
     add("--task", default="ct_liver", help="preset or JSON file (default: %(default)s)")
     add_allow_option(parser)
-    add("--output", metavar="FILE.json", help="write all results as JSON (default: only a table)")
+    add(
+        "--output",
+        metavar="FILE.json",
+        help="write all results as JSON (default: only the printed summary)",
+    )
     add_page_options(parser, "cases, those with findings first,")
     add("--workers", type=int, default=1, metavar="N", help="processes (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace earlier outputs")
@@ -276,7 +254,7 @@ def _run(arguments: argparse.Namespace) -> int:
     task = load_task(arguments.task)
     allow = parse_allowances(arguments.allow)
     report = verify(arguments.input, task, allow=allow, workers=arguments.workers)
-    for line in table_lines(report, shutil.get_terminal_size().columns):
+    for line in report_lines(report, shutil.get_terminal_size().columns):
         print(line)
     if output:
         write_json(output, report)

@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "preprocessing.phantom",
         "Writes synthetic cases with exact ground truth. CT: volume-N.nii.gz (HU) and "
         "segmentation-N.nii.gz (0 background, 1 liver, 2 tumour). DBT: PHANTOM-N_VIEW.nii.gz (10 bits), "
-        "its _mask.nii.gz (1 mass), boxes.csv and labels.csv as in BCS-DBT.",
+        "its _mask.nii.gz (1 mass), and boxes.csv and labels.csv as in BCS-DBT.",
         [
             "python -m preprocessing.phantom --output phantom",
             "python -m preprocessing.phantom --output unseen --cases 1 --first 100",
@@ -29,28 +29,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the cases")
     parser.add_argument("--kind", choices=list(KINDS), default="ct", help="default: ct")
-    parser.add_argument("--cases", type=int, default=8, help="how many (default: 8)")
+    parser.add_argument("--cases", type=int, default=8, help="number of cases (default: 8)")
     parser.add_argument(
         "--first", type=int, default=0, metavar="N", help="number of the first case"
     )
-    parser.add_argument("--seed", type=int, default=0, help="case N depends on N and this only")
-    shapes, spacings = (
-        ", ".join(f"{kind} {' '.join(map(str, getattr(of, name)))}" for kind, of in KINDS.items())
-        for name in ("shape_xyz", "spacing_mm")
-    )
+    parser.add_argument("--seed", type=int, default=0, help="case N depends only on N and the seed")
     parser.add_argument(
         "--shape",
         type=int,
         nargs=3,
         metavar=("X", "Y", "Z"),
-        help=f"voxels of the mean case (default: {shapes})",
+        help="mean size in voxels (default: 128 128 32 for CT, 160 288 40 for DBT)",
     )
     parser.add_argument(
         "--spacing-mm",
         type=float,
         nargs=3,
         metavar=("X", "Y", "Z"),
-        help=f"voxel spacing (default: {spacings})",
+        help="voxel spacing (default: 2.5 2.5 5 for CT, 0.4 0.4 1 for DBT)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace cases of the same name")
     return run_command(_run, parser.parse_args(argv))
@@ -68,8 +64,8 @@ def _run(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
     )
     lesions = {"ct": "tumours", "dbt": "masses"}[arguments.kind]
-    some = sum(case["label_voxels"][-1] > 0 for case in cases)
-    print(f"{len(cases)} cases, {some} with {lesions}, in {arguments.output}")
+    with_lesions = sum(case["label_voxels"][-1] > 0 for case in cases)
+    print(f"{len(cases)} cases, {with_lesions} with {lesions}, in {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ shape, contrast, tumours, noise and the orientation on disk vary from case to ca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,14 +51,20 @@ class PhantomSettings:
     cysts: int = 0
     flat_lookalikes: int = 0
 
-    def __post_init__(self):
-        if len(self.shape_xyz) != 3 or min(self.shape_xyz) < 4:
-            raise SettingsError("phantom", "a shape of at least 4 voxels an axis", self.shape_xyz)
-        if len(self.spacing_mm) != 3 or not min(self.spacing_mm) > 0:
-            raise SettingsError("phantom", "a positive spacing in mm", self.spacing_mm)
+    def __post_init__(self) -> None:
+        check_grid(self.shape_xyz, self.spacing_mm, smallest=4)
         if not 0 <= self.fewest_tumours <= self.most_tumours:
             counts = (self.fewest_tumours, self.most_tumours)
             raise SettingsError("phantom", "0 <= fewest_tumours <= most_tumours", counts)
+
+
+def check_grid(shape_xyz: Sequence[int], spacing_mm: Sequence[float], *, smallest: int) -> None:
+    """Raises SettingsError unless a phantom's shape and spacing are possible."""
+    if len(shape_xyz) != 3 or min(shape_xyz) < smallest:
+        expected = f"a shape of at least {smallest} voxels per axis"
+        raise SettingsError("phantom", expected, shape_xyz)
+    if len(spacing_mm) != 3 or not min(spacing_mm) > 0:
+        raise SettingsError("phantom", "a positive spacing in mm", spacing_mm)
 
 
 def make_case(

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import fft, ndimage
 
 from preprocessing.errors import SettingsError
-from preprocessing.phantom.ct import at_least_half
+from preprocessing.phantom.ct import at_least_half, check_grid
 from preprocessing.volumes.geometry import Volume
 from preprocessing.volumes.lesions import LesionBox
 
@@ -50,11 +50,8 @@ class DBTSettings:
     fewest_masses: int = 0
     flat_masses: int = 0
 
-    def __post_init__(self):
-        if len(self.shape_xyz) != 3 or min(self.shape_xyz) < 8:
-            raise SettingsError("phantom", "a shape of at least 8 voxels an axis", self.shape_xyz)
-        if len(self.spacing_mm) != 3 or not min(self.spacing_mm) > 0:
-            raise SettingsError("phantom", "a positive spacing in mm", self.spacing_mm)
+    def __post_init__(self) -> None:
+        check_grid(self.shape_xyz, self.spacing_mm, smallest=8)
         if not 0 <= self.fewest_masses <= self.most_masses:
             counts = (self.fewest_masses, self.most_masses)
             raise SettingsError("phantom", "0 <= fewest_masses <= most_masses", counts)
@@ -123,7 +120,7 @@ def make_case(seed: int, number: int = 0, settings: DBTSettings | None = None) -
         image, label = image[::-1], label[::-1]
         regions = [(mass[::-1], kind) for mass, kind in regions]
     boxes = tuple(_box(mass, kind) for mass, kind in regions)
-    # Half of the cases are stored with x and y reversed in the affine.
+    # In half of the cases x and y have the opposite direction.
     signs = np.array([[1.0, 1.0], [-1.0, -1.0]][int(random.integers(2))] + [1.0])
     affine = np.diag([*(signs * settings.spacing_mm), 1.0])
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)

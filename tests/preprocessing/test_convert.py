@@ -1,4 +1,4 @@
-"""The whole Beam job: what is written, that it is always the same, and what bad input does to it."""
+"""The whole Beam job: what is written, that it is always the same, and how it handles bad input."""
 
 import json
 import subprocess
@@ -88,7 +88,7 @@ class TestRecords:
         assert manifest["settings"]["seed"] == 0
         assert manifest["versions"]["tensorflow"] == tf.__version__
 
-    def test_task_is_the_one_that_was_asked_for(self, records):
+    def test_the_task_is_written(self, records):
         expected = attrs.evolve(
             PRESETS["ct_liver"], patch_shape_zyx=(8, 32, 32), patches_per_case=4
         )
@@ -176,7 +176,7 @@ class TestSplits:
 
 
 def damaged_set(folder):
-    """Writes one sound LiTS case and one of each kind of damage; returns {case id: words}."""
+    """Writes one valid LiTS case and one of each kind of damage; returns {case id: words}."""
     image, label = make_case(0, 0, SETTINGS)
     expected = {}
 
@@ -214,7 +214,7 @@ def damaged_set(folder):
 
 
 class TestBadInput:
-    def test_each_kind_is_told_in_one_line_and_the_others_go_on(self, tmp_path, capsys):
+    def test_each_kind_is_reported_in_one_line_and_the_others_are_converted(self, tmp_path, capsys):
         expected = damaged_set(tmp_path / "data")
         assert convert(tmp_path / "out", tmp_path / "data") == 1
         errors = capsys.readouterr().err.splitlines()
@@ -235,7 +235,7 @@ class TestBadInput:
         assert expected == {}
         assert len(records_of(tmp_path / "out", "train")) == 4
 
-    def test_nothing_sound_leaves_only_the_manifest(self, tmp_path, capsys):
+    def test_without_a_valid_case_only_the_manifest_is_written(self, tmp_path, capsys):
         data = tmp_path / "data"
         data.mkdir()
         (data / "volume-0.nii.gz").write_bytes(b"")

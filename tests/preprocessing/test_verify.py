@@ -1,4 +1,4 @@
-"""The verify command on good, doubtful and bad cases, beside what conversion makes of the same ones."""
+"""The verify command on valid, questionable and invalid cases, compared with their conversion."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def save(folder, number, image, label, affine, label_affine=None):
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """Cases 0 and 1 are sound, 2 is doubtful, all later ones can't be converted."""
+    """Cases 0 and 1 are valid, 2 has warnings, all later ones can't be converted."""
     folder = tmp_path_factory.mktemp("mixed")
     image, label = make_case(0, 0, SETTINGS)
     other, other_label = make_case(0, 1, SETTINGS)
@@ -81,7 +81,7 @@ def test_report(mixed):
     assert report == verify([str(mixed)], PRESETS["ct_liver"], workers=2, progress=False)
 
 
-def test_conversion_says_the_same(mixed, tmp_path):
+def test_conversion_reports_the_same(mixed, tmp_path):
     report = verify([str(mixed)], PRESETS["ct_liver"], progress=False)
     task = attrs.evolve(PRESETS["ct_liver"], patch_shape_zyx=(8, 32, 32))
     manifest = convert([str(mixed)], str(tmp_path / "out"), task, progress=False)
@@ -120,7 +120,7 @@ def test_command(mixed, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("columns", [40, 79, 200])
-def test_table_fits_the_terminal(mixed, columns):
+def test_summary_fits_the_terminal(mixed, columns):
     sound = mixed.parent / f"sound{columns}"
     sound.mkdir()
     for number in (0, 1):

@@ -21,7 +21,7 @@ def cases():
     return [make_case(0, number) for number in range(8)]
 
 
-def test_same_seed_and_number_same_voxels_whatever_the_count(tmp_path):
+def test_same_seed_and_number_same_voxels_for_any_count(tmp_path):
     write_cases(tmp_path / "two", 2, 5, settings=SMALL)
     write_cases(tmp_path / "one", 1, 5, first=1, settings=SMALL)
     for name in ("volume-1.nii.gz", "segmentation-1.nii.gz"):
@@ -105,7 +105,7 @@ def test_flat_lookalikes_lie_in_the_liver_and_in_one_slice():
         assert np.abs(added[far]).max() <= 2
 
 
-def test_cysts_reach_over_slices_and_have_no_texture():
+def test_cysts_span_slices_and_have_no_texture():
     deep = []
     for added, label in added_by(cysts=1):
         deep.append(len(slices_touched(added)))
@@ -156,7 +156,7 @@ def test_command_writes_lits_names_and_its_settings(tmp_path, capsys):
     assert main([*arguments, "--overwrite"]) == 0
 
 
-def test_more_tumours_at_least_than_at_most_are_refused():
+def test_a_minimum_of_tumours_above_the_maximum_is_refused():
     with pytest.raises(SettingsError, match="fewest_tumours <= most_tumours"):
         PhantomSettings(fewest_tumours=4)
 

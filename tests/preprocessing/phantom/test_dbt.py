@@ -20,7 +20,7 @@ def cases():
     return [make_case(0, number) for number in range(8)]
 
 
-def test_same_seed_and_number_same_bytes_whatever_the_count(tmp_path):
+def test_same_seed_and_number_same_bytes_for_any_count(tmp_path):
     write_cases(tmp_path / "two", 2, 5, settings=SMALL)
     write_cases(tmp_path / "one", 1, 5, first=1, settings=SMALL)
     names = [path.name for path in (tmp_path / "one").glob("*.nii.gz")]
@@ -76,7 +76,7 @@ def test_boxes_are_those_of_the_masks(cases):
     [{"most_masses": 2}, {"clutter": 4}, {"flat_masses": 2}],
     ids=["masses", "clutter", "flat masses"],
 )
-def test_masses_last_over_slices_and_what_looks_like_them_does_not(settings):
+def test_masses_span_slices_and_lookalikes_do_not(settings):
     """What each adds to the same breast, in the slice where it is brightest and around it."""
     none = {"most_masses": 0, "clutter": 0}
     grid = {"shape_xyz": (96, 144, 40), "spacing_mm": (0.7, 0.8, 1.0), "noise": 0.0}
@@ -100,7 +100,7 @@ def test_masses_last_over_slices_and_what_looks_like_them_does_not(settings):
         assert max(ratios) < 0.3
 
 
-def test_flat_masses_leave_everything_else_as_it_is():
+def test_flat_masses_change_nothing_else():
     grid = {"shape_xyz": (64, 96, 24), "spacing_mm": (1.0, 1.0, 1.0), "fewest_masses": 1}
     for number in range(3):
         plain = make_case(4, number, DBTSettings(**grid))

@@ -128,7 +128,7 @@ class TestSameBytes:
 
 def test_an_error_on_a_portable_runner_is_one_line(data, job_service, tmp_path, capsys):
     (tmp_path / ".out.partial").mkdir()
-    # Where nobody can write, whatever the user's rights.
+    # Nobody can write there, not even root.
     (tmp_path / ".out.partial" / "train").symlink_to("/proc")
     endpoint = ["--runner", "PortableRunner", "--job_endpoint", job_service]
     assert convert(data, tmp_path / "out", *endpoint, "--environment_type", "LOOPBACK") == 1
@@ -167,7 +167,7 @@ class TestChoice:
         ("cores", "mode", "workers"),
         [(1, "in_memory", 1), (2, "multi_threading", 2), (64, "multi_threading", MOST_THREADS)],
     )
-    def test_a_thread_a_core_up_to_a_few(self, monkeypatch, cores, mode, workers):
+    def test_one_thread_per_core_up_to_a_maximum(self, monkeypatch, cores, mode, workers):
         monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
         runner, options = beam_runner([], [])
         assert isinstance(runner, FnApiRunner)
@@ -176,7 +176,7 @@ class TestChoice:
         _, options = beam_runner(["--direct_num_workers", "1"], [])
         assert options.view_as(DirectOptions).direct_running_mode == "in_memory"
 
-    def test_options_of_a_job_server_pass_but_not_typing_errors(self):
+    def test_options_of_a_job_server_are_accepted_but_misspelled_ones_are_not(self):
         endpoint = ["--runner", "PortableRunner", "--job_endpoint", "localhost:1"]
         beam_runner([*endpoint, "--checkpointing_interval", "3000"], ["--patches-per-case"])
         with pytest.raises(SettingsError, match="Did you mean --patches-per-case"):
@@ -199,7 +199,7 @@ class TestChoice:
             ("PrismRunner", "--prism_location"),
         ],
     )
-    def test_nothing_is_fetched_from_the_internet(self, name, option):
+    def test_no_program_is_downloaded(self, name, option):
         with pytest.raises(SettingsError, match=f"expected {option} FILE or --job_endpoint"):
             beam_runner(["--runner", name], [])
         runner, _ = beam_runner(["--runner", name, option, "there"], [])

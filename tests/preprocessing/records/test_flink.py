@@ -84,7 +84,7 @@ def test_flink_writes_the_same_bytes(data, tmp_path):
 
 def test_a_failed_job_is_one_line(data, tmp_path):
     (tmp_path / ".out.partial").mkdir()
-    # Where nobody can write, whatever the user's rights.
+    # Nobody can write there, not even root.
     (tmp_path / ".out.partial" / "train").symlink_to("/proc")
     code, error = on_flink(data, tmp_path / "out")
     assert code == 1

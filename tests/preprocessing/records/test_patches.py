@@ -80,7 +80,7 @@ def test_same_case_seed_and_settings_same_patches(volume):
     assert len(origins) == 3
 
 
-def test_the_draw_never_changes(volume):
+def test_the_drawn_patches_are_pinned(volume):
     # Records made by one release must be those of the next: a fixed draw, written down.
     origins = [patch.origin_zyx for patch in draw(*volume)[:3]]
     assert origins == [(3, 8, 7), (5, 14, 13), (3, 8, 7)]
@@ -150,7 +150,7 @@ def test_label_counts_by_slice():
 
 
 @pytest.mark.parametrize("axes", [(1,), (2,), (0, 1, 2)])
-def test_a_turned_view_gives_what_its_copy_gives(volume, axes):
+def test_a_flipped_view_gives_the_same_patches_as_its_copy(volume, axes):
     views = [np.flip(each, axes) for each in volume]
     copies = [np.ascontiguousarray(each) for each in views]
     assert not any(view.flags.c_contiguous for view in views)

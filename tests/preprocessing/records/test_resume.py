@@ -132,7 +132,7 @@ def test_resume_with_other_settings_is_refused(killed, capsys, options, found):
     assert tree(killed) == before
 
 
-def test_resume_trusts_no_damaged_record_and_no_changed_input(killed, whole, capsys):
+def test_resume_redoes_cases_with_damaged_records_or_changed_inputs(killed, whole, capsys):
     cases = finished(killed)
     damaged, cut = (next(killed.rglob(f"{case}-*.tfrecord")) for case in cases[:2])
     content = bytearray(damaged.read_bytes())
@@ -163,7 +163,7 @@ def test_resume_without_an_earlier_run_is_a_run(data, whole, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("options", [[], ["--resume"], ["--overwrite"]])
-def test_a_second_run_is_refused_while_one_is_at_work(killed, capsys, options):
+def test_a_second_run_is_refused_while_one_is_running(killed, capsys, options):
     partial = killed / ".out.partial"
     settings = json.loads((partial / "settings.json").read_text())
     with partial_folder(str(killed / "out"), settings, resume=True):

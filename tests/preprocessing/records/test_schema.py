@@ -103,12 +103,12 @@ def test_features_written_are_the_features_read(patch):
 
 
 def test_same_patch_same_bytes_and_views_are_fine(patch):
-    turned = dataclasses.replace(
+    flipped = dataclasses.replace(
         patch,
         image_zyx=np.flip(np.flip(patch.image_zyx, 1).copy(), 1),
         label_zyx=np.asfortranarray(patch.label_zyx),
     )
-    assert encode_patch(turned, TASK) == encode_patch(patch, TASK)
+    assert encode_patch(flipped, TASK) == encode_patch(patch, TASK)
 
 
 def test_other_dtypes_and_shapes_are_refused(patch):

@@ -1,4 +1,4 @@
-"""Outputs at addresses that are no local folders: a small object store under Beam's interface."""
+"""Output to addresses that are not local folders: a small object store with Beam's interface."""
 
 import os
 from pathlib import Path
