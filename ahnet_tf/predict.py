@@ -248,7 +248,10 @@ def _run(arguments: argparse.Namespace) -> int:
             raise
         remedy = "The finished cases are kept; make room and continue with --resume."
         raise InputError(output, "room for the predictions", error.strerror, remedy) from None
-    return _exit_code(entries.values())
+    failed = sum(entry["status"] == "failed" for entry in entries.values())
+    if failed:
+        print(f"{failed} of {len(entries)} cases failed", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _check_output(inputs: Sequence[str], cases: Sequence[Case], output: Path) -> None:
@@ -280,7 +283,7 @@ def _check_output(inputs: Sequence[str], cases: Sequence[Case], output: Path) ->
 
 def _check_dicom(cases: Sequence[Case]) -> None:
     for case in cases:
-        if not is_dicom_image(case.image_path):
+        if not is_dicom_image(case.path):
             raise SettingsError("--dicom-seg", "DICOM images to refer to", f"case {case.case_id}")
 
 
@@ -306,7 +309,7 @@ def _content_digest(location: str) -> str | None:
 
 def _shown_input(path: str, cases: Sequence[Case]) -> str:
     """Returns an input path without the parts that identify a patient of the cases below it."""
-    inside = [case for case in cases if case.image_path.is_relative_to(path)]
+    inside = [case for case in cases if case.path.is_relative_to(path)]
     identifying = {each for case in inside for each in case.identifiers}
     return redact_path(path, identifying) if identifying else path
 
@@ -337,14 +340,6 @@ def _draw_overlay(
     name = f"overlays/{case.case_id}.png"
     overlay_case(output / name, volume, labels, reference, task, title=case.case_id)
     return name
-
-
-def _exit_code(entries: Collection[dict[str, Any]]) -> int:
-    """Prints how many cases failed, if any; returns the exit code."""
-    failed = sum(entry["status"] == "failed" for entry in entries)
-    if failed:
-        print(f"{failed} of {len(entries)} cases failed", file=sys.stderr)
-    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Whole volumes predicted by this project and by MONAI's sliding windows, on the same machine, in turn.
+"""Speed and memory of predicting a volume, compared with MONAI's sliding window on this machine.
 
 python -m benchmarks.prediction [--repeats 2] [--threads 2] [--slices 96]
 
-All predict the same volume of noise with an AH-Net of the same size, window, overlap and Gaussian blending, in
-float32: MONAI with `sliding_window_inference` and AHNet, with glibc's default allocator and with one told to
-keep large blocks, each in the memory format that is faster for one window. Memory is the peak of the whole
-prediction above the peak of predicting one window, which is the network's own.
+Both predict the same volume of noise in turn, with an AH-Net of the same size, window, overlap and Gaussian
+blending, in float32. MONAI uses `sliding_window_inference` and AHNet, with glibc's default allocator and with
+one that keeps large blocks, each in the memory format that is faster for one window. Memory is the peak of the
+whole prediction above the peak of predicting one window, which is that of the network itself.
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         "benchmarks.prediction", __doc__.splitlines()[0], ["python -m benchmarks.prediction"]
     )
-    parser.add_argument("--repeats", type=int, default=2, help="timed volumes of each (default: 2)")
+    parser.add_argument(
+        "--repeats", type=int, default=2, help="timed predictions of each (default: 2)"
+    )
     parser.add_argument("--threads", type=int, default=2, help="threads of each (default: 2)")
-    parser.add_argument("--slices", type=int, default=96, help="of the volume (default: 96)")
+    parser.add_argument("--slices", type=int, default=96, help="slices of the volume (default: 96)")
     parser.add_argument("--rows", type=int, default=512, help="rows and columns (default: 512)")
     parser.add_argument(
         "--window",
@@ -111,7 +113,7 @@ def _ours(stack: ExitStack, threads: int, request: dict) -> Worker:
 def _monai(
     stack: ExitStack, python: Path, threads: int, request: dict, allocator: dict[str, str]
 ) -> tuple[Worker, tuple[float, float]]:
-    """Returns the worker of the faster memory format, and one window's seconds and peak memory."""
+    """Returns the worker of the faster memory format, and seconds and peak memory of one window."""
     found = []
     for channels_last in FORMATS.values():
         worker = stack.enter_context(Worker(python, "benchmarks.monai_worker", allocator))
@@ -132,7 +134,7 @@ def _monai(
 
 
 def goals_of(figures: list[dict]) -> list[dict]:
-    """Returns the goals of ours, the first figures, against each of MONAI's."""
+    """Returns the goals of this project, which has the first figures, against each of MONAI's."""
     ours, *peers = figures
     goals = []
     for peer in peers:

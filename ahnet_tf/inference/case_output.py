@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ahnet_tf.inference.predictor import Predictor
 from ahnet_tf.inference.segment import PredictionSettings, Segmentation, segment_volume
-from preprocessing.datasets.case import Case, redact_case_path, redact_message
+from preprocessing.datasets.case import Case, redact_message
 from preprocessing.datasets.detection_table import Detection, write_detections
 from preprocessing.datasets.reading import is_dicom_image, read_case_image, read_case_source
 from preprocessing.dicom.segmentation import Software, write_segmentation
@@ -62,13 +62,13 @@ def predict_case(
     An error of the case itself is printed and recorded, not raised.
 
     Args:
-      case: its image is read.
+      case: a case with an image.
       predictor: the network.
       settings: of the prediction.
       output: folder of the predictions.
-      draw: also draws a picture of the case, its volume and label map [x, y, z]; returns the
-        picture's name in the folder.
-      dicom_seg: also write a DICOM SEG that names this software; the case's image must be DICOM.
+      draw: draws the case, its volume and label map [x, y, z]; returns the picture's name in the
+        folder.
+      dicom_seg: also write a DICOM SEG that names this software; the image must be DICOM.
       allow: names of `preprocessing.errors.ALLOWANCES`.
       debug: raise every error.
 
@@ -79,14 +79,14 @@ def predict_case(
     start = time.perf_counter()
     entry: dict[str, Any] = {"case_id": case.case_id}
     try:
-        entry["image_state"] = _image_state(case.image_path)
+        entry["image_state"] = _image_state(case.path)
         # Read first, so that a source without the needed attributes costs no prediction.
         source = read_case_source(case, allow=allow) if dicom_seg else None
         volume = read_case_image(case, allow=allow)
         segmentation = _segmented(case, volume, predictor, settings)
         task = predictor.settings.task
         names = _write_volumes(case, volume, segmentation, task, output)
-        if source is not None:
+        if dicom_seg is not None and source is not None:
             names.append(f"dicom_seg/{case.case_id}.dcm")
             write_segmentation(
                 output / names[-1], segmentation.labels, task.class_names, source, dicom_seg
@@ -96,10 +96,8 @@ def predict_case(
     except (InputError, OSError) as error:
         if debug or (isinstance(error, OSError) and error.errno in DISK_FULL):
             raise
-        where = (
-            "" if isinstance(error, AHNetError) else f"{redact_case_path(case, case.image_path)}: "
-        )
-        problem = redact_message(case, f"{where}{error}")
+        message = str(error) if isinstance(error, AHNetError) else f"{case.path}: {error}"
+        problem = redact_message(case, message)
         print(f"error: {problem}", file=sys.stderr)
         return entry | {"status": "failed", "problem": problem}
     seconds = round(time.perf_counter() - start, 2)
@@ -131,8 +129,8 @@ def write_record(
     Args:
       output: folder of the predictions.
       record: models and settings of the run.
-      cases: of the run.
-      entries: of `predict_case`, by case id.
+      cases: all cases of the run.
+      entries: what `predict_case` returned for the finished ones, by case id.
     """
     done = [(case, entries[case.case_id]) for case in cases if case.case_id in entries]
     write_json(output / RECORD_FILE, record | {"cases": [entry for _, entry in done]})
@@ -151,11 +149,7 @@ def finished_cases(
     """Returns the entries of cases that an earlier run into the same folder finished, by case id.
 
     A case is finished if the record says so, all its outputs exist and its image has not changed.
-
-    Args:
-      output: folder of the predictions.
-      record: models and settings of the run that resumes.
-      cases: of the run that resumes.
+    `record` and `cases` are those of the run that resumes.
 
     Raises:
       SettingsError: the earlier run had another model or other settings.
@@ -185,7 +179,7 @@ def finished_cases(
         if (entry := entries.get(case.case_id)) is not None
         and entry["status"] == "predicted"
         and all((output / name).is_file() for name in entry["outputs"])
-        and entry["image_state"] == _image_state(case.image_path)
+        and entry["image_state"] == _image_state(case.path)
     }
 
 
@@ -210,10 +204,10 @@ def _write_volumes(
         names += [f"probabilities/{case.case_id}_{name}.nii.gz" for name in task.class_names]
     voxels = [segmentation.labels, *segmentation.probabilities]
     for name, each in zip(names, voxels, strict=True):
-        if is_dicom_image(case.image_path):
+        if is_dicom_image(case.path):
             write_image(output / name, Volume(each, volume.affine))
         else:
-            write_on_grid(output / name, each, like=case.image_path)
+            write_on_grid(output / name, each, like=case.path)
     return names
 
 

@@ -1,4 +1,4 @@
-"""Imports weights of ResNet-50, AH-Net or MC-GCN from other programs as a checkpoint."""
+"""Imports weights of ResNet-50 or AH-Net from other programs as a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,17 +21,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs `python -m ahnet_tf.weights`; returns its exit code."""
     parser = make_parser(
         "ahnet_tf.weights",
-        "Converts weights of ResNet-50 (Keras, torchvision), MONAI's AHNet or the authors' AH-Net and "
-        "MC-GCN to a checkpoint: a folder for training, export and prediction.",
+        "Converts weights of ResNet-50 (Keras, torchvision) or of MONAI's AHNet to a checkpoint: a "
+        "folder for training, export and prediction.",
         EXAMPLES,
     )
     commands = parser.add_subparsers(dest="action", required=True, metavar="import")
     command = commands.add_parser("import", help="read a weight file, write a checkpoint")
     command.add_argument(
-        "file",
-        nargs="?",
-        metavar="FILE",
-        help=".h5, .safetensors, .npz, or .pth if torch is installed",
+        "file", nargs="?", metavar="FILE", help=".h5, .safetensors, .npz, or .pth (needs torch)"
     )
     command.add_argument(
         "--weights",
@@ -53,9 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar=("LOW", "HIGH"),
         help="raw intensities that are scaled to -1 and +1",
     )
-    command.add_argument(
-        "--seed", type=int, default=0, help="seed of the weights that the file lacks"
-    )
+    command.add_argument("--seed", type=int, default=0, help="seed of weights not in the file")
     command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS)
     return run_command(_run, parser.parse_args(argv))
 

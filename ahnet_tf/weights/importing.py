@@ -9,7 +9,6 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import attrs
 import numpy as np
@@ -20,12 +19,7 @@ from ahnet_tf.networks.checkpoint import read_safetensors
 from ahnet_tf.networks.factory import build_network, named_weights
 from ahnet_tf.networks.transfer import STEM_KERNEL, TransferReport, encoder_weights, stem_kernel_3d
 from ahnet_tf.weights.keras_resnet50 import keras_encoder_weight
-from ahnet_tf.weights.torch_names import (
-    AUTHORS_LEVELS,
-    ahnet_source,
-    encoder_source,
-    mcgcn_source,
-)
+from ahnet_tf.weights.torch_names import ahnet_source, encoder_source
 from preprocessing.errors import ModelError
 
 SUFFIXES = (".pth", ".pt", ".safetensors", ".npz", ".h5")
@@ -33,13 +27,9 @@ SUFFIXES = (".pth", ".pt", ".safetensors", ".npz", ".h5")
 # Each family's name in messages, and a key that only its files have.
 FAMILIES = {
     "keras": ("Keras' ResNet-50", "conv1_conv/kernel"),
-    "authors2d": ("the authors' MC-GCN", "gcn1.conv_l1.weight"),
-    "authors": ("the authors' AH-Net", "psp.proj8.weight"),
     "monai": ("MONAI's AHNet", "up0.conv.weight"),
     "torchvision": ("torchvision's ResNet-50", "layer1.0.conv1.weight"),
 }
-# Families of whole networks; the others fill an encoder.
-WHOLE = ("monai", "authors", "authors2d")
 
 
 def import_network(
@@ -47,9 +37,9 @@ def import_network(
 ) -> tuple[tf.keras.Model, ModelConfig, TransferReport]:
     """Builds a network with the weights of a file.
 
-    ImageNet weights fill the encoder of the network that `config` describes. For the weights of a
-    whole network, all settings that follow from their shapes are taken from there and the others,
-    such as the intensity window, from `config`.
+    ImageNet weights fill the encoder of the network that `config` describes. For a whole AH-Net, all
+    settings that follow from the shapes of its weights are taken from there and the others, such as
+    the intensity window, from `config`.
 
     Raises:
       ModelError: an unreadable or unknown file, or weights that are missing or of another shape, all
@@ -57,10 +47,11 @@ def import_network(
     """
     arrays = read_arrays(path)
     family = _family(arrays, path)
-    if family in WHOLE:
-        config = _whole_config(arrays, family, config, path)
+    whole = family == "monai"
+    if whole:
+        config = _monai_config(arrays, config, path)
     model = build_network(config, seed=seed)
-    wanted = named_weights(model) if family in WHOLE else encoder_weights(model)
+    wanted = named_weights(model) if whole else encoder_weights(model)
     if not wanted:
         raise ModelError(
             path, "a network with ResNet-50's encoder (ahnet, mcgcn)", config.architecture
@@ -76,7 +67,7 @@ def import_network(
         except ValueError:
             problems.append(f"{name} has other axes")
             continue
-        if name == STEM_KERNEL and family not in WHOLE:
+        if name == STEM_KERNEL and not whole:
             value = _colours_to_slices(value, shape)
         if value.shape != shape:
             problems.append(f"{name} is {value.shape} instead of {shape}")
@@ -201,20 +192,12 @@ def _weight(
     if family == "keras":
         return keras_encoder_weight(name, arrays)
     if family == "torchvision":
-        source = encoder_source(name, volumetric=False, torchvision=True)
-    elif family == "authors2d":
-        source = mcgcn_source(name)
+        source = encoder_source(name, volumetric=False)
     else:
-        source = ahnet_source(name, config.pvp_levels, authors=family == "authors")
+        source = ahnet_source(name, config.pvp_levels)
     if source is None:
         raise KeyError("a counterpart")
-    value = source.read(arrays)
-    if family == "authors" and name.startswith("final/") and config.pvp_levels:
-        # The authors concatenate the largest pool first.
-        axis = 2 if name == "final/kernel" else 0
-        pools, rest = np.split(value, [config.pvp_levels], axis=axis)
-        value = np.concatenate([np.flip(pools, axis), rest], axis=axis)
-    return value
+    return source.read(arrays)
 
 
 def _colours_to_slices(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -230,44 +213,31 @@ def _colours_to_slices(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray
     return kernel
 
 
-def _whole_config(
-    arrays: Mapping[str, np.ndarray], family: str, config: ModelConfig, where: object
+def _monai_config(
+    arrays: Mapping[str, np.ndarray], config: ModelConfig, where: object
 ) -> ModelConfig:
-    """Returns `config` with all settings that follow from the weights of a whole network."""
+    """Returns `config` with all settings that follow from the weights of MONAI's AHNet."""
     try:
         stem = arrays["conv1.weight"]
-        common: dict[str, Any] = {
-            "width": stem.shape[0] / 64,
-            "blocks": tuple(_count(arrays, f"layer{i}.{{}}.conv1.weight") for i in range(1, 5)),
-            "norm": "batch",
-        }
-        if family == "authors2d":
-            projection = arrays.get("init_proj.0.weight")
-            return attrs.evolve(
-                config,
-                architecture="mcgcn",
-                classes=arrays["gcn1.conv_l1.weight"].shape[0],
-                channels=1,
-                slices=3 if projection is None else projection.shape[1],
-                **common,
-            )
-        levels = _count(arrays, "psp.project_modules.{}.weight")
-        if family == "authors":
-            levels = sum(f"psp.proj{size}.weight" in arrays for size in AUTHORS_LEVELS)
+        first, second, third, fourth = (
+            _count(arrays, f"layer{stage}.{{}}.conv1.weight") for stage in range(1, 5)
+        )
         return attrs.evolve(
             config,
             architecture="ahnet",
+            width=stem.shape[0] / 64,
+            blocks=(first, second, third, fourth),
+            norm="batch",
             classes=arrays["final.conv.weight"].shape[0],
             channels=stem.shape[1],
             growth=arrays["dense0.denselayer1.conv4.weight"].shape[0],
             dense_layers=_count(arrays, "dense0.denselayer{}.conv1.weight", start=1),
-            pvp_levels=levels,
+            pvp_levels=_count(arrays, "psp.project_modules.{}.weight"),
             pvp_border=True,
             upsampling="transpose" if "final.up.weight" in arrays else "trilinear",
-            **common,
         )
     except KeyError as error:
-        raise ModelError(where, FAMILIES[family][0], f"no {error.args[0]}") from None
+        raise ModelError(where, FAMILIES["monai"][0], f"no {error.args[0]}") from None
 
 
 def _count(arrays: Mapping[str, np.ndarray], pattern: str, start: int = 0) -> int:

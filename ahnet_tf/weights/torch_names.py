@@ -1,6 +1,5 @@
-"""Names and layouts of AH-Net's and MC-GCN's weights in PyTorch state dicts.
+"""Names and layouts of weights in the PyTorch state dicts of torchvision's ResNet-50 and MONAI's AHNet.
 
-Three families: torchvision's ResNet-50, MONAI's AHNet, and the authors' AH-Net (net3d.py, net2d.py).
 Weights are paired by name, never by order.
 """
 
@@ -28,8 +27,6 @@ NORM = {
 }
 DENSE_NORMS = {"norm1": "bn1", "conv1": "bn2", "norm3": "bn3", "norm4": "bn4"}
 TRANSITIONS = {"up1": "up0", "up2": "up1", "up3": "up2", "up4": "trans1", "up5": "up3"}
-# Pool sizes of the authors' pyramid volumetric pooling, which are part of their names.
-AUTHORS_LEVELS = (8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -64,20 +61,19 @@ class Source:
         }
 
 
-def encoder_source(name: str, volumetric: bool, torchvision: bool = False) -> Source | None:
-    """Returns the source of an encoder weight in a state dict like ResNet-50's; None for others.
+def encoder_source(name: str, *, volumetric: bool) -> Source | None:
+    """Returns the source of an encoder weight; None for other weights.
 
     Args:
       name: as in "res1_block1/conv1/norm/gamma".
-      volumetric: whether the kernels in the state dict are 3D.
-      torchvision: whether the norm of the stem is "bn1", as in torchvision, or "bn0".
+      volumetric: True for MONAI's 3D kernels, False for torchvision's 2D ones.
     """
     layer, _, rest = name.partition("/")
     leaf = rest.rsplit("/", 1)[-1]
     if layer == "stem":
         if leaf == "kernel":
             return Source(("conv1.weight",), VOLUME if volumetric else FLAT)
-        return Source((f"{'bn1' if torchvision else 'bn0'}.{NORM[leaf]}",))
+        return Source((f"{'bn0' if volumetric else 'bn1'}.{NORM[leaf]}",))
     found = re.fullmatch(r"res(\d)_block(\d+)", layer)
     if not found:
         return None
@@ -91,13 +87,12 @@ def encoder_source(name: str, volumetric: bool, torchvision: bool = False) -> So
     return Source((f"{prefix}{norm}.{NORM[leaf]}",))
 
 
-def ahnet_source(name: str, levels: int, authors: bool = False) -> Source | None:
-    """Returns the source of an AH-Net weight in MONAI's or the authors' state dict; None if unknown.
+def ahnet_source(name: str, levels: int) -> Source | None:
+    """Returns the source of an AH-Net weight in MONAI's state dict; None if unknown.
 
     Args:
       name: of the weight in this project.
-      levels: of the pyramid volumetric pooling.
-      authors: the authors' names, with the pool size in those of the projections, instead of MONAI's.
+      levels: number of levels of the pyramid volumetric pooling.
     """
     layer, *middle, leaf = name.split("/")
     if layer in TRANSITIONS or layer == "final":
@@ -115,37 +110,18 @@ def ahnet_source(name: str, levels: int, authors: bool = False) -> Source | None
             return Source((f"{prefix}.conv3.weight",), ACROSS_SLICES)
         return Source((f"{prefix}.conv{leaf[6:] or 1}.weight",), IN_PLANE)
     if layer == "pvp":
-        return _pyramid_source(leaf, levels, authors)
+        return _pyramid_source(leaf, levels)
     return encoder_source(name, volumetric=True)
 
 
-def mcgcn_source(name: str) -> Source | None:
-    """Returns the source of an MC-GCN weight in the authors' net2d.py (or MONAI's FCN) state dict."""
-    layer, *middle, leaf = name.split("/")
-    if layer == "slice_projection":
-        if leaf == "kernel":
-            return Source(("init_proj.0.weight",), FLAT)
-        return Source((f"init_proj.1.{NORM[leaf]}",))
-    if middle == ["norm"] and layer.startswith("refine"):
-        return Source((f"{layer}.bn.{NORM[leaf]}",))
-    if layer.startswith(("gcn", "refine")):
-        part = middle[0]
-        key = f"{layer}.conv_{part[0]}{part[-1]}" if layer.startswith("gcn") else f"{layer}.{part}"
-        return Source((f"{key}.weight",), FLAT) if leaf == "kernel" else Source((f"{key}.bias",))
-    return encoder_source(name, volumetric=False)
-
-
-def _pyramid_source(leaf: str, levels: int, authors: bool) -> Source:
+def _pyramid_source(leaf: str, levels: int) -> Source:
     if leaf.startswith("up_kernel"):
         level = int(leaf.removeprefix("up_kernel")).bit_length() - 4
         return Source((f"psp.up_modules.{level}.weight",), IN_PLANE)
     modules = "up_modules" if leaf == "up_bias" else "project_modules"
-    prefixes = [f"psp.{modules}.{level}" for level in range(levels)]
-    if authors:
-        prefixes = [f"psp.proj{size}" for size in AUTHORS_LEVELS[:levels]]
-    if leaf == "kernel":
-        return Source(tuple(f"{prefix}.weight" for prefix in prefixes), IN_PLANE)
-    return Source(tuple(f"{prefix}.bias" for prefix in prefixes))
+    kind = "weight" if leaf == "kernel" else "bias"
+    keys = tuple(f"psp.{modules}.{level}.{kind}" for level in range(levels))
+    return Source(keys, IN_PLANE if leaf == "kernel" else VECTOR)
 
 
 def _reordered(array: np.ndarray, axes: str, wanted: str) -> np.ndarray:

@@ -15,7 +15,7 @@ from ahnet_tf.networks import build_network, load_network, named_weights
 from ahnet_tf.weights.__main__ import main
 from ahnet_tf.weights.importing import import_network, read_arrays
 from ahnet_tf.weights.keras_resnet50 import NAME, imagenet_file
-from ahnet_tf.weights.torch_names import ahnet_source, encoder_source, mcgcn_source
+from ahnet_tf.weights.torch_names import ahnet_source, encoder_source
 from benchmarks.parity import random_weight
 from preprocessing.errors import ModelError
 
@@ -23,6 +23,10 @@ SMALL = ModelConfig(
     width=0.0625, blocks=(2, 1, 1, 1), growth=4, dense_layers=2, pvp_levels=2, pvp_border=True
 )
 SMALL_2D = attrs.evolve(SMALL, architecture="mcgcn", pvp_border=False)
+
+
+def torchvision_source(name):
+    return encoder_source(name, volumetric=False)
 
 
 def random_network(config):
@@ -78,38 +82,8 @@ def test_monai_round_trip_by_the_command(suffix, ahnet, tmp_path, capsys):
     assert_same_weights(model, ahnet)
 
 
-def test_authors_order_of_pools_is_turned(tmp_path):
-    config = attrs.evolve(SMALL, pvp_levels=4, classes=1)
-    model = random_network(config)
-    state = state_of(model, lambda name: ahnet_source(name, 4, authors=True))
-    assert "psp.proj64.bias" in state
-    # Their concatenation is 64, 32, 16, 8 and then the dense block.
-    state["final.norm.weight"] = np.r_[
-        state["final.norm.weight"][:4][::-1], state["final.norm.weight"][4:]
-    ]
-    for key in ("bias", "running_mean", "running_var"):
-        value = state[f"final.norm.{key}"]
-        state[f"final.norm.{key}"] = np.concatenate([value[3::-1], value[4:]])
-    kernel = state["final.conv.weight"]
-    state["final.conv.weight"] = np.concatenate([kernel[:, 3::-1], kernel[:, 4:]], axis=1)
-    np.savez(tmp_path / "authors.npz", **state)
-    found, found_config, _ = import_network(tmp_path / "authors.npz", ModelConfig())
-    assert found_config == attrs.evolve(config, classes=1)
-    assert_same_weights(found, model)
-
-
-def test_authors_mcgcn_round_trip(mcgcn, tmp_path):
-    safetensors.numpy.save_file(state_of(mcgcn, mcgcn_source), tmp_path / "fcn.safetensors")
-    found, config, report = import_network(
-        tmp_path / "fcn.safetensors", attrs.evolve(ModelConfig(), growth=4)
-    )
-    assert (config.architecture, config.width, config.blocks) == ("mcgcn", 0.0625, (2, 1, 1, 1))
-    assert not report.fresh
-    assert_same_weights(found, mcgcn)
-
-
 def test_torchvision_fills_the_encoder(mcgcn, tmp_path):
-    state = state_of(mcgcn, lambda name: encoder_source(name, volumetric=False, torchvision=True))
+    state = state_of(mcgcn, torchvision_source)
     state |= {"fc.weight": np.zeros((10, 8), np.float32), "fc.bias": np.zeros(10, np.float32)}
     np.savez(tmp_path / "resnet.npz", **state)
     found, _, report = import_network(tmp_path / "resnet.npz", SMALL_2D)
@@ -245,7 +219,7 @@ def test_pth_without_torch_says_what_to_do(tmp_path):
 
 def test_pth_with_torch(mcgcn, tmp_path):
     torch = pytest.importorskip("torch")
-    state = state_of(mcgcn, mcgcn_source)
+    state = state_of(mcgcn, torchvision_source)
     torch.save(
         {"state_dict": {k: torch.from_numpy(v) for k, v in state.items()}}, tmp_path / "a.pt"
     )
