@@ -18,14 +18,10 @@ _AXES = {"z": 1, "y": 2, "x": 3}
 
 
 def mean_predictor(predictors: Sequence[Predictor], names: Sequence[object]) -> Predictor:
-    """Returns a predictor of the mean of several networks' probabilities.
-
-    Args:
-      predictors: one or more, with the same task, window and number of channels.
-      names: the location of each, for messages.
+    """Returns a predictor of the mean of several networks' probabilities; `names` are for messages.
 
     Raises:
-      ModelError: they differ in one of these; names the model and the difference.
+      ModelError: they differ in task, window or channels; names the model and the difference.
     """
     first = predictors[0]
     expected = _common_settings(first)
@@ -49,10 +45,8 @@ def mean_predictor(predictors: Sequence[Predictor], names: Sequence[object]) -> 
 def flipped_predictor(predictor: Predictor, axes: str) -> Predictor:
     """Returns a predictor of the mean over every window and its mirror images.
 
-    Args:
-      predictor: the network.
-      axes: which of z, y and x are mirrored. Two axes, "xy" for example, give four predictions;
-        each is mirrored back before the mean. Empty: the predictor itself.
+    Each prediction is mirrored back before the mean; two axes, "xy" for example, give four. Without
+    axes it is the predictor itself.
 
     Raises:
       SettingsError: another letter, or one twice.

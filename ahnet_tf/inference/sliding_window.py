@@ -41,14 +41,9 @@ def window_starts(
 ) -> list[tuple[int, ...]]:
     """Returns the first voxel of each window along z, y and x; the windows are their product.
 
-    These are the fewest windows that cover the volume and overlap by at least `overlap`, evenly
-    spaced from the first voxel to the last. An axis shorter than the window gets one window, which
-    extends beyond the end of the volume.
-
-    Args:
-      shape_zyx: size of the volume in voxels.
-      window_zyx: size of a window in voxels.
-      overlap: share of a window covered by its neighbour along each axis, from 0 to below 1.
+    These are the fewest windows that cover the volume and overlap by at least the fraction
+    `overlap`, evenly spaced from the first voxel to the last. An axis shorter than the window gets
+    one window, which extends beyond the end of the volume. All sizes are in voxels.
 
     Raises:
       SettingsError: an overlap outside [0, 1) or a size below 1.

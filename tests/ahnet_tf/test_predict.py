@@ -1,4 +1,4 @@
-"""Whole volumes in, label maps on the input's own grid out; one bad case does not stop the rest."""
+"""The predict command: label maps on the grid of the input, bad cases, options, DICOM."""
 
 import dataclasses
 import gzip
@@ -33,7 +33,7 @@ def predictor(threshold_model):
 
 
 def blobs(shape, seed=0):
-    """HU with air, liver and tumour in no symmetric order."""
+    """HU of air, liver and tumour in random order, without symmetry."""
     random = np.random.default_rng(seed)
     return random.choice(np.array([-900, 60, 200], np.int16), shape, p=[0.6, 0.3, 0.1])
 
@@ -47,14 +47,14 @@ def write(path, voxels, affine=None, sform=1, qform=1):
 
 
 def stored_as(codes, voxels, spacing):
-    """The same volume with its voxels in another order."""
+    """The same volume with its voxels stored in another order."""
     straight = nib.Nifti1Image(voxels, np.diag([*spacing, 1.0]))
     canonical, wanted = (nib.orientations.axcodes2ornt(each) for each in ("RAS", codes))
     return straight.as_reoriented(nib.orientations.ornt_transform(canonical, wanted))
 
 
 @pytest.mark.parametrize("codes", ORIENTATIONS)
-def test_every_orientation_comes_back_to_its_own_grid(predictor, tissues, codes):
+def test_labels_of_every_orientation_are_on_the_input_grid(predictor, tissues, codes):
     stored = stored_as(codes, blobs((9, 7, 5)), (1.0, 1.5, 4.0))
     assert "".join(nib.aff2axcodes(stored.affine)) == codes
     voxels = np.asarray(stored.dataobj)
@@ -63,11 +63,11 @@ def test_every_orientation_comes_back_to_its_own_grid(predictor, tissues, codes)
     assert labels.dtype == np.uint8
 
 
-def test_resampled_task_answers_on_the_input_grid(predictor):
-    """A ball of 200 HU seen at twice its spacing comes back within half a voxel of the coarse grid."""
+def test_labels_of_a_resampled_task_are_on_the_input_grid(predictor):
+    """A ball of 200 HU, predicted at twice its spacing, is accurate to half a coarse voxel."""
     x, y, z = np.ogrid[:40, :40, :20]
     radius = np.sqrt((x - 19.5) ** 2 + (y - 19.5) ** 2 + (2 * (z - 9.5)) ** 2)
-    # The model's threshold lies midway, so that partial volume moves no border.
+    # The model's threshold is midway, so partial volume shifts no border.
     voxels = np.where(radius < 14, 200, -100).astype(np.int16)
     task = attrs.evolve(predictor.settings.task, resampling="full", spacing_mm=(2.0, 2.0, 4.0))
     coarse = Predictor(
@@ -80,8 +80,8 @@ def test_resampled_task_answers_on_the_input_grid(predictor):
     assert (labels[radius > 16] == 0).all()
 
 
-def test_every_orientation_is_resampled_alike(predictor):
-    """Labels of a volume stored in another order are the straight ones' in that order, voxel for voxel."""
+def test_every_orientation_is_resampled_identically(predictor):
+    """Labels of a volume stored in another order are those of the RAS+ volume, reordered."""
     task = attrs.evolve(predictor.settings.task, resampling="full", spacing_mm=(1.5, 1.5, 3.0))
     settings = dataclasses.replace(predictor.settings, task=task)
     coarse = Predictor(settings, predictor.predict)
@@ -99,7 +99,7 @@ def test_every_orientation_is_resampled_alike(predictor):
 def test_files_of_every_orientation_keep_their_geometry(
     threshold_model, tissues, tmp_path, resampling
 ):
-    """Affine, shape and codes of 48 files to the last bit; probability maps lie on the same grid."""
+    """Affine, shape and codes of 48 files are exact; probability maps have the same grid."""
     model, cases, output = tmp_path / "model", tmp_path / "cases", tmp_path / "out"
     shutil.copytree(threshold_model, model)
     settings = json.loads((model / "assets.extra" / "ahnet.json").read_text())
@@ -155,7 +155,7 @@ def test_names():
 
 
 def test_command_on_a_folder(threshold_model, tissues, tmp_path, capsys):
-    """LiTS names, the input's codes and affine, a truncated case, maps, overlays, the record."""
+    """LiTS names, codes and affine of the input, a truncated case, maps, overlays, the record."""
     cases, output = tmp_path / "cases", tmp_path / "out"
     cases.mkdir()
     affine = np.array([[0, -0.7, 0, 100], [0.7, 0, 0, -50], [0, 0, -5, 30], [0, 0, 0, 1.0]])
@@ -276,10 +276,10 @@ def test_bad_options_are_one_line(threshold_model, tmp_path, capsys, options, me
     assert not (tmp_path / "out").exists()
 
 
-def test_dicom_series_give_label_maps_on_their_grid(
+def test_label_maps_of_dicom_series_are_on_their_grid(
     threshold_model, tissues, tmp_path, dicom, capfd
 ):
-    """One case of a harmless name, one of a telling one, one that is tilted."""
+    """A case with a harmless name, one named after its patient, and one with gantry tilt."""
     voxels = blobs((9, 7, 5))
     stored = (voxels.transpose(2, 1, 0) + 1024).astype(np.uint16)
     cases = tmp_path / "cases"
@@ -303,8 +303,8 @@ def test_dicom_series_give_label_maps_on_their_grid(
     assert len(list(output.glob("*.nii.gz"))) == 3
 
 
-def test_dicom_is_answered_with_a_segmentation(threshold_model, tissues, tmp_path, dicom, capfd):
-    """The SEG carries the patient, and nothing else does: no name, record or message."""
+def test_dicom_seg_of_a_dicom_series(threshold_model, tissues, tmp_path, dicom, capfd):
+    """The SEG names the patient; file names, record and messages do not."""
     voxels = blobs((9, 7, 5))
     stored = (voxels.transpose(2, 1, 0) + 1024).astype(np.uint16)
     cases, output = tmp_path / "cases", tmp_path / "out"
@@ -322,15 +322,15 @@ def test_dicom_is_answered_with_a_segmentation(threshold_model, tissues, tmp_pat
     assert written.PatientID == "PID7748123"
     names = [*map(str, output.rglob("*")), told]
     assert not [each for each in dicom.identifiers if each.lower() in "".join(names).lower()]
-    # The record's digest of the model stands in the file.
+    # The file contains the digest of the model that is in the record.
     (model,) = json.loads((output / "prediction.json").read_text())["models"]
     assert model["sha256"].startswith(written.DeviceSerialNumber)
-    # Theirs is [slice, row, column], from the top of the patient down.
+    # highdicom returns [slice, row, column], from the head of the patient down.
     found = hd.seg.segread(path).get_volume(combine_segments=True).array[::-1]
     assert np.array_equal(found.transpose(2, 1, 0), tissues(voxels))
 
 
-def test_a_segmentation_needs_dicom(threshold_model, tmp_path, capsys):
+def test_dicom_seg_needs_dicom_images(threshold_model, tmp_path, capsys):
     write(tmp_path / "scan.nii.gz", blobs((4, 4, 4)))
     options = [str(tmp_path / "scan.nii.gz"), str(tmp_path / "out"), "--dicom-seg"]
     assert main(["--model", str(threshold_model), *options]) == 1
@@ -352,7 +352,7 @@ def test_paths_and_options_in_any_order(threshold_model, tmp_path):
 @pytest.mark.parametrize(
     "words", [["only.nii.gz"], ["--model", "m"], ["--model", "m", "--target", "h:1", "a", "b"]]
 )
-def test_a_command_that_lacks_something_shows_its_usage(words, capsys):
+def test_an_incomplete_command_shows_its_usage(words, capsys):
     with pytest.raises(SystemExit) as caught:
         main(words)
     assert caught.value.code == 2

@@ -1,4 +1,4 @@
-"""Means of networks and of mirrored windows, by hand; models that don't go together."""
+"""Means of networks and of mirrored windows, computed by hand; models that do not match."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ def test_the_mean_of_three():
     answer = mean_predictor(models, "abc").predict(np.zeros((2, 2, 3, 4, 1), np.int16))
     assert answer.dtype == np.float32
     np.testing.assert_allclose(answer, 0.3, rtol=1e-6)
-    # What a network gave out stays as it was.
+    # The output of a network is not modified.
     assert models[0].predict(np.zeros((1, 1, 1, 1, 1)))[0, 0, 0, 0, 0] == np.float32(0.2)
     assert mean_predictor(models[:1], "a") is models[0]
 
@@ -47,8 +47,8 @@ def test_models_that_differ_are_refused(other, what):
         mean_predictor([answering(None), answering(None, other)], ["first", "second"])
 
 
-def test_mirrored_answers_are_turned_back():
-    """A network that sees what it is shown gives the same; one with a preferred end gets even-handed."""
+def test_mirrored_predictions_are_mirrored_back():
+    """The identity stays the identity; a ramp along an axis averages to a constant."""
     windows = np.random.default_rng(0).random((2, 2, 3, 4, 1)).astype(np.float32)
     same = flipped_predictor(answering(lambda w: np.repeat(w, 2, -1)), "xyz")
     np.testing.assert_allclose(same.predict(windows), np.repeat(windows, 2, -1), rtol=1e-6)

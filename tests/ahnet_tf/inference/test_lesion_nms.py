@@ -1,4 +1,4 @@
-"""Lesions from heat maps: peaks, suppression and boxes worked out by hand, and masses found again."""
+"""Lesions of heat maps: peaks, suppression and boxes computed by hand, and masses of phantoms."""
 
 import dataclasses
 
@@ -56,17 +56,17 @@ def test_a_plateau_is_one_peak_in_its_middle():
 
 
 def test_a_shoulder_is_no_peak_and_touching_lesions_share_their_voxels():
-    # A step of 0.6 on the way up to 1 is no maximum.
+    # A plateau of 0.6 next to 1 is no maximum.
     step = line(0, 0.6, 0.6, 0.6, 1, 0)
     assert len(detect_lesions(step, (1.0, 1.0, 1.0), DetectionSettings(minimum_distance_mm=0))) == 1
-    # Above half of both peaks all along; parted half-way, at x = 4 (as near to both: in both).
+    # Above half of both peaks everywhere; split half-way, at x = 4 (equally near: in both).
     ridge = line(0, 0.7, 1, 0.8, 0.7, 0.8, 0.9, 0.7, 0)
     found = detect_lesions(ridge, (1.0, 1.0, 1.0), DetectionSettings(minimum_distance_mm=2))
     assert [(each.x, each.width) for each in found] == [(1, 4), (4, 4)]
 
 
-def test_a_network_that_is_unsure_everywhere_costs_little():
-    """Noise above the threshold all over: peaks by the thousand, half of each reached from anywhere."""
+def test_similar_scores_everywhere_are_processed_quickly():
+    """Noise above the threshold everywhere: thousands of peaks, each connected to the whole volume."""
     heat_map = np.random.default_rng(0).uniform(0.4, 0.6, (200, 150, 6)).astype(np.float32)
     found = detect_lesions(heat_map, (1.0, 1.0, 1.0), DetectionSettings(most=2))
     assert len(found) == 2
@@ -84,8 +84,8 @@ def test_the_highest_are_kept():
 
 @given(st.integers(0, 2**32 - 1), st.floats(0, 6))
 @settings(deadline=None, max_examples=40)
-def test_laws_of_suppression(seed, distance_mm):
-    """Scores fall, peaks keep their distance, and every voxel at the threshold has one at hand."""
+def test_properties_of_suppression(seed, distance_mm):
+    """Scores decrease, peaks keep their distance, and every peak lies in its box."""
     heat_map = np.random.default_rng(seed).random((6, 5, 4)).astype(np.float32)
     detection = DetectionSettings(0.8, most=1000, minimum_distance_mm=distance_mm)
     found = detect_lesions(heat_map, (1.0, 1.0, 2.0), detection)
@@ -102,8 +102,8 @@ def test_laws_of_suppression(seed, distance_mm):
         assert (peak < first + size).all()
 
 
-def test_masses_are_found_where_they_are_in_volumes_of_either_orientation():
-    """The target of a phantom's boxes on its task's grid, detected in voxels of the file."""
+def test_masses_of_phantoms_are_located():
+    """Training targets of phantoms in either orientation, detected on the grid of the file."""
     masses = 0
     for number in range(6):
         case = make_case(5, number)
@@ -124,7 +124,7 @@ def test_masses_are_found_where_they_are_in_volumes_of_either_orientation():
     assert masses >= 4
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_written_detections_are_read_back(tmp_path):
     lesion = Detection(0.123456789, x=1, y=2, z=3, width=4, height=5, depth=6)
     path = tmp_path / "lesions.csv"
     write_detections(path, [(("P", "S", "lcc"), lesion)])

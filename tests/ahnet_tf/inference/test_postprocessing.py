@@ -1,4 +1,4 @@
-"""Post-processing of label maps, worked out by hand."""
+"""Post-processing of label maps, computed by hand."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_largest_component_keeps_the_liver_and_its_tumours():
     np.testing.assert_array_equal(keep_largest_component(kept), kept)
     empty = np.zeros((2, 2, 2), np.uint8)
     np.testing.assert_array_equal(keep_largest_component(empty), empty)
-    # Voxels that touch at an edge only are two regions.
+    # Voxels that share only an edge are two regions.
     corner = np.array([[[1, 0], [0, 1]]], np.uint8)
     assert keep_largest_component(corner).sum() == 1
 
@@ -32,7 +32,7 @@ def test_lesions_stay_where_they_touch_the_organ():
     kept = keep_lesions_in_organ(labels)
     np.testing.assert_array_equal(kept, line(0, 0, 0, 1, 2, 0, 2, 1, 2, 2))
     assert kept.dtype == np.uint8
-    # At an edge alone it doesn't touch; along every axis a neighbour is enough.
+    # Voxels that share only an edge do not touch; a neighbour along any axis is enough.
     assert keep_lesions_in_organ(np.array([[[1, 0], [0, 2]]], np.uint8)).tolist() == [
         [[1, 0], [0, 0]]
     ]
@@ -43,7 +43,7 @@ def test_lesions_stay_where_they_touch_the_organ():
     np.testing.assert_array_equal(keep_lesions_in_organ(line(0, 2, 0)), line(0, 0, 0))
 
 
-def test_small_lesions_become_what_is_around_them():
+def test_small_lesions_become_organ_or_background():
     labels = line(1, 2, 1, 2, 2, 0, 2, 0)
     # Voxels of 2 mm3: lesions of 2, 4 and 2 mm3.
     np.testing.assert_array_equal(remove_small_lesions(labels, 3, 2.0, 2.0), labels)
@@ -63,7 +63,7 @@ def test_with_two_classes_the_foreground_is_the_lesion():
     check_has_organ(3)
 
 
-def test_volumes_at_the_limit_stay():
+def test_lesions_of_exactly_the_limit_are_kept():
     # 3 voxels of 0.1 mm3 are a little less or more than 0.3 in floating point.
     labels = line(1, 1, 1, 0)
     for size in (1, 3, 6, 7):

@@ -1,4 +1,4 @@
-"""Weights of each family come back as they were; files that don't fit are refused with reasons."""
+"""Weights of each family are imported unchanged; files that do not fit are refused with reasons."""
 
 import importlib.util
 import urllib.request
@@ -90,7 +90,7 @@ def test_torchvision_fills_the_encoder(mcgcn, tmp_path):
     assert_same_weights(found, mcgcn, "stem")
     assert_same_weights(found, mcgcn, "res")
     assert all(name.startswith(("gcn", "refine")) for name, _ in report.fresh)
-    # In 3D the colours become slices; two image channels share each slice's kernel.
+    # In 3D, colours become slices; two image channels share the kernel of a slice.
     config = attrs.evolve(SMALL, channels=2)
     volume, _, _ = import_network(tmp_path / "resnet.npz", config)
     kernel = named_weights(volume)["stem/kernel"].numpy()
@@ -127,7 +127,7 @@ def keras_file(path, model, groups="layer_names"):
                 group.create_dataset(name.decode(), data=value)
 
 
-def test_keras_biases_move_into_the_norm(mcgcn, tmp_path):
+def test_keras_biases_are_folded_into_the_norm(mcgcn, tmp_path):
     keras_file(tmp_path / "resnet_notop.h5", mcgcn)
     found, _, _ = import_network(tmp_path / "resnet_notop.h5", SMALL_2D)
     found, given = named_weights(found), named_weights(mcgcn)
@@ -140,7 +140,7 @@ def test_keras_biases_move_into_the_norm(mcgcn, tmp_path):
 
 
 def test_keras_own_resnet50_fits_by_name(tmp_path):
-    """Keras' application itself writes the file; its first stage, which strides nowhere, agrees."""
+    """The file is written by Keras' application; features agree up to res1, which has no stride."""
     resnet = tf.keras.applications.ResNet50(
         include_top=False, weights=None, input_shape=(64, 64, 3)
     )
@@ -238,10 +238,10 @@ def test_foreign_names_and_missing_files_are_refused(tmp_path):
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Sends downloads to a closed port of this machine, which refuses them at once."""
+    """Redirects downloads to a closed local port, which refuses them at once."""
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    # urllib reads the variables once, and keeps what it has read.
+    # urllib reads the variables once and caches them.
     urllib.request.install_opener(None)
     yield
     urllib.request.install_opener(None)
