@@ -6,32 +6,47 @@ python -m ahnet_tf.evaluate --input predictions/ --reference cases/ --output sco
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from ahnet_tf.evaluation.detection_tables import (
-    froc_curves,
-    match_tables,
-    summarise_detections,
-    volume_rows,
-)
+from ahnet_tf.evaluation.froc import count, curve, volume_rows
 from ahnet_tf.evaluation.lits import TOLERANCE_MM, CaseScores, score_case
-from ahnet_tf.evaluation.lits_summary import summarise
-from ahnet_tf.evaluation.pairing import Pair, pair_up, with_images
-from ahnet_tf.evaluation.score_files import print_summary, print_table, write_scores
+from ahnet_tf.evaluation.pairing import Pair, match_tables, pair_up, with_images
+from ahnet_tf.evaluation.summary import TABLE, case_row, summarise, summarise_detections
 from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import AHNetError, InputError, SettingsError
-from preprocessing.page.options import add_page_options, check_page_options
+from preprocessing.files import atomic_write, without_nan, write_json
+from preprocessing.page.writer import add_page_options, check_page_options
 from preprocessing.tasks import PRESETS
 from preprocessing.volumes.geometry import spacing_mm
 from preprocessing.volumes.nifti import check_pair, read_label
 
 TASK = PRESETS["ct_liver"]
 LESION_TASK = PRESETS["dbt_lesion"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+    """What a command scored.
+
+    Attributes:
+      record: content of `scores.json`.
+      rows: lines of `scores.csv` by case.
+      problems: a line for everything that can't be scored.
+      write_page: writes the page of `--report`; may add problems.
+    """
+
+    record: dict[str, Any]
+    rows: Mapping[str, Mapping[str, Any]]
+    problems: list[str]
+    write_page: Callable[[], None]
 
 
 def score_pair(pair: Pair, tolerance_mm: float = TOLERANCE_MM) -> CaseScores:
@@ -47,21 +62,6 @@ def score_pair(pair: Pair, tolerance_mm: float = TOLERANCE_MM) -> CaseScores:
     return score_case(prediction.voxels, reference.voxels, spacing, tolerance_mm)
 
 
-def case_row(scores: CaseScores) -> dict[str, float | int]:
-    """Returns a case's scores as one flat row, the line of `scores.csv`."""
-    summary = summarise([scores])
-    names = [name for name in summary if name.startswith(("lesion_", "liver_"))]
-    row = {name: summary[name]["value"] for name in names if not name.endswith("_global")}
-    row["liver_dice"] = row.pop("liver_dice_per_case")
-    row |= {
-        "reference_lesions": scores.reference_lesions,
-        "predicted_lesions": scores.predicted_lesions,
-    }
-    row |= {f"detected_iou_over_{iou:g}": n for iou, n in scores.detected_lesions.items()}
-    row |= {f"tumour_burden_{kind}": value for kind, value in scores.tumour_burden.items()}
-    return row | {f"voxels_{name}": count for name, count in scores.voxels.items()}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `python -m ahnet_tf.evaluate`."""
     parser = make_parser(
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "HD95. A table of detected lesions (CSV in BCS-DBT's prediction columns) is scored by that "
         "challenge's FROC against BCS-DBT's tables. Prints a table; with --output writes scores.json "
         "and scores.csv; with --report one HTML page with volumes, overlays, scores and curves. "
-        "Missing, extra or unreadable cases are named and make it fail; the others are scored.",
+        "Missing, extra and unreadable cases are named, the others are scored, and the exit code is 1.",
         [
             "python -m ahnet_tf.evaluate --input predictions/ --reference cases/",
             "python -m ahnet_tf.evaluate --input predictions/ --reference cases/ --output scores/",
@@ -80,42 +80,38 @@ def main(argv: Sequence[str] | None = None) -> int:
             "python -m ahnet_tf.evaluate --input predictions.csv --reference bcs_dbt/",
         ],
     )
-    parser.add_argument(
-        "paths", nargs="*", metavar="PRED REF", help="one --input and one --reference, unnamed"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("paths", nargs="*", metavar="PRED REF", help="short for --input PRED --reference REF")
+    add(
         "--input",
         nargs="+",
         metavar="IN",
         help="predicted label maps, or a folder; or a table of detected lesions",
     )
-    parser.add_argument(
+    add(
         "--reference",
         nargs="+",
         metavar="REF",
         help="reference label maps in the same order, or a data-set folder; or BCS-DBT's tables",
     )
-    parser.add_argument("--output", metavar="DIR", help="folder for scores.json and scores.csv")
-    parser.add_argument(
+    add("--output", metavar="DIR", help="folder for scores.json and scores.csv")
+    add(
         "--tolerance-mm",
         type=float,
         default=TOLERANCE_MM,
         metavar="MM",
-        help=f"of surface Dice (default: {TOLERANCE_MM:g})",
+        help=f"tolerance of surface Dice (default: {TOLERANCE_MM:g})",
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the bootstrap's drawings (default: 0)"
-    )
+    add("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     add_page_options(parser, "cases, the worst ones,")
-    parser.add_argument(
+    add(
         "--images",
         nargs="+",
         metavar="IMG",
-        help="for the page: the volumes, as files in the same order or as a folder (default: those "
-        "beside the references)",
+        help="images for the page, as files in the same order or as a folder (default: those beside "
+        "the references)",
     )
-    arguments = parser.parse_args(argv)
-    return run_command(_run, arguments)
+    return run_command(_run, parser.parse_args(argv))
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -127,25 +123,25 @@ def _run(arguments: argparse.Namespace) -> int:
     check_page_options(arguments)
     is_table = any(path.suffix.lower() == ".csv" for path in inputs)
     score = _score_detections if is_table else _score_label_maps
-    record, rows, problems, write_page = score(inputs, references, arguments)
+    scored = score(inputs, references, arguments)
     if arguments.output is not None:
-        record |= {
+        settings = {
             "input": list(map(str, inputs)),
             "reference": list(map(str, references)),
             "seed": arguments.seed,
-            "problems": problems,
+            "problems": scored.problems,
         }
-        write_scores(Path(arguments.output), record, rows)
+        _write_scores(Path(arguments.output), scored.record | settings, scored.rows)
     if arguments.report is not None:
-        # After the scores, which are safe by now; images that can't be used become problems too.
-        write_page()
-    for problem in problems:
+        # After the scores are safe on disk.
+        scored.write_page()
+    for problem in scored.problems:
         print(f"error: {problem}", file=sys.stderr)
-    return 1 if problems else 0
+    return 1 if scored.problems else 0
 
 
 def _paths(arguments: argparse.Namespace) -> tuple[list[Path], list[Path]]:
-    """Returns the predictions and the references, however they were given."""
+    """Returns the predictions and the references."""
     inputs, references = arguments.input or [], arguments.reference or []
     if arguments.paths:
         if len(arguments.paths) != 2 or inputs or references:
@@ -158,12 +154,8 @@ def _paths(arguments: argparse.Namespace) -> tuple[list[Path], list[Path]]:
 
 def _score_label_maps(
     inputs: Sequence[Path], references: Sequence[Path], arguments: argparse.Namespace
-) -> tuple[dict, dict, list[str], Callable[[], None]]:
-    """Scores and prints label maps.
-
-    Returns:
-      The record, the rows by case, the problems, and what writes the page.
-    """
+) -> _Scored:
+    """Scores label maps and prints the scores."""
     pairs, problems = pair_up(inputs, references)
     scores: dict[str, CaseScores] = {}
     for pair in tqdm(pairs, desc="scoring", unit="case", leave=False):
@@ -177,8 +169,8 @@ def _score_label_maps(
     rows = {case_id: case_row(case) for case_id, case in scores.items()}
     summary = summarise(scores.values(), arguments.seed)
     if rows:
-        print_table(rows)
-        print_summary(
+        _print_table(rows)
+        _print_summary(
             "summary with 95 % intervals (rvd = (reference - prediction) / prediction; lesion means "
             f"over IoU > 0.5; surface Dice at {arguments.tolerance_mm:g} mm)",
             summary,
@@ -205,27 +197,35 @@ def _score_label_maps(
             notes=[f"{tolerance}; rvd = (reference - prediction) / prediction."],
         )
 
-    return record, rows, problems, write_page
+    return _Scored(record, rows, problems, write_page)
 
 
 def _score_detections(
     inputs: Sequence[Path], references: Sequence[Path], arguments: argparse.Namespace
-) -> tuple[dict, dict, list[str], Callable[[], None]]:
-    """Scores and prints a table of detections; returns what `_score_label_maps` returns."""
+) -> _Scored:
+    """Scores a table of detections and prints the scores."""
     matched = match_tables(inputs, references)
     rows = volume_rows(matched.volumes)
     summary = summarise_detections(matched.volumes, arguments.seed) if rows else {}
     if rows:
-        totals = {
-            name: sum(row[name] for row in rows.values()) for name in next(iter(rows.values()))
-        }
+        columns = next(iter(rows.values()))
+        totals = {name: sum(row[name] for row in rows.values()) for name in columns}
         empty = sum(row["detections"] == 0 for row in rows.values())
         print(f"{len(rows)} volumes, {empty} of them without detections")
         print(", ".join(f"{name.replace('_', ' ')} {total}" for name, total in totals.items()))
-        print_summary(
+        _print_summary(
             "summary with 95 % intervals (FROC; sensitivity = boxes hit / boxes)", summary
         )
-    record = {"cases": rows, "summary": summary, "curves": froc_curves(matched.volumes)}
+    groups = {
+        "volumes_with_boxes": [volume for volume in matched.volumes.values() if volume.boxes],
+        "all_volumes": list(matched.volumes.values()),
+    }
+    names = ("false_positives_per_volume", "sensitivity")
+    curves = {}
+    for group, volumes in groups.items():
+        axes = [values.tolist() for values in curve(count(volumes))]
+        curves[group] = dict(zip(names, axes, strict=True))
+    record = {"cases": rows, "summary": summary, "curves": curves}
 
     def write_page() -> None:
         from ahnet_tf.report.detection_page import write_detection_page
@@ -244,7 +244,47 @@ def _score_detections(
             problems=matched.problems,
         )
 
-    return record, rows, matched.problems, write_page
+    return _Scored(record, rows, matched.problems, write_page)
+
+
+def _print_table(rows: Mapping[str, Mapping[str, float | int]]) -> None:
+    """Prints a line per case."""
+    width = max(len("case"), *map(len, rows))
+    print("  ".join(["case".ljust(width)] + [heading for heading, _, _ in TABLE]))
+    for case_id, row in rows.items():
+        cells = [
+            format(row[column], layout).rjust(len(heading)) for heading, column, layout in TABLE
+        ]
+        print("  ".join([case_id.ljust(width), *cells]))
+
+
+def _print_summary(heading: str, summary: Mapping[str, Mapping[str, float | int]]) -> None:
+    """Prints each measure with its interval and the number of undefined values."""
+    print(f"\n{heading}")
+    width = max(map(len, summary))
+    for name, entry in summary.items():
+        line = f"  {name:<{width}}{entry['value']:>12.6f}"
+        if not math.isnan(entry["low"]):
+            line += f"  [{entry['low']:.6f}, {entry['high']:.6f}]"
+        if entry.get("undefined"):
+            line += f"  ({entry['undefined']} undefined)"
+        print(line)
+
+
+def _write_scores(
+    folder: Path, record: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Writes `scores.json`, with null for NaN, and `scores.csv`."""
+    write_json(folder / "scores.json", without_nan(record))
+    columns = list(next(iter(rows.values()), {}))
+    with (
+        atomic_write(folder / "scores.csv") as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(["case_id", *columns])
+        for case_id, row in rows.items():
+            writer.writerow([case_id, *(row[column] for column in columns)])
 
 
 if __name__ == "__main__":

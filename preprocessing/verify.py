@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from preprocessing.cli import add_allow_option, make_parser, parse_allowances, run_command
 from preprocessing.errors import AHNetError, SettingsError
-from preprocessing.page.options import add_page_options, check_page_options
+from preprocessing.page.writer import add_page_options, check_page_options
 from preprocessing.tasks import Task, load_task
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""Scores of segmentations and detections: the measures of LiTS, and FROC."""
+"""Scores of segmentations (measures of LiTS) and of detections (FROC)."""

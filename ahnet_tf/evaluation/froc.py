@@ -1,23 +1,24 @@
 """Free-response ROC (FROC) of lesion detections, by the rules of the BCS-DBT challenge.
 
-The rules are those of the challenge's scorer (`evaluate` in duke_dbt_data.py, mazurowski-lab/
-duke-dbt-data; Buda et al., JAMA Network Open 2021): what a hit is, which box it hits, where the curve
-has its points, and how it is read between them. Volumes come matched (`match_volume`), so that a
-curve over any of them, drawn once or several times, is sums.
+Follows the challenge's scorer (`evaluate` in duke_dbt_data.py, mazurowski-lab/duke-dbt-data; Buda et
+al., JAMA Network Open 2021): what a hit is, which box it hits, where the curve has its points, and how
+it is interpolated. Detections are matched volume by volume (`match_volume`); a curve over any volumes,
+each drawn once or several times, is then a sum over them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from preprocessing.datasets.bcs_dbt import VolumeKey, dbt_case_id
 from preprocessing.datasets.detection_table import Detection
 from preprocessing.volumes.lesions import LesionBox
 
-# A detection may miss the centre of a small box by this much, in voxels of the plane.
+# A detection may miss the centre of a small box by this many in-plane voxels.
 SMALLEST_REACH = 100
 # It may miss a box's slice by this share of the volume's slices.
 SLICE_SHARE = 1 / 4
@@ -28,12 +29,12 @@ RATE_OF_ALL = 2.0
 
 @dataclass(frozen=True, eq=False)
 class ScoredVolume:
-    """One volume, its detections matched with its boxes; all that a curve needs of it.
+    """The detections of one volume, matched with its boxes.
 
     Attributes:
       boxes: number of reference boxes.
       scores: float64 [detection].
-      hits: for each detection the number of the box it hits, -1 for a false positive.
+      hits: number of the box that each detection hits, -1 for a false positive.
     """
 
     boxes: int
@@ -43,7 +44,7 @@ class ScoredVolume:
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """What each volume contributes at each threshold, thresholds falling from column to column.
+    """What each volume contributes at each threshold; thresholds fall from column to column.
 
     The curve has a point before any detection, one at the score of every hit, and one after the last
     detection.
@@ -65,10 +66,10 @@ class Counts:
 def match_volume(detections: Sequence[Detection], boxes: Sequence[LesionBox]) -> ScoredVolume:
     """Matches the detections of one volume with its boxes.
 
-    A detection hits a box if their centres in the plane are at most half the box's diagonal or
+    A detection hits a box if their in-plane centres are at most half the box's diagonal or
     `SMALLEST_REACH` voxels apart, whichever is more, and its middle slice Z + Depth / 2 is at most a
     quarter of the volume's slices from the box's. Of several such boxes it hits the one whose centre
-    is nearest in voxel indices (x, y, z), the first of equals.
+    is nearest in voxel indices (x, y, z), the first one if distances are equal.
     """
     hits = []
     for detection in detections:
@@ -94,8 +95,7 @@ def count(volumes: Sequence[ScoredVolume]) -> Counts:
     thresholds = np.unique(np.concatenate([np.empty(0), *hit_scores]))[::-1]
     thresholds = np.concatenate([[math.inf], thresholds, [-math.inf]])
     shape = (len(volumes), len(thresholds))
-    found, false_positives = np.zeros(shape), np.zeros(shape)
-    own = np.zeros(shape)
+    found, false_positives, own = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     own[:, [0, -1]] = 1
     for row, volume in enumerate(volumes):
         missed = volume.scores[volume.hits < 0]
@@ -106,9 +106,8 @@ def count(volumes: Sequence[ScoredVolume]) -> Counts:
         false_positives[row] = _at_least(missed, thresholds)
         found[row] = _at_least(np.array(firsts), thresholds)
         own[row, np.isin(thresholds, hit_scores[row])] = 1
-    return Counts(
-        np.array([volume.boxes for volume in volumes], float), found, false_positives, own
-    )
+    boxes = np.array([volume.boxes for volume in volumes], float)
+    return Counts(boxes, found, false_positives, own)
 
 
 def curve(counts: Counts) -> tuple[np.ndarray, np.ndarray]:
@@ -129,17 +128,16 @@ def score_names() -> tuple[str, ...]:
 
 
 def froc_scores(counts: Counts, weights: np.ndarray | None = None) -> np.ndarray:
-    """Returns the challenge's scores, float64 [drawing, score] with scores as in `score_names`.
+    """Returns the challenge's scores, float64 [resample, score] with scores as in `score_names`.
 
-    The sensitivities at 1, 2, 3 and 4 false positives per volume and their mean are those of the
-    volumes with boxes alone; the last, at 2, is that of all volumes, and those without boxes
-    contribute their false positives. Between its points the curve is a straight line; one that ends
-    early, for want of false positives, goes on at its last value, so that a perfect detector scores 1
-    everywhere. NaN without boxes.
+    The sensitivities at 1, 2, 3 and 4 false positives per volume and their mean are over the volumes
+    with boxes; the last one, at 2, is over all volumes. Points of the curve are joined by straight
+    lines, and its last sensitivity holds for all higher rates, so that a perfect detector scores 1.
+    NaN without boxes.
 
     Args:
       counts: of the volumes.
-      weights: how often each volume counts [drawing, volume]; one drawing, once each if None.
+      weights: how often each volume counts [resample, volume]; one resample, once each if None.
     """
     weights = np.ones((1, len(counts.boxes))) if weights is None else weights
     of_positive = _interpolated(counts, np.where(counts.boxes > 0, weights, 0.0), RATES)
@@ -147,12 +145,28 @@ def froc_scores(counts: Counts, weights: np.ndarray | None = None) -> np.ndarray
     return np.column_stack([of_positive, of_positive.mean(axis=1), of_all])
 
 
+def volume_rows(volumes: Mapping[VolumeKey, ScoredVolume]) -> dict[str, dict[str, int]]:
+    """Returns a row of counts for each volume by case id, the lines of `scores.csv`."""
+    rows = {}
+    for key, volume in volumes.items():
+        hit = len(np.unique(volume.hits[volume.hits >= 0]))
+        missed = int(np.count_nonzero(volume.hits < 0))
+        rows[dbt_case_id(*key)] = {
+            "boxes": volume.boxes,
+            "boxes_hit": hit,
+            "detections": len(volume.hits),
+            "false_positives": missed,
+            "further_hits": len(volume.hits) - missed - hit,
+        }
+    return rows
+
+
 def _interpolated(counts: Counts, weights: np.ndarray, rates: Sequence[float]) -> np.ndarray:
     return np.array([np.interp(rates, *points) for points in _curves(counts, weights)])
 
 
 def _curves(counts: Counts, weights: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the curve of each drawing, a point at each score of its own hits."""
+    """Yields the curve of each resample, with a point at each score of its own hits."""
     boxes, volumes = weights @ counts.boxes, weights.sum(axis=1)
     false_positives, found = weights @ counts.false_positives, weights @ counts.found
     own = weights @ counts.own > 0

@@ -1,10 +1,9 @@
-"""The measures of the Liver Tumor Segmentation challenge (LiTS), case by case.
+"""The measures of the Liver Tumor Segmentation challenge (LiTS) for one case.
 
 Follows the challenge's scorer (PatrickChrist/lits-challenge-scoring) on label maps with 0
-background, 1 liver, 2 tumour: the liver mask is label >= 1, the lesion mask label 2. Differences,
-on purpose: a case without reference lesions is scored like any other; lesions keep their identity
-through merging; what is undefined is NaN and counted, never 0 or a large number. Surface Dice and
-HD95 are no measures of the challenge and stand beside them.
+background, 1 liver, 2 tumour: the liver mask is label >= 1, the lesion mask label 2. Deliberate
+differences: a case without reference lesions is scored like any other; lesions keep their identity
+when they are merged; undefined values are NaN. Surface Dice and HD95 are not part of the challenge.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ TOLERANCE_MM = 2.0
 
 @dataclass(frozen=True)
 class LesionPair:
-    """Predicted lesions matched with reference lesions, both merged where the other bridges them.
+    """Predicted lesions matched with reference lesions, merged where the other bridges them.
 
     Attributes:
       predicted: component numbers in the prediction.
@@ -46,7 +45,7 @@ class LesionPair:
 
 @dataclass(frozen=True)
 class CaseScores:
-    """All that a case contributes; a summary needs nothing more.
+    """The scores of one case; a summary needs nothing else.
 
     Attributes:
       liver: overlap and surface measures of the liver mask.
@@ -95,22 +94,21 @@ def score_case(
         raise InputError(
             "prediction and reference", f"one 3D shape, {reference.shape}", prediction.shape
         )
-    box = _foreground_box(prediction, reference)
+    boxes = ndimage.find_objects(((prediction > 0) | (reference > 0)).astype(np.uint8))
+    box = boxes[0] if boxes else (slice(0, 1),) * 3
     prediction, reference = prediction[box], reference[box]
     liver = prediction >= LIVER, reference >= LIVER
     lesion = prediction == TUMOUR, reference == TUMOUR
     (predicted, predicted_count), (true, true_count) = (ndimage.label(mask) for mask in lesion)
     pairs = match_lesions(predicted, true)
     detected = [pair for pair in pairs if pair.iou > DETECTION_IOUS[0]]
-    voxels = {
-        f"{name}_{kind}": int(np.count_nonzero(mask))
-        for name, masks in (("liver", liver), ("lesion", lesion))
-        for kind, mask in (
-            ("predicted", masks[0]),
-            ("reference", masks[1]),
-            ("intersection", masks[0] & masks[1]),
-        )
-    }
+    voxels = {}
+    for name, masks in (("liver", liver), ("lesion", lesion)):
+        voxels |= {
+            f"{name}_predicted": int(np.count_nonzero(masks[0])),
+            f"{name}_reference": int(np.count_nonzero(masks[1])),
+            f"{name}_intersection": int(np.count_nonzero(masks[0] & masks[1])),
+        }
     burden = {
         kind: _ratio(voxels[f"lesion_{kind}"], voxels[f"liver_{kind}"])
         for kind in ("predicted", "reference")
@@ -143,9 +141,9 @@ def mask_measures(
 ) -> dict[str, float]:
     """Returns the overlap and surface measures of two masks.
 
-    dice and jaccard = dice / (2 - dice); voe = 1 - jaccard; rvd = (|R| - |P|) / |P|, the scorer's
-    sign (papers often print the opposite one), NaN without a prediction; ASSD, RMSD and MSD in mm,
-    NaN if either mask is empty; surface Dice and HD95 as `surface_dice_and_hd95` says.
+    jaccard = dice / (2 - dice); voe = 1 - jaccard; rvd = (|R| - |P|) / |P|, the scorer's sign (papers
+    often print the opposite one), NaN without a prediction; the surface measures as in
+    `symmetric_distances_mm` and `surface_dice_and_hd95`.
     """
     overlap = dice(prediction, reference)
     jaccard = overlap / (2 - overlap)
@@ -165,10 +163,10 @@ def match_lesions(predicted: np.ndarray, reference: np.ndarray) -> list[LesionPa
 
     A reference lesion belongs to the prediction that overlaps it most; reference lesions of one
     prediction are merged. Each prediction then belongs to the (merged) reference it overlaps most;
-    predictions of one reference are merged. Equals go to the lower component number.
+    predictions of one reference are merged. Ties go to the lower component number.
 
     Args:
-      predicted: component numbers, integers [any axes], 0 where there is none.
+      predicted: component numbers, integers [any axes], 0 for background.
       reference: component numbers of the same shape.
 
     Returns:
@@ -185,7 +183,7 @@ def match_lesions(predicted: np.ndarray, reference: np.ndarray) -> list[LesionPa
     groups: dict[int, list[int]] = {}
     for column, row in enumerate(overlap.argmax(axis=0)):
         groups.setdefault(int(row), []).append(column)
-    # In the order of their first members, so that "the lower of equals" has a meaning.
+    # In the order of their first members, which decides ties.
     merged_references = sorted(groups.values())
     merged_overlap = np.stack([overlap[:, g].sum(axis=1) for g in merged_references], axis=1)
     choices = merged_overlap.argmax(axis=1)
@@ -210,7 +208,7 @@ def _lesion_measures(
     spacing_mm: Sequence[float],
     tolerance_mm: float,
 ) -> tuple[dict[str, float], ...]:
-    """Returns the measures of each pair, looking only where its components lie."""
+    """Returns the measures of each pair, computed in the bounding box of its components."""
     predicted_boxes, reference_boxes = map(ndimage.find_objects, (predicted, reference))
     measures = []
     for pair in pairs:
@@ -220,21 +218,9 @@ def _lesion_measures(
             slice(min(axis.start for axis in axes), max(axis.stop for axis in axes))
             for axes in zip(*boxes, strict=True)
         )
-        measures.append(
-            mask_measures(
-                np.isin(predicted[box], pair.predicted),
-                np.isin(reference[box], pair.reference),
-                spacing_mm,
-                tolerance_mm,
-            )
-        )
+        masks = np.isin(predicted[box], pair.predicted), np.isin(reference[box], pair.reference)
+        measures.append(mask_measures(*masks, spacing_mm, tolerance_mm))
     return tuple(measures)
-
-
-def _foreground_box(first: np.ndarray, second: np.ndarray) -> tuple[slice, ...]:
-    """Returns the box around the non-zero voxels of two arrays; one voxel if there are none."""
-    boxes = ndimage.find_objects(((first > 0) | (second > 0)).astype(np.uint8))
-    return boxes[0] if boxes else (slice(0, 1),) * first.ndim
 
 
 def _ratio(top: float, bottom: float) -> float:

@@ -1,4 +1,4 @@
-"""Which prediction is scored against which reference, and which image both belong to."""
+"""Pairs predictions with references: label maps by case, detections with boxes by volume."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ahnet_tf.inference.case_output import prediction_name
+from ahnet_tf.evaluation.froc import ScoredVolume, match_volume
+from ahnet_tf.inference.prediction_record import prediction_name
+from preprocessing.datasets.bcs_dbt import Tables, VolumeKey, read_tables
 from preprocessing.datasets.case import Case
+from preprocessing.datasets.detection_table import Detection, read_detections
 from preprocessing.datasets.discovery import find_cases
 from preprocessing.errors import InputError, SettingsError
+from preprocessing.volumes.lesions import LesionBox
 from preprocessing.volumes.nifti import SUFFIXES, has_nifti_suffix
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A prediction and the reference it is scored against.
+    """A predicted label map and its reference.
 
     Attributes:
       case_id: of the case.
       prediction: label map file.
       reference: label map file.
-      image: the case whose image it is; None where none is known.
+      image: the case that has the image; None if there is none.
     """
 
     case_id: str
@@ -31,24 +35,43 @@ class Pair:
     image: Case | None = None
 
 
+@dataclass(frozen=True)
+class MatchedTables:
+    """Volumes of the reference tables with their detections.
+
+    Attributes:
+      volumes: matched detections and boxes of each volume.
+      detections: of each volume, in the order of its `hits`.
+      boxes: of each volume.
+      tables: the reference tables.
+      problems: a line for every row that can't be scored; names no patient.
+    """
+
+    volumes: dict[VolumeKey, ScoredVolume]
+    detections: dict[VolumeKey, list[Detection]]
+    boxes: dict[VolumeKey, list[LesionBox]]
+    tables: Tables
+    problems: list[str]
+
+
 def pair_up(
     inputs: Sequence[str | Path], references: Sequence[str | Path]
 ) -> tuple[list[Pair], list[str]]:
-    """Pairs predictions with references by case.
+    """Pairs predicted label maps with references by case.
 
-    Single files are paired in the order given. In folders the prediction of a case is what
-    `python -m ahnet_tf.predict` calls it, or a file named like the case, its label map or its image.
+    Single files are paired in the order given. In folders, the prediction of a case has the name that
+    `python -m ahnet_tf.predict` gives it, or that of the case, its label map or its image.
 
     Args:
       inputs: label map files, or folders that hold them (not their subfolders).
-      references: label map files, or data-set folders as `preprocessing.datasets.discovery.find_cases` knows.
+      references: label map files, or data-set folders in the layouts of `find_cases`.
 
     Returns:
       The pairs, and a line for every missing or extra case.
 
     Raises:
       InputError: a path doesn't exist or holds no label maps.
-      SettingsError: files whose numbers differ.
+      SettingsError: the numbers of files differ.
     """
     inputs, references = [Path(path) for path in inputs], [Path(path) for path in references]
     if all(path.is_file() for path in inputs + references):
@@ -57,7 +80,7 @@ def pair_up(
                 "--input and --reference", f"as many files, {len(references)}", len(inputs)
             )
         stems = [_stem(path) for path in inputs]
-        names = stems if len(set(stems)) == len(stems) else map(str, inputs)
+        names = stems if len(set(stems)) == len(stems) else list(map(str, inputs))
         return [Pair(*files) for files in zip(names, inputs, references, strict=True)], []
     predictions = _prediction_files(inputs)
     cases = find_cases(references, need_labels=True)
@@ -88,16 +111,15 @@ def pair_up(
 def with_images(pairs: Sequence[Pair], images: Sequence[str | Path]) -> list[Pair]:
     """Returns the pairs with the images that `--images` names.
 
-    Files are taken in the order of the pairs if there are as many; otherwise an image belongs to the
-    pair of its case id, or to the one whose prediction is called as its case's would be.
+    As many files as pairs are assigned in order. Otherwise an image belongs to the pair with its case
+    id, or with the prediction that is named after its case.
 
     Raises:
       InputError: see `preprocessing.datasets.discovery.find_cases`.
     """
     cases = find_cases(images, need_labels=False)
-    if len(cases) == len(pairs) == len(images) and all(Path(path).is_file() for path in images):
-        matched: list[Case | None] = list(cases)
-    else:
+    matched: Sequence[Case | None] = cases
+    if not (len(cases) == len(pairs) == len(images) and all(Path(p).is_file() for p in images)):
         by_name = {case.case_id: case for case in cases}
         by_name |= {prediction_name(case.case_id): case for case in cases}
         matched = [by_name.get(pair.case_id) or by_name.get(pair.prediction.name) for pair in pairs]
@@ -105,6 +127,51 @@ def with_images(pairs: Sequence[Pair], images: Sequence[str | Path]) -> list[Pai
         dataclasses.replace(pair, image=image or pair.image)
         for pair, image in zip(pairs, matched, strict=True)
     ]
+
+
+def match_tables(inputs: Sequence[Path], references: Sequence[Path]) -> MatchedTables:
+    """Matches detections with reference boxes, volume by volume.
+
+    The volumes are those of the labels table and those with a box; one without detections is one
+    where nothing was found. Without a labels table, volumes with detections count as well.
+
+    Args:
+      inputs: one table of detections (`preprocessing.datasets.detection_table`).
+      references: the folder of BCS-DBT's tables, or the tables themselves (boxes, labels).
+
+    Raises:
+      InputError: a table is missing or unreadable, or there are no volumes.
+      SettingsError: several tables of detections, or several folders.
+    """
+    if len(inputs) != 1:
+        raise SettingsError("--input", "one table of detections", len(inputs))
+    detections, places = read_detections(inputs[0])
+    tables = _reference_tables(references)
+    keys = list(tables.rows)
+    if tables.has_labels:
+        # A table of paths may name volumes of which nothing is known.
+        keys = [key for key, row in tables.rows.items() if row.outcomes is not None or row.boxes]
+    else:
+        keys += [key for key in detections if key not in tables.rows]
+    boxes: dict[VolumeKey, list[LesionBox]] = {}
+    problems = []
+    for key in keys:
+        row = tables.rows.get(key)
+        if row is not None and row.problem:
+            problems.append(row.problem)
+        else:
+            boxes[key] = row.boxes if row is not None else []
+    known = set(keys)
+    problems += [
+        f"{where}: expected a volume of the reference tables, found none with this row's names"
+        for key, where in places.items()
+        if key not in known
+    ]
+    if not boxes and not problems:
+        raise InputError(tables.folder, "volumes in the reference tables", "none")
+    own = {key: detections.get(key, []) for key in boxes}
+    volumes = {key: match_volume(own[key], boxes[key]) for key in boxes}
+    return MatchedTables(volumes, own, boxes, tables, problems)
 
 
 def _prediction_files(inputs: Sequence[Path]) -> dict[str, Path]:
@@ -120,8 +187,24 @@ def _prediction_files(inputs: Sequence[Path]) -> dict[str, Path]:
         for file in own:
             twin = files.setdefault(_stem(file), file)
             if twin != file:
-                raise InputError(file, "one prediction a case", f"{twin} too")
+                raise InputError(file, "one prediction per case", f"{twin} too")
     return files
+
+
+def _reference_tables(references: Sequence[Path]) -> Tables:
+    for path in references:
+        if not path.exists():
+            raise InputError(path, "BCS-DBT's tables or their folder", "nothing there")
+    folders = {path if path.is_dir() else path.parent for path in references}
+    if len(folders) != 1:
+        raise SettingsError("--reference", "tables of one folder", f"{len(folders)} folders")
+    (folder,) = folders
+    is_folder = references[0].is_dir()
+    tables = read_tables(folder, None if is_folder else references)
+    if tables is None:
+        place = folder if is_folder else references[0]
+        raise InputError(place, "a table of boxes whose name says so (boxes.csv)", "none")
+    return tables
 
 
 def _stem(path: Path) -> str:

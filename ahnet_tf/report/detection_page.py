@@ -1,16 +1,15 @@
-"""The page of a scored table of detections: boxes on slices and on a projection, FROC."""
+"""The page of scored detections: boxes on slices and on a projection, FROC."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from ahnet_tf.evaluation.detection_tables import MatchedTables
 from ahnet_tf.evaluation.froc import ScoredVolume
+from ahnet_tf.evaluation.pairing import MatchedTables
 from ahnet_tf.report.charts import detection_charts
 from ahnet_tf.report.label_page import (
     NO_IMAGE,
@@ -25,10 +24,9 @@ from preprocessing.datasets.case_files import nifti_files, walk_folders
 from preprocessing.datasets.detection_table import Detection
 from preprocessing.datasets.reading import read_case_image
 from preprocessing.errors import InputError, SettingsError
-from preprocessing.page.boxes import reference_boxes
-from preprocessing.page.contents import column, page_content, table
-from preprocessing.page.volumes import Box, PageVolume, page_volume
-from preprocessing.page.writer import budget_bytes, write_page
+from preprocessing.page.contents import Column, Table, page_content
+from preprocessing.page.volumes import Box, PageVolume, page_volume, reference_boxes
+from preprocessing.page.writer import write_page
 from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import spacing_mm
 
@@ -54,34 +52,31 @@ def write_detection_page(
       rows: the lines of `scores.csv` by case.
       summary: the FROC scores.
       task: gives the intensity window.
-      images: folder of the volumes; the tables' own if None.
-      volumes: how many can be looked at, the worst ones.
-      problems: of scoring; an image that can't be used is added.
+      images: folder of the images; that of the reference tables if None.
+      volumes: number of volumes on the page, the worst ones.
+      problems: of scoring; images that can't be used are added.
     """
     keys = list(matched.volumes)
-    own = [rows[dbt_case_id(*key)] for key in keys]
+    ids = [dbt_case_id(*key) for key in keys]
+    own = [rows[case_id] for case_id in ids]
     order = sorted(
         range(len(own)),
         key=lambda i: (own[i]["boxes_hit"] - own[i]["boxes"], -own[i]["false_positives"]),
     )
-    names = list(own[0]) if own else []
+    names = [name.replace("_", " ") for name in own[0]] if own else []
     cases = [
-        {
-            "id": dbt_case_id(*key),
-            "facts": [(name.replace("_", " "), str(row[name])) for name in names],
-        }
-        for key, row in zip(keys, own, strict=True)
+        {"id": case_id, "facts": list(zip(names, map(str, row.values()), strict=True))}
+        for case_id, row in zip(ids, own, strict=True)
     ]
-    by_case = table(
+    by_case = Table(
         "Volumes scored",
-        [column("case"), *(column(name.replace("_", " "), 0) for name in names)],
-        [(i, [cases[i]["id"], *own[i].values()]) for i in order],
+        [Column("case"), *(Column(name, 0) for name in names)],
+        [(i, [ids[i], *own[i].values()]) for i in order],
         first=True,
         note="Worst first: by boxes missed, then by false positives. A click on a header sorts.",
     )
     found = _images(matched, images)
-    # Volumes to look at are those that there are.
-    chosen = [i for i in order if cases[i]["id"] in found][:volumes]
+    shown = [i for i in order if ids[i] in found][:volumes]
     content = page_content(
         task,
         f"{len(keys)} volumes by the FROC of BCS-DBT.",
@@ -93,31 +88,24 @@ def write_detection_page(
             "A reference box belongs to one slice. It is drawn through as many slices as make it "
             "as deep as it is wide, at most half of all.",
             *([] if found else [NO_IMAGE.replace("this case", "any volume")]),
-            *left_out(len(keys), len(chosen)),
+            *left_out(len(keys), len(shown)),
         ],
     )
 
-    def coded() -> Iterator[tuple[int, PageVolume | None, str]]:
-        for index in tqdm(chosen, desc="report", unit="volume", leave=False):
-            key, case = keys[index], found[cases[index]["id"]]
-            image, note = image_or_problem(lambda case=case: read_case_image(case), problems)
-            if image is None:
-                yield index, None, note
-                continue
-            boxes = reference_boxes(matched.boxes[key], spacing_mm(image.affine))
-            boxes += detection_boxes(matched.detections[key], matched.volumes[key])
-            budget = budget_bytes(len(chosen))
-            yield (
-                index,
-                page_volume(image, None, None, task, budget_bytes=budget, boxes=boxes),
-                note,
-            )
+    def volume_of(index: int, budget: int) -> tuple[PageVolume | None, str]:
+        key = keys[index]
+        image, note = image_or_problem(lambda: read_case_image(found[ids[index]]), problems)
+        if image is None:
+            return None, note
+        boxes = reference_boxes(matched.boxes[key], spacing_mm(image.affine))
+        boxes += detection_boxes(matched.detections[key], matched.volumes[key])
+        return page_volume(image, None, None, task, budget_bytes=budget, boxes=boxes), note
 
-    write_page(path, TITLE, content, coded())
+    write_page(path, TITLE, content, shown, volume_of)
 
 
 def detection_boxes(detections: Sequence[Detection], volume: ScoredVolume) -> list[Box]:
-    """Returns the boxes of a volume's detections, the surest first, each with what it was scored as."""
+    """Returns the boxes of a volume's detections by falling score, with what they were scored as."""
     first: dict[int, int] = {}
     falling = np.argsort(-volume.scores, kind="stable").tolist()
     boxes = []
@@ -132,7 +120,7 @@ def detection_boxes(detections: Sequence[Detection], volume: ScoredVolume) -> li
 
 
 def _images(matched: MatchedTables, folder: Path | None) -> dict[str, Case]:
-    """Returns the cases that have a volume, by their ids."""
+    """Returns the cases that have an image, by their ids."""
     tables = matched.tables
     if folder is not None:
         if not folder.is_dir():

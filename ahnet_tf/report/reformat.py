@@ -1,4 +1,4 @@
-"""Planes through a case, chosen by their content and turned the way radiologists look at them."""
+"""Reformatted planes of a case, chosen by their content, in radiological convention."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Room left around the foreground.
-MARGIN_MM = 25.0
-
-# Directions that point right or up in a picture: radiological convention, patient's left at right.
-_TO_THE_RIGHT, UPWARD = "LPI", "SAR"
+# Directions that point right or up in a picture: patient's left at the right.
+_TO_THE_RIGHT, _UPWARD = "LPI", "SAR"
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 _PLANES = {"R": "sagittal", "L": "sagittal", "A": "coronal", "P": "coronal"}
 
 
 @dataclass(frozen=True)
-class Cut:
-    """One plane through a case, turned the way it is looked at; row 0 is at the bottom.
+class Plane:
+    """One plane through a case; row 0 is at the bottom.
 
     Attributes:
-      name: which plane, and where.
+      name: direction and slice number.
       image: raw intensities [row, column].
       prediction: label values [row, column].
       reference: label values [row, column], or None.
@@ -39,9 +36,9 @@ class Cut:
 def slices_to_show(
     prediction: np.ndarray, reference: np.ndarray | None, classes: int, count: int
 ) -> list[int]:
-    """Returns up to `count` slices, spread over where the content is.
+    """Returns up to `count` slices, spread over the content of two label maps [z, y, x].
 
-    Every class and the disagreement with the reference count alike, however few voxels they have.
+    Every class and the disagreement with the reference have the same weight, whatever their size.
     """
     labels = prediction if reference is None else np.maximum(prediction, reference)
     contents = [labels == value for value in range(1, classes)]
@@ -60,68 +57,52 @@ def slices_to_show(
 def focus_voxel(
     prediction: np.ndarray, reference: np.ndarray | None, classes: int
 ) -> tuple[int, int, int]:
-    """Returns the z, y, x whose planes hold most of the last class there is, or the centre."""
+    """Returns the z, y, x whose planes hold most of the last class that exists, or the centre."""
     labels = prediction if reference is None else np.maximum(prediction, reference)
     for value in range(classes - 1, 0, -1):
         mask = labels == value
         if mask.any():
-            others = ((1, 2), (0, 2), (0, 1))
-            return tuple(int(np.argmax(mask.sum(axis=axes))) for axes in others)
-    return tuple(size // 2 for size in labels.shape)
+            z, y, x = (int(mask.sum(axis=axes).argmax()) for axes in ((1, 2), (0, 2), (0, 1)))
+            return z, y, x
+    z, y, x = (size // 2 for size in labels.shape)
+    return z, y, x
 
 
-def foreground_box(
-    prediction: np.ndarray, reference: np.ndarray | None, spacing_mm: tuple[float, float, float]
-) -> tuple[slice, slice, slice]:
-    """Returns the box around all foreground with a margin; everything if there is none."""
-    mask = prediction > 0 if reference is None else (prediction > 0) | (reference > 0)
-    if not mask.any():
-        return (slice(None),) * 3
-    box = []
-    for axis, step_mm in enumerate(reversed(spacing_mm)):
-        others = tuple(other for other in range(3) if other != axis)
-        found = np.flatnonzero(mask.any(axis=others))
-        margin = int(np.ceil(MARGIN_MM / step_mm))
-        box.append(slice(max(0, int(found[0]) - margin), int(found[-1]) + margin + 1))
-    return tuple(box)
-
-
-def cut_plane(
-    arrays: tuple[np.ndarray | None, ...],
+def reformatted_plane(
+    arrays: tuple[np.ndarray, np.ndarray, np.ndarray | None],
     axis: int,
     index: int,
-    box: tuple[slice, slice, slice],
+    region: tuple[slice, ...],
     spacing_mm: tuple[float, float, float],
     orientation: str,
-) -> Cut:
-    """Cuts a plane out of a case and turns it upright.
+) -> Plane:
+    """Returns a plane of a case, turned upright.
 
     Args:
       arrays: image, prediction and reference [z, y, x]; the reference may be None.
-      axis: 0, 1 or 2: the plane is perpendicular to z, y or x.
-      index: where along that axis.
-      box: part of the arrays to show; ignored along `axis`.
+      axis: 0, 1 or 2 for a plane perpendicular to z, y or x.
+      index: position along that axis.
+      region: part of the arrays to show; ignored along `axis`.
       spacing_mm: voxel spacing (x, y, z).
       orientation: direction in which x, y and z grow, as in "RAS".
     """
-    where = tuple(index if other == axis else box[other] for other in range(3))
-    planes = [None if array is None else array[where] for array in arrays]
+    where = tuple(index if other == axis else region[other] for other in range(3))
     rows, columns = (2 - other for other in range(3) if other != axis)
     right, up = orientation[columns], orientation[rows]
-    if right not in _TO_THE_RIGHT:
-        planes = [None if plane is None else plane[:, ::-1] for plane in planes]
-        right = _OPPOSITE[right]
-    if up not in UPWARD:
-        planes = [None if plane is None else plane[::-1] for plane in planes]
-        up = _OPPOSITE[up]
-    height, width = planes[0].shape
-    plane = _PLANES.get(orientation[2 - axis], "axial")
-    size = arrays[0].shape[axis]
-    return Cut(
-        name=f"{plane} {index + 1} of {size}",
-        image=planes[0],
-        prediction=planes[1],
-        reference=planes[2],
+    flip_columns, flip_rows = right not in _TO_THE_RIGHT, up not in _UPWARD
+    steps = slice(None, None, -1 if flip_rows else 1), slice(None, None, -1 if flip_columns else 1)
+    image, prediction, reference = (
+        None if array is None else array[where][steps] for array in arrays
+    )
+    right = _OPPOSITE[right] if flip_columns else right
+    up = _OPPOSITE[up] if flip_rows else up
+    height, width = image.shape
+    direction = _PLANES.get(orientation[2 - axis], "axial")
+    return Plane(
+        name=f"{direction} {index + 1} of {arrays[0].shape[axis]}",
+        image=image,
+        prediction=prediction,
+        reference=reference,
         size_mm=(width * spacing_mm[columns], height * spacing_mm[rows]),
         letters=(_OPPOSITE[right], right, _OPPOSITE[up], up),
     )

@@ -1,4 +1,1 @@
-"""One self-contained HTML page about a data set: its volumes to look at, tables and charts."""
-
-# Volumes of a page unless it is told otherwise.
-VOLUMES = 20
+"""Self-contained HTML pages about a data set or its scores: volumes, tables and charts."""

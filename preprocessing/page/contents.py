@@ -1,16 +1,19 @@
-"""What a page says beside its volumes: tables, charts and the frame around them, as plain data."""
+"""Content of a page besides its volumes, as data: tables, charts, notes."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from preprocessing.page.colours import class_colour
 from preprocessing.tasks import Task
 
-# Windows that radiologists call by name, in HU.
+# Okabe and Ito (2008): distinct with every kind of colour vision, and bright enough on black.
+CLASS_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
+
+# Standard windows of radiology, in HU.
 CT_WINDOWS = {
     "Soft tissue": (-160.0, 240.0),
     "Liver": (-15.0, 135.0),
@@ -19,25 +22,110 @@ CT_WINDOWS = {
 }
 
 
+def class_colour(value: int) -> str:
+    """Returns the colour of a label value from 1 on, as `#RRGGBB`."""
+    return CLASS_COLOURS[(value - 1) % len(CLASS_COLOURS)]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of texts, or of numbers with that many digits after the point."""
+
+    name: str
+    digits: int | None = None
+    help: str = ""
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that sorts by its columns.
+
+    Attributes:
+      title: its heading.
+      columns: its columns.
+      rows: the index of the row's case, or None, and a value per column; NaN is undefined.
+      first: whether it stands above the charts.
+      note: a sentence below the heading.
+    """
+
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[tuple[int | None, Sequence[Any]]]
+    first: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis of a chart; without a range it spans the values."""
+
+    title: str
+    range: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class BoxPlot:
+    """A box plot of groups of (value, index of the case) without NaN, one colour per group."""
+
+    title: str
+    y: Axis
+    groups: Mapping[str, Sequence[tuple[float, int]]]
+    colours: Sequence[str]
+    digits: int = 3
+    kind: str = "box"
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Lines through (x, y) points, one colour per line; all but the first are dashed."""
+
+    title: str
+    x: Axis
+    y: Axis
+    series: Mapping[str, Sequence[tuple[float, float]]]
+    colours: Sequence[str]
+    legend_low: bool = False
+    note: str = ""
+    kind: str = "lines"
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """A scatter plot of (x, y, index of the case) on equal axes with their diagonal."""
+
+    title: str
+    x: Axis
+    y: Axis
+    points: Sequence[tuple[float, float, int]]
+    colour: str
+    digits: int = 3
+    note: str = ""
+    kind: str = "scatter"
+
+
+Chart = BoxPlot | Curves | Scatter
+
+
 def page_content(
     task: Task,
     subtitle: str,
     cases: Sequence[Mapping[str, Any]],
     order: Sequence[int],
     *,
-    tables: Sequence[Mapping[str, Any]] = (),
-    charts: Sequence[Mapping[str, Any]] = (),
+    tables: Sequence[Table] = (),
+    charts: Sequence[Chart] = (),
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Returns the content of a page.
+    """Returns the content of a page as JSON types.
 
     Args:
       task: gives class names and the intensity window.
       subtitle: one line below the title.
-      cases: of each case `id` and `facts`, pairs of a name and a value shown above its volume.
-      order: numbers of the cases in the order in which they are offered, the worst first.
-      tables: see `table`.
-      charts: see `box_plot`, `curves` and `scatter`.
+      cases: `id` and `facts` of each case, pairs of a name and a value shown above its volume.
+      order: indices of the cases in the order in which they are offered, the worst first.
+      tables: in their order on the page.
+      charts: in their order on the page.
       notes: sentences at the end.
     """
     is_ct = task.image_dtype == "int16"
@@ -46,143 +134,28 @@ def page_content(
         "subtitle": subtitle,
         "task": {
             "name": task.name,
-            "classes": list(task.class_names),
+            "classes": task.class_names,
             "colours": ["", *(class_colour(value) for value in range(1, len(task.class_names)))],
-            "window": list(task.intensity_window),
-            "windows": [{"name": name, "range": list(each)} for name, each in windows.items()],
+            "window": task.intensity_window,
+            "windows": windows,
         },
-        # Patients in CT are looked at from the front, breasts across their slices.
+        # CT is projected from the front, tomosynthesis across its slices.
         "projection_axis": 1 if is_ct else 0,
         "projection_kind": "mean" if is_ct else "max",
-        "cases": [dict(case) for case in cases],
-        "order": list(order),
-        "tables": list(tables),
-        "charts": list(charts),
-        "notes": list(notes),
-    }
-
-
-def table(
-    title: str,
-    columns: Sequence[Mapping[str, Any]],
-    rows: Sequence[tuple[int | None, Sequence[Any]]],
-    *,
-    first: bool = False,
-    note: str = "",
-) -> dict[str, Any]:
-    """Returns a table.
-
-    Args:
-      title: its heading.
-      columns: see `column`.
-      rows: each with the number of its case, or None, and a value a column; NaN is undefined.
-      first: whether it stands above the charts.
-      note: a sentence below the heading.
-    """
-    return {
-        "id": "table-" + "-".join(title.lower().split()),
-        "title": title,
-        "note": note,
-        "first": first,
-        "columns": list(columns),
-        "rows": [{"case": case, "cells": list(cells)} for case, cells in rows],
-    }
-
-
-def column(
-    name: str, digits: int | None = None, *, help: str = "", wide: bool = False
-) -> dict[str, Any]:
-    """Returns a column: of texts, or of numbers with so many digits after the point."""
-    return {"name": name, "digits": digits, "help": help, "wide": wide}
-
-
-def axis(title: str, low: float | None = None, high: float | None = None) -> dict[str, Any]:
-    """Returns an axis of a chart; its range is that of the values unless it is given."""
-    return {"title": title, "range": None if low is None else [low, high]}
-
-
-def box_plot(
-    title: str,
-    y: Mapping[str, Any],
-    groups: Mapping[str, Sequence[tuple[float, int]]],
-    colours: Sequence[str],
-    *,
-    digits: int = 3,
-) -> dict[str, Any]:
-    """Returns a box plot: of each group the defined values, each with the number of its case."""
-    return {
-        "kind": "box",
-        "title": title,
-        "y": y,
-        "digits": digits,
-        "groups": [
-            {"name": name, "values": [list(pair) for pair in values], "colour": colour}
-            for (name, values), colour in zip(groups.items(), colours, strict=True)
-        ],
-    }
-
-
-def curves(
-    title: str,
-    x: Mapping[str, Any],
-    y: Mapping[str, Any],
-    series: Mapping[str, Sequence[tuple[float, float]]],
-    colours: Sequence[str],
-    *,
-    legend_low: bool = False,
-    note: str = "",
-) -> dict[str, Any]:
-    """Returns a chart of lines through (x, y) points; the second and later ones are dashed."""
-    return {
-        "kind": "lines",
-        "title": title,
-        "x": x,
-        "y": y,
-        "note": note,
-        "legend_low": legend_low,
-        "series": [
-            {
-                "name": name,
-                "points": [list(point) for point in points],
-                "colour": colour,
-                "dash": "7 4" if number else "",
-            }
-            for number, ((name, points), colour) in enumerate(
-                zip(series.items(), colours, strict=True)
-            )
-        ],
-    }
-
-
-def scatter(
-    title: str,
-    x: Mapping[str, Any],
-    y: Mapping[str, Any],
-    points: Sequence[tuple[float, float, int]],
-    colour: str,
-    *,
-    digits: int = 3,
-    note: str = "",
-) -> dict[str, Any]:
-    """Returns a scatter plot of (x, y, number of the case) on equal axes, with their diagonal."""
-    return {
-        "kind": "scatter",
-        "title": title,
-        "x": x,
-        "y": y,
-        "points": [list(point) for point in points],
-        "colour": colour,
-        "digits": digits,
-        "note": note,
+        "cases": cases,
+        "order": order,
+        "tables": list(map(asdict, tables)),
+        "charts": list(map(asdict, charts)),
+        "notes": notes,
     }
 
 
 def without_folders(text: str, folders: Iterable[str | Path] = ()) -> str:
-    """Returns a message in which files are named without their folders: a page may travel.
+    """Returns a message with file names instead of paths, because pages are passed on.
 
     Args:
       text: the message.
-      folders: those that are known; needed where their names hold spaces.
+      folders: known folders; needed if their names hold spaces.
     """
     for folder in sorted(map(str, folders), key=len, reverse=True):
         text = text.replace(f"{folder}/", "")

@@ -1,35 +1,36 @@
-"""The page of a data set before training: its volumes, what they measure, and what was found."""
+"""The page of a data set before training: volumes, measurements and findings."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from preprocessing.datasets.case import Case, redact_message
 from preprocessing.datasets.discovery import find_cases
 from preprocessing.datasets.reading import read_case_image, read_case_label
 from preprocessing.errors import AHNetError
-from preprocessing.page.boxes import reference_boxes
-from preprocessing.page.colours import CLASS_COLOURS, class_colour
 from preprocessing.page.contents import (
-    axis,
-    box_plot,
-    column,
+    CLASS_COLOURS,
+    Axis,
+    BoxPlot,
+    Chart,
+    Column,
+    Table,
+    class_colour,
     page_content,
-    table,
     without_folders,
 )
-from preprocessing.page.volumes import PageVolume, page_volume
-from preprocessing.page.writer import budget_bytes, write_page
+from preprocessing.page.volumes import PageVolume, page_volume, reference_boxes
+from preprocessing.page.writer import write_page
 from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import Volume, spacing_mm
 from preprocessing.volumes.nifti import check_pair
 
 TITLE = "Data set before training"
+# Columns of intensities by their keys in the report.
+INTENSITIES = {"min": "min", "1 %": "p01", "median": "p50", "99 %": "p99", "max": "max"}
 
 
 def write_verify_page(
@@ -46,23 +47,26 @@ def write_verify_page(
 
     Args:
       path: of the page.
-      inputs: what was verified.
+      inputs: the verified files and folders.
       report: what `verify.verify` returned.
-      task: whose classes and intensity window.
-      allow: what is taken although it is irregular.
-      volumes: how many cases can be looked at; those with most findings.
-      progress: show a bar.
+      task: gives classes and intensity window.
+      allow: irregularities to accept, see `preprocessing.convert`.
+      volumes: number of volumes on the page, those with most findings.
+      progress: show a progress bar.
     """
     entries = report["cases"]
     cases = find_cases(inputs, need_labels=True)
-    order = sorted(range(len(entries)), key=lambda index: _badness(entries[index]))
-    # What could be read once.
-    seen = [index for index in order if "shape" in entries[index]][:volumes]
+    order = sorted(
+        range(len(entries)),
+        key=lambda index: (-_count(entries[index], "error"), -_count(entries[index], "warning")),
+    )
+    # Only cases that could be read.
+    shown = [index for index in order if "shape" in entries[index]][:volumes]
     counts = f"{len(entries)} cases, {report['errors']} errors, {report['warnings']} warnings"
     notes = ["Label maps are drawn as outlines, boxes of lesions as boxes."]
-    if len(seen) < len(entries):
+    if len(shown) < len(entries):
         text = "Volumes of {} of the {} cases are on this page: those with findings first."
-        notes.append(text.format(len(seen), len(entries)))
+        notes.append(text.format(len(shown), len(entries)))
     content = page_content(
         task,
         f"{counts}; checked for the task {task.name}.",
@@ -73,37 +77,31 @@ def write_verify_page(
         notes=notes,
     )
 
-    def coded() -> Iterator[tuple[int, PageVolume | None, str]]:
-        for index in tqdm(seen, "report", unit="case", leave=False, disable=not progress):
-            yield index, *_volume(cases[index], task, allow, budget_bytes(len(seen)))
+    def volume_of(index: int, budget: int) -> tuple[PageVolume | None, str]:
+        return _volume(cases[index], task, allow, budget)
 
-    write_page(path, TITLE, content, coded())
+    write_page(path, TITLE, content, shown, volume_of, progress=progress)
 
 
 def _volume(
     case: Case, task: Task, allow: Collection[str], budget: int
 ) -> tuple[PageVolume | None, str]:
-    """Returns a case's volume as far as it can be read, and what can't."""
-    reason = ""
+    """Returns a case's volume as far as it can be read, and why the rest can't."""
     try:
         image = read_case_image(case, allow=allow)
     except (AHNetError, OSError) as error:
         return None, without_folders(redact_message(case, str(error)))
     label: Volume | None = None
+    note = ""
     try:
         if case.label_path is not None:
             label = read_case_label(case, task, shape=image.voxels.shape, allow=allow)
             check_pair(image, label, case.label_path)
     except (AHNetError, OSError) as error:
         label = None
-        reason = f"Without its label map: {without_folders(redact_message(case, str(error)))}"
+        note = f"Without its label map: {without_folders(redact_message(case, str(error)))}"
     boxes = reference_boxes(case.boxes or (), spacing_mm(image.affine))
-    return page_volume(image, label, None, task, budget_bytes=budget, boxes=boxes), reason
-
-
-def _badness(entry: Mapping[str, Any]) -> tuple[int, int]:
-    errors, warnings = (-_count(entry, severity) for severity in ("error", "warning"))
-    return errors, warnings
+    return page_volume(image, label, None, task, budget_bytes=budget, boxes=boxes), note
 
 
 def _count(entry: Mapping[str, Any], severity: str) -> int:
@@ -125,60 +123,52 @@ def _facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _findings(
     report: Mapping[str, Any], order: Sequence[int], inputs: Sequence[str]
-) -> list[dict[str, Any]]:
+) -> list[Table]:
     """Returns the table of findings, errors first; none if there are none."""
     entries = report["cases"]
-    found = [(index, finding) for index in order for finding in entries[index]["findings"]]
-    found += [(None, finding) for finding in report["findings"]]
-    found.sort(key=lambda each: each[1]["severity"] != "error")
-    rows = [
-        (
-            index,
-            [
-                "all cases" if index is None else entries[index]["case_id"],
-                finding["severity"],
-                finding["code"],
-                without_folders(finding["text"], inputs),
-            ],
-        )
-        for index, finding in found
+    found = [
+        (index, entries[index]["case_id"], finding)
+        for index in order
+        for finding in entries[index]["findings"]
     ]
-    columns = [column("case"), column("severity"), column("check"), column("found", wide=True)]
-    note = "Errors are what conversion would refuse, warnings what a person should look at."
-    return [table("Findings", columns, rows, first=True, note=note)] if rows else []
+    found += [(None, "all cases", finding) for finding in report["findings"]]
+    found.sort(key=lambda each: each[2]["severity"] != "error")
+    rows = []
+    for index, name, finding in found:
+        text = without_folders(finding["text"], inputs)
+        rows.append((index, [name, finding["severity"], finding["code"], text]))
+    columns = [Column("case"), Column("severity"), Column("check"), Column("found", wide=True)]
+    note = "Conversion refuses cases with errors; warnings should be looked at."
+    return [Table("Findings", columns, rows, first=True, note=note)] if rows else []
 
 
-def _measurements(
-    entries: Sequence[Mapping[str, Any]], order: Sequence[int], task: Task
-) -> dict[str, Any]:
-    intensities = {"min": "min", "1 %": "p01", "median": "p50", "99 %": "p99", "max": "max"}
+def _measurements(entries: Sequence[Mapping[str, Any]], order: Sequence[int], task: Task) -> Table:
     columns = [
-        *(column(name) for name in ("case", "voxels")),
-        *(column(f"{name} mm", 3) for name in ("x", "y", "z")),
-        *(column(name) for name in ("axes", "slices along")),
-        *(column(name, 0) for name in intensities),
-        *(column(f"{name} ml", 2) for name in task.class_names[1:]),
-        *(column(name, 0) for name in ("errors", "warnings")),
+        *(Column(name) for name in ("case", "voxels")),
+        *(Column(f"{name} mm", 3) for name in ("x", "y", "z")),
+        *(Column(name) for name in ("axes", "slices along")),
+        *(Column(name, 0) for name in INTENSITIES),
+        *(Column(f"{name} ml", 2) for name in task.class_names[1:]),
+        *(Column(name, 0) for name in ("errors", "warnings")),
     ]
     rows = []
     for index in order:
         entry = entries[index]
-        spacing = entry.get("spacing_mm", [math.nan] * 3)
         levels = entry.get("intensity", {})
         volumes_ml = _volumes_ml(entry, task)
         cells = [
             entry["case_id"],
             "x".join(map(str, entry["shape"])) if "shape" in entry else None,
-            *spacing,
+            *entry.get("spacing_mm", [math.nan] * 3),
             entry.get("orientation"),
             entry.get("slice_axis"),
-            *(levels.get(key, math.nan) for key in intensities.values()),
+            *(levels.get(key, math.nan) for key in INTENSITIES.values()),
             *(volumes_ml.get(name, math.nan) for name in task.class_names[1:]),
             *(_count(entry, severity) for severity in ("error", "warning")),
         ]
         rows.append((index, cells))
     note = "Those with findings first. A click on a header sorts. Axes and spacing are the file's."
-    return table("Cases", columns, rows, first=True, note=note)
+    return Table("Cases", columns, rows, first=True, note=note)
 
 
 def _volumes_ml(entry: Mapping[str, Any], task: Task) -> dict[str, float]:
@@ -194,35 +184,24 @@ def _volumes_ml(entry: Mapping[str, Any], task: Task) -> dict[str, float]:
     return {name: n * math.prod(spacing) / 1000 for name, n in entry["label_voxels"].items()}
 
 
-def _charts(entries: Sequence[Mapping[str, Any]], task: Task) -> list[dict[str, Any]]:
+def _charts(entries: Sequence[Mapping[str, Any]], task: Task) -> list[Chart]:
     measured = [(index, entry) for index, entry in enumerate(entries) if "shape" in entry]
     if not measured:
         return []
     in_plane, across = [], []
     for index, entry in measured:
-        slices = entry["orientation"].index(entry["slice_axis"])
-        across.append((entry["spacing_mm"][slices], index))
-        others = [mm for position, mm in enumerate(entry["spacing_mm"]) if position != slices]
-        in_plane.append((max(others), index))
-    levels = {"1 %": "p01", "median": "p50", "99 %": "p99"}
+        spacings = list(entry["spacing_mm"])
+        across.append((spacings.pop(entry["orientation"].index(entry["slice_axis"])), index))
+        in_plane.append((max(spacings), index))
+    spacing_groups = {"in the plane": in_plane, "between slices": across}
+    intensity_groups = {
+        name: [(entry["intensity"][INTENSITIES[name]], index) for index, entry in measured]
+        for name in ("1 %", "median", "99 %")
+    }
     unit = "HU" if task.image_dtype == "int16" else "as stored"
-    charts = [
-        box_plot(
-            "Spacing",
-            axis("mm"),
-            {"in the plane": in_plane, "between slices": across},
-            CLASS_COLOURS[:2],
-        ),
-        box_plot(
-            "Intensities",
-            axis(unit),
-            {
-                name: [(entry["intensity"][key], index) for index, entry in measured]
-                for name, key in levels.items()
-            },
-            CLASS_COLOURS[:3],
-            digits=0,
-        ),
+    charts: list[Chart] = [
+        BoxPlot("Spacing", Axis("mm"), spacing_groups, CLASS_COLOURS[:2]),
+        BoxPlot("Intensities", Axis(unit), intensity_groups, CLASS_COLOURS[:3], digits=0),
     ]
     for value, name in enumerate(task.class_names[1:], start=1):
         values = [
@@ -231,5 +210,5 @@ def _charts(entries: Sequence[Mapping[str, Any]], task: Task) -> list[dict[str, 
             if "label_voxels" in entry
         ]
         colour = class_colour(value)
-        charts.append(box_plot(f"Volume of {name}", axis("ml"), {name: values}, [colour], digits=2))
+        charts.append(BoxPlot(f"Volume of {name}", Axis("ml"), {name: values}, [colour], digits=2))
     return charts

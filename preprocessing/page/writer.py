@@ -1,15 +1,19 @@
-"""Writes a page: one HTML file that needs no other file and no network, case by case."""
+"""Writes a page: one HTML file that needs no other file and no network."""
 
 from __future__ import annotations
 
+import argparse
 import base64
 import hashlib
 import html
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from preprocessing.errors import SettingsError
 from preprocessing.files import atomic_write, without_nan
 from preprocessing.page.volumes import PageVolume
 
@@ -18,14 +22,45 @@ SCRIPTS = (
     *("elements.js", "decoding.js", "planes.js", "painting.js", "panels.js", "drawing.js"),
     *("moving.js", "controls.js", "viewer.js", "tables.js", "charts.js", "main.js"),
 )
-# What all volumes of a page may take together, as bytes of the file.
+# Default number of volumes on a page.
+VOLUMES = 20
+# Size of all volumes of a page together, in bytes of the file.
 PAGE_BYTES = 18_500_000
-# And one volume where there are few.
+# Size of one volume if there are few.
 CASE_BYTES = 4_000_000
 
 
+def add_page_options(parser: argparse.ArgumentParser, which: str) -> None:
+    """Adds `--report` and `--report-cases`; `which` says which cases are shown."""
+    parser.add_argument(
+        "--report",
+        metavar="PAGE.html",
+        help="write one HTML page that needs no other file and no network",
+    )
+    parser.add_argument(
+        "--report-cases",
+        type=int,
+        default=VOLUMES,
+        metavar="N",
+        help=f"number of {which} whose volumes are on the page; its tables hold all "
+        "(default: %(default)s)",
+    )
+
+
+def check_page_options(arguments: argparse.Namespace) -> None:
+    """Checks the options of `add_page_options`; call before any work.
+
+    Raises:
+      SettingsError: the page is a folder, or the number is below 1.
+    """
+    if arguments.report_cases < 1:
+        raise SettingsError("--report-cases", "a number of at least 1", arguments.report_cases)
+    if arguments.report is not None and Path(arguments.report).is_dir():
+        raise SettingsError("--report", "a file, for example page.html", arguments.report)
+
+
 def budget_bytes(volumes: int) -> int:
-    """Returns how many bytes one of so many volumes may take before they are written as text."""
+    """Returns the bytes that one of so many volumes may have before base64 encoding."""
     return min(CASE_BYTES, PAGE_BYTES // max(1, volumes)) * 3 // 4
 
 
@@ -33,18 +68,23 @@ def write_page(
     path: str | Path,
     title: str,
     content: Mapping[str, Any],
-    volumes: Iterable[tuple[int, PageVolume | None, str]],
+    shown: Sequence[int],
+    volume_of: Callable[[int, int], tuple[PageVolume | None, str]],
+    *,
+    progress: bool = True,
 ) -> None:
-    """Writes a page; the file appears whole or not at all.
+    """Writes a page atomically, with one volume in memory at a time.
 
-    No more than one volume is in memory. No script but the page's own runs in it: its policy
-    names that one by its digest, and forbids every connection.
+    The content security policy allows only the page's own script, by its digest, and no connections.
 
     Args:
       path: of the page.
       title: of the page, as plain text.
       content: see `contents.page_content`.
-      volumes: number of the case, its volume or None, and a sentence about it, one by one.
+      shown: indices of the cases whose volumes are on the page.
+      volume_of: takes the index of a case and its budget in bytes; returns the volume, or None if
+        there is none, and a note about it.
+      progress: show a progress bar.
     """
     script = '"use strict";\n{\n' + "\n".join(map(_static, SCRIPTS)) + "}\n"
     style = _static("page.css")
@@ -60,7 +100,8 @@ def write_page(
     cases = [dict(case) for case in content["cases"]]
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(head)
-        for index, volume, note in volumes:
+        for index in tqdm(shown, "report", unit="case", leave=False, disable=not progress):
+            volume, note = volume_of(index, budget_bytes(len(shown)))
             cases[index]["note"] = note
             if volume is None:
                 continue
@@ -84,6 +125,6 @@ def _digest(text: str) -> str:
 
 
 def _json(content: Mapping[str, Any]) -> str:
-    """Returns JSON that can stand inside a script element, whatever its texts are."""
+    """Returns JSON that is safe inside a script element, whatever its texts are."""
     text = json.dumps(without_nan(content), ensure_ascii=True, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

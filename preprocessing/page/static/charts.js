@@ -1,4 +1,4 @@
-// Box plots, curves and scatter plots as SVG. Their points are cases, which they open.
+// Box plots, curves and scatter plots as SVG. A point is a case; a click opens it.
 
 const CHART = { width: 480, height: 320, left: 58, right: 16, top: 14, bottom: 46 };
 const SVG = "http://www.w3.org/2000/svg";
@@ -45,12 +45,12 @@ function addSvg(parent, tag, attributes = {}, text = "") {
   return element;
 }
 
-/** Returns the place of a value between two pixels. */
+/** Returns a function from values to pixel positions. */
 function scaleOf([low, high], from, to) {
   return (value) => from + ((value - low) / (high - low || 1)) * (to - from);
 }
 
-/** Returns about five round values that span a range. */
+/** Returns about five round values within a range. */
 function ticksOf([low, high]) {
   const rough = (high - low) / 5 || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -62,7 +62,7 @@ function ticksOf([low, high]) {
   return ticks;
 }
 
-/** Returns a range that holds all values, or the axis' own where it has one. */
+/** Returns the axis' own range, or one with round ends that holds 0 and all values. */
 function rangeOf(axis, values) {
   if (axis.range) return axis.range;
   const high = Math.max(...values, 0);
@@ -82,8 +82,8 @@ function drawYAxis(svg, axis, range) {
   }
   addSvg(svg, "line", { class: "axis", x1: left, x2: left, y1: top, y2: height - bottom });
   const middle = (top + height - bottom) / 2;
-  const turned = { transform: `translate(13 ${middle}) rotate(-90)`, "text-anchor": "middle" };
-  addSvg(svg, "text", turned, axis.title);
+  const rotated = { transform: `translate(13 ${middle}) rotate(-90)`, "text-anchor": "middle" };
+  addSvg(svg, "text", rotated, axis.title);
   return y;
 }
 
@@ -101,7 +101,7 @@ function drawXAxis(svg, axis, range) {
   return x;
 }
 
-/** Returns the value below which a share of sorted values lies, straight between neighbours. */
+/** Returns a quantile of sorted values with linear interpolation. */
 function quantileOf(sorted, share) {
   const place = (sorted.length - 1) * share;
   const below = Math.floor(place);
@@ -109,28 +109,30 @@ function quantileOf(sorted, share) {
   return sorted[below] + (place - below) * (sorted[above] - sorted[below]);
 }
 
-/** Boxes from quartile to quartile with the median; whiskers to the last value within 1.5 boxes. */
+/** Draws boxes with quartiles and median; whiskers end at the last value within 1.5 boxes. */
 function drawBoxPlot(svg, chart, addPoint) {
   const { width, height, left, right, bottom } = CHART;
-  const all = chart.groups.flatMap((group) => group.values.map(([value]) => value));
+  const groups = Object.entries(chart.groups);
+  const all = groups.flatMap(([, pairs]) => pairs.map(([value]) => value));
   const y = drawYAxis(svg, chart.y, rangeOf(chart.y, all));
-  const room = (width - left - right) / chart.groups.length;
+  const room = (width - left - right) / groups.length;
   const base = height - bottom;
   addSvg(svg, "line", { class: "axis", x1: left, x2: width - right, y1: base, y2: base });
-  chart.groups.forEach((group, number) => {
+  groups.forEach(([name, pairs], number) => {
+    const colour = chart.colours[number];
     const middle = left + (number + 0.5) * room;
     const half = Math.min(34, room * 0.3);
-    addSvg(svg, "text", { x: middle, y: base + 17, "text-anchor": "middle" }, group.name);
-    const count = `n = ${group.values.length}`;
+    addSvg(svg, "text", { x: middle, y: base + 17, "text-anchor": "middle" }, name);
+    const count = `n = ${pairs.length}`;
     addSvg(svg, "text", { x: middle, y: base + 33, "text-anchor": "middle" }, count);
-    if (!group.values.length) return;
-    const sorted = group.values.map(([value]) => value).sort((a, b) => a - b);
+    if (!pairs.length) return;
+    const sorted = pairs.map(([value]) => value).sort((a, b) => a - b);
     const [first, median, third] = [0.25, 0.5, 0.75].map((share) => quantileOf(sorted, share));
     const reach = 1.5 * (third - first);
     const inside = sorted.filter((value) => value >= first - reach && value <= third + reach);
     const [low, high] = [inside[0], inside[inside.length - 1]];
     const line = (x1, y1, x2, y2, thick = 1.4) =>
-      addSvg(svg, "line", { x1, y1, x2, y2, stroke: group.colour, "stroke-width": thick });
+      addSvg(svg, "line", { x1, y1, x2, y2, stroke: colour, "stroke-width": thick });
     line(middle, y(low), middle, y(first));
     line(middle, y(third), middle, y(high));
     for (const end of [low, high]) line(middle - half / 2, y(end), middle + half / 2, y(end));
@@ -140,34 +142,33 @@ function drawBoxPlot(svg, chart, addPoint) {
       y: y(third),
       width: 2 * half,
       height: Math.max(0.5, y(first) - y(third)),
-      fill: group.colour,
-      stroke: group.colour,
+      fill: colour,
+      stroke: colour,
     });
     line(middle - half, y(median), middle + half, y(median), 3);
-    group.values.forEach(([value, index], place) => {
-      // Golden steps spread neighbours without chance.
+    pairs.forEach(([value, index], place) => {
+      // Steps of the golden ratio spread neighbouring points.
       const aside = (((place * 0.618034) % 1) - 0.5) * half * 1.4;
-      const text = `${group.name} ${formatNumber(value, chart.digits)}`;
-      addPoint(middle + aside, y(value), text, index, group.colour);
+      const text = `${name} ${formatNumber(value, chart.digits)}`;
+      addPoint(middle + aside, y(value), text, index, colour);
     });
   });
 }
 
 function drawLines(svg, chart) {
   const { width, right, top } = CHART;
-  const points = chart.series.flatMap((series) => series.points);
+  const points = Object.values(chart.series).flat();
   const x = drawXAxis(svg, chart.x, rangeOf(chart.x, points.map(([value]) => value)));
   const y = drawYAxis(svg, chart.y, rangeOf(chart.y, points.map(([, value]) => value)));
-  chart.series.forEach((series, number) => {
-    const places = series.points.map(([a, b]) => `${x(a).toFixed(2)},${y(b).toFixed(2)}`);
-    const dash = series.dash ? { "stroke-dasharray": series.dash } : {};
-    const line = { class: "curve", points: places.join(" "), stroke: series.colour, ...dash };
-    addSvg(addSvg(svg, "polyline", line), "title", {}, series.name);
+  Object.entries(chart.series).forEach(([name, own], number) => {
+    const places = own.map(([a, b]) => `${x(a).toFixed(2)},${y(b).toFixed(2)}`).join(" ");
+    const stroke = { class: "curve", stroke: chart.colours[number] };
+    if (number) stroke["stroke-dasharray"] = "7 4";
+    addSvg(addSvg(svg, "polyline", { points: places, ...stroke }), "title", {}, name);
     const row = chart.legend_low ? CHART.height - CHART.bottom - 14 - 18 * number : top + 8 + 18 * number;
     const end = width - right;
-    const name = { x: end - 34, y: row + 4, "text-anchor": "end" };
-    addSvg(svg, "line", { x1: end - 28, x2: end, y1: row, y2: row, class: "curve", stroke: series.colour, ...dash });
-    addSvg(svg, "text", name, series.name);
+    addSvg(svg, "line", { x1: end - 28, x2: end, y1: row, y2: row, ...stroke });
+    addSvg(svg, "text", { x: end - 34, y: row + 4, "text-anchor": "end" }, name);
   });
 }
 

@@ -1,8 +1,8 @@
-// The controls below the volumes: window, overlay, boxes, places.
+// The controls below the volumes: intensity window, overlay, boxes, places.
 
 const NARROWEST = 1;
 
-/** Makes all controls answer; done once, what they hold depends on the case. */
+/** Connects the controls that all cases share; called once. */
 function bindControls(view) {
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
   const [width, centre] = [byId("window-width"), byId("window-centre")];
@@ -54,7 +54,7 @@ function makeWindowControls(view) {
   Object.assign(centre, { min: Math.floor(least), max: Math.ceil(most), step: 1 });
   const presets = byId("window-presets");
   presets.replaceChildren();
-  const all = view.content.task.windows.map((each) => [each.name, each.range]);
+  const all = Object.entries(view.content.task.windows);
   if (image) all.push(["Automatic", spread(image)]);
   for (const [name, range] of all) {
     addButton(presets, name, () => setWindow(view, range[1] - range[0], (range[0] + range[1]) / 2));
@@ -106,13 +106,13 @@ function makeOverlayControls(view) {
   }
 }
 
-/** Returns the score from which detections are drawn; the slider spans all cases. */
+/** Returns the lowest score that is drawn; the slider spans the scores of all cases. */
 function scoreFloor(view) {
   if (!view.scores.length) return -Infinity;
   const [low, high] = [Math.min(...view.scores), Math.max(...view.scores)];
   const value = low + (Number(byId("score-threshold").value) / 1000) * (high - low);
   byId("score-threshold-value").textContent = formatNumber(value, 3);
-  // The slider's end still shows the surest detection.
+  // At the slider's end the detection with the highest score is still drawn.
   return value - 1e-9 * Math.max(1, Math.abs(value));
 }
 

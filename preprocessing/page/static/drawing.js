@@ -1,4 +1,4 @@
-// One panel drawn: slice or projection, labels, boxes, letters, scale, and the strip of contents.
+// Draws a panel: slice or projection, labels, boxes, letters, scale, and the profile below it.
 
 const DIFFERENCE_COLOURS = { missed: "#56B4E9", extra: "#D55E00" };
 const BOX_STYLES = {
@@ -8,7 +8,7 @@ const BOX_STYLES = {
   "false positive": { colour: "#FF7A1A", dash: [2, 5] },
 };
 
-/** Draws all panels; after a move projections stay as they are. */
+/** Draws all panels; projections don't change with the position. */
 function draw(view, { isMove = false } = {}) {
   if (!view.ready) return;
   for (const panel of view.panels) if (!(isMove && panel.isProjection)) drawPanel(view, panel);
@@ -88,7 +88,7 @@ function drawOutlines(view, context, panel, labels, on, alpha) {
   context.restore();
 }
 
-/** Draws the boxes that a plane cuts; a projection has all of them. */
+/** Draws the boxes that intersect a plane; a projection shows all of them. */
 function drawBoxes(view, context, panel) {
   const { geometry, frame, axis } = panel;
   const ratio = frame.ratio;
@@ -107,7 +107,7 @@ function drawBoxes(view, context, panel) {
     context.save();
     context.globalAlpha = box.kind === "reference" ? opacity("reference") : 1;
     strokeTwice(context, path, style.colour, 2 * ratio, style.dash.map((n) => n * ratio));
-    // References are named above their box, detections below, so that both can be read.
+    // Labels of references stand above their box and those of detections below, to avoid overlap.
     const below = box.kind !== "reference";
     const line = below ? y + height + 10 * ratio : y - 10 * ratio;
     writeText(context, box.text, x + width / 2, line, 12 * ratio, style.colour);
@@ -115,7 +115,7 @@ function drawBoxes(view, context, panel) {
   }
 }
 
-/** Draws the lines of the other planes, the directions' letters and a scale. */
+/** Draws the crosshair, the letters of the anatomical directions and a scale. */
 function drawFrame(view, context, panel, [width, height]) {
   const { geometry, frame } = panel;
   const { left, right, top, bottom } = geometry.letters;
@@ -127,7 +127,7 @@ function drawFrame(view, context, panel, [width, height]) {
       return (flipped ? count - 1 - index : index) + 0.5;
     };
     const x = lineAt(geometry.columnAxis, geometry.mirrored, geometry.width) * frame.scaleX;
-    const y = lineAt(geometry.rowAxis, geometry.turned, geometry.height) * frame.scaleY;
+    const y = lineAt(geometry.rowAxis, geometry.flipped, geometry.height) * frame.scaleY;
     const gap = 14 * frame.ratio;
     addLine(path, x, 0, x, Math.max(0, y - gap));
     addLine(path, x, Math.min(height, y + gap), x, height);
@@ -179,12 +179,12 @@ function describe(view, panel) {
   panel.canvas.dataset.index = position[axis];
 }
 
-/** Draws how much of each label, or how many boxes, every slice holds. */
+/** Draws how many voxels of each label, or how many boxes, every slice has. */
 function drawProfile(view, panel) {
   const canvas = panel.profile;
   const context = canvas.getContext("2d");
   const count = view.volume.shape[0];
-  // The slider's thumb stops half its width before the ends.
+  // Aligned with the slider, whose thumb stops half its width before the ends.
   const inset = 8 * panel.frame.ratio;
   const step = (canvas.width - 2 * inset) / Math.max(1, count - 1);
   context.clearRect(0, 0, canvas.width, canvas.height);
@@ -200,23 +200,23 @@ function drawProfile(view, panel) {
   context.fillRect(inset + view.position[0] * step - 1, 0, 2, canvas.height);
 }
 
-/** Returns the intensities that are black and white. */
+/** Returns the intensities shown as black and as white. */
 function limits(view) {
   const { width, centre } = view.window;
   return [centre - width / 2, centre + width / 2];
 }
 
-/** Returns the opacity that a slider asks for, from 0 to 1. */
+/** Returns the opacity set by a slider, from 0 to 1. */
 function opacity(name) {
   return Number(byId(`${name}-opacity`).value) / 100;
 }
 
-/** Returns whether a box reaches into a slice. */
+/** Returns whether a box intersects a slice. */
 function cuts(box, axis, index) {
   return box.low[axis] < index + 0.5 && box.high[axis] > index - 0.5;
 }
 
-/** Returns the intensities below which 1 % and above which 0.5 % of the values lie. */
+/** Returns the percentiles 1 and 99.5 of the values. */
 function spread(values) {
   const step = Math.max(1, Math.floor(values.length / 20000));
   const sample = values.filter((_, i) => i % step === 0).sort();

@@ -1,4 +1,4 @@
-// Small pieces of the page: elements, buttons and numbers. Texts are always set as texts, never as HTML.
+// Elements, buttons and numbers. Texts are always set as text content, never as HTML.
 
 function byId(id) {
   return document.getElementById(id);
@@ -18,7 +18,7 @@ function addButton(parent, text, action) {
   return button;
 }
 
-/** Returns a number with so many digits after the point; a dash where there is none. */
+/** Returns a number with that many digits after the point; a dash for undefined values. */
 function formatNumber(value, digits) {
   if (value === null || value === undefined) return "\u2013";
   return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });

@@ -1,4 +1,4 @@
-// Puts the page together from its content.
+// Builds the page from its content.
 
 function main() {
   const content = JSON.parse(byId("page-content").textContent);

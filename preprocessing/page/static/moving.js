@@ -1,4 +1,4 @@
-// Where the planes are, and how they get elsewhere: keys, clicks, jumps.
+// Position of the planes, and its changes by keys, clicks and jumps.
 
 function moveByKey(view, axis, event) {
   const last = view.volume.shape[axis] - 1;
@@ -38,7 +38,7 @@ function goToClick(view, panel, event) {
   draw(view, { isMove: true });
 }
 
-/** Goes to the slice that holds most of a label, and in it to the fullest row and column. */
+/** Goes to the slice with most voxels of a label, and in it to the row and column with most. */
 function goToLabel(view, value) {
   const { volume } = view;
   const labels = volume.reference || volume.prediction;
@@ -68,7 +68,7 @@ function goToBox(view, box) {
   draw(view);
 }
 
-/** Starts where there is something to see: a box, else the last class that has a voxel. */
+/** Goes to the first box, else to the last class that has voxels, else to the middle. */
 function goToContent(view) {
   const { volume, profiles } = view;
   view.position = volume.shape.map((size) => size >> 1);

@@ -1,6 +1,6 @@
-// From planes to pixels: the intensity window, areas, outlines, boxes and letters on a canvas.
+// Pixels on a canvas: grey values, areas, outlines and texts.
 
-/** Returns a canvas with a plane in shades of grey: centre - width / 2 is black, + width / 2 white. */
+/** Returns a canvas with a plane in grey values, from `low` as black to `high` as white. */
 function greyPicture(plane, geometry, [low, high]) {
   const picture = blankPicture(geometry);
   const pixels = new Uint32Array(picture.data.buffer);
@@ -12,7 +12,7 @@ function greyPicture(plane, geometry, [low, high]) {
   return onCanvas(picture);
 }
 
-/** Returns a canvas with an opaque pixel wherever `colourOf` gives [r, g, b] for a voxel's place. */
+/** Returns a canvas with an opaque pixel wherever `colourOf(index)` returns [r, g, b]. */
 function areaPicture(geometry, colourOf) {
   const picture = blankPicture(geometry);
   const pixels = new Uint32Array(picture.data.buffer);
@@ -62,7 +62,7 @@ function addLine(path, x0, y0, x1, y1) {
   path.lineTo(x1, y1);
 }
 
-/** Strokes a path in a colour, dark beneath so that it shows on bright tissue. */
+/** Strokes a path in a colour on a dark rim, visible on bright tissue. */
 function strokeTwice(context, path, colour, width, dash = []) {
   context.save();
   context.setLineDash([]);

@@ -1,4 +1,4 @@
-// The panels of a case: made, sized to the screen at true proportions.
+// Creates the panels of a case and fits them to the screen at true proportions.
 
 function makePanel(view, parent, { axis, isProjection, isMain, share }) {
   const figure = addElement(parent, "figure", { class: isMain ? "plane main" : "plane" });
@@ -21,7 +21,7 @@ function makePanel(view, parent, { axis, isProjection, isMain, share }) {
   return panel;
 }
 
-/** Builds the panels for a case's directions; the slice plane is the large one. */
+/** Creates the panels of a case; the plane of the slices is the large one. */
 function layOut(view) {
   const stage = byId("stage");
   stage.replaceChildren();
@@ -30,7 +30,7 @@ function layOut(view) {
   view.panels.push(makePanel(view, stage, { axis: 0, isMain: true }));
   const others = [1, 2].map((axis) => ({ axis, share: 1 }));
   if (view.volume.image) {
-    // A projection across the slices is what boxes are read on: large, and next to the slice.
+    // Boxes are read on a projection across the slices: large, and next to the slice.
     const isFirst = projectionAxis === 0;
     const projection = { axis: projectionAxis, isProjection: true, share: isFirst ? 2.4 : 1 };
     others.splice(isFirst ? 0 : 2, 0, projection);
@@ -54,7 +54,7 @@ function layOut(view) {
   sizePanels(view);
 }
 
-/** Fits every canvas to its place, at the screen's own resolution and true aspect ratio. */
+/** Fits every canvas to its panel, at the screen's resolution and the true aspect ratio. */
 function sizePanels(view) {
   if (!view.volume) return;
   const ratio = window.devicePixelRatio || 1;
@@ -64,7 +64,7 @@ function sizePanels(view) {
   for (const panel of view.panels) {
     const width = panel.canvas.clientWidth;
     const { widthMm, heightMm } = panel.geometry;
-    // Captions and sliders of the side take their room too.
+    // Captions and sliders of the side panels need space too.
     const room = tallest + 90 - 60 * side.length;
     const most = panel.isMain ? tallest : (room * panel.share) / shares;
     const height = panel.isMain ? Math.min(most, (width * heightMm) / widthMm) : most;

@@ -1,12 +1,12 @@
-// Planes through a volume, turned the way radiologists look at them: patient's left at the right,
-// head or front up. Axes are 0, 1, 2 for z, y, x of the page's grid.
+// Planes through a volume in radiological convention: patient's left at the right, head or front up.
+// Axes 0, 1, 2 are z, y, x of the page's grid.
 
 const OPPOSITE = { R: "L", L: "R", A: "P", P: "A", S: "I", I: "S" };
 const TO_THE_RIGHT = "LPI";
 const UPWARD = "SAR";
 const PLANE_NAMES = { R: "Sagittal", L: "Sagittal", A: "Coronal", P: "Coronal", S: "Axial", I: "Axial" };
 
-/** Describes the planes perpendicular to an axis: which axes run across and down, and where to. */
+/** Returns the size, axes and directions of the planes perpendicular to an axis. */
 function planeGeometry(volume, axis) {
   const [rowAxis, columnAxis] = [0, 1, 2].filter((other) => other !== axis);
   const direction = (which) => volume.orientation[2 - which];
@@ -21,8 +21,8 @@ function planeGeometry(volume, axis) {
     rowAxis,
     columnAxis,
     mirrored,
-    // Rows of a picture run down, so an axis that grows upwards is turned over.
-    turned: upright,
+    // Rows of a picture run down, so an axis that grows upwards is flipped.
+    flipped: upright,
     width,
     height,
     widthMm: width * volume.spacing_mm[2 - columnAxis],
@@ -32,15 +32,15 @@ function planeGeometry(volume, axis) {
   };
 }
 
-/** Returns the voxels of a plane, row by row from its upper left corner. */
+/** Returns the voxels of a plane, row by row from the upper left corner. */
 function cutPlane(array, volume, geometry, index) {
   const strides = [volume.shape[1] * volume.shape[2], volume.shape[2], 1];
-  const { width, height, mirrored, turned } = geometry;
+  const { width, height, mirrored, flipped } = geometry;
   const plane = new array.constructor(width * height);
   const columnStep = strides[geometry.columnAxis] * (mirrored ? -1 : 1);
   for (let row = 0; row < height; row++) {
     let source = index * strides[geometry.axis];
-    source += (turned ? height - 1 - row : row) * strides[geometry.rowAxis];
+    source += (flipped ? height - 1 - row : row) * strides[geometry.rowAxis];
     if (mirrored) source += (width - 1) * strides[geometry.columnAxis];
     for (let column = 0; column < width; column++) {
       plane[row * width + column] = array[source];
@@ -50,7 +50,7 @@ function cutPlane(array, volume, geometry, index) {
   return plane;
 }
 
-/** Returns a projection along the geometry's axis: "max" or "mean" of all its planes. */
+/** Returns the "max" or "mean" of all planes along the geometry's axis. */
 function project(array, volume, geometry, kind) {
   const depth = volume.shape[geometry.axis];
   const result = new Float32Array(geometry.width * geometry.height);
@@ -65,26 +65,26 @@ function project(array, volume, geometry, kind) {
   return result;
 }
 
-/** Turns a place on the plane, in its voxels from the upper left corner, into the volume's voxel. */
+/** Converts a column and row of a plane to indices of the volume. */
 function voxelAt(geometry, column, row) {
   return {
     [geometry.columnAxis]: geometry.mirrored ? geometry.width - 1 - column : column,
-    [geometry.rowAxis]: geometry.turned ? geometry.height - 1 - row : row,
+    [geometry.rowAxis]: geometry.flipped ? geometry.height - 1 - row : row,
   };
 }
 
-/** Turns a box's edges into the plane's own: {left, right, top, bottom} in voxels from its corner. */
+/** Converts a box to the plane's {left, right, top, bottom}, in voxels from its corner. */
 function boxOnPlane(geometry, box) {
   const span = (axis, size, flipped) => {
     const ends = [box.low[axis] + 0.5, box.high[axis] + 0.5];
     return flipped ? [size - ends[1], size - ends[0]] : ends;
   };
   const [left, right] = span(geometry.columnAxis, geometry.width, geometry.mirrored);
-  const [top, bottom] = span(geometry.rowAxis, geometry.height, geometry.turned);
+  const [top, bottom] = span(geometry.rowAxis, geometry.height, geometry.flipped);
   return { left, right, top, bottom };
 }
 
-/** Returns how many voxels of each plane along an axis fulfil a test of their place in the arrays. */
+/** Counts, in each plane along an axis, the voxels whose array index passes a test. */
 function profile(volume, axis, test) {
   const counts = new Float32Array(volume.shape[axis]);
   const [depth, height, width] = volume.shape;

@@ -1,9 +1,10 @@
-// Tables that sort by a click on a column's header.
+// Tables; a click on a column's header sorts by it.
 
-/** Adds a table; rows that belong to a case open it. Returns {mark(case index)}. */
+/** Adds a table whose rows open their cases. Returns {mark(case index)}. */
 function addTable(parent, table, viewer) {
   const section = addElement(parent, "section");
-  const heading = addElement(section, "h2", { id: table.id }, table.title);
+  const id = `table-${table.title.toLowerCase().replaceAll(" ", "-")}`;
+  const heading = addElement(section, "h2", { id }, table.title);
   if (table.note) addElement(section, "p", { class: "note" }, table.note);
   const scroll = addElement(section, "div", { class: "scroll", tabindex: 0 });
   scroll.setAttribute("role", "region");
@@ -11,7 +12,10 @@ function addTable(parent, table, viewer) {
   const element = addElement(scroll, "table");
   const head = addElement(addElement(element, "thead"), "tr");
   const body = addElement(element, "tbody");
-  const rows = table.rows.map((row) => ({ ...row, element: makeRow(row, table.columns, viewer) }));
+  const rows = table.rows.map(([index, cells]) => {
+    const element = makeRow(index, cells, table.columns, viewer);
+    return { index, cells, element };
+  });
   const headers = table.columns.map((column, number) => {
     const isNumber = column.digits !== null;
     const header = addElement(head, "th", { scope: "col", class: isNumber ? "number" : "" });
@@ -33,29 +37,29 @@ function addTable(parent, table, viewer) {
 
   return {
     mark(index) {
-      for (const row of rows) row.element.classList.toggle("open", row.case === index);
+      for (const row of rows) row.element.classList.toggle("open", row.index === index);
     },
   };
 }
 
-/** Orders numbers and texts; what is undefined comes last whichever way. */
+/** Compares numbers or texts; undefined values come last in both directions. */
 function compare(a, b, sign) {
   if (a === null || b === null) return (a === null) - (b === null);
   if (typeof a === "number" && typeof b === "number") return sign * (a - b);
   return sign * String(a).localeCompare(String(b), "en", { numeric: true });
 }
 
-function makeRow(row, columns, viewer) {
+function makeRow(index, cells, columns, viewer) {
   const element = document.createElement("tr");
-  row.cells.forEach((value, number) => {
+  cells.forEach((value, number) => {
     const { digits, wide } = columns[number];
     const text = digits === null ? (value ?? "\u2013") : formatNumber(value, digits);
     const cell = addElement(element, "td", { class: digits === null ? "" : "number" });
     if (wide) cell.className = "wide";
     if (value === "error" || value === "warning") cell.className = value;
-    if (number === 0 && row.case !== null && viewer.canOpen(row.case)) {
+    if (number === 0 && viewer.canOpen(index)) {
       addButton(cell, text, () => {
-        viewer.open(row.case);
+        viewer.open(index);
         byId("viewer").scrollIntoView();
       });
     } else {

@@ -1,10 +1,10 @@
-// The viewer of a page's volumes: one case at a time, the worst one first.
+// The viewer of volumes: one case at a time, the worst one first.
 
-/** Makes the viewer of a page's content; returns {open(case index), canOpen(case index)}. */
+/** Creates the viewer; returns {open(case index), canOpen(case index)}. */
 function makeViewer(content, onOpen) {
   const shown = content.order.filter((index) => content.cases[index].volume);
   const boxes = shown.flatMap((index) => content.cases[index].volume.boxes);
-  // All that the other files know of the viewer.
+  // The state that all scripts of the viewer share.
   const view = {
     content,
     onOpen,
@@ -62,14 +62,14 @@ function bindShortcuts(view) {
   });
 }
 
-/** Opens a case: decodes its volumes, lays out its planes, and goes where there is something to see. */
+/** Opens a case: decodes its volumes, lays out its planes, and goes to its content. */
 async function openCase(view, index) {
   if (!view.content.cases[index]?.volume) return;
   const turn = ++view.opening;
   byId("case-choice").value = index;
   byId("loading").textContent = "decoding ...";
   const volume = await decodeCase(index, view.content.cases[index].volume);
-  // Meanwhile another case may have been asked for.
+  // Another case may have been chosen while this one was decoded.
   if (turn !== view.opening) return;
   Object.assign(view, { index, volume, ready: false });
   byId("loading").textContent = "";
@@ -90,7 +90,7 @@ async function openCase(view, index) {
   document.body.dataset.open = index;
 }
 
-/** Opens the case that so many places further on. */
+/** Opens the next (1) or previous (-1) case. */
 function step(view, by) {
   const next = view.shown.indexOf(view.index) + by;
   if (next >= 0 && next < view.shown.length) openCase(view, view.shown[next]);

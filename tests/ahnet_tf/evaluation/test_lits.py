@@ -16,7 +16,7 @@ from ahnet_tf.evaluation.lits import (
     match_lesions,
     score_case,
 )
-from ahnet_tf.evaluation.lits_summary import summarise
+from ahnet_tf.evaluation.summary import summarise
 from ahnet_tf.evaluation.surface import surface_distances_mm
 from preprocessing.errors import InputError
 

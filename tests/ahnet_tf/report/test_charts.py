@@ -5,9 +5,8 @@ import pytest
 
 from ahnet_tf.evaluation.froc import ScoredVolume
 from ahnet_tf.evaluation.lits import score_case
-from ahnet_tf.evaluation.lits_summary import summarise
+from ahnet_tf.evaluation.summary import summarise
 from ahnet_tf.report.charts import detection_charts, found_by_iou, label_charts
-from preprocessing.tasks import PRESETS
 
 
 def case(*predicted_lengths):
@@ -38,15 +37,15 @@ def test_precision_and_recall_over_iou():
 
 def test_curves_end_where_scores_are_read():
     perfect = ScoredVolume(1, np.array([0.9]), np.array([0]))
-    charts = {chart["title"]: chart for chart in detection_charts([perfect])}
-    assert charts["FROC"]["series"][0]["points"][-1] == [5, 1]
+    charts = {chart.title: chart for chart in detection_charts([perfect])}
+    assert charts["FROC"].series["all volumes"][-1] == (5, 1)
     noisy = ScoredVolume(1, np.linspace(1, 0, 31), np.array([-1] * 30 + [0]))
-    charts = {chart["title"]: chart for chart in detection_charts([noisy])}
+    charts = {chart.title: chart for chart in detection_charts([noisy])}
     # Straight from nothing at 30 false positives, where the hit comes; cut at 10.
-    assert charts["FROC"]["series"][0]["points"][-1] == pytest.approx([10, 10 / 30], abs=0.4)
-    assert charts["FROC"]["x"]["range"] == [0, 10]
+    assert charts["FROC"].series["all volumes"][-1] == pytest.approx((10, 10 / 30), abs=0.4)
+    assert charts["FROC"].x.range == (0, 10)
 
 
 def test_nothing_scored_has_no_charts():
-    assert label_charts([], [], PRESETS["ct_liver"]) == []
+    assert label_charts([], []) == []
     assert detection_charts([]) == []

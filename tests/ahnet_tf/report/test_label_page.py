@@ -6,7 +6,7 @@ import pytest
 from matplotlib import image as pictures
 
 from ahnet_tf.evaluate import main
-from preprocessing.page.colours import CLASS_COLOURS
+from preprocessing.page.contents import CLASS_COLOURS
 from preprocessing.tasks import PRESETS
 from tests.page_views import PICTURE, content_of, first_column, voxel_colour
 
@@ -248,7 +248,7 @@ def test_images_from_elsewhere_and_those_that_do_not_fit(folders, tmp_path, caps
     content = content_of(page)
     shown = [case for case in content["cases"] if "volume" in case]
     assert len(shown) == 2
-    assert all("step" in case["volume"] for case in shown)
+    assert all("levels" in case["volume"] for case in shown)
     assert any("2 of the 3 cases" in note for note in content["notes"])
     images = tmp_path / "images"
     images.mkdir()

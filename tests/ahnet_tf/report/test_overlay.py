@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from matplotlib import colors, image
 
-from ahnet_tf.report import overlay as report
-from ahnet_tf.report.overlay import overlay_case, overlay_png
-from ahnet_tf.report.reformat import cut_plane, focus_voxel, slices_to_show
+from ahnet_tf.report.overlay import DPI, WIDTH_INCHES, overlay_case, overlay_png
+from ahnet_tf.report.reformat import focus_voxel, reformatted_plane, slices_to_show
 from preprocessing.errors import InputError
-from preprocessing.page.colours import CLASS_COLOURS
+from preprocessing.page.contents import CLASS_COLOURS
 from preprocessing.tasks import PRESETS
 from preprocessing.volumes.geometry import Volume, axis_codes, to_target_grid
 
@@ -91,7 +90,7 @@ def test_every_orientation_is_looked_at_alike(codes):
     orientation = axis_codes(np.array(space.affine))
     box = (slice(None),) * 3
     cuts = [
-        cut_plane((array, array, None), axis, 2, box, space.spacing_mm, orientation)
+        reformatted_plane((array, array, None), axis, 2, box, space.spacing_mm, orientation)
         for axis in range(3)
     ]
     assert [cut.name.split()[0] for cut in cuts] == ["axial", "coronal", "sagittal"]
@@ -121,7 +120,7 @@ def test_nothing_found_and_one_slice(case, tmp_path):
     voxels, reference = case
     nothing = np.zeros_like(reference)
     picture = draw(tmp_path / "a.png", voxels, nothing, None)
-    assert picture.shape[1] == report.WIDTH_INCHES * report.DPI
+    assert picture.shape[1] == WIDTH_INCHES * DPI
     draw(tmp_path / "b.png", voxels[:1], reference[3:4], reference[4:5])
     assert (tmp_path / "b.png").stat().st_size > 10_000
 

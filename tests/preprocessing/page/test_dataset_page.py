@@ -113,13 +113,15 @@ def test_an_earlier_page_stays_unless_told(data, page, capsys):
 
 
 def test_half_a_page_is_none(tmp_path):
-    def volumes():
-        yield 0, None, ""
-        raise MemoryError
+    def volume_of(index, budget):
+        if index == 1:
+            raise MemoryError
+        return None, ""
 
-    content = page_content(PRESETS["ct_liver"], "", [{"id": "a", "facts": []}], [0])
+    cases = [{"id": name, "facts": []} for name in "ab"]
+    content = page_content(PRESETS["ct_liver"], "", cases, [0, 1])
     with pytest.raises(MemoryError):
-        write_page(tmp_path / "page.html", "a page", content, volumes())
+        write_page(tmp_path / "page.html", "a page", content, [0, 1], volume_of)
     assert not list(tmp_path.iterdir())
 
 
@@ -142,7 +144,7 @@ def test_twenty_cases_stay_below_20_mb(kind, tmp_path, browser, request):
     volume = page_volume(image, label, label, task, budget_bytes=budget_bytes(20))
     cases = [{"id": f"case-{number}", "facts": []} for number in range(20)]
     content = page_content(task, "", cases, range(20))
-    write_page(page, "twenty", content, ((number, volume, "") for number in range(20)))
+    write_page(page, "twenty", content, range(20), lambda index, budget: (volume, ""))
     assert page.stat().st_size < 20_000_000
     browser.open(page)
     assert browser.complaints == []

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ahnet_tf.evaluation.bootstrap import bootstrap_intervals
+from ahnet_tf.evaluation.summary import bootstrap_intervals
 
 
 def means(values, seed=0, contributing=None):

@@ -1,0 +1,229 @@
+"""Scores of a data set with 95 % confidence intervals by bootstrap over cases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ahnet_tf.evaluation.froc import ScoredVolume, count, froc_scores, score_names
+from ahnet_tf.evaluation.lits import (
+    DETECTION_IOUS,
+    OVERLAP_MEASURES,
+    SURFACE_MEASURES,
+    TOLERANCE_MEASURES,
+    CaseScores,
+)
+from preprocessing.datasets.bcs_dbt import VolumeKey
+
+RESAMPLES = 9999
+CONFIDENCE = 0.95
+RMSE = "tumour_burden_rmse"
+# Resamples that are scored at a time, which bounds memory.
+_BATCH = 500
+# Columns of the printed table: heading, column of `scores.csv`, format.
+TABLE = (
+    ("liver Dice", "liver_dice", ".4f"),
+    ("surface Dice", "liver_surface_dice", ".4f"),
+    ("HD95 mm", "liver_hd95_mm", ".2f"),
+    ("ASSD mm", "liver_assd_mm", ".2f"),
+    ("tumour Dice", "lesion_dice_per_case", ".4f"),
+    ("lesions", "reference_lesions", "d"),
+    ("predicted", "predicted_lesions", "d"),
+    ("IoU>0.5", "detected_iou_over_0.5", "d"),
+    ("IoU>0", "detected_iou_over_0", "d"),
+    ("burden error", "tumour_burden_error", "+.4f"),
+)
+
+
+@dataclass(frozen=True)
+class _Ratio:
+    """A measure of the form sum(tops) / sum(bottoms) over cases.
+
+    Attributes:
+      tops: one per case.
+      bottoms: one per case; 0 if the case contributes nothing.
+      undefined: number of NaN values left out.
+      is_mean: whether the bottoms count values.
+      if_none: the measure's value if all bottoms are 0.
+    """
+
+    tops: Sequence[float]
+    bottoms: Sequence[float]
+    undefined: int = 0
+    is_mean: bool = False
+    if_none: float = math.nan
+
+
+def bootstrap_intervals(
+    statistic: Callable[[np.ndarray], np.ndarray], contributing: np.ndarray, cases: int, seed: int
+) -> np.ndarray:
+    """Returns the percentiles 2.5 and 97.5 of each measure, float64 [measure, 2].
+
+    Whole cases are drawn with replacement, the same ones for all measures. Resamples in which a
+    measure is undefined are left out for that measure. NaN if fewer than two cases contribute.
+
+    Args:
+      statistic: takes how often each case was drawn, float64 [resample, case]; returns the measures
+        [resample, measure].
+      contributing: number of cases that each measure depends on [measure].
+      cases: number of cases.
+      seed: of the random draws.
+    """
+    intervals = np.full((len(contributing), 2), np.nan)
+    chosen = np.asarray(contributing) >= 2
+    if cases < 2 or not chosen.any():
+        return intervals
+    random = np.random.default_rng(seed)
+    measures = []
+    for start in range(0, RESAMPLES, _BATCH):
+        drawn = random.integers(0, cases, (min(_BATCH, RESAMPLES - start), cases))
+        weights = np.array([np.bincount(row, minlength=cases) for row in drawn], np.float64)
+        measures.append(statistic(weights)[:, chosen])
+    tail = 100 * (1 - CONFIDENCE) / 2
+    percentiles = np.nanpercentile(np.concatenate(measures), (tail, 100 - tail), axis=0)
+    intervals[chosen] = percentiles.T
+    return intervals
+
+
+def summarise(
+    cases: Iterable[CaseScores], seed: int | None = None
+) -> dict[str, dict[str, float | int]]:
+    """Returns the LiTS scores of a data set, by measure.
+
+    Lesion measures (lesion_dice, lesion_voe, ...) are means over the lesions detected at IoU > 0.5,
+    lesion_..._per_case and the liver measures means over cases. Precision and recall sum
+    TP = detected, FP = predicted - detected and FN = reference - detected over all cases and are 0
+    without a denominator. The tumour burden's maximal error is the largest of the signed errors
+    reference - prediction; it has no bootstrap interval.
+
+    Args:
+      cases: their scores.
+      seed: of the bootstrap; no intervals if None.
+
+    Returns:
+      For each measure {"value", "defined", "undefined", "low", "high"}: its value over the defined
+      values, their number, the number of NaN values, and the 95 % interval. NaN without any.
+    """
+    cases = list(cases)
+    ratios = _ratios(cases)
+    intervals = np.full((len(ratios), 2), math.nan)
+    if seed is not None and cases:
+        intervals = _intervals(list(ratios.values()), seed)
+    summary: dict[str, dict[str, float | int]] = {}
+    for (name, ratio), (low, high) in zip(ratios.items(), intervals.tolist(), strict=True):
+        bottom = sum(ratio.bottoms)
+        value = sum(ratio.tops) / bottom if bottom else ratio.if_none
+        defined, undefined = int(bottom), ratio.undefined
+        if not ratio.is_mean:
+            undefined = int(math.isnan(value))
+            defined = 1 - undefined
+        summary[name] = {
+            "value": value,
+            "defined": defined,
+            "undefined": undefined,
+            "low": low,
+            "high": high,
+        }
+    for key in ("value", "low", "high"):
+        summary[RMSE][key] = math.sqrt(summary[RMSE][key])
+    errors = [case.tumour_burden["error"] for case in cases]
+    largest = max((error for error in errors if not math.isnan(error)), default=math.nan)
+    no_interval = {"value": largest, "low": math.nan, "high": math.nan}
+    summary["tumour_burden_max_error"] = summary[RMSE] | no_interval
+    return summary
+
+
+def case_row(scores: CaseScores) -> dict[str, float | int]:
+    """Returns a case's scores as one flat row, the line of `scores.csv`."""
+    summary = summarise([scores])
+    names = [name for name in summary if name.startswith(("lesion_", "liver_"))]
+    row = {name: summary[name]["value"] for name in names if not name.endswith("_global")}
+    row["liver_dice"] = row.pop("liver_dice_per_case")
+    row |= {
+        "reference_lesions": scores.reference_lesions,
+        "predicted_lesions": scores.predicted_lesions,
+    }
+    row |= {f"detected_iou_over_{iou:g}": n for iou, n in scores.detected_lesions.items()}
+    row |= {f"tumour_burden_{kind}": value for kind, value in scores.tumour_burden.items()}
+    return row | {f"voxels_{name}": count for name, count in scores.voxels.items()}
+
+
+def summarise_detections(
+    volumes: Mapping[VolumeKey, ScoredVolume], seed: int
+) -> dict[str, dict[str, float]]:
+    """Returns the FROC scores as {"value", "low", "high"}, with intervals by bootstrap over patients.
+
+    The volumes of one patient are views of the same breasts, so they are drawn together.
+    """
+    counts = count(list(volumes.values()))
+    patients, patient_of_volume = np.unique([key[0] for key in volumes], return_inverse=True)
+    with_boxes = len(np.unique(patient_of_volume[counts.boxes > 0]))
+    names = score_names()
+    intervals = bootstrap_intervals(
+        lambda weights: froc_scores(counts, weights[:, patient_of_volume]),
+        np.full(len(names), with_boxes),
+        len(patients),
+        seed,
+    )
+    return {
+        name: {"value": float(value), "low": float(low), "high": float(high)}
+        for name, value, (low, high) in zip(names, froc_scores(counts)[0], intervals, strict=True)
+    }
+
+
+def _intervals(ratios: Sequence[_Ratio], seed: int) -> np.ndarray:
+    tops = np.array([ratio.tops for ratio in ratios], np.float64).T
+    bottoms = np.array([ratio.bottoms for ratio in ratios], np.float64).T
+
+    def measures(weights: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (weights @ tops) / (weights @ bottoms)
+
+    return bootstrap_intervals(measures, (bottoms > 0).sum(axis=0), len(tops), seed)
+
+
+def _ratios(cases: Sequence[CaseScores]) -> dict[str, _Ratio]:
+    """Returns every measure but the largest error, in the order of tables."""
+    predicted = [case.predicted_lesions for case in cases]
+    reference = [case.reference_lesions for case in cases]
+    ratios = {
+        "lesion_dice_per_case": _mean([[case.lesion_dice] for case in cases]),
+        "lesion_dice_global": _dice_global(cases, "lesion"),
+    }
+    for name in TOLERANCE_MEASURES:
+        values = [[case.lesion_surface[name]] for case in cases]
+        ratios[f"lesion_{name}_per_case"] = _mean(values)
+    for iou in DETECTION_IOUS:
+        detected = [case.detected_lesions[iou] for case in cases]
+        ratios |= {
+            f"lesion_precision_iou_over_{iou:g}": _Ratio(detected, predicted, if_none=0.0),
+            f"lesion_recall_iou_over_{iou:g}": _Ratio(detected, reference, if_none=0.0),
+        }
+    measures = OVERLAP_MEASURES + SURFACE_MEASURES + TOLERANCE_MEASURES
+    for name in measures:
+        values = [[lesion[name] for lesion in case.lesions] for case in cases]
+        ratios[f"lesion_{name}"] = _mean(values)
+    ratios["liver_dice_per_case"] = _mean([[case.liver["dice"]] for case in cases])
+    ratios["liver_dice_global"] = _dice_global(cases, "liver")
+    for name in measures[1:]:
+        ratios[f"liver_{name}"] = _mean([[case.liver[name]] for case in cases])
+    ratios[RMSE] = _mean([[case.tumour_burden["error"] ** 2] for case in cases])
+    return ratios
+
+
+def _mean(values: Sequence[Sequence[float]]) -> _Ratio:
+    """Returns the mean of all values of all cases that are not NaN."""
+    defined = [[value for value in own if not math.isnan(value)] for own in values]
+    counts = [len(own) for own in defined]
+    undefined = sum(map(len, values)) - sum(counts)
+    return _Ratio([math.fsum(own) for own in defined], counts, undefined, is_mean=True)
+
+
+def _dice_global(cases: Sequence[CaseScores], organ: str) -> _Ratio:
+    return _Ratio(
+        [2 * case.voxels[f"{organ}_intersection"] for case in cases],
+        [case.voxels[f"{organ}_predicted"] + case.voxels[f"{organ}_reference"] for case in cases],
+    )
