@@ -10,7 +10,7 @@ import csv
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +30,6 @@ from preprocessing.volumes.nifti import check_pair, read_label
 
 TASK = PRESETS["ct_liver"]
 LESION_TASK = PRESETS["dbt_lesion"]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Scored:
-    """What a command scored.
-
-    Attributes:
-      record: content of `scores.json`.
-      rows: lines of `scores.csv` by case.
-      problems: a line for everything that can't be scored.
-      write_page: writes the page of `--report`; may add problems.
-    """
-
-    record: dict[str, Any]
-    rows: Mapping[str, Mapping[str, Any]]
-    problems: list[str]
-    write_page: Callable[[], None]
 
 
 def score_pair(pair: Pair, tolerance_mm: float = TOLERANCE_MM) -> CaseScores:
@@ -115,29 +98,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    inputs, references = _paths(arguments)
+    arguments.input, arguments.reference = _paths(arguments)
     if not 0 <= arguments.tolerance_mm < float("inf"):
         raise SettingsError("--tolerance-mm", "a distance of at least 0", arguments.tolerance_mm)
     if arguments.seed < 0:
         raise SettingsError("--seed", "a number of at least 0", arguments.seed)
     check_page_options(arguments)
-    is_table = any(path.suffix.lower() == ".csv" for path in inputs)
-    score = _score_detections if is_table else _score_label_maps
-    scored = score(inputs, references, arguments)
-    if arguments.output is not None:
-        settings = {
-            "input": list(map(str, inputs)),
-            "reference": list(map(str, references)),
-            "seed": arguments.seed,
-            "problems": scored.problems,
-        }
-        _write_scores(Path(arguments.output), scored.record | settings, scored.rows)
-    if arguments.report is not None:
-        # After the scores are safe on disk.
-        scored.write_page()
-    for problem in scored.problems:
+    is_table = any(path.suffix.lower() == ".csv" for path in arguments.input)
+    problems = _score_detections(arguments) if is_table else _score_label_maps(arguments)
+    for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
-    return 1 if scored.problems else 0
+    return 1 if problems else 0
 
 
 def _paths(arguments: argparse.Namespace) -> tuple[list[Path], list[Path]]:
@@ -152,11 +123,9 @@ def _paths(arguments: argparse.Namespace) -> tuple[list[Path], list[Path]]:
     return [Path(path) for path in inputs], [Path(path) for path in references]
 
 
-def _score_label_maps(
-    inputs: Sequence[Path], references: Sequence[Path], arguments: argparse.Namespace
-) -> _Scored:
-    """Scores label maps and prints the scores."""
-    pairs, problems = pair_up(inputs, references)
+def _score_label_maps(arguments: argparse.Namespace) -> list[str]:
+    """Scores label maps; prints and writes the scores, and returns what can't be scored."""
+    pairs, problems = pair_up(arguments.input, arguments.reference)
     scores: dict[str, CaseScores] = {}
     for pair in tqdm(pairs, desc="scoring", unit="case", leave=False):
         try:
@@ -168,11 +137,12 @@ def _score_label_maps(
             problems.append(f"{where}{error}")
     rows = {case_id: case_row(case) for case_id, case in scores.items()}
     summary = summarise(scores.values(), arguments.seed)
+    tolerance = f"Dice at {arguments.tolerance_mm:g} mm"
     if rows:
         _print_table(rows)
         _print_summary(
             "summary with 95 % intervals (rvd = (reference - prediction) / prediction; lesion means "
-            f"over IoU > 0.5; surface Dice at {arguments.tolerance_mm:g} mm)",
+            f"over IoU > 0.5; surface {tolerance})",
             summary,
         )
     record = {
@@ -180,11 +150,10 @@ def _score_label_maps(
         "summary": summary,
         "tolerance_mm": arguments.tolerance_mm,
     }
-
-    def write_page() -> None:
+    _write_scores(arguments, record, rows, problems)
+    if arguments.report is not None:
         from ahnet_tf.report.label_page import write_label_page
 
-        tolerance = f"Surface Dice at {arguments.tolerance_mm:g} mm"
         write_label_page(
             arguments.report,
             with_images(pairs, arguments.images) if arguments.images else pairs,
@@ -194,17 +163,14 @@ def _score_label_maps(
             TASK,
             volumes=arguments.report_cases,
             problems=problems,
-            notes=[f"{tolerance}; rvd = (reference - prediction) / prediction."],
+            notes=[f"Surface {tolerance}; rvd = (reference - prediction) / prediction."],
         )
+    return problems
 
-    return _Scored(record, rows, problems, write_page)
 
-
-def _score_detections(
-    inputs: Sequence[Path], references: Sequence[Path], arguments: argparse.Namespace
-) -> _Scored:
-    """Scores a table of detections and prints the scores."""
-    matched = match_tables(inputs, references)
+def _score_detections(arguments: argparse.Namespace) -> list[str]:
+    """Scores a table of detections; otherwise like `_score_label_maps`."""
+    matched = match_tables(arguments.input, arguments.reference)
     rows = volume_rows(matched.volumes)
     summary = summarise_detections(matched.volumes, arguments.seed) if rows else {}
     if rows:
@@ -226,8 +192,8 @@ def _score_detections(
         axes = [values.tolist() for values in curve(count(volumes))]
         curves[group] = dict(zip(names, axes, strict=True))
     record = {"cases": rows, "summary": summary, "curves": curves}
-
-    def write_page() -> None:
+    _write_scores(arguments, record, rows, matched.problems)
+    if arguments.report is not None:
         from ahnet_tf.report.detection_page import write_detection_page
 
         images = arguments.images or [None]
@@ -243,8 +209,7 @@ def _score_detections(
             volumes=arguments.report_cases,
             problems=matched.problems,
         )
-
-    return _Scored(record, rows, matched.problems, write_page)
+    return matched.problems
 
 
 def _print_table(rows: Mapping[str, Mapping[str, float | int]]) -> None:
@@ -272,10 +237,22 @@ def _print_summary(heading: str, summary: Mapping[str, Mapping[str, float | int]
 
 
 def _write_scores(
-    folder: Path, record: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]
+    arguments: argparse.Namespace,
+    record: dict[str, Any],
+    rows: Mapping[str, Mapping[str, Any]],
+    problems: Sequence[str],
 ) -> None:
-    """Writes `scores.json`, with null for NaN, and `scores.csv`."""
-    write_json(folder / "scores.json", without_nan(record))
+    """Writes `scores.json`, with null for NaN, and `scores.csv` to the folder `--output`, if any."""
+    if arguments.output is None:
+        return
+    folder = Path(arguments.output)
+    settings = {
+        "input": list(map(str, arguments.input)),
+        "reference": list(map(str, arguments.reference)),
+        "seed": arguments.seed,
+        "problems": problems,
+    }
+    write_json(folder / "scores.json", without_nan(record | settings))
     columns = list(next(iter(rows.values()), {}))
     with (
         atomic_write(folder / "scores.csv") as temporary,
