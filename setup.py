@@ -41,6 +41,7 @@ setup(
         "scikit-image",
         "surface-distance",
         "matplotlib",
+        "pillow",
         "safetensors",
         "tqdm",
         # tensorflow_hub, which tfx imports, still needs pkg_resources.

@@ -152,7 +152,7 @@ def _score_label_maps(arguments: argparse.Namespace) -> list[str]:
     }
     _write_scores(arguments, record, rows, problems)
     if arguments.report is not None:
-        from ahnet_tf.report.label_page import write_label_page
+        from ahnet_tf.report.score_pages import write_label_page
 
         write_label_page(
             arguments.report,
@@ -194,7 +194,7 @@ def _score_detections(arguments: argparse.Namespace) -> list[str]:
     record = {"cases": rows, "summary": summary, "curves": curves}
     _write_scores(arguments, record, rows, matched.problems)
     if arguments.report is not None:
-        from ahnet_tf.report.detection_page import write_detection_page
+        from ahnet_tf.report.score_pages import write_detection_page
 
         images = arguments.images or [None]
         if len(images) != 1:

@@ -32,7 +32,7 @@ ROOMS = {
     "inference": ("networks", "datasets", "dicom", "volumes"),
     "evaluation": ("inference", "datasets", "volumes"),
     "report": ("evaluation", "page", "datasets", "volumes"),
-    "training": ("networks", "data", "report", "page"),
+    "training": ("networks", "data", "report", "page", "volumes"),
     "serving": (),
     "export": ("inference", "networks", "records"),
     "client": ("inference", "volumes"),

@@ -29,12 +29,10 @@ RATE_OF_ALL = 2.0
 
 @dataclass(frozen=True, eq=False)
 class ScoredVolume:
-    """The detections of one volume, matched with its boxes.
+    """The number of reference boxes of a volume, and the scores and hits of its detections.
 
-    Attributes:
-      boxes: number of reference boxes.
-      scores: float64 [detection].
-      hits: number of the box that each detection hits, -1 for a false positive.
+    Scores are float64 [detection]; hits are the number of the box that each detection hits, -1 for a
+    false positive.
     """
 
     boxes: int
@@ -46,8 +44,7 @@ class ScoredVolume:
 class Counts:
     """What each volume contributes at each threshold; thresholds fall from column to column.
 
-    The curve has a point before any detection, one at the score of every hit, and one after the last
-    detection.
+    There is one before any detection, one at the score of every hit, and one after the last detection.
 
     Attributes:
       boxes: number of reference boxes [volume].
@@ -111,11 +108,7 @@ def count(volumes: Sequence[ScoredVolume]) -> Counts:
 
 
 def curve(counts: Counts) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the FROC curve of some volumes.
-
-    Returns:
-      False positives per volume, rising, and the share of boxes found at them; NaN without boxes.
-    """
+    """Returns false positives per volume, rising, and the sensitivity there; NaN without boxes."""
     ((false_positives, found),) = _curves(counts, np.ones((1, len(counts.boxes))))
     return false_positives, found
 
@@ -133,11 +126,7 @@ def froc_scores(counts: Counts, weights: np.ndarray | None = None) -> np.ndarray
     The sensitivities at 1, 2, 3 and 4 false positives per volume and their mean are over the volumes
     with boxes; the last one, at 2, is over all volumes. Points of the curve are joined by straight
     lines, and its last sensitivity holds for all higher rates, so that a perfect detector scores 1.
-    NaN without boxes.
-
-    Args:
-      counts: of the volumes.
-      weights: how often each volume counts [resample, volume]; one resample, once each if None.
+    NaN without boxes. `weights` says how often each volume counts [resample, volume]; once if None.
     """
     weights = np.ones((1, len(counts.boxes))) if weights is None else weights
     of_positive = _interpolated(counts, np.where(counts.boxes > 0, weights, 0.0), RATES)

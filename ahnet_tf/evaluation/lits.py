@@ -30,13 +30,7 @@ TOLERANCE_MM = 2.0
 
 @dataclass(frozen=True)
 class LesionPair:
-    """Predicted lesions matched with reference lesions, merged where the other bridges them.
-
-    Attributes:
-      predicted: component numbers in the prediction.
-      reference: component numbers in the reference.
-      iou: intersection over union of the two merged masks.
-    """
+    """Component numbers of predicted and reference lesions that match, and the IoU of their unions."""
 
     predicted: tuple[int, ...]
     reference: tuple[int, ...]
@@ -79,13 +73,7 @@ def score_case(
     spacing_mm: Sequence[float],
     tolerance_mm: float = TOLERANCE_MM,
 ) -> CaseScores:
-    """Scores one case.
-
-    Args:
-      prediction: label map, integers [any 3 axes].
-      reference: label map of the same shape.
-      spacing_mm: voxel spacing along the arrays' own axes.
-      tolerance_mm: of surface Dice.
+    """Scores one case: label maps, integers [any 3 axes], with the spacing along these axes.
 
     Raises:
       InputError: the shapes differ or are not three-dimensional.
@@ -165,13 +153,8 @@ def match_lesions(predicted: np.ndarray, reference: np.ndarray) -> list[LesionPa
     prediction are merged. Each prediction then belongs to the (merged) reference it overlaps most;
     predictions of one reference are merged. Ties go to the lower component number.
 
-    Args:
-      predicted: component numbers, integers [any axes], 0 for background.
-      reference: component numbers of the same shape.
-
-    Returns:
-      The matched pairs in the order of their reference. A component in no pair overlaps nothing,
-      or has lost what it overlaps to a greater overlap.
+    Arrays hold component numbers [any axes], 0 for background. Pairs are in the order of their
+    reference. A component in no pair overlaps nothing, or lost what it overlaps to a greater overlap.
     """
     both = (predicted > 0) & (reference > 0)
     predicted_ids, rows = np.unique(predicted[both], return_inverse=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ahnet_tf.evaluation.froc import ScoredVolume, match_volume
-from ahnet_tf.inference.prediction_record import prediction_name
+from ahnet_tf.inference.case_output import prediction_name
 from preprocessing.datasets.bcs_dbt import Tables, VolumeKey, read_tables
 from preprocessing.datasets.case import Case
 from preprocessing.datasets.detection_table import Detection, read_detections
@@ -20,14 +20,7 @@ from preprocessing.volumes.nifti import SUFFIXES, has_nifti_suffix
 
 @dataclass(frozen=True)
 class Pair:
-    """A predicted label map and its reference.
-
-    Attributes:
-      case_id: of the case.
-      prediction: label map file.
-      reference: label map file.
-      image: the case that has the image; None if there is none.
-    """
+    """The files of a predicted label map and its reference, and the case that has the image."""
 
     case_id: str
     prediction: Path
@@ -37,14 +30,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class MatchedTables:
-    """Volumes of the reference tables with their detections.
+    """Volumes of the reference tables with their detections, in the order of the volumes' hits.
 
-    Attributes:
-      volumes: matched detections and boxes of each volume.
-      detections: of each volume, in the order of its `hits`.
-      boxes: of each volume.
-      tables: the reference tables.
-      problems: a line for every row that can't be scored; names no patient.
+    `problems` has a line for every row that can't be scored; it names no patient.
     """
 
     volumes: dict[VolumeKey, ScoredVolume]
@@ -59,12 +47,9 @@ def pair_up(
 ) -> tuple[list[Pair], list[str]]:
     """Pairs predicted label maps with references by case.
 
-    Single files are paired in the order given. In folders, the prediction of a case has the name that
-    `python -m ahnet_tf.predict` gives it, or that of the case, its label map or its image.
-
-    Args:
-      inputs: label map files, or folders that hold them (not their subfolders).
-      references: label map files, or data-set folders in the layouts of `find_cases`.
+    Single files are paired in the order given. In folders (but not their subfolders), the prediction
+    of a case has the name that `python -m ahnet_tf.predict` gives it, or that of the case, its label
+    map or its image. Reference folders have the layouts of `find_cases`.
 
     Returns:
       The pairs, and a line for every missing or extra case.
@@ -134,10 +119,7 @@ def match_tables(inputs: Sequence[Path], references: Sequence[Path]) -> MatchedT
 
     The volumes are those of the labels table and those with a box; one without detections is one
     where nothing was found. Without a labels table, volumes with detections count as well.
-
-    Args:
-      inputs: one table of detections (`preprocessing.datasets.detection_table`).
-      references: the folder of BCS-DBT's tables, or the tables themselves (boxes, labels).
+    References are the folder of BCS-DBT's tables, or the tables themselves (boxes, labels).
 
     Raises:
       InputError: a table is missing or unreadable, or there are no volumes.

@@ -40,11 +40,9 @@ TABLE = (
 
 @dataclass(frozen=True)
 class _Ratio:
-    """A measure of the form sum(tops) / sum(bottoms) over cases.
+    """A measure of the form sum(tops) / sum(bottoms) over cases; a bottom of 0 contributes nothing.
 
     Attributes:
-      tops: one per case.
-      bottoms: one per case; 0 if the case contributes nothing.
       undefined: number of NaN values left out.
       is_mean: whether the bottoms count values.
       if_none: the measure's value if all bottoms are 0.
@@ -99,13 +97,8 @@ def summarise(
     without a denominator. The tumour burden's maximal error is the largest of the signed errors
     reference - prediction; it has no bootstrap interval.
 
-    Args:
-      cases: their scores.
-      seed: of the bootstrap; no intervals if None.
-
-    Returns:
-      For each measure {"value", "defined", "undefined", "low", "high"}: its value over the defined
-      values, their number, the number of NaN values, and the 95 % interval. NaN without any.
+    Returns for each measure {"value", "defined", "undefined", "low", "high"}: its value over the
+    defined values, their number, the number of NaN values, and the 95 % interval (NaN without a seed).
     """
     cases = list(cases)
     ratios = _ratios(cases)

@@ -4,6 +4,8 @@ There are two definitions of a surface. LiTS takes the voxels at a mask's border
 weight. Surface Dice and HD95 take the elements of a marching-cubes surface between the voxels,
 weighted by area, as google-deepmind/surface-distance defines them (Nikolov et al. 2018,
 arXiv 1809.04430), which is fair to anisotropic voxels.
+
+Masks are bool [any 3 axes], and spacings in mm are along these axes.
 """
 
 from __future__ import annotations
@@ -25,11 +27,6 @@ def surface_distances_mm(
 
     Surface voxels have a background voxel among their 18 neighbours; outside the array is
     background (Heimann et al. 2009; surface.py of lits-challenge-scoring).
-
-    Args:
-      prediction: bool [any 3 axes].
-      reference: bool, of the same shape.
-      spacing_mm: voxel spacing along the arrays' own axes.
 
     Returns:
       (prediction to reference, reference to prediction), float64 distances in mm; both empty if
@@ -68,12 +65,6 @@ def surface_dice_and_hd95(
     surface_dice is the share of the area of both surfaces that lies within the tolerance of the other
     surface: NaN if both masks are empty, 0 if one is. hd95_mm is the larger of the two distances
     within which 95 % of one surface's area lies to the other surface; NaN if either mask is empty.
-
-    Args:
-      prediction: bool [any 3 axes].
-      reference: bool, of the same shape.
-      spacing_mm: voxel spacing along the arrays' own axes.
-      tolerance_mm: distance at which surfaces still agree.
     """
     predicted_mm, predicted_areas = _surface_elements(prediction, spacing_mm)
     reference_mm, reference_areas = _surface_elements(reference, spacing_mm)

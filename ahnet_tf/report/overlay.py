@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import attrs
 import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
@@ -33,60 +33,6 @@ FILL_OPACITY = 0.36
 _GAP, _TITLE, _HEADER = 0.12, 0.3, 0.45
 
 
-def overlay_png(
-    path: str | Path,
-    image_zyx: np.ndarray,
-    prediction_zyx: np.ndarray,
-    reference_zyx: np.ndarray | None,
-    *,
-    spacing_mm: tuple[float, float, float],
-    intensity_window: tuple[float, float],
-    class_names: Sequence[str],
-    title: str,
-    orientation: str = "RAS",
-) -> None:
-    """Draws a case as a PNG: slices chosen by their content, and two planes across them.
-
-    Predictions are translucent areas (outlined too if there is no reference), references are
-    outlines of the same colour. Slices are chosen where labels and disagreement are; the two planes
-    go through the last class. All are drawn at true aspect ratio in radiological convention.
-
-    Args:
-      path: output, written atomically.
-      image_zyx: raw intensities [z, y, x], z being the slice axis.
-      prediction_zyx: label values [z, y, x].
-      reference_zyx: label values [z, y, x], or None.
-      spacing_mm: voxel spacing (x, y, z).
-      intensity_window: raw intensities shown as black and white.
-      class_names: a name for each label value, background first.
-      title: headline of the picture.
-      orientation: direction in which x, y and z grow, as in "RAS".
-
-    Raises:
-      InputError: the arrays differ in shape.
-    """
-    for name, labels in (("prediction", prediction_zyx), ("reference", reference_zyx)):
-        if labels is not None and labels.shape != image_zyx.shape:
-            raise InputError(name, f"the image's shape {image_zyx.shape}", labels.shape)
-    arrays = (image_zyx, prediction_zyx, reference_zyx)
-    slices = slices_to_show(prediction_zyx, reference_zyx, len(class_names), SLICES)
-    focus = focus_voxel(prediction_zyx, reference_zyx, len(class_names))
-    given = [labels for labels in arrays[1:] if labels is not None]
-    region = foreground_region(given, spacing_mm[::-1], MARGIN_MM)
-    closeups = [reformatted_plane(arrays, 0, z, region, spacing_mm, orientation) for z in slices]
-    tall = (slice(None), *region[1:])
-    across = [
-        reformatted_plane(arrays, axis, focus[axis], tall, spacing_mm, orientation)
-        for axis in (1, 2)
-    ]
-    figure, axes = _layout(closeups, across)
-    for own, plane in zip(axes, closeups + across, strict=True):
-        _draw(own, plane, intensity_window, len(class_names))
-    _describe(figure, title, class_names, arrays[1:], spacing_mm)
-    with atomic_write(path) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))
-
-
 def overlay_case(
     path: str | Path,
     image: Volume,
@@ -95,35 +41,53 @@ def overlay_case(
     task: Task,
     title: str,
 ) -> None:
-    """Draws a case at its own resolution, see `overlay_png`.
+    """Draws a case as a PNG at its own resolution: slices chosen by content, two planes across them.
+
+    Predictions are translucent areas (outlined too if there is no reference), references are
+    outlines of the same colour. Slices are chosen where labels and disagreement are; the two planes
+    go through the last class. All are drawn at true aspect ratio in radiological convention.
 
     Args:
       path: output, written atomically.
-      image: the case as read from disk.
+      image: raw intensities.
       prediction: label values [x, y, z] on the image's grid.
       reference: label values on the same grid, or None.
       task: gives class names and intensity window.
       title: headline of the picture.
+
+    Raises:
+      InputError: the shapes differ.
     """
-    keep = dataclasses.replace(task, resampling="keep", spacing_mm=None)
+    for name, labels in (("prediction", prediction), ("reference", reference)):
+        if labels is not None and labels.shape != image.voxels.shape:
+            raise InputError(name, f"the image's shape {image.voxels.shape}", labels.shape)
+    keep = attrs.evolve(task, resampling="keep", spacing_mm=None)
     image_zyx, grid = to_target_grid(image, keep)
-    prediction_zyx, reference_zyx = (
-        None
-        if voxels is None
-        else to_target_grid(Volume(voxels, image.affine), keep, label=True)[0]
-        for voxels in (prediction, reference)
-    )
-    overlay_png(
-        path,
-        image_zyx,
-        prediction_zyx,
-        reference_zyx,
-        spacing_mm=grid.spacing_mm,
-        intensity_window=task.intensity_window,
-        class_names=task.class_names,
-        title=title,
-        orientation=axis_codes(np.array(grid.affine)),
-    )
+    labels_zyx = [
+        to_target_grid(Volume(labels, image.affine), keep, label=True)[0]
+        for labels in (prediction, reference)
+        if labels is not None
+    ]
+    arrays = (image_zyx, *labels_zyx)
+    classes, orientation = len(task.class_names), axis_codes(np.array(grid.affine))
+    slices = slices_to_show(labels_zyx, classes, SLICES)
+    focus = focus_voxel(labels_zyx, classes)
+    region = foreground_region(labels_zyx, grid.spacing_mm[::-1], MARGIN_MM)
+    tall = (slice(None), *region[1:])
+    closeups = [
+        reformatted_plane(arrays, 0, index, region, grid.spacing_mm, orientation)
+        for index in slices
+    ]
+    across = [
+        reformatted_plane(arrays, axis, focus[axis], tall, grid.spacing_mm, orientation)
+        for axis in (1, 2)
+    ]
+    figure, axes = _layout(closeups, across)
+    for own, plane in zip(axes, closeups + across, strict=True):
+        _draw(own, plane, task.intensity_window, classes)
+    _describe(figure, title, task.class_names, labels_zyx, float(np.prod(grid.spacing_mm)) / 1000)
+    with atomic_write(path) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))
 
 
 def _layout(closeups: Sequence[Plane], across: Sequence[Plane]) -> tuple[Figure, list[Axes]]:
@@ -154,10 +118,10 @@ def _draw(axes: Axes, plane: Plane, intensity_window: tuple[float, float], class
         plane.image, cmap="gray", vmin=low, vmax=high, origin="lower", extent=extent,
         interpolation="bilinear",
     )  # fmt: skip
-    outlined = plane.prediction if plane.reference is None else plane.reference
+    prediction, outlined = plane.labels[0], plane.labels[-1]
     for value in range(1, classes):
-        area = np.zeros((*plane.prediction.shape, 4))
-        area[plane.prediction == value] = to_rgba(class_colour(value), FILL_OPACITY)
+        area = np.zeros((*prediction.shape, 4))
+        area[prediction == value] = to_rgba(class_colour(value), FILL_OPACITY)
         axes.imshow(area, origin="lower", extent=extent, interpolation="nearest")
         _outline(axes, outlined == value, plane.size_mm, class_colour(value))
     axes.set_xlim(0, width)
@@ -200,25 +164,22 @@ def _describe(
     figure: Figure,
     title: str,
     class_names: Sequence[str],
-    labels: tuple[np.ndarray, np.ndarray | None],
-    spacing_mm: tuple[float, float, float],
+    labels: Sequence[np.ndarray],
+    voxel_ml: float,
 ) -> None:
     """Writes the headline and, in the free corner, the legend with the volume of each class."""
     width, height = figure.get_size_inches()
     figure.text(
         0.12 / width, 1 - 0.14 / height, title, color=TEXT, fontsize=15, weight="bold", va="top"
     )
-    voxel_ml = float(np.prod(spacing_mm)) / 1000
     handles: list[Patch | Line2D] = []
-    for value, name in enumerate(class_names):
-        for kind, array in zip(("prediction", "reference"), labels, strict=True):
-            if value == 0 or array is None:
-                continue
+    for value, name in enumerate(class_names[1:], start=1):
+        colour = class_colour(value)
+        # Short where there is no reference.
+        for kind, array in zip(("prediction", "reference"), labels, strict=False):
             text = f"{name}, {kind}: {np.count_nonzero(array == value) * voxel_ml:,.1f} ml"
-            colour = class_colour(value)
             if kind == "prediction":
-                edge = colour if labels[1] is None else "none"
-                handles.append(Patch(facecolor=to_rgba(colour, 0.6), edgecolor=edge, label=text))
+                handles.append(Patch(facecolor=to_rgba(colour, 0.6), label=text))
             else:
                 handles.append(Line2D([], [], color=colour, linewidth=2, label=text))
     figure.legend(

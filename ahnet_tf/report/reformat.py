@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,68 +20,60 @@ class Plane:
     Attributes:
       name: direction and slice number.
       image: raw intensities [row, column].
-      prediction: label values [row, column].
-      reference: label values [row, column], or None.
+      labels: label values [row, column] of the prediction and, if there is one, the reference.
       size_mm: extent (width, height).
       letters: anatomical directions at the left, right, bottom and top edges.
     """
 
     name: str
     image: np.ndarray
-    prediction: np.ndarray
-    reference: np.ndarray | None
+    labels: Sequence[np.ndarray]
     size_mm: tuple[float, float]
     letters: tuple[str, str, str, str]
 
 
-def slices_to_show(
-    prediction: np.ndarray, reference: np.ndarray | None, classes: int, count: int
-) -> list[int]:
-    """Returns up to `count` slices, spread over the content of two label maps [z, y, x].
+def slices_to_show(labels: Sequence[np.ndarray], classes: int, count: int) -> list[int]:
+    """Returns up to `count` slices, spread over the content of label maps [z, y, x].
 
     Every class and the disagreement with the reference have the same weight, whatever their size.
     """
-    labels = prediction if reference is None else np.maximum(prediction, reference)
-    contents = [labels == value for value in range(1, classes)]
-    if reference is not None:
-        contents.append(prediction != reference)
+    highest = np.maximum(labels[0], labels[-1])
+    contents = [highest == value for value in range(1, classes)]
+    contents.append(labels[0] != labels[-1])
     areas = np.array([content.sum(axis=(1, 2)) for content in contents], np.float64)
     shares = areas / np.maximum(areas.sum(axis=1, keepdims=True), 1)
     weight = shares.sum(axis=0)
     if not weight.any():
-        weight = np.ones(len(prediction))
+        weight = np.ones(len(highest))
     middles = (np.arange(count) + 0.5) / count
     found = np.searchsorted(np.cumsum(weight) / weight.sum(), middles)
     return sorted({int(min(z, len(weight) - 1)) for z in found})
 
 
-def focus_voxel(
-    prediction: np.ndarray, reference: np.ndarray | None, classes: int
-) -> tuple[int, int, int]:
+def focus_voxel(labels: Sequence[np.ndarray], classes: int) -> tuple[int, ...]:
     """Returns the z, y, x whose planes hold most of the last class that exists, or the centre."""
-    labels = prediction if reference is None else np.maximum(prediction, reference)
+    highest = np.maximum(labels[0], labels[-1])
     for value in range(classes - 1, 0, -1):
-        mask = labels == value
+        mask = highest == value
         if mask.any():
-            z, y, x = (int(mask.sum(axis=axes).argmax()) for axes in ((1, 2), (0, 2), (0, 1)))
-            return z, y, x
-    z, y, x = (size // 2 for size in labels.shape)
-    return z, y, x
+            others = ((1, 2), (0, 2), (0, 1))
+            return tuple(int(mask.sum(axis=axes).argmax()) for axes in others)
+    return tuple(size // 2 for size in highest.shape)
 
 
 def reformatted_plane(
-    arrays: tuple[np.ndarray, np.ndarray, np.ndarray | None],
+    arrays: Sequence[np.ndarray],
     axis: int,
     index: int,
     region: tuple[slice, ...],
     spacing_mm: tuple[float, float, float],
     orientation: str,
 ) -> Plane:
-    """Returns a plane of a case, turned upright.
+    """Returns the plane at an index of an axis (0, 1, 2 for z, y, x), turned upright.
 
     Args:
-      arrays: image, prediction and reference [z, y, x]; the reference may be None.
-      axis: 0, 1 or 2 for a plane perpendicular to z, y or x.
+      arrays: image and label maps [z, y, x].
+      axis: perpendicular to the plane.
       index: position along that axis.
       region: part of the arrays to show; ignored along `axis`.
       spacing_mm: voxel spacing (x, y, z).
@@ -91,9 +84,7 @@ def reformatted_plane(
     right, up = orientation[columns], orientation[rows]
     flip_columns, flip_rows = right not in _TO_THE_RIGHT, up not in _UPWARD
     steps = slice(None, None, -1 if flip_rows else 1), slice(None, None, -1 if flip_columns else 1)
-    image, prediction, reference = (
-        None if array is None else array[where][steps] for array in arrays
-    )
+    image, *labels = (array[where][steps] for array in arrays)
     right = _OPPOSITE[right] if flip_columns else right
     up = _OPPOSITE[up] if flip_rows else up
     height, width = image.shape
@@ -101,8 +92,7 @@ def reformatted_plane(
     return Plane(
         name=f"{direction} {index + 1} of {arrays[0].shape[axis]}",
         image=image,
-        prediction=prediction,
-        reference=reference,
+        labels=labels,
         size_mm=(width * spacing_mm[columns], height * spacing_mm[rows]),
         letters=(_OPPOSITE[right], right, _OPPOSITE[up], up),
     )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
@@ -21,7 +22,7 @@ from ahnet_tf.data.dataset import training_dataset
 from ahnet_tf.data.records import scan_records
 from ahnet_tf.networks.checkpoint import save_network
 from ahnet_tf.presets import check_settings
-from ahnet_tf.report.overlay import overlay_png
+from ahnet_tf.report.overlay import overlay_case
 from ahnet_tf.training.checkpoints import report_last_checkpoint
 from ahnet_tf.training.distribution import (
     Workers,
@@ -50,6 +51,7 @@ from ahnet_tf.training.validation import class_labels, make_evaluation
 from preprocessing.errors import SettingsError, Stopped
 from preprocessing.files import write_json
 from preprocessing.tasks import Task
+from preprocessing.volumes.geometry import Volume
 
 
 @dataclass(frozen=True)
@@ -267,16 +269,10 @@ def _evaluation(
         step, picture = int(train_state.progress.step), run.own / "overlay.png"
         with train_state.ema_weights():
             found, tile = evaluate()
-            overlay_png(
-                picture,
-                tile.image_zyx,
-                tile.prediction_zyx,
-                tile.label_zyx,
-                spacing_mm=tile.spacing_mm,
-                intensity_window=run.task.intensity_window,
-                class_names=run.task.class_names,
-                title=f"{run.model.architecture}, step {step}",
-            )
+            image = Volume(tile.image_zyx.T, np.diag([*tile.spacing_mm, 1.0]))
+            labels = tile.prediction_zyx.T, tile.label_zyx.T
+            title = f"{run.model.architecture}, step {step}"
+            overlay_case(picture, image, *labels, run.task, title)
             summaries.add_picture(picture, "evaluation", step)
             return keep_best(found, train_state.progress, train_state.model, run.model, run.own)
 

@@ -41,18 +41,16 @@ def write_verify_page(
     *,
     allow: Collection[str] = (),
     volumes: int,
-    progress: bool = True,
 ) -> None:
     """Writes the page of a verified data set.
 
     Args:
       path: of the page.
       inputs: the verified files and folders.
-      report: what `verify.verify` returned.
+      report: result of `verify.verify` for them.
       task: gives classes and intensity window.
       allow: irregularities to accept, see `preprocessing.convert`.
       volumes: number of volumes on the page, those with most findings.
-      progress: show a progress bar.
     """
     entries = report["cases"]
     cases = find_cases(inputs, need_labels=True)
@@ -80,7 +78,7 @@ def write_verify_page(
     def volume_of(index: int, budget: int) -> tuple[PageVolume | None, str]:
         return _volume(cases[index], task, allow, budget)
 
-    write_page(path, TITLE, content, shown, volume_of, progress=progress)
+    write_page(path, TITLE, content, shown, volume_of)
 
 
 def _volume(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import attrs
 import numpy as np
 from scipy import ndimage
 
@@ -18,6 +18,7 @@ from preprocessing.volumes.geometry import (
     Volume,
     axis_codes,
     reoriented,
+    spacing_mm,
     target_grid,
     to_target_grid,
 )
@@ -25,8 +26,8 @@ from preprocessing.volumes.lesions import LesionBox, box_ellipsoid
 
 # Margin around the foreground if a volume is cropped to it.
 MARGIN_MM = 30.0
-# Size of a CT voxel at a quality that looks like the original.
-BYTES_PER_VOXEL = 0.18
+# Size of a CT voxel with its labels.
+BYTES_PER_VOXEL = 0.21
 # A browser decodes this many voxels in a second or two.
 MOST_VOXELS = 16_000_000
 # Pixels along one side of a WebP picture.
@@ -39,14 +40,9 @@ _FEWEST_VOXELS = 1000
 
 @dataclass(frozen=True)
 class Box:
-    """A box to draw, in voxels of the volume in the order of its file.
+    """A box to draw: first voxel and size (x, y, z) in the order of the file, and a label.
 
-    Attributes:
-      kind: "reference", "hit", "false positive" or "further hit".
-      low: first voxel along the file's axes x, y, z.
-      size: voxels along them.
-      text: label beside the box.
-      score: of a detection; None for a reference.
+    The kind is "reference", "hit", "false positive" or "further hit"; references have no score.
     """
 
     kind: str
@@ -61,9 +57,9 @@ class PageVolume:
     """A volume encoded for the page.
 
     Attributes:
-      facts: what the page's scripts need to know, as JSON types.
+      facts: parameters of the page's scripts, as JSON types.
       blocks: encoded bytes of "image", "reference" and "prediction", those that exist.
-      note: how the volume on the page differs from the case, in words.
+      note: differences between the volume on the page and the case, in words.
     """
 
     facts: dict[str, Any]
@@ -71,18 +67,11 @@ class PageVolume:
     note: str
 
 
-def reference_boxes(
-    boxes: Sequence[LesionBox], spacing_mm: tuple[float, float, float]
-) -> list[Box]:
-    """Returns reference boxes with the depth that `box_ellipsoid` assumes for their lesions.
-
-    Args:
-      boxes: of one volume.
-      spacing_mm: voxel spacing (x, y, z) of that volume, in the order of its file.
-    """
+def reference_boxes(boxes: Sequence[LesionBox], voxel_mm: tuple[float, float, float]) -> list[Box]:
+    """Returns the reference boxes of a volume, with the depth that `box_ellipsoid` assumes."""
     drawn = []
     for box in boxes:
-        centre, radii = box_ellipsoid(box, spacing_mm)
+        centre, radii = box_ellipsoid(box, voxel_mm)
         depth = max(1.0, 2 * radii[2])
         low = (float(box.x), float(box.y), centre[2] + 0.5 - depth / 2)
         text = f"{box.lesion_class}, slice {box.slice_index + 1}"
@@ -106,7 +95,7 @@ def page_volume(
     voxel, and a region so small that it would vanish keeps one voxel.
 
     Args:
-      image: voxels [x, y, z], or None.
+      image: intensities [x, y, z], or None.
       reference: label values on the same grid, or None.
       prediction: label values on the same grid, or None.
       task: gives the intensity window and the image's dtype.
@@ -119,32 +108,36 @@ def page_volume(
     grid = next(iter(given.values()))
     whole_shape = grid.voxels.shape
     region: tuple[slice, ...] = (slice(None),) * 3
-    keep = dataclasses.replace(task, resampling="keep", spacing_mm=None)
     if crop:
-        spacing_mm = target_grid(whole_shape, grid.affine, keep).input_spacing_mm
         labels = [volume.voxels for name, volume in given.items() if name != "image"]
-        region = foreground_region(labels, spacing_mm, MARGIN_MM)
+        region = foreground_region(labels, spacing_mm(grid.affine), MARGIN_MM)
     starts = [axis.start or 0 for axis in region]
     affine = grid.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ starts
     # All parts get the affine of the first: those of one case may differ by a fraction of a voxel.
     parts = {name: Volume(volume.voxels[region], affine) for name, volume in given.items()}
+    keep = attrs.evolve(task, resampling="keep", spacing_mm=None)
     native = target_grid(next(iter(parts.values())).voxels.shape, affine, keep)
     low, high = task.intensity_window
-    margin = _KNEE_SHARE * (high - low)
-    most_voxels = min(MOST_VOXELS, budget_bytes * 0.8 / BYTES_PER_VOXEL)
+    knees = low - _KNEE_SHARE * (high - low), high + _KNEE_SHARE * (high - low)
+    most_voxels = min(MOST_VOXELS, budget_bytes / BYTES_PER_VOXEL)
     while True:
-        spacing_mm = coarsened(native, most_voxels)
-        page_task = dataclasses.replace(task, resampling="full", spacing_mm=spacing_mm)
-        blocks, facts, note = _encoded(
-            parts, page_task, native, (low - margin, high + margin), budget_bytes
-        )
-        if sum(map(len, blocks.values())) <= budget_bytes or most_voxels < _FEWEST_VOXELS:
+        coarser = coarsened(native, most_voxels)
+        page_task = attrs.evolve(task, resampling="full", spacing_mm=coarser)
+        blocks = {
+            name: code_labels(_labels_on(page_task, volume, native))
+            for name, volume in parts.items()
+            if name != "image"
+        }
+        if image is not None:
+            coded = code_image(to_target_grid(parts["image"], page_task)[0], knees)
+            blocks["image"] = coded.payload
+        size = sum(map(len, blocks.values()))
+        if size <= budget_bytes or most_voxels < _FEWEST_VOXELS:
             break
-        # Noise in the image or in the labels.
-        most_voxels /= 2
+        most_voxels *= 0.97 * budget_bytes / size
     space = target_grid(native.input_shape, affine, page_task)
-    facts |= {
+    facts = {
         "shape": list(space.shape_zyx),
         "spacing_mm": list(space.spacing_mm),
         "orientation": axis_codes(np.array(space.affine)),
@@ -152,22 +145,24 @@ def page_volume(
         "file_shape": [whole_shape[axis] for axis in reversed(space.axes)],
         "boxes": [_page_box(box, space, starts) for box in boxes],
     }
-    grid_note = _grid_note(native, space, cropped=native.input_shape != whole_shape)
-    return PageVolume(facts, blocks, f"{grid_note}{note}")
+    note = _grid_note(native, space, cropped=native.input_shape != whole_shape)
+    if image is not None:
+        facts |= {"levels": coded.levels, "slice_bytes": coded.slice_bytes}
+        if not math.isnan(coded.rms_error):
+            error = f"{coded.rms_error:.2g}"
+            note += f" Intensities are compressed: {error} off (RMS) in the task's window."
+    return PageVolume(facts, blocks, note)
 
 
 def foreground_region(
-    labels: Sequence[np.ndarray], spacing_mm: Sequence[float], margin_mm: float
+    labels: Sequence[np.ndarray], voxel_mm: Sequence[float], margin_mm: float
 ) -> tuple[slice, ...]:
     """Returns the region around the foreground of all label maps; everything without foreground.
 
-    Args:
-      labels: label values of the same shape [any 3 axes].
-      spacing_mm: voxel spacing along these axes.
-      margin_mm: margin around the foreground.
+    Label maps have the same shape [any 3 axes]; `voxel_mm` is the spacing along these axes.
     """
     region = []
-    for axis, step_mm in enumerate(spacing_mm):
+    for axis, step_mm in enumerate(voxel_mm):
         others = tuple(other for other in range(3) if other != axis)
         found = np.flatnonzero(sum(voxels.any(axis=others) for voxels in labels))
         if not found.size:
@@ -201,11 +196,9 @@ def coarsened(space: TargetGrid, most_voxels: float) -> tuple[float, float, floa
 
 
 def kept_regions(nearest_zyx: np.ndarray, label_zyx: np.ndarray) -> np.ndarray:
-    """Returns labels on a coarser grid with a voxel for every region that nearest voxels miss.
+    """Returns nearest labels on a coarser grid with a voxel for every region that they miss.
 
-    Args:
-      nearest_zyx: label values on the coarser grid, uint8 [z, y, x].
-      label_zyx: label values on the finer grid, which covers the same space.
+    Label values are uint8 [z, y, x]; `label_zyx` is on the finer grid, which covers the same space.
     """
     result = nearest_zyx.copy()
     for value in range(1, int(label_zyx.max(initial=0)) + 1):
@@ -224,33 +217,12 @@ def kept_regions(nearest_zyx: np.ndarray, label_zyx: np.ndarray) -> np.ndarray:
     return result
 
 
-def _encoded(
-    parts: Mapping[str, Volume],
-    page_task: Task,
-    native: TargetGrid,
-    knees: tuple[float, float],
-    budget_bytes: int,
-) -> tuple[dict[str, bytes], dict[str, Any], str]:
-    """Returns the blocks, the image's facts and its note on the grid of `page_task`.
-
-    Labels are exact; the image gets the rest of the budget.
-    """
-    blocks = {}
-    for name, volume in parts.items():
-        if name != "image":
-            nearest, space = to_target_grid(volume, page_task, label=True)
-            if space.shape_zyx != native.shape_zyx:
-                nearest = kept_regions(nearest, reoriented(volume.voxels, native))
-            blocks[name] = code_labels(nearest)
-    if "image" not in parts:
-        return blocks, {}, ""
-    image_zyx, _ = to_target_grid(parts["image"], page_task)
-    coded = code_image(image_zyx, knees, budget_bytes - sum(map(len, blocks.values())))
-    blocks["image"] = coded.payload
-    note = ""
-    if not math.isnan(coded.rms_error):
-        note = f" Intensities are compressed: {coded.rms_error:.2g} off (RMS) in the task's window."
-    return blocks, {"levels": coded.levels, "slice_bytes": coded.slice_bytes}, note
+def _labels_on(page_task: Task, volume: Volume, native: TargetGrid) -> np.ndarray:
+    """Returns label values [z, y, x] on the grid of `page_task`."""
+    nearest, grid = to_target_grid(volume, page_task, label=True)
+    if grid.shape_zyx == native.shape_zyx:
+        return nearest
+    return kept_regions(nearest, reoriented(volume.voxels, native))
 
 
 def _file_lines(space: TargetGrid, starts: Sequence[int]) -> list[tuple[float, float]]:

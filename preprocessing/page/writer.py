@@ -70,8 +70,6 @@ def write_page(
     content: Mapping[str, Any],
     shown: Sequence[int],
     volume_of: Callable[[int, int], tuple[PageVolume | None, str]],
-    *,
-    progress: bool = True,
 ) -> None:
     """Writes a page atomically, with one volume in memory at a time.
 
@@ -84,7 +82,6 @@ def write_page(
       shown: indices of the cases whose volumes are on the page.
       volume_of: takes the index of a case and its budget in bytes; returns the volume, or None if
         there is none, and a note about it.
-      progress: show a progress bar.
     """
     script = '"use strict";\n{\n' + "\n".join(map(_static, SCRIPTS)) + "}\n"
     style = _static("page.css")
@@ -92,15 +89,15 @@ def write_page(
         f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)}; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
-    head, rest = _static("page.html").split("{{blocks}}")
-    between, rest = rest.split("{{content}}")
-    before_script, after_script = rest.split("{{script}}")
-    for name, value in (("policy", policy), ("style", style), ("title", html.escape(title))):
-        head = head.replace("{{" + name + "}}", value)
+    page = _static("page.html")
+    texts = {"policy": policy, "style": style, "title": html.escape(title), "script": script}
+    for name, text in texts.items():
+        page = page.replace("{{" + name + "}}", text)
+    head, tail = page.split("{{blocks}}")
     cases = [dict(case) for case in content["cases"]]
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(head)
-        for index in tqdm(shown, "report", unit="case", leave=False, disable=not progress):
+        for index in tqdm(shown, "report", unit="case", leave=False):
             volume, note = volume_of(index, budget_bytes(len(shown)))
             cases[index]["note"] = note
             if volume is None:
@@ -112,8 +109,7 @@ def write_page(
                 file.write(
                     f'<script type="text/plain" id="volume-{index}-{part}">{text}</script>\n'
                 )
-        file.write(between + _json(dict(content) | {"cases": cases}))
-        file.write(before_script + script + after_script)
+        file.write(tail.replace("{{content}}", _json(dict(content) | {"cases": cases})))
 
 
 def _static(name: str) -> str:

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from matplotlib import colors, image
 
-from ahnet_tf.report.overlay import DPI, WIDTH_INCHES, overlay_case, overlay_png
+from ahnet_tf.report.overlay import DPI, WIDTH_INCHES, overlay_case
 from ahnet_tf.report.reformat import focus_voxel, reformatted_plane, slices_to_show
 from preprocessing.errors import InputError
 from preprocessing.page.contents import CLASS_COLOURS
 from preprocessing.tasks import PRESETS
 from preprocessing.volumes.geometry import Volume, axis_codes, to_target_grid
 
-NAMES = ("background", "liver", "tumour")
+TASK = PRESETS["ct_liver"]
 ORIENTATIONS = [
     "".join(codes)
     for axes in itertools.permutations(("RL", "AP", "SI"))
@@ -34,18 +34,10 @@ def case():
     return voxels.astype(np.int16), reference
 
 
-def draw(path, voxels, prediction, reference, **options):
-    overlay_png(
-        path,
-        voxels,
-        prediction,
-        reference,
-        spacing_mm=(1.0, 1.0, 4.0),
-        intensity_window=(-200, 250),
-        class_names=NAMES,
-        title="a case",
-        **options,
-    )
+def draw(path, voxels, prediction, reference):
+    volume = Volume(voxels.T, np.diag([1.0, 1.0, 4.0, 1.0]))
+    reference = None if reference is None else reference.T
+    overlay_case(path, volume, prediction.T, reference, TASK, "a case")
     return image.imread(path)[..., :3]
 
 
@@ -56,24 +48,24 @@ def pixels_near(picture, colour, tolerance=0.12):
 def test_slices_follow_the_content(case):
     _, reference = case
     # 16 x 20 liver voxels on slices 3-6 weigh as much as 16 tumour voxels on slice 5 alone.
-    slices = slices_to_show(reference, None, 3, 4)
+    slices = slices_to_show([reference], 3, 4)
     assert set(slices) <= {3, 4, 5, 6}
     assert 5 in slices
     # A false alarm far away draws slices to it.
     prediction = reference.copy()
     prediction[10, 0, 0] = 2
-    assert 10 in slices_to_show(prediction, reference, 3, 4)
+    assert 10 in slices_to_show([prediction, reference], 3, 4)
     nothing = np.zeros_like(reference)
-    assert slices_to_show(nothing, None, 3, 4) == [1, 4, 7, 10]
-    assert slices_to_show(nothing[:1], nothing[:1], 3, 4) == [0]
+    assert slices_to_show([nothing], 3, 4) == [1, 4, 7, 10]
+    assert slices_to_show([nothing[:1], nothing[:1]], 3, 4) == [0]
 
 
 def test_cuts_go_through_the_tumour(case):
-    z, y, x = focus_voxel(case[1], None, 3)
+    z, y, x = focus_voxel([case[1]], 3)
     assert z == 5
     assert 24 <= y < 28
     assert 32 <= x < 36
-    assert focus_voxel(np.zeros((4, 6, 8), np.uint8), None, 3) == (2, 3, 4)
+    assert focus_voxel([np.zeros((4, 6, 8), np.uint8)], 3) == (2, 3, 4)
 
 
 @pytest.mark.parametrize("codes", ORIENTATIONS)
@@ -90,7 +82,7 @@ def test_every_orientation_is_looked_at_alike(codes):
     orientation = axis_codes(np.array(space.affine))
     box = (slice(None),) * 3
     cuts = [
-        reformatted_plane((array, array, None), axis, 2, box, space.spacing_mm, orientation)
+        reformatted_plane((array, array), axis, 2, box, space.spacing_mm, orientation)
         for axis in range(3)
     ]
     assert [cut.name.split()[0] for cut in cuts] == ["axial", "coronal", "sagittal"]

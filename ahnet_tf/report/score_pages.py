@@ -1,0 +1,253 @@
+"""Pages of scored predictions: label maps over their images, lesion boxes on their volumes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ahnet_tf.evaluation.froc import ScoredVolume
+from ahnet_tf.evaluation.lits import CaseScores
+from ahnet_tf.evaluation.pairing import MatchedTables, Pair
+from ahnet_tf.evaluation.summary import TABLE
+from ahnet_tf.report.charts import detection_charts, label_charts
+from preprocessing.datasets.bcs_dbt import cases_of_tables, dbt_case_id
+from preprocessing.datasets.case import Case
+from preprocessing.datasets.case_files import nifti_files, walk_folders
+from preprocessing.datasets.detection_table import Detection
+from preprocessing.datasets.reading import read_case_image
+from preprocessing.errors import InputError, SettingsError
+from preprocessing.page.contents import Column, Table, page_content, without_folders
+from preprocessing.page.volumes import Box, PageVolume, page_volume, reference_boxes
+from preprocessing.page.writer import write_page
+from preprocessing.tasks import Task
+from preprocessing.volumes.geometry import Volume, spacing_mm
+from preprocessing.volumes.nifti import check_pair, read_label
+
+FACTS = ("liver Dice", "tumour Dice", "HD95 mm", "lesions", "predicted", "IoU>0")
+
+
+def write_label_page(
+    path: str | Path,
+    pairs: Sequence[Pair],
+    scores: Mapping[str, CaseScores],
+    rows: Mapping[str, Mapping[str, float]],
+    summary: Mapping[str, Mapping[str, float]],
+    task: Task,
+    *,
+    volumes: int,
+    problems: list[str],
+    notes: Sequence[str] = (),
+) -> None:
+    """Writes the page of scored label maps, the worst cases first.
+
+    Args:
+      path: of the page.
+      pairs: of which the scored ones are shown.
+      scores: of each case.
+      rows: the lines of `scores.csv` by case.
+      summary: result of `summary.summarise`.
+      task: gives classes and intensity window.
+      volumes: number of cases whose volumes are on the page.
+      problems: of scoring; images that can't be used are added.
+      notes: sentences at the end of the page.
+    """
+    shown = [pair for pair in pairs if pair.case_id in rows]
+    own = [rows[pair.case_id] for pair in shown]
+    # By the lower Dice, then by the other one.
+    order = sorted(
+        range(len(own)),
+        key=lambda index: sorted((own[index]["liver_dice"], own[index]["lesion_dice_per_case"])),
+    )
+    cases = []
+    for pair, row in zip(shown, own, strict=True):
+        texts = {
+            heading: "\u2013" if math.isnan(row[key]) else format(row[key], layout)
+            for heading, key, layout in TABLE
+        }
+        cases.append({"id": pair.case_id, "facts": [(name, texts[name]) for name in FACTS]})
+    columns = [Column("case")]
+    for heading, _, layout in TABLE:
+        columns.append(Column(heading, 0 if layout == "d" else int(layout.strip("+.f"))))
+    by_case = Table(
+        "Cases",
+        columns,
+        [(i, [shown[i].case_id, *(own[i][key] for _, key, _ in TABLE)]) for i in order],
+        first=True,
+        note="Worst first: by the lower of liver Dice and tumour Dice. A click on a header sorts.",
+    )
+    folders = {file.parent for pair in pairs for file in (pair.prediction, pair.reference)}
+    content = page_content(
+        task,
+        f"{len(shown)} cases by the measures of LiTS; classes {', '.join(task.class_names[1:])}.",
+        cases,
+        order,
+        tables=[by_case, _summary_table(summary), *_problem_table(problems, folders)],
+        charts=label_charts(own, [scores[pair.case_id] for pair in shown]),
+        notes=[*notes, *_left_out(len(shown), volumes)],
+    )
+
+    def volume_of(index: int, budget: int) -> tuple[PageVolume, str]:
+        return _labelled_volume(shown[index], task, budget, problems)
+
+    write_page(path, "Segmentation scores", content, order[:volumes], volume_of)
+
+
+def write_detection_page(
+    path: str | Path,
+    matched: MatchedTables,
+    rows: Mapping[str, Mapping[str, int]],
+    summary: Mapping[str, Mapping[str, float]],
+    task: Task,
+    *,
+    images: Path | None,
+    volumes: int,
+    problems: list[str],
+) -> None:
+    """Writes the page of a scored table of detections.
+
+    The images are in the folder `images`, or in that of the reference tables if it is None; otherwise
+    like `write_label_page`.
+    """
+    keys = list(matched.volumes)
+    ids = [dbt_case_id(*key) for key in keys]
+    own = [rows[case_id] for case_id in ids]
+    order = sorted(
+        range(len(own)),
+        key=lambda i: (own[i]["boxes_hit"] - own[i]["boxes"], -own[i]["false_positives"]),
+    )
+    names = [name.replace("_", " ") for name in own[0]] if own else []
+    cases = [
+        {"id": case_id, "facts": list(zip(names, map(str, row.values()), strict=True))}
+        for case_id, row in zip(ids, own, strict=True)
+    ]
+    by_case = Table(
+        "Volumes scored",
+        [Column("case"), *(Column(name, 0) for name in names)],
+        [(i, [ids[i], *own[i].values()]) for i in order],
+        first=True,
+        note="Worst first: by boxes missed, then by false positives. A click on a header sorts.",
+    )
+    found = _images(matched, images)
+    shown = [i for i in order if ids[i] in found][:volumes]
+    content = page_content(
+        task,
+        f"{len(keys)} volumes by the FROC of BCS-DBT.",
+        cases,
+        order,
+        tables=[
+            by_case,
+            _summary_table(summary),
+            *_problem_table(problems, [matched.tables.folder]),
+        ],
+        charts=detection_charts(list(matched.volumes.values())),
+        notes=[
+            "A reference box belongs to one slice. It is drawn through as many slices as make it "
+            "as deep as it is wide, at most half of all.",
+            *([] if found else ["No image of any volume was found."]),
+            *_left_out(len(keys), len(shown)),
+        ],
+    )
+
+    def volume_of(index: int, budget: int) -> tuple[PageVolume | None, str]:
+        key = keys[index]
+        image, note = _image_or_problem(lambda: read_case_image(found[ids[index]]), problems)
+        if image is None:
+            return None, note
+        boxes = reference_boxes(matched.boxes[key], spacing_mm(image.affine))
+        boxes += _detection_boxes(matched.detections[key], matched.volumes[key])
+        return page_volume(image, None, None, task, budget_bytes=budget, boxes=boxes), note
+
+    write_page(path, "Detection scores", content, shown, volume_of)
+
+
+def _summary_table(summary: Mapping[str, Mapping[str, float]]) -> Table:
+    """Returns the scores of the data set as a table."""
+    columns = [
+        Column("measure"),
+        Column("value", 4),
+        Column("95 % from", 4, help="bootstrap over cases"),
+        Column("to", 4),
+        Column("undefined", 0, help="values left out of the mean"),
+    ]
+    rows = [
+        (None, [name, *(entry[key] for key in ("value", "low", "high")), entry.get("undefined", 0)])
+        for name, entry in summary.items()
+    ]
+    return Table("Data set", columns, rows)
+
+
+def _problem_table(problems: Sequence[str], folders: Iterable[str | Path]) -> list[Table]:
+    """Returns the problems without their folders as a table; none if there are none."""
+    rows = [(None, [without_folders(problem, folders)]) for problem in problems]
+    return [Table("Not scored", [Column("problem", wide=True)], rows)] if rows else []
+
+
+def _left_out(cases: int, volumes: int) -> list[str]:
+    """Returns a note if a page has fewer volumes than cases."""
+    if cases <= volumes:
+        return []
+    return [
+        f"Volumes of {volumes} of the {cases} cases are on this page, the worst by their scores."
+    ]
+
+
+def _image_or_problem(read: Callable[[], Volume], problems: list[str]) -> tuple[Volume | None, str]:
+    """Returns an image, or None and a note for the page if reading it fails."""
+    try:
+        return read(), ""
+    except (InputError, OSError) as error:
+        problems.append(str(error))
+        return None, "The image of this case could not be used."
+
+
+def _labelled_volume(
+    pair: Pair, task: Task, budget: int, problems: list[str]
+) -> tuple[PageVolume, str]:
+    reference = read_label(pair.reference, task.class_names)
+    prediction = read_label(pair.prediction, task.class_names)
+    image, note = None, "No image of this case was found."
+    case = pair.image
+    if case is not None and case.image_path is not None:
+
+        def read() -> Volume:
+            volume = read_case_image(case)
+            check_pair(reference, volume, case.image_path)
+            return volume
+
+        image, note = _image_or_problem(read, problems)
+    volume = page_volume(image, reference, prediction, task, budget_bytes=budget, crop=True)
+    return volume, note
+
+
+def _detection_boxes(detections: Sequence[Detection], volume: ScoredVolume) -> list[Box]:
+    """Returns the boxes of a volume's detections by falling score, with what they were scored as."""
+    first: dict[int, int] = {}
+    falling = np.argsort(-volume.scores, kind="stable").tolist()
+    boxes = []
+    for number in falling:
+        each, hit = detections[number], int(volume.hits[number])
+        kind = "false positive"
+        if hit >= 0:
+            kind = "hit" if first.setdefault(hit, number) == number else "further hit"
+        low, size = (each.x, each.y, each.z), (each.width, each.height, each.depth)
+        boxes.append(Box(kind, low, size, f"{each.score:.3g}", each.score))
+    return boxes
+
+
+def _images(matched: MatchedTables, folder: Path | None) -> dict[str, Case]:
+    """Returns the cases that have an image, by their ids."""
+    tables = matched.tables
+    if folder is not None:
+        if not folder.is_dir():
+            raise SettingsError("--images", "the folder of the volumes", folder)
+        tables = dataclasses.replace(tables, folder=folder)
+    files = nifti_files(list(walk_folders(tables.folder)))
+    cases = cases_of_tables(tables, files, need_labels=True)
+    found = {case.case_id: case for case in cases if case.image_path is not None}
+    if folder is not None and not found:
+        raise InputError(folder, "volumes that the reference tables name", "none")
+    return found
