@@ -1,4 +1,4 @@
-"""What every benchmark writes: its figures, the machine, the versions, and which goals hold."""
+"""Writes the result of a benchmark: figures, machine, versions, and whether its goals hold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """Returns the processor's name, its cores, the memory in GiB and the system."""
+    """Returns the processor, its number of cores, the memory in GiB and the system."""
     cpu = platform.processor()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -81,7 +81,7 @@ def write_report(
 
 
 def read_report(name: str) -> dict[str, Any]:
-    """Returns what benchmarks/results/NAME.json holds; no figures and no goals without that file."""
+    """Returns the content of benchmarks/results/NAME.json; no figures and goals without the file."""
     path = RESULTS / f"{name}.json"
     if not path.is_file():
         return {"figures": [], "goals": []}

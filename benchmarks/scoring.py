@@ -1,11 +1,11 @@
-"""What scoring takes: a case of LiTS' largest size, at its best and at its worst, and a DBT test set.
+"""Measures scoring: a case of LiTS' largest size, typical and worst, and a DBT test set.
 
 python -m benchmarks.scoring
 
-Each figure is the command's own, `python -m ahnet_tf.evaluate` in a process of its own, from reading
-the files to writing the scores. The label maps are a synthetic liver with tumours, 512 x 512 x 500
-voxels. The `likely` prediction is a moved copy of the reference; the `scattered` one has 2,000
-false tumours of 4 x 4 x 4 voxels in all of the volume as well, so that nothing can be cropped.
+Each figure covers the whole command `python -m ahnet_tf.evaluate`, from reading the files to writing
+the scores. The label maps are a synthetic liver with tumours, 512 x 512 x 500 voxels. The `likely`
+prediction is a shifted copy of the reference; the `scattered` one also has 2,000 false tumours of
+4 x 4 x 4 voxels all over the volume, so that nothing can be cropped.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A headless Chromium for tests, driven by its own DevTools protocol."""
+"""A headless Chromium for tests, driven by the DevTools protocol."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def find_browser() -> str | None:
 
 
 class Browser:
-    """One tab of a browser; what it complains about and asks the network for is kept.
+    """One tab of a browser; records its console messages and network requests.
 
     Attributes:
       complaints: errors and warnings of the console, and uncaught exceptions.
-      requests: addresses that the page asked for, itself included.
+      requests: requested addresses, that of the page included.
     """
 
     def __init__(self, program: str, folder: Path, size: tuple[int, int] = (1400, 1000)):
@@ -67,7 +67,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def close(self) -> None:
-        """Ends the browser and all of its processes, of which the program may be a mere starter."""
+        """Stops the browser with all of its processes."""
         if hasattr(self, "_socket"):
             self._socket.close()
         with contextlib.suppress(ProcessLookupError):
@@ -75,7 +75,7 @@ class Browser:
         self._process.wait(10)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Calls a method of the protocol and returns its answer."""
+        """Calls a method of the protocol and returns its result."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         if self._session is not None:
@@ -90,7 +90,7 @@ class Browser:
             self._note(answer)
 
     def open(self, path: Path) -> None:
-        """Opens a file and waits until its first case is drawn, if it has any."""
+        """Opens a file and waits until its first case, if any, is drawn."""
         self.complaints.clear()
         self.requests.clear()
         self.call("Page.navigate", url=path.as_uri())
@@ -100,7 +100,7 @@ class Browser:
         )
 
     def run(self, expression: str) -> Any:
-        """Returns what a JavaScript expression gives, promises awaited."""
+        """Returns the value of a JavaScript expression; promises are awaited."""
         answer = self.call(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
@@ -117,7 +117,7 @@ class Browser:
             time.sleep(0.05)
 
     def centre(self, selector: str, share: tuple[float, float] = (0.5, 0.5)) -> tuple[float, float]:
-        """Scrolls an element into view and returns where it is, or a part of it."""
+        """Scrolls an element into view and returns the position of a point in it."""
         x, y = self.run(
             f"(() => {{ const element = document.querySelector({json.dumps(selector)});"
             "element.scrollIntoView({block: 'center'});"
@@ -155,7 +155,7 @@ class Browser:
         self.call("Input.dispatchKeyEvent", type="keyUp", **event)
 
     def slide(self, selector: str, value: float) -> None:
-        """Sets a slider or a choice as if it had been dragged."""
+        """Sets a slider or a selection like a user."""
         self.run(
             f"(() => {{ const element = document.querySelector({json.dumps(selector)});"
             f"element.value = {json.dumps(value)};"
@@ -163,7 +163,7 @@ class Browser:
         )
 
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
-        """Writes a PNG of what is seen, or of the whole page."""
+        """Writes a PNG of the visible part, or of the whole page."""
         answer = self.call(
             "Page.captureScreenshot", captureBeyondViewport=whole, **self._clip(whole)
         )
@@ -185,6 +185,6 @@ class Browser:
             self.complaints.append(json.dumps(content["args"])[:1000])
         elif method == "Log.entryAdded" and content["entry"]["level"] in ("error", "warning"):
             text = content["entry"]["text"]
-            # That pixels are read back is the tests' doing.
+            # Only the tests read pixels back.
             if "willReadFrequently" not in text:
                 self.complaints.append(text)

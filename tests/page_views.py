@@ -1,4 +1,4 @@
-"""What tests read from a page: its content as it was written, and the colours of drawn voxels."""
+"""Reads the content of a page, and the colours that it draws."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PICTURE = "#stage .plane.main canvas.picture"
 
 
 def content_of(page: Path) -> dict[str, Any]:
-    """Returns the content that a page carries."""
+    """Returns the content of a page."""
     text = page.read_text(encoding="utf-8")
     return json.loads(re.search(r'id="page-content">(.*?)</script>', text, re.DOTALL)[1])
 
@@ -25,7 +25,7 @@ def title_of(page: Path) -> str:
 def voxel_colour(
     browser, volume: dict[str, Any], x: float, y: float, selector=PICTURE
 ) -> list[int]:
-    """Returns red, green and blue where a plane across z shows a place, in voxels of the page.
+    """Returns red, green and blue at a position of an axial plane, in voxels of the page.
 
     The page's grid is RAS: x grows to the left of the picture and y to its top.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +91,12 @@ def write_label_page(
     )
 
     def volume_of(index: int, budget: int) -> tuple[PageVolume, str]:
-        return _labelled_volume(shown[index], task, budget, problems)
+        pair = shown[index]
+        reference = read_label(pair.reference, task.class_names)
+        prediction = read_label(pair.prediction, task.class_names)
+        image, note = _read_image(pair.image, reference, problems)
+        volume = page_volume(image, reference, prediction, task, budget_bytes=budget, crop=True)
+        return volume, note
 
     write_page(path, "Segmentation scores", content, order[:volumes], volume_of)
 
@@ -154,7 +159,7 @@ def write_detection_page(
 
     def volume_of(index: int, budget: int) -> tuple[PageVolume | None, str]:
         key = keys[index]
-        image, note = _image_or_problem(lambda: read_case_image(found[ids[index]]), problems)
+        image, note = _read_image(found[ids[index]], None, problems)
         if image is None:
             return None, note
         boxes = reference_boxes(matched.boxes[key], spacing_mm(image.affine))
@@ -195,32 +200,20 @@ def _left_out(cases: int, volumes: int) -> list[str]:
     ]
 
 
-def _image_or_problem(read: Callable[[], Volume], problems: list[str]) -> tuple[Volume | None, str]:
-    """Returns an image, or None and a note for the page if reading it fails."""
+def _read_image(
+    case: Case | None, labels: Volume | None, problems: list[str]
+) -> tuple[Volume | None, str]:
+    """Returns the image of a case, on the grid of its labels if given, or None; and a note."""
+    if case is None or case.image_path is None:
+        return None, "No image of this case was found."
     try:
-        return read(), ""
+        image = read_case_image(case)
+        if labels is not None:
+            check_pair(labels, image, case.image_path)
     except (InputError, OSError) as error:
         problems.append(str(error))
         return None, "The image of this case could not be used."
-
-
-def _labelled_volume(
-    pair: Pair, task: Task, budget: int, problems: list[str]
-) -> tuple[PageVolume, str]:
-    reference = read_label(pair.reference, task.class_names)
-    prediction = read_label(pair.prediction, task.class_names)
-    image, note = None, "No image of this case was found."
-    case = pair.image
-    if case is not None and case.image_path is not None:
-
-        def read() -> Volume:
-            volume = read_case_image(case)
-            check_pair(reference, volume, case.image_path)
-            return volume
-
-        image, note = _image_or_problem(read, problems)
-    volume = page_volume(image, reference, prediction, task, budget_bytes=budget, crop=True)
-    return volume, note
+    return image, ""
 
 
 def _detection_boxes(detections: Sequence[Detection], volume: ScoredVolume) -> list[Box]:

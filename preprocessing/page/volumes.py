@@ -120,7 +120,7 @@ def page_volume(
     native = target_grid(next(iter(parts.values())).voxels.shape, affine, keep)
     low, high = task.intensity_window
     knees = low - _KNEE_SHARE * (high - low), high + _KNEE_SHARE * (high - low)
-    most_voxels = min(MOST_VOXELS, budget_bytes / BYTES_PER_VOXEL)
+    most_voxels = min(MOST_VOXELS, budget_bytes / BYTES_PER_VOXEL, math.prod(native.shape_zyx))
     while True:
         coarser = coarsened(native, most_voxels)
         page_task = attrs.evolve(task, resampling="full", spacing_mm=coarser)
