@@ -120,7 +120,7 @@ def page_volume(
     native = target_grid(next(iter(parts.values())).voxels.shape, affine, keep)
     low, high = task.intensity_window
     knees = low - _KNEE_SHARE * (high - low), high + _KNEE_SHARE * (high - low)
-    most_voxels = min(MOST_VOXELS, budget_bytes / BYTES_PER_VOXEL, math.prod(native.shape_zyx))
+    most_voxels = min(MOST_VOXELS, budget_bytes / BYTES_PER_VOXEL)
     while True:
         coarser = coarsened(native, most_voxels)
         page_task = attrs.evolve(task, resampling="full", spacing_mm=coarser)
@@ -135,7 +135,8 @@ def page_volume(
         size = sum(map(len, blocks.values()))
         if size <= budget_bytes or most_voxels < _FEWEST_VOXELS:
             break
-        most_voxels *= 0.97 * budget_bytes / size
+        voxels = min(most_voxels, math.prod(native.shape_zyx))
+        most_voxels = 0.97 * voxels * budget_bytes / size
     space = target_grid(native.input_shape, affine, page_task)
     facts = {
         "shape": list(space.shape_zyx),

@@ -1,4 +1,4 @@
-"""Scores of folders: pairing, tables, files, and all that must make it fail."""
+"""Scores of folders: pairing, tables, files, and failures."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""The page of scored label maps, in a browser: what is drawn, and what answers to clicks and keys."""
+"""The page of scored label maps in a browser: drawing, clicks and keys."""
 
 import nibabel as nib
 import numpy as np
@@ -72,7 +72,7 @@ def go_to_slice(browser, index):
     browser.slide("#stage .plane.main input", index)
 
 
-def test_opens_alone_and_in_silence(opened, page, tmp_path):
+def test_opens_without_requests_or_messages(opened, page, tmp_path):
     assert opened.complaints == []
     assert opened.requests == [page.as_uri()]
     opened.screenshot(tmp_path / "page.png")
@@ -117,7 +117,7 @@ def test_voxels_are_drawn_where_they_are(opened, page):
     assert min(size) > 300
 
 
-def test_window_changes_what_is_seen(opened, page):
+def test_window_sliders(opened, page):
     content = content_of(page)
     volume = content["cases"][content["order"][0]]["volume"]
     opened.slide("#prediction-opacity", 0)

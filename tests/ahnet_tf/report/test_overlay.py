@@ -1,4 +1,4 @@
-"""Overlays: which slices, the right way up for every orientation, and a picture that shows it."""
+"""Overlays: choice of slices, orientations, and the colours of the picture."""
 
 import itertools
 
@@ -60,7 +60,7 @@ def test_slices_follow_the_content(case):
     assert slices_to_show([nothing[:1], nothing[:1]], 3, 4) == [0]
 
 
-def test_cuts_go_through_the_tumour(case):
+def test_planes_go_through_the_tumour(case):
     z, y, x = focus_voxel([case[1]], 3)
     assert z == 5
     assert 24 <= y < 28
@@ -69,7 +69,7 @@ def test_cuts_go_through_the_tumour(case):
 
 
 @pytest.mark.parametrize("codes", ORIENTATIONS)
-def test_every_orientation_is_looked_at_alike(codes):
+def test_orientation_on_disk_does_not_matter(codes):
     """Isotropic voxels in 48 orders on disk give the same three planes, right side up."""
     voxels = np.random.default_rng(1).integers(0, 99, (5, 6, 7)).astype(np.int16)
     canonical, wanted = (nib.orientations.axcodes2ornt(each) for each in ("RAS", codes))
@@ -81,17 +81,17 @@ def test_every_orientation_is_looked_at_alike(codes):
     array, space = to_target_grid(volume, PRESETS["ct_liver"])
     orientation = axis_codes(np.array(space.affine))
     box = (slice(None),) * 3
-    cuts = [
+    planes = [
         reformatted_plane((array, array), axis, 2, box, space.spacing_mm, orientation)
         for axis in range(3)
     ]
-    assert [cut.name.split()[0] for cut in cuts] == ["axial", "coronal", "sagittal"]
+    assert [plane.name.split()[0] for plane in planes] == ["axial", "coronal", "sagittal"]
     # Rows from the bottom: posterior to anterior, inferior to superior; columns: right to left of
     # the patient, anterior to posterior.
-    np.testing.assert_array_equal(cuts[0].image, voxels[::-1, :, 2].T)
-    np.testing.assert_array_equal(cuts[1].image, voxels[::-1, 2, :].T)
-    np.testing.assert_array_equal(cuts[2].image, voxels[2, ::-1, :].T)
-    assert [cut.letters for cut in cuts] == [tuple("RLPA"), tuple("RLIS"), tuple("APIS")]
+    np.testing.assert_array_equal(planes[0].image, voxels[::-1, :, 2].T)
+    np.testing.assert_array_equal(planes[1].image, voxels[::-1, 2, :].T)
+    np.testing.assert_array_equal(planes[2].image, voxels[2, ::-1, :].T)
+    assert [plane.letters for plane in planes] == [tuple("RLPA"), tuple("RLIS"), tuple("APIS")]
 
 
 def test_picture_shows_reference_and_prediction_apart(case, tmp_path):

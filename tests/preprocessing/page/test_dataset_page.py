@@ -100,7 +100,7 @@ def test_boxes_of_tomosynthesis(tmp_path, browser):
     assert "PHANTOM" not in page.read_text(encoding="utf-8")
 
 
-def test_an_earlier_page_stays_unless_told(data, page, capsys):
+def test_existing_page_needs_overwrite(data, page, capsys):
     before = page.read_bytes()
     assert main([str(data), "--report", str(page)]) == 1
     assert "Give --overwrite" in capsys.readouterr().err
@@ -112,7 +112,7 @@ def test_an_earlier_page_stays_unless_told(data, page, capsys):
     assert [path.name for path in page.parent.iterdir()] == ["page.html"]
 
 
-def test_half_a_page_is_none(tmp_path):
+def test_no_file_after_an_error(tmp_path):
     def volume_of(index, budget):
         if index == 1:
             raise MemoryError

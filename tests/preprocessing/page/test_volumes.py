@@ -1,4 +1,4 @@
-"""Volumes brought into the form of a page: grids, crops, boxes, small lesions."""
+"""Volumes prepared for a page: grids, crops, boxes, small lesions."""
 
 import itertools
 import zlib
