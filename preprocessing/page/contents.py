@@ -143,10 +143,10 @@ def page_content(
         "projection_axis": 1 if is_ct else 0,
         "projection_kind": "mean" if is_ct else "max",
         "cases": cases,
-        "order": order,
+        "order": list(order),
         "tables": list(map(asdict, tables)),
         "charts": list(map(asdict, charts)),
-        "notes": notes,
+        "notes": list(notes),
     }
 
 

@@ -85,7 +85,7 @@ def test_unknown_volume_and_bad_box_are_named_by_row(tables, capsys):
     printed = capsys.readouterr()
     errors = [line for line in printed.err.splitlines() if line.startswith("error:")]
     assert len(errors) == 2
-    assert "boxes.csv, row 4: expected a whole number in Slice" in errors[0]
+    assert "boxes.csv, row 4: expected an integer in Slice" in errors[0]
     assert "predictions.csv, row 8: expected a volume of the reference tables" in errors[1]
     assert "DORIS" not in printed.err
     assert "3 volumes" in printed.out
