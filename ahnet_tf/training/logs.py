@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from preprocessing.files import atomic_write
-from preprocessing.page.colours import CLASS_COLOURS
+from preprocessing.page.contents import CLASS_COLOURS
 
 # Columns of history.csv and their names in TensorBoard, where the part before "/" makes a group.
 COLUMNS = {
