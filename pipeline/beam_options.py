@@ -1,20 +1,20 @@
-"""Beam options of the pipeline: the user's own for every component, or one process on this machine."""
+"""Beam's command line for all components: the user's options, or one process on this machine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Named in full: Beam's default would look for a runner to download first.
+# By its full name: Beam's default runner would first look for a runner to download.
 LOCAL_RUNNER = "--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner"
-# Where no image is named, TFX packs its own source again for every component, seconds each, to send
-# it to workers; in this process there are none.
+# Without an image TFX packages its own source for each component, which takes seconds and is only
+# needed by workers in other processes.
 NO_PACKING = "--sdk_container_image=none"
 IN_THIS_PROCESS = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
 BEAM_ARGUMENTS = (LOCAL_RUNNER, NO_PACKING, *IN_THIS_PROCESS)
 
 
 def beam_arguments(options: Sequence[str]) -> list[str]:
-    """Returns the command line for every component on Beam from the user's options."""
+    """Returns Beam's command line for the components from the user's options."""
     names = {option.split("=")[0] for option in options}
     if "--runner" in names:
         return list(options)
@@ -23,5 +23,5 @@ def beam_arguments(options: Sequence[str]) -> list[str]:
 
 
 def own_beam_options(arguments: Sequence[str]) -> list[str]:
-    """Returns what the user chose among `beam_arguments`: the conversion has defaults of its own."""
+    """Returns the user's options among `beam_arguments`; the conversion has its own defaults."""
     return [each for each in arguments if each not in BEAM_ARGUMENTS]

@@ -1,49 +1,34 @@
-"""Which code a result depends on, as one short digest: cached results end where it changes."""
+"""Digest of the code that a result depends on; a changed digest makes TFX run a component again."""
 
 from __future__ import annotations
 
-import ast
+import functools
 import hashlib
-import importlib.util
-from collections.abc import Iterator
+from modulefinder import ModuleFinder
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
 
+
+@functools.cache
 def code_version(module: str) -> str:
-    """Returns a digest of the source of a module and of all of its package's floors it imports.
+    """Returns a digest of a module and of all modules of this project that it imports.
 
-    Imports count wherever in a file they stand. Other packages don't: their versions are locked.
+    Imports inside functions count, and so do Jinja templates named after a module. Other packages
+    do not: their versions are locked.
 
     Args:
       module: for example "pipeline.components.trainer"; it is read, not imported.
     """
     digest = hashlib.sha256()
     for name, path in sorted(sources(module).items()):
-        digest.update(name.encode() + b"\0" + path.read_bytes())
+        for file in (path, *sorted(path.parent.glob(f"{path.stem}.*.jinja"))):
+            digest.update(name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def sources(module: str) -> dict[str, Path]:
-    """Returns the project's files that a module runs, its own among them, by module name."""
-    root = Path(importlib.util.find_spec(__package__).origin).parents[1]
-    found: dict[str, Path] = {}
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        base = root.joinpath(*name.split("."))
-        for path in (base.with_suffix(".py"), base / "__init__.py"):
-            if name not in found and path.is_file():
-                found[name] = path
-                waiting.extend(_imports(path))
-                # Importing a module runs its packages too.
-                waiting.append(name.rpartition(".")[0] or name)
-    return found
-
-
-def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (name.name for name in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module
-            yield from (f"{node.module}.{name.name}" for name in node.names)
+    """Returns the project's files that importing a module runs, by module name."""
+    finder = ModuleFinder(path=[str(ROOT)])
+    finder.import_hook(module)
+    return {name: Path(found.__file__) for name, found in finder.modules.items() if found.__file__}

@@ -13,10 +13,6 @@ from preprocessing.records.splits import EVAL_FRACTION
 from preprocessing.settings import Requirement, fraction, whole
 from preprocessing.tasks import Task
 
-# Record files of a split's folder.
-RECORD_PATTERN = "*.tfrecord*"
-# Subfolder of a span of records; TFX fills in the number.
-SPAN_FOLDER = "span-{SPAN}"
 # Sources of the schema, unless it is a file.
 SCHEMAS = ("curated", "inferred")
 # Findings of data validation that a user may waive.

@@ -162,15 +162,15 @@ def _result(
     settings: PipelineSettings, runs: Sequence[ComponentRun], imported: float, start: float
 ) -> PipelineResult:
     from pipeline.components.evaluator import read_refusals, read_scores
-    from pipeline.components.serving_check import is_served, serving_sentence
+    from pipeline.components.serving_check import BLESSED, serving_sentence
 
     components = {run.name: run for run in runs}
     evaluator = components["Evaluator"]
     evaluation = evaluator.outputs["evaluation"]
     check = components.get("ServingCheck") or components["InfraValidator"]
     refusals = read_refusals(evaluation)
-    if not is_served(check.properties["blessing"]):
-        refusals.append(serving_sentence(check.outputs["blessing"], check.properties["blessing"]))
+    if check.properties["blessing"].get(BLESSED) != 1:
+        refusals.append(serving_sentence(check.outputs["blessing"], False))
     pushed = components["Pusher"].properties["pushed_model"].get("pushed_destination")
     if pushed and not Path(pushed).is_dir():
         raise PipelineError(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ahnet_tf.train import add_settings, settings_from
 from pipeline.configs import SCHEMAS, WAIVERS, PipelineSettings
-from pipeline.span_folders import newest_span
+from pipeline.spans import newest_span
 from preprocessing.errors import ALLOWANCES, InputError, SettingsError
 from preprocessing.records.splits import EVAL_FRACTION
 from preprocessing.tasks import Task, load_task

@@ -15,7 +15,9 @@ from preprocessing.errors import InputError
 from preprocessing.records.schema import CASE_ID, IMAGE, voxel_features
 from preprocessing.tasks import Task
 
-RECORD_PATTERNS = ("*.tfrecord", "*.tfrecord.gz", "*.gz")
+# A single glob, because TFX's ImportExampleGen takes only one; it matches *.tfrecord,
+# *.tfrecord-00000-of-00010 and *.gz.
+RECORD_PATTERN = "*.[tg][fz]*"
 
 
 def find_records(folder: str | Path) -> list[str]:
@@ -25,11 +27,11 @@ def find_records(folder: str | Path) -> list[str]:
       InputError: the folder is missing or holds no record files.
     """
     folder = Path(folder)
-    files = {str(path) for pattern in RECORD_PATTERNS for path in folder.glob(pattern)}
+    files = [str(path) for path in folder.glob(RECORD_PATTERN) if path.suffix != ".unfinished"]
     if not files:
         found = "no such file" if folder.is_dir() else "no such folder"
         remedy = "Write them with python -m preprocessing.convert."
-        raise InputError(folder, "TFRecords (*.tfrecord, *.gz)", found, remedy)
+        raise InputError(folder, "TFRecords (*.tfrecord, *.tfrecord-*, *.gz)", found, remedy)
     return sorted(files)
 
 

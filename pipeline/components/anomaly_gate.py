@@ -1,26 +1,55 @@
-"""The gate between data validation and training: anomalies end the run."""
+"""Data validation: TFX's ExampleValidator, and the gate that ends the run on anomalies."""
 
-# TFX reads the annotations of `stop_on_anomalies` as they stand: no postponed evaluation here.
+# TFX reads the annotations of `stop_on_anomalies` at run time: no postponed evaluation here.
 
 import json
 import sys
 from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
-from tensorflow_metadata.proto.v0 import anomalies_pb2, statistics_pb2
+import tensorflow_data_validation as tfdv
+from tensorflow_data_validation.anomalies.proto.custom_validation_config_pb2 import (
+    CustomValidationConfig,
+)
+from tensorflow_metadata.proto.v0 import anomalies_pb2
+from tfx import components
+from tfx.components.example_validator import executor as example_validator
+from tfx.components.statistics_gen import executor as statistics_gen
 from tfx.dsl.component.experimental.annotations import InputArtifact, Parameter
 from tfx.dsl.component.experimental.decorators import component
-from tfx.dsl.io import fileio
-from tfx.types import artifact_utils, standard_artifacts
+from tfx.dsl.components.base.executor_spec import ExecutorClassSpec
+from tfx.types import Artifact, artifact_utils, standard_artifacts
+from tfx.types.standard_component_specs import CUSTOM_VALIDATION_CONFIG_KEY
+from tfx.utils import io_utils, proto_utils
 
 from pipeline.components.data_checks import Statistics, differences, leaks, swapped_labels
 from preprocessing.errors import PipelineError
 from preprocessing.tasks import Task, task_from_dict
 
-TRAINING_SPLIT = "train"
-EVALUATION_SPLIT = "eval"
-# Where ExampleValidator leaves its findings on a split, and StatisticsGen its statistics.
-ANOMALIES_FILE = "SchemaDiff.pb"
-STATISTICS_FILE = "FeatureStats.pb"
+
+class ExampleValidatorExecutor(example_validator.Executor):
+    """TFX's executor, which expects the custom checks as a message.
+
+    Kubeflow Pipelines 2 and Vertex AI pass them as JSON text, which it would ignore.
+    """
+
+    def Do(  # noqa: N802, TFX's name
+        self,
+        input_dict: dict[str, list[Artifact]],
+        output_dict: dict[str, list[Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        checks = exec_properties.get(CUSTOM_VALIDATION_CONFIG_KEY)
+        if isinstance(checks, str):
+            message = proto_utils.json_to_proto(checks, CustomValidationConfig())
+            exec_properties = exec_properties | {CUSTOM_VALIDATION_CONFIG_KEY: message}
+        super().Do(input_dict, output_dict, exec_properties)
+
+
+class ExampleValidator(components.ExampleValidator):
+    """TFX's component with `ExampleValidatorExecutor`."""
+
+    EXECUTOR_SPEC = ExecutorClassSpec(ExampleValidatorExecutor)
 
 
 @component
@@ -31,14 +60,14 @@ def stop_on_anomalies(
     settings: Parameter[str],
     baseline: InputArtifact[standard_artifacts.ExampleStatistics] = None,
 ) -> None:
-    """A component that fails where records don't fit the schema, each other, or the span before.
+    """A component that fails if records violate the schema or differ from each other too much.
 
     Args:
-      examples: what the others are about; so lineage tells which examples passed.
+      examples: not read; as an input, they show in the metadata which data passed.
       statistics: of the examples.
-      anomalies: of the statistics.
+      anomalies: of the examples.
       settings: JSON with `task` and `allow`.
-      baseline: statistics of the span before, if there is one.
+      baseline: statistics of the span before.
     """
     content = json.loads(settings)
     faults = find_faults(
@@ -46,38 +75,34 @@ def stop_on_anomalies(
             split: read_anomalies(artifact_utils.get_split_uri([anomalies], split))
             for split in artifact_utils.decode_split_names(anomalies.split_names)
         },
-        read_all_statistics(statistics),
-        read_all_statistics(baseline) if baseline else {},
+        read_statistics(statistics),
+        read_statistics(baseline) if baseline else {},
         task_from_dict(content["task"]),
         content["allow"],
     )
     if faults:
         raise PipelineError(
             "data validation",
-            "records that fit their task, each other and those before",
+            "records that match their task, each other and the span before",
             "; ".join(faults),
-            "Mend the cases and convert them again.",
+            "Correct the cases and convert them again.",
         )
 
 
 def read_anomalies(folder: str) -> anomalies_pb2.Anomalies:
-    """Reads what ExampleValidator found in one split."""
-    with fileio.open(f"{folder}/{ANOMALIES_FILE}", "rb") as file:
-        return anomalies_pb2.Anomalies.FromString(file.read())
+    """Reads ExampleValidator's output for one split."""
+    content = io_utils.read_bytes_file(f"{folder}/{example_validator.DEFAULT_FILE_NAME}")
+    return anomalies_pb2.Anomalies.FromString(content)
 
 
-def read_all_statistics(artifact: standard_artifacts.ExampleStatistics) -> dict[str, Statistics]:
-    """Reads the statistics of every split."""
-    return {
-        split: read_statistics(artifact_utils.get_split_uri([artifact], split))
-        for split in artifact_utils.decode_split_names(artifact.split_names)
-    }
-
-
-def read_statistics(folder: str) -> Statistics:
-    """Reads the statistics of one split."""
-    with fileio.open(f"{folder}/{STATISTICS_FILE}", "rb") as file:
-        return statistics_pb2.DatasetFeatureStatisticsList.FromString(file.read()).datasets[0]
+def read_statistics(artifact: standard_artifacts.ExampleStatistics) -> dict[str, Statistics]:
+    """Reads StatisticsGen's output by split."""
+    found = {}
+    for split in artifact_utils.decode_split_names(artifact.split_names):
+        folder = artifact_utils.get_split_uri([artifact], split)
+        datasets = tfdv.load_stats_binary(f"{folder}/{statistics_gen.DEFAULT_FILE_NAME}").datasets
+        found[split] = datasets[0]
+    return found
 
 
 def find_faults(
@@ -87,35 +112,29 @@ def find_faults(
     task: Task,
     allow: Collection[str] = (),
 ) -> list[str]:
-    """Returns what has to stop the run, a sentence each; prints what has not.
+    """Returns what must stop the run, a sentence each, and prints warnings about the rest.
 
-    Errors in any split, warnings in the training split, a case in both splits and swapped labels stop
-    it; so do skew between the splits and drift from the baseline unless they are allowed by name.
-
-    Args:
-      anomalies: findings by split.
-      statistics: by split.
-      baseline: the training statistics of the span before, by split; empty if there is none.
-      task: what the records should hold.
-      allow: "drift", "skew".
+    The run stops on errors in any split, on warnings in the training split, on cases in both
+    splits, on swapped labels, and unless allowed on skew between the splits and drift from the
+    baseline, the statistics of the span before. All mappings are by split.
     """
     faults, warnings = [], []
     for split, found in anomalies.items():
         for severity, sentence in _findings(found):
-            grave = severity == anomalies_pb2.AnomalyInfo.ERROR or split == TRAINING_SPLIT
+            grave = severity == anomalies_pb2.AnomalyInfo.ERROR or split == "train"
             (faults if grave else warnings).append(f"{sentence} ({split} split)")
     faults += leaks(statistics)
-    sound = {split: each for split, each in statistics.items() if each.num_examples}
-    for split, each in sound.items():
+    filled = {split: each for split, each in statistics.items() if each.num_examples}
+    for split, each in filled.items():
         faults += [f"{sentence} ({split} split)" for sentence in swapped_labels(each, task)]
     comparisons = []
-    if {TRAINING_SPLIT, EVALUATION_SPLIT} <= sound.keys():
-        comparisons.append(("skew", "eval split against train", EVALUATION_SPLIT, statistics))
-    if TRAINING_SPLIT in sound and TRAINING_SPLIT in baseline:
-        comparisons.append(("drift", "this span against the one before", TRAINING_SPLIT, baseline))
+    if {"train", "eval"} <= filled.keys():
+        comparisons.append(("skew", "eval split against train", "eval", statistics))
+    if "train" in filled and "train" in baseline:
+        comparisons.append(("drift", "this span against the one before", "train", baseline))
     for name, what, split, against in comparisons:
-        for sentence in differences(statistics[split], against[TRAINING_SPLIT], task):
-            line = f"{sentence} ({name}: {what}; --allow {name} goes on in spite of it)"
+        for sentence in differences(statistics[split], against["train"], task):
+            line = f"{sentence} ({name}: {what}; --allow {name} ignores it)"
             (warnings if name in allow else faults).append(line)
     for line in warnings:
         print(f"warning: {line}", file=sys.stderr)
@@ -123,13 +142,14 @@ def find_faults(
 
 
 def _findings(found: anomalies_pb2.Anomalies) -> Iterator[tuple[int, str]]:
+    """Yields the severity of each anomaly with a sentence that describes it."""
     if found.data_missing:
         yield anomalies_pb2.AnomalyInfo.ERROR, "no records"
     if found.HasField("dataset_anomaly_info"):
         yield found.dataset_anomaly_info.severity, found.dataset_anomaly_info.description
     for name, information in sorted(found.anomaly_info.items()):
         sentences = [
-            # Of a check of ours the short description is its own, the long one the SQL.
+            # The long description of a custom check is its SQL expression.
             reason.short_description
             if reason.type == anomalies_pb2.AnomalyInfo.CUSTOM_VALIDATION
             else reason.description

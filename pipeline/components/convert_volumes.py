@@ -1,11 +1,10 @@
-"""Volumes in, Examples out: the Beam conversion as a component, with its manifest as an artifact."""
+"""ConvertVolumes: the Beam conversion of volumes to records as a TFX component."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,19 +23,19 @@ from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionP
 from tfx.types.experimental.simple_artifacts import File
 
 from pipeline.beam_options import own_beam_options
-from pipeline.span_folders import spans_of
+from pipeline.spans import spans_of
 from preprocessing.convert import convert
 from preprocessing.errors import PipelineError
 from preprocessing.records.output_folder import MANIFEST, TASK
 from preprocessing.records.splits import SPLITS
 from preprocessing.tasks import task_from_dict
 
-# The waiver (`PipelineSettings.allow`) for cases that conversion rejects.
+# The waiver (`PipelineSettings.allow`) for cases that the conversion rejects.
 REJECTED = "rejected"
 
 
 class ConvertVolumesSpec(ComponentSpec):
-    """What the component takes and gives; span and fingerprint are found out before it runs."""
+    """The component's interface; its driver sets `span` and `fingerprint`."""
 
     PARAMETERS: ClassVar = {
         "volumes": ExecutionParameter(type=str),
@@ -48,50 +47,57 @@ class ConvertVolumesSpec(ComponentSpec):
     INPUTS: ClassVar = {}
     OUTPUTS: ClassVar = {
         "examples": ChannelParameter(type=standard_artifacts.Examples),
-        # A folder with manifest.json (what became of every case) and task.json.
+        # A folder with manifest.json (the outcome of each case) and task.json.
         "manifest": ChannelParameter(type=File),
     }
 
 
 class FindVolumes(base_driver.BaseDriver, portable_driver.BaseDriver):
-    """Finds the newest span and a fingerprint of its files, so that changed volumes end the cache."""
+    """Finds the newest span and fingerprints its files, so that changed volumes miss the cache."""
 
     def __init__(self, metadata_handle: Metadata):
         base_driver.BaseDriver.__init__(self, metadata_handle)
         portable_driver.BaseDriver.__init__(self, metadata_handle)
 
     def run(self, execution_info: data_types.ExecutionInfo) -> DriverOutput:
-        """Adds span and fingerprint to the component's parameters, and to its examples."""
-        found = _find(execution_info.exec_properties)
+        """Adds span and fingerprint to the component's parameters and outputs."""
+        parameters = dict(execution_info.exec_properties)
+        span = max(spans_of(parameters["volumes"]), default=0) if parameters["spans"] else 0
+        digest = fingerprint(_folder(parameters, span))
         result = DriverOutput()
-        for name, value in (execution_info.exec_properties | found).items():
+        for name, value in (parameters | {"span": span, "fingerprint": digest}).items():
             set_metadata_value(result.exec_properties[name], value)
         for key, artifacts in execution_info.output_dict.items():
             artifact = copy.deepcopy(artifacts[0].mlmd_artifact)
-            artifact.custom_properties["span"].int_value = found["span"]
-            artifact.custom_properties["input_fingerprint"].string_value = found["fingerprint"]
+            artifact.custom_properties["span"].int_value = span
+            artifact.custom_properties["input_fingerprint"].string_value = digest
             result.output_artifacts[key].artifacts.append(artifact)
         return result
 
 
 class ConvertVolumesExecutor(BaseBeamExecutor):
-    """Runs `preprocessing.convert` and hands its two splits on."""
+    """Runs `preprocessing.convert` and moves its two splits to the component's outputs."""
 
-    def Do(  # noqa: N802, TFX calls it by this name
+    def Do(  # noqa: N802, TFX's name
         self,
         input_dict: dict[str, list[Artifact]],
         output_dict: dict[str, list[Artifact]],
         exec_properties: dict[str, Any],
     ) -> None:
-        """Converts one span's volumes; a run that was killed goes on with its finished cases.
+        """Converts the volumes of one span; resumes a run that was killed.
 
         Raises:
           PipelineError: a case was rejected and that is not allowed, or a split has no case.
         """
         settings = json.loads(exec_properties["settings"])
-        volumes = str(_folder(exec_properties, _find(exec_properties)["span"]))
+        volumes = str(_folder(exec_properties, exec_properties["span"]))
         examples, manifest = (output_dict[name][0] for name in ("examples", "manifest"))
-        records = _working_folder(examples, exec_properties) / "records"
+        # Whether rejected cases are allowed does not change the records.
+        allow = [name for name in settings["allow"] if name != REJECTED]
+        content = [settings | {"allow": allow}, exec_properties["fingerprint"]]
+        key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        # Beside the component's outputs, where the next run with the same input finds it.
+        records = Path(examples.uri).parents[1] / "unfinished" / key / "records"
         if not (records / MANIFEST).is_file():
             convert(
                 [volumes],
@@ -99,15 +105,15 @@ class ConvertVolumesExecutor(BaseBeamExecutor):
                 task_from_dict(settings["task"]),
                 seed=settings["seed"],
                 eval_fraction=settings["eval_fraction"],
-                allow=[name for name in settings["allow"] if name != REJECTED],
+                allow=allow,
                 resume=True,
                 beam_options=own_beam_options(self._beam_pipeline_args),
             )
         _check(json.loads((records / MANIFEST).read_text(encoding="utf-8")), volumes, settings)
         for split in SPLITS:
-            place = Path(examples.uri) / f"Split-{split}"
-            shutil.rmtree(place, ignore_errors=True)
-            shutil.move(records / split, place)
+            folder = Path(examples.uri) / f"Split-{split}"
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.move(records / split, folder)
         for name in (MANIFEST, TASK):
             shutil.move(records / name, Path(manifest.uri) / name)
         examples.split_names = artifact_utils.encode_split_names(list(SPLITS))
@@ -118,7 +124,7 @@ class ConvertVolumes(BaseBeamComponent):
     """The component; outputs `examples` (splits train and eval) and `manifest`.
 
     Args:
-      volumes: data-set folder, see `preprocessing.datasets.discovery`; with spans the folder of their folders.
+      volumes: data set folder (see `preprocessing.datasets.discovery`), or the folder of its spans.
       settings: `task`, `seed`, `eval_fraction`, `allow`, `code_version`, as plain JSON types.
       spans: above 0 if `volumes` holds spans, of which the newest is converted.
     """
@@ -140,39 +146,19 @@ class ConvertVolumes(BaseBeamComponent):
 
 
 def fingerprint(folder: str | Path) -> str:
-    """Returns a digest of the names, sizes and times of change of all files in a folder."""
+    """Returns a digest of the names, sizes and modification times of all files in a folder."""
     digest = hashlib.sha256()
-    for place, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            path = Path(place, name)
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file():
             status = path.stat()
             line = (str(path.relative_to(folder)), status.st_size, status.st_mtime_ns)
             digest.update(json.dumps(line).encode())
     return digest.hexdigest()[:16]
 
 
-def _find(exec_properties: dict[str, Any]) -> dict[str, Any]:
-    span = exec_properties.get("span")
-    if span is None:
-        volumes = exec_properties["volumes"]
-        span = max(spans_of(volumes), default=0) if exec_properties["spans"] else 0
-    return {"span": span, "fingerprint": fingerprint(_folder(exec_properties, span))}
-
-
-def _folder(exec_properties: dict[str, Any], span: int) -> Path:
-    volumes = Path(exec_properties["volumes"])
-    return spans_of(volumes)[span] if exec_properties["spans"] else volumes
-
-
-def _working_folder(examples: Artifact, exec_properties: dict[str, Any]) -> Path:
-    """Returns a folder beside the component's outputs that later runs with the same input find."""
-    settings = json.loads(exec_properties["settings"])
-    # To go on in spite of rejected cases changes nothing of those that are converted.
-    settings["allow"] = [name for name in settings["allow"] if name != REJECTED]
-    content = [settings, _find(exec_properties)["fingerprint"]]
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-    return Path(examples.uri).parents[1] / "unfinished" / key
+def _folder(parameters: dict[str, Any], span: int) -> Path:
+    volumes = Path(parameters["volumes"])
+    return spans_of(volumes)[span] if parameters["spans"] else volumes
 
 
 def _check(manifest: dict[str, Any], volumes: str, settings: dict[str, Any]) -> None:
@@ -181,9 +167,9 @@ def _check(manifest: dict[str, Any], volumes: str, settings: dict[str, Any]) -> 
         first = f"{rejected[0]['case_id']}: {rejected[0]['reason']}"
         raise PipelineError(
             volumes,
-            f"{manifest['found']} sound cases",
-            f"{len(rejected)} that conversion rejects, first {first}",
-            f"Mend or remove them; --allow {REJECTED} goes on without them.",
+            f"{manifest['found']} valid cases",
+            f"{len(rejected)} that the conversion rejects, first {first}",
+            f"Correct or remove them, or leave them out by --allow {REJECTED}.",
         )
     empty = [name for name in SPLITS if not manifest["splits"][name]["cases"]]
     if empty:
@@ -191,5 +177,5 @@ def _check(manifest: dict[str, Any], volumes: str, settings: dict[str, Any]) -> 
             volumes,
             "cases for both splits",
             f"none for {', '.join(empty)}",
-            "Two cases are the least.",
+            "A data set needs at least two cases.",
         )

@@ -1,110 +1,109 @@
-"""What statistics of two sets of records say against each other: drift, skew, leaks, swapped labels."""
+"""What the statistics of records show: drift, skew, cases in two splits, swapped labels.
+
+Also collects them as plain facts for the model card.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from itertools import combinations, islice
+from typing import Any
 
 from scipy import stats
 from tensorflow_metadata.proto.v0 import statistics_pb2
 
 from pipeline.components.evaluator import PARTS
-from preprocessing.records.schema import CASE_ID, INTENSITY_QUANTILES
+from preprocessing.records.schema import CASE_ID, INTENSITY_QUANTILES, SOURCE, SPACING_CLASS
 from preprocessing.tasks import Task
 
 Statistics = statistics_pb2.DatasetFeatureStatistics
 
-# Means differ where they lie further apart than the spread of the cases, and than chance explains:
-# by Student's t, which knows how little a few cases tell of their spread. As likely as three
-# standard deviations.
+# Means differ if they are further apart than the spread of the cases, and than chance explains at
+# this probability, that of three standard deviations.
 LEAST_SPREADS = 1.0
 LEAST_PROBABILITY = 0.0027
-# Differences that no network minds: intensities by this share of the task's window, which augmentation
-# shifts them by too, and spacings by this share of themselves.
+# Differences that a network tolerates: of an intensity as a fraction of the task's window, by which
+# augmentation shifts it too; of a spacing as a fraction of itself.
 INTENSITY_SLACK = 0.05
 SPACING_SLACK = 0.1
-# Names of cases that are kept for the comparison of splits; statistics are told to keep as many.
+# Number of case ids that the statistics keep for the comparison of splits.
 MOST_CASES = 1_000_000
-# Labels fill less of a whole volume than this where they are organs and lesions.
+# Number of sources that the model card names.
+MOST_SOURCES = 20
+# Organs and lesions fill less than this fraction of a volume.
 LARGEST_FOREGROUND = 0.5
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Mean and standard deviation of a feature, and how many cases they come from."""
-
-    mean: float
-    spread: float
-    cases: int
+def text_values(statistics: Statistics, name: str) -> dict[str, int]:
+    """Returns the number of records with each value of a text feature, most frequent first."""
+    (feature,) = [each for each in statistics.features if each.path.step[0] == name]
+    buckets = feature.string_stats.rank_histogram.buckets
+    return {bucket.label: int(bucket.sample_count) for bucket in buckets}
 
 
 def case_ids(statistics: Statistics) -> set[str]:
-    """Returns the names of all cases that the records were cut from."""
-    (feature,) = [each for each in statistics.features if each.path.step[0] == CASE_ID]
-    buckets = feature.string_stats.rank_histogram.buckets
-    return {bucket.label for bucket in buckets}
+    """Returns the ids of all cases that the records were cut from."""
+    return set(text_values(statistics, CASE_ID))
 
 
-def moments(statistics: Statistics) -> dict[str, Moments]:
-    """Returns the moments of every numeric feature by name."""
-    cases = len(case_ids(statistics))
+def numeric_features(statistics: Statistics) -> dict[str, statistics_pb2.NumericStatistics]:
+    """Returns the mean, standard deviation, minimum and so on of the numeric features by name."""
     return {
-        feature.path.step[0]: Moments(
-            feature.num_stats.mean, feature.num_stats.std_dev, max(1, cases)
-        )
+        feature.path.step[0]: feature.num_stats
         for feature in statistics.features
         if feature.HasField("num_stats")
     }
 
 
 def differences(new: Statistics, old: Statistics, task: Task) -> Iterator[str]:
-    """Yields a sentence for every intensity quantile and spacing whose mean has moved.
+    """Yields a sentence for each intensity quantile and spacing whose mean has changed.
 
-    With the spread s of both sets together, never taken below a slack that no network minds, the
-    means differ if they are more than s apart and more than t standard errors, s times
-    sqrt(1 / cases + 1 / cases), with t from Student's distribution: 3 for many cases, 4 for ten of
-    them, 19 for two against two, and infinite for one against one.
+    With the pooled standard deviation s, never taken below the tolerated difference, the means
+    differ if they are more than s apart and more than t standard errors, s times
+    sqrt(1 / new_cases + 1 / old_cases). The quantile t of Student's distribution is 3 for many
+    cases, 4 for ten, 19 for two against two, and infinite for one against one.
     """
     low, high = task.intensity_window
-    new_moments, old_moments = moments(new), moments(old)
+    new_features, old_features = numeric_features(new), numeric_features(old)
+    new_cases, old_cases = (max(1, len(case_ids(each))) for each in (new, old))
+    freedom = new_cases + old_cases - 2
+    errors = stats.t.isf(LEAST_PROBABILITY / 2, freedom) if freedom else math.inf
     slacks = dict.fromkeys(INTENSITY_QUANTILES, INTENSITY_SLACK * (high - low))
     for axis in "xyz":
         name = f"spacing_{axis}_mm"
-        slacks[name] = SPACING_SLACK * old_moments[name].mean
+        slacks[name] = SPACING_SLACK * old_features[name].mean
     for name, slack in slacks.items():
-        now, before = new_moments[name], old_moments[name]
-        spread = max(slack, math.sqrt((now.spread**2 + before.spread**2) / 2))
-        error = spread * math.sqrt(1 / now.cases + 1 / before.cases)
-        freedom = now.cases + before.cases - 2
-        errors = stats.t.isf(LEAST_PROBABILITY / 2, freedom) if freedom else math.inf
+        now, before = new_features[name], old_features[name]
+        spread = max(slack, math.sqrt((now.std_dev**2 + before.std_dev**2) / 2))
+        error = spread * math.sqrt(1 / new_cases + 1 / old_cases)
         least = max(LEAST_SPREADS * spread, errors * error)
+        # A mean that is NaN has changed as well.
         if not abs(now.mean - before.mean) <= least:
             yield (
-                f"{name}: mean {now.mean:.4g} over {now.cases} cases against {before.mean:.4g} over "
-                f"{before.cases} (at most {least:.3g} apart)"
+                f"{name}: mean {now.mean:.4g} over {new_cases} cases against {before.mean:.4g} over "
+                f"{old_cases} (at most {least:.3g} apart)"
             )
 
 
 def leaks(by_split: Mapping[str, Statistics]) -> Iterator[str]:
-    """Yields a sentence where the same case is in two splits."""
-    names = sorted(by_split)
-    for number, split in enumerate(names):
-        for other in names[number + 1 :]:
-            both = sorted(case_ids(by_split[split]) & case_ids(by_split[other]))
-            if both:
-                shown = ", ".join(both[:5]) + (", ..." if len(both) > 5 else "")
-                yield f"{CASE_ID}: {len(both)} cases are in both {split} and {other} ({shown})"
+    """Yields a sentence for each pair of splits that share cases."""
+    for split, other in combinations(sorted(by_split), 2):
+        both = sorted(case_ids(by_split[split]) & case_ids(by_split[other]))
+        if both:
+            shown = ", ".join(both[:5]) + (", ..." if len(both) > 5 else "")
+            yield f"{CASE_ID}: {len(both)} cases are in both {split} and {other} ({shown})"
 
 
 def swapped_labels(statistics: Statistics, task: Task) -> Iterator[str]:
-    """Yields a sentence where labels stand for other classes than the task says.
+    """Yields a sentence for each sign that labels stand for other classes than the task says.
 
-    A part (`pipeline.components.evaluator.PARTS`, a tumour of its liver) is on average smaller than the rest of
-    the whole that it lies in, and what such wholes and parts leave of a volume is most of it.
+    A part (`PARTS`, a tumour of its liver) is on average smaller than the rest of the whole that
+    contains it, and the background fills most of a volume.
     """
+    features = numeric_features(statistics)
     voxels = {
-        class_name: moments(statistics)[f"case_voxels_label_{value}"].mean
+        class_name: features[f"case_voxels_label_{value}"].mean
         for value, class_name in enumerate(task.class_names)
     }
     for whole, parts in PARTS.items():
@@ -113,12 +112,37 @@ def swapped_labels(statistics: Statistics, task: Task) -> Iterator[str]:
         for part in parts:
             if voxels.get(part, 0) > voxels[whole]:
                 yield (
-                    f"labels: {voxels[part]:.0f} voxels a case are {part} and only "
+                    f"labels: {voxels[part]:.0f} voxels per case are {part} and only "
                     f"{voxels[whole]:.0f} other {whole}; the two may be swapped"
                 )
         share = 1 - voxels[task.class_names[0]] / max(1, sum(voxels.values()))
         if share > LARGEST_FOREGROUND:
             yield (
-                f"labels: {100 * share:.0f} % of the voxels are no {task.class_names[0]}; "
+                f"labels: {100 * share:.0f} % of the voxels are not {task.class_names[0]}; "
                 f"it may be swapped with {whole}"
             )
+
+
+def data_facts(statistics: Mapping[str, Statistics], task: Task) -> dict[str, dict[str, Any]]:
+    """Returns the cases, patches, sources, spacings and intensities of each split."""
+    facts = {}
+    for split, each in sorted(statistics.items()):
+        features = numeric_features(each)
+        spacings = {axis: features[f"spacing_{axis}_mm"] for axis in "xyz"}
+        quantiles = {name: features[name] for name in INTENSITY_QUANTILES}
+        facts[split] = {
+            "cases": len(case_ids(each)),
+            "patches": int(each.num_examples),
+            "sources": dict(islice(text_values(each, SOURCE).items(), MOST_SOURCES)),
+            "spacing_classes": text_values(each, SPACING_CLASS),
+            "spacing_mm": {axis: [found.min, found.max] for axis, found in spacings.items()},
+            "intensities": {
+                name: {"mean": found.mean, "low": found.min, "high": found.max}
+                for name, found in quantiles.items()
+            },
+            "mean_voxels_a_case": {
+                class_name: features[f"case_voxels_label_{value}"].mean
+                for value, class_name in enumerate(task.class_names)
+            },
+        }
+    return facts

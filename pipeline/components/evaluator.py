@@ -1,21 +1,21 @@
-"""Dice per case inside TFMA: exact, from the confusion counts of the patches that tile each case.
+"""TFMA's configuration and results, and exact Dice per case from the patches that tile each case.
 
-Which cases, which regions, which thresholds: `make_eval_config`. The numbers come out of the
-model's signature `serialized_examples`; nothing is cropped, resampled or averaged on the way.
+The confusion counts of a patch are an output of the model's signature `serialized_examples`.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import tensorflow_model_analysis as tfma
 
-from pipeline.components.lesion_metrics import LesionsPerCase
 from pipeline.configs import score_name
 from preprocessing.records.schema import CASE_ID, SOURCE, SPACING_CLASS
 from preprocessing.tasks import Task
@@ -23,19 +23,20 @@ from preprocessing.tasks import Task
 SIGNATURE = "serialized_examples"
 CONFUSION = "confusion"
 
-# Patches at a time; TFMA reads far more ahead.
+# Patches per inference batch; TFMA reads far more ahead.
 INFERENCE_BATCH_SIZE = 4
 
-# Classes that lie inside another one and count as part of it (LiTS: the liver mask is label >= 1).
+# Classes inside another class that count as part of it (LiTS: the liver mask is label >= 1).
 PARTS = {"liver": ("tumour",)}
 
-# Accumulator of a slice: for each case the sum of its patches' counts,
-# int64 [reference class, predicted class].
-Confusions = dict[bytes, np.ndarray]
+# Sums of the patches' contributions by case id.
+Cases = dict[bytes, Any]
+Contribution = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], Any]
+Score = Callable[[Sequence[Any]], dict[str, float]]
 
 
 def regions(task: Task) -> dict[str, list[int]]:
-    """Returns the label values that make up each region that is scored, by its name."""
+    """Returns the label values of each scored region by its name."""
     values = {name: value for value, name in enumerate(task.class_names)}
     return {
         name: sorted([value, *(values[part] for part in PARTS.get(name, ()) if part in values)])
@@ -45,7 +46,7 @@ def regions(task: Task) -> dict[str, list[int]]:
 
 
 def dice(intersection: float, predicted: float, reference: float) -> float:
-    """Returns 2 |P and R| / (|P| + |R|); 1 where both are empty, as LiTS' scorer does."""
+    """Returns 2 |P and R| / (|P| + |R|), or 1 if both are empty, as the scorer of LiTS does."""
     total = predicted + reference
     return 2.0 * intersection / total if total else 1.0
 
@@ -70,9 +71,9 @@ def summarize(
 ) -> dict[str, float]:
     """Returns the scores over cases from each case's confusion counts.
 
-    For each region R: `dice_R`, the mean over cases; `dice_global_R`, from the sums over all
-    cases; `cases_without_R`, how many have no such voxel in the reference (their Dice is 1 if
-    nothing is predicted either, else 0). And `cases`.
+    The scores are `cases`, and for each region R: `dice_R`, the mean over cases; `dice_global_R`,
+    from the sums over all cases; `cases_without_R`, the number of cases whose reference has no such
+    voxel (their Dice is 1 if nothing is predicted, else 0).
     """
     scores = {"cases": float(len(confusions))}
     for name, labels in region_labels.items():
@@ -83,28 +84,97 @@ def summarize(
     return scores
 
 
+@dataclass(eq=False)
+class CombineCases(beam.CombineFn):
+    """Adds up the contributions of each case's patches, then scores the cases of a slice.
+
+    Attributes:
+      contribution: of a patch, from its features and the model's outputs by name; added by `+`.
+      score: returns scores by name from the sums of all cases.
+      keys: TFMA's keys by score name.
+      model_name: the model whose outputs are used.
+    """
+
+    contribution: Contribution
+    score: Score
+    keys: Mapping[str, tfma.metrics.MetricKey]
+    model_name: str = ""
+
+    def create_accumulator(self) -> Cases:
+        return {}
+
+    def add_input(self, cases: Cases, patch: tfma.metrics.StandardMetricInputs) -> Cases:
+        case_id = bytes(np.asarray(patch.features[CASE_ID]).item())
+        outputs = patch.get_predictions(self.model_name)
+        _add(cases, case_id, self.contribution(patch.features, outputs))
+        return cases
+
+    def merge_accumulators(self, accumulators: Iterable[Cases]) -> Cases:
+        merged: Cases = {}
+        for cases in accumulators:
+            for case_id, value in cases.items():
+                _add(merged, case_id, value)
+        return merged
+
+    def extract_output(self, cases: Cases) -> dict[tfma.metrics.MetricKey, float]:
+        scores = self.score([cases[case_id] for case_id in sorted(cases)])
+        return {self.keys[name]: value for name, value in scores.items()}
+
+
+def case_computations(
+    contribution: Contribution,
+    score: Score,
+    features: Iterable[str],
+    names: Iterable[str],
+    model_names: Sequence[str] | None,
+) -> tfma.metrics.MetricComputations:
+    """Returns TFMA's computations by `CombineCases` of named scores for each model.
+
+    `contribution` needs the given features of a patch beside its case id.
+    """
+    preprocessor = tfma.metrics.FeaturePreprocessor([CASE_ID, *features])
+    computations = []
+    for model_name in model_names or [""]:
+        keys = {
+            # Thresholds by name are looked up under keys without an example weight.
+            name: tfma.metrics.MetricKey(name, model_name=model_name, example_weighted=None)
+            for name in names
+        }
+        combiner = CombineCases(contribution, score, keys, model_name)
+        computations.append(
+            tfma.metrics.MetricComputation([*keys.values()], [preprocessor], combiner)
+        )
+    return computations
+
+
 class DicePerCase(tfma.metrics.Metric):
     """Dice of each region over the cases of a slice (see `summarize` for the names).
 
     Args:
       region_labels: label values of each region, by name.
-      name: unused by the scores, which have names of their own.
+      name: required by TFMA; the scores have names of their own.
     """
 
     def __init__(self, region_labels: dict[str, list[int]], name: str = "dice_per_case"):
-        super().__init__(_computations, region_labels=region_labels, name=name)
+        super().__init__(_dice_computations, region_labels=region_labels, name=name)
+
+
+def confusion(features: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns the confusion counts of one patch, int64 [reference class, predicted class]."""
+    counts = np.asarray(outputs[CONFUSION], np.int64)
+    return counts.reshape(counts.shape[-2:])
 
 
 def make_eval_config(
     task: Task, thresholds: Mapping[str, float], largest_loss: float
 ) -> tfma.EvalConfig:
-    """Returns which model is scored how, and which scores bless it.
+    """Returns TFMA's configuration: metrics, slices and the thresholds that bless a model.
 
     Args:
       task: its classes are the regions.
-      thresholds: for each region that decides, the least mean Dice per case; for each score of lesions
-        (`pipeline.components.lesion_metrics`) its least value.
-      largest_loss: by how much those may fall short of the last blessed model's.
+      thresholds: the least mean Dice per case of some regions, and the least value of some lesion
+        scores (`pipeline.components.lesion_metrics`).
+      largest_loss: how far those may fall below the last blessed model's.
     """
     metrics = tfma.MetricsSpec(
         metrics=[
@@ -116,9 +186,11 @@ def make_eval_config(
         ],
     )
     if task.target == "heat_map":
-        metrics.metrics.add(class_name=LesionsPerCase.__name__, module=LesionsPerCase.__module__)
+        metrics.metrics.add(
+            class_name="LesionsPerCase", module="pipeline.components.lesion_metrics"
+        )
     for name, least in thresholds.items():
-        # For all cases together, not for every slice by itself.
+        # An empty slicing spec: for all cases together, not for each slice.
         threshold = metrics.per_slice_thresholds[score_name(name, task)].thresholds.add()
         threshold.slicing_specs.add()
         threshold.threshold.value_threshold.lower_bound.value = least
@@ -126,10 +198,10 @@ def make_eval_config(
         change.direction = tfma.MetricDirection.HIGHER_IS_BETTER
         change.absolute.value = -largest_loss
     return tfma.EvalConfig(
-        # TFX adds the same for the baseline model, where there is one.
+        # TFX adds the same for the baseline model, if there is one.
         model_specs=[
             tfma.ModelSpec(
-                # Else TFMA would load the model as a Keras one, by way of classes it lacks.
+                # TFMA would load it as a Keras model, whose classes it does not have.
                 model_type=tfma.TF_GENERIC,
                 signature_name=SIGNATURE,
                 inference_batch_size=INFERENCE_BATCH_SIZE,
@@ -150,13 +222,13 @@ def read_scores(evaluation: str) -> dict[str, dict[str, float]]:
     """Returns the candidate's scores from an Evaluator's output folder.
 
     Returns:
-      For each slice, named "overall" or FEATURE=VALUE, the scores by name.
+      The scores by name, for each slice by its name: "overall" or FEATURE=VALUE.
     """
     return {
         _slice_name(metrics.slice_key): {
             metric.key.name: metric.value.double_value.value
             for metric in metrics.metric_keys_and_values
-            # TFMA leaves a model's name out where there is no other to compare it with.
+            # TFMA omits the model's name if there is no baseline.
             if metric.key.model_name in ("", tfma.CANDIDATE_KEY) and not metric.key.is_diff
         }
         for metrics in tfma.load_metrics(evaluation)
@@ -164,7 +236,7 @@ def read_scores(evaluation: str) -> dict[str, dict[str, float]]:
 
 
 def read_refusals(evaluation: str) -> list[str]:
-    """Returns what kept a model from being blessed, a short sentence each; empty if nothing did."""
+    """Returns the reasons why a model was not blessed, a short sentence each."""
     result = tfma.load_validation_result(evaluation)
     return [
         _describe(failure)
@@ -174,11 +246,8 @@ def read_refusals(evaluation: str) -> list[str]:
 
 
 def _slice_name(slice_key: Any) -> str:
-    parts = []
-    for part in slice_key.single_slice_keys:
-        value = getattr(part, part.WhichOneof("kind"))
-        text = value.decode() if isinstance(value, bytes) else str(value)
-        parts.append(f"{part.column}={text}")
+    # The features of all slices are texts.
+    parts = [f"{part.column}={part.bytes_value.decode()}" for part in slice_key.single_slice_keys]
     return ", ".join(parts) or "overall"
 
 
@@ -194,60 +263,12 @@ def _describe(failure: Any) -> str:
     return f"{name} is {-measured:.4f} below the last blessed model's (allowed: {allowed:g})"
 
 
-def _computations(
-    region_labels: dict[str, list[int]],
-    name: str,
-    model_names: list[str] | None = None,
+def _dice_computations(
+    region_labels: dict[str, list[int]], name: str, model_names: list[str] | None = None
 ) -> tfma.metrics.MetricComputations:
-    preprocessor = tfma.metrics.FeaturePreprocessor([CASE_ID])
-    computations = []
-    for model_name in model_names or [""]:
-        keys = {
-            # Thresholds by name are looked up under keys without an example weight.
-            score: tfma.metrics.MetricKey(score, model_name=model_name, example_weighted=None)
-            for score in summarize([np.eye(1)], region_labels)
-        }
-        combiner = SumConfusionsByCase(model_name, region_labels, keys)
-        computations.append(
-            tfma.metrics.MetricComputation([*keys.values()], [preprocessor], combiner)
-        )
-    return computations
+    score = functools.partial(summarize, region_labels=region_labels)
+    return case_computations(confusion, score, (), score([np.eye(1)]), model_names)
 
 
-class SumConfusionsByCase(beam.CombineFn):
-    """Adds the patches' confusion counts up to those of each case, then scores the cases."""
-
-    def __init__(
-        self,
-        model_name: str,
-        region_labels: Mapping[str, Sequence[int]],
-        keys: Mapping[str, tfma.metrics.MetricKey],
-    ):
-        self._model_name = model_name
-        self._region_labels = region_labels
-        self._keys = keys
-
-    def create_accumulator(self) -> Confusions:
-        return {}
-
-    def add_input(
-        self, confusions: Confusions, patch: tfma.metrics.StandardMetricInputs
-    ) -> Confusions:
-        case_id = bytes(np.asarray(patch.features[CASE_ID]).item())
-        outputs = patch.get_predictions(self._model_name)
-        counts = np.asarray(outputs[CONFUSION], np.int64)
-        counts = counts.reshape(counts.shape[-2:])
-        confusions[case_id] = confusions.get(case_id, 0) + counts
-        return confusions
-
-    def merge_accumulators(self, accumulators: Iterable[Confusions]) -> Confusions:
-        merged: Confusions = {}
-        for confusions in accumulators:
-            for case_id, counts in confusions.items():
-                merged[case_id] = merged.get(case_id, 0) + counts
-        return merged
-
-    def extract_output(self, confusions: Confusions) -> dict[tfma.metrics.MetricKey, float]:
-        ordered = [confusions[case_id] for case_id in sorted(confusions)]
-        scores = summarize(ordered, self._region_labels)
-        return {self._keys[name]: score for name, score in scores.items()}
+def _add(cases: Cases, case_id: bytes, value: Any) -> None:
+    cases[case_id] = cases[case_id] + value if case_id in cases else value

@@ -1,66 +1,61 @@
-"""Lesions inside TFMA: each case's heat map put together from its patches, its peaks scored by FROC."""
+"""FROC of lesions inside TFMA: each case's heat map is assembled from its patches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-import apache_beam as beam
 import numpy as np
 import tensorflow_model_analysis as tfma
 from scipy import ndimage
 
 from ahnet_tf.evaluation.froc import ScoredVolume, count, froc_scores, match_volume, score_names
 from ahnet_tf.inference.lesion_nms import DetectionSettings, detect_lesions
-from preprocessing.datasets.detection_table import Detection
-from preprocessing.records.schema import CASE_ID, HEAT_MAP
+from pipeline.components.evaluator import case_computations
+from preprocessing.records.schema import HEAT_MAP
 from preprocessing.volumes.lesions import LESION_THRESHOLD, LesionBox
 
-# The model's output that this looks at, see `serving.export.signatures`.
+# Output of the model, see `serving.export.signatures`.
 LESION_PROBABILITY = "lesion_probability"
-# The challenge's rule counts in voxels of BCS-DBT's planes: a hit may lie 100 of them, 8.5 mm, away.
+# BCS-DBT's rule counts in-plane pixels of its volumes: a hit is at most 100 of them, 8.5 mm, away.
 CHALLENGE_PIXEL_MM = 0.085
-# Of a peak's surroundings those of at least half its height belong to it.
+# A detected lesion extends to half the height of its peak.
 LEAST_KEPT = DetectionSettings().threshold / 2
-# Bounds the memory where a network is unsure everywhere: of a patch the highest voxels stay.
+# Bounds the memory if a network is unsure everywhere: the highest voxels of a patch are kept.
 MOST_KEPT = 200_000
 
-_AXES = "zyx"
 FEATURES = (
-    CASE_ID,
     HEAT_MAP,
-    *(f"{name}_{axis}" for name in ("shape", "origin", "valid", "volume") for axis in _AXES),
+    *(f"{name}_{axis}" for name in ("shape", "origin", "valid", "volume") for axis in "zyx"),
     *(f"spacing_{axis}_mm" for axis in "xyz"),
 )
 
 
-@dataclass
-class CaseMaps:
-    """What is known of one case: its grid, and the voxels of its two maps that matter.
+@dataclass(frozen=True, eq=False)
+class PatchMaps:
+    """The relevant voxels of one patch, as indices into the flattened volume of its case.
 
     Attributes:
       shape_zyx: of the volume.
       spacing_mm: x, y, z.
-      places: voxels of at least `LEAST_KEPT` as places in the flattened volume, an array a patch.
+      places: voxels with a probability of at least `LEAST_KEPT`.
       heights: their probabilities.
-      lesions: places of the voxels that belong to reference lesions, an array a patch.
+      lesions: voxels of the reference lesions.
     """
 
     shape_zyx: tuple[int, ...]
-    spacing_mm: tuple[float, ...]
-    places: list[np.ndarray]
-    heights: list[np.ndarray]
-    lesions: list[np.ndarray]
-
-
-Cases = dict[bytes, CaseMaps]
+    spacing_mm: tuple[float, float, float]
+    places: np.ndarray
+    heights: np.ndarray
+    lesions: np.ndarray
 
 
 class LesionsPerCase(tfma.metrics.Metric):
     """FROC of the lesions in the cases of a slice (see `lesion_summary` for the names)."""
 
     def __init__(self, name: str = "lesions_per_case"):
-        super().__init__(_computations, name=name)
+        super().__init__(_lesion_computations, name=name)
 
 
 def lesion_score_names() -> tuple[str, ...]:
@@ -69,10 +64,11 @@ def lesion_score_names() -> tuple[str, ...]:
 
 
 def lesion_summary(volumes: Sequence[ScoredVolume]) -> dict[str, float]:
-    """Returns the scores of volumes whose detections are matched with their boxes.
+    """Returns the scores of volumes whose detections are matched with the reference lesions.
 
-    `lesions` in the reference; `lesion_recall`, the share of them that any detection hits, and
-    `false_positives_per_volume` of all detections; and FROC's sensitivities. NaN without lesions.
+    The scores are `lesions`, the number in the reference; `lesion_recall`, the fraction of them that
+    any detection hits; `false_positives_per_volume` of all detections; and FROC's sensitivities.
+    Recall and sensitivities are NaN without lesions.
     """
     boxes = sum(volume.boxes for volume in volumes)
     hit = sum(len(np.unique(volume.hits[volume.hits >= 0])) for volume in volumes)
@@ -86,135 +82,90 @@ def lesion_summary(volumes: Sequence[ScoredVolume]) -> dict[str, float]:
     }
 
 
-def score_maps(case: CaseMaps) -> ScoredVolume:
-    """Detects lesions in a case's heat map and matches them with those of the reference.
+def score_cases(cases: Sequence[Sequence[PatchMaps]]) -> dict[str, float]:
+    """Returns the scores of cases (see `lesion_summary`)."""
+    return lesion_summary([score_maps(patches) for patches in cases])
 
-    Both are moved to the challenge's pixels first, so that its rule for a hit means the same
+
+def score_maps(patches: Sequence[PatchMaps]) -> ScoredVolume:
+    """Detects lesions in a case's heat map and matches them with the reference lesions.
+
+    Both are scaled to the challenge's pixels first, so that its rule for a hit means the same
     distance in mm on every grid.
     """
-    heat_map = np.zeros(int(np.prod(case.shape_zyx)), np.float32)
-    for places, heights in zip(case.places, case.heights, strict=True):
-        heat_map[places] = heights
-    heat_map_xyz = heat_map.reshape(case.shape_zyx).transpose()
-    scale = [size / CHALLENGE_PIXEL_MM for size in case.spacing_mm[:2]]
+    shape_zyx, spacing_mm = patches[0].shape_zyx, patches[0].spacing_mm
+    heat_map, lesions = np.zeros(shape_zyx, np.float32), np.zeros(shape_zyx, bool)
+    for patch in patches:
+        np.put(heat_map, patch.places, patch.heights)
+        np.put(lesions, patch.lesions, True)
+    scale = [size / CHALLENGE_PIXEL_MM for size in spacing_mm[:2]]
     detections = [
-        Detection(
-            found.score,
-            found.x * scale[0],
-            found.y * scale[1],
-            found.z,
-            found.width * scale[0],
-            found.height * scale[1],
-            found.depth,
+        replace(
+            found,
+            x=found.x * scale[0],
+            y=found.y * scale[1],
+            width=found.width * scale[0],
+            height=found.height * scale[1],
         )
-        for found in detect_lesions(heat_map_xyz, case.spacing_mm)
+        for found in detect_lesions(heat_map.transpose(), spacing_mm)
     ]
-    return match_volume(detections, _boxes(case, scale))
+    return match_volume(detections, _boxes(lesions, scale))
 
 
-def cut_maps(patch: tfma.metrics.StandardMetricInputs, probability: np.ndarray) -> CaseMaps:
-    """Returns what one patch says of its case.
+def cut_maps(
+    features: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+) -> list[PatchMaps]:
+    """Returns one patch's part of the heat maps of its case.
 
     Args:
-      patch: its features (`FEATURES`).
-      probability: of a lesion [z, y, x].
+      features: `FEATURES` of the patch.
+      outputs: of the model; `LESION_PROBABILITY` [1, z, y, x].
     """
 
-    def triple(name: str) -> tuple[int, ...]:
-        return tuple(int(np.asarray(patch.features[f"{name}_{axis}"]).item()) for axis in _AXES)
+    def value(name: str) -> Any:
+        return np.asarray(features[name]).item()
 
-    volume, origin, valid = triple("volume"), triple("origin"), triple("valid")
+    volume, origin, shape, valid = (
+        tuple(int(value(f"{name}_{axis}")) for axis in "zyx")
+        for name in ("volume", "origin", "shape", "valid")
+    )
     inside = tuple(slice(size) for size in valid)
-    stored = np.frombuffer(np.asarray(patch.features[HEAT_MAP]).item(), np.uint8)
-    reference = stored.reshape(triple("shape"))[inside] >= LESION_THRESHOLD
-    probability = probability[inside]
+    stored = np.frombuffer(value(HEAT_MAP), np.uint8).reshape(shape)
+    reference = stored[inside] >= LESION_THRESHOLD
+    probability = np.asarray(outputs[LESION_PROBABILITY])
+    probability = probability.reshape(probability.shape[-3:])[inside]
     kept = probability >= LEAST_KEPT
     if np.count_nonzero(kept) > MOST_KEPT:
         least = np.partition(probability, -MOST_KEPT, axis=None)[-MOST_KEPT]
         kept = probability > least
 
     def places(mask: np.ndarray) -> np.ndarray:
-        voxels = [
-            np.asarray(index) + start for index, start in zip(mask.nonzero(), origin, strict=True)
-        ]
+        voxels = [index + start for index, start in zip(mask.nonzero(), origin, strict=True)]
         return np.ravel_multi_index(voxels, volume)
 
-    return CaseMaps(
-        volume,
-        tuple(float(np.asarray(patch.features[f"spacing_{axis}_mm"]).item()) for axis in "xyz"),
-        [places(kept)],
-        [probability[kept].astype(np.float32)],
-        [places(reference)],
-    )
+    spacing_mm = (value("spacing_x_mm"), value("spacing_y_mm"), value("spacing_z_mm"))
+    heights = probability[kept].astype(np.float32)
+    return [PatchMaps(volume, spacing_mm, places(kept), heights, places(reference))]
 
 
-def _boxes(case: CaseMaps, scale: Sequence[float]) -> list[LesionBox]:
-    """Returns the box of each connected reference lesion, at its middle slice."""
-    lesions = np.zeros(int(np.prod(case.shape_zyx)), bool)
-    for places in case.lesions:
-        lesions[places] = True
-    regions, _ = ndimage.label(lesions.reshape(case.shape_zyx), np.ones((3, 3, 3), bool))
-    boxes = []
-    for z, y, x in ndimage.find_objects(regions):
-        boxes.append(
-            LesionBox(
-                x=x.start * scale[0],
-                y=y.start * scale[1],
-                width=(x.stop - x.start) * scale[0],
-                height=(y.stop - y.start) * scale[1],
-                slice_index=(z.start + z.stop) / 2,
-                volume_slices=case.shape_zyx[0],
-                lesion_class="",
-            )
+def _boxes(lesions: np.ndarray, scale: Sequence[float]) -> list[LesionBox]:
+    """Returns the box of each connected region of a mask [z, y, x], at its middle slice."""
+    regions, _ = ndimage.label(lesions, np.ones((3, 3, 3), bool))
+    return [
+        LesionBox(
+            x=x.start * scale[0],
+            y=y.start * scale[1],
+            width=(x.stop - x.start) * scale[0],
+            height=(y.stop - y.start) * scale[1],
+            slice_index=(z.start + z.stop) / 2,
+            volume_slices=len(lesions),
+            lesion_class="",
         )
-    return boxes
+        for z, y, x in ndimage.find_objects(regions)
+    ]
 
 
-def _computations(
+def _lesion_computations(
     name: str, model_names: list[str] | None = None
 ) -> tfma.metrics.MetricComputations:
-    preprocessor = tfma.metrics.FeaturePreprocessor(list(FEATURES))
-    computations = []
-    for model_name in model_names or [""]:
-        keys = {
-            score: tfma.metrics.MetricKey(score, model_name=model_name, example_weighted=None)
-            for score in lesion_score_names()
-        }
-        computations.append(
-            tfma.metrics.MetricComputation(
-                [*keys.values()], [preprocessor], CollectMaps(model_name, keys)
-            )
-        )
-    return computations
-
-
-class CollectMaps(beam.CombineFn):
-    """Puts the patches of each case together, then scores the cases."""
-
-    def __init__(self, model_name: str, keys: Mapping[str, tfma.metrics.MetricKey]):
-        self._model_name = model_name
-        self._keys = keys
-
-    def create_accumulator(self) -> Cases:
-        return {}
-
-    def add_input(self, cases: Cases, patch: tfma.metrics.StandardMetricInputs) -> Cases:
-        case_id = bytes(np.asarray(patch.features[CASE_ID]).item())
-        probability = np.asarray(patch.get_predictions(self._model_name)[LESION_PROBABILITY])
-        found = cut_maps(patch, probability.reshape(probability.shape[-3:]))
-        return self.merge_accumulators([cases, {case_id: found}])
-
-    def merge_accumulators(self, accumulators: Iterable[Cases]) -> Cases:
-        merged: Cases = {}
-        for cases in accumulators:
-            for case_id, maps in cases.items():
-                if case_id in merged:
-                    for name in ("places", "heights", "lesions"):
-                        getattr(merged[case_id], name).extend(getattr(maps, name))
-                else:
-                    merged[case_id] = maps
-        return merged
-
-    def extract_output(self, cases: Cases) -> dict[tfma.metrics.MetricKey, float]:
-        volumes = [score_maps(cases[case_id]) for case_id in sorted(cases)]
-        return {self._keys[name]: score for name, score in lesion_summary(volumes).items()}
+    return case_computations(cut_maps, score_cases, FEATURES, lesion_score_names(), model_names)

@@ -1,45 +1,45 @@
-"""What people read of a run: the model card, and the evaluation cases scored as whole volumes."""
+"""Report: the model card of a run, and its evaluation cases scored as whole volumes."""
 
-# TFX reads the annotations of `write_report` as they stand: no postponed evaluation here.
+# TFX reads the annotations of `write_report` at run time: no postponed evaluation here.
 
 import contextlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfx.dsl.component.experimental.annotations import (
-    InputArtifact,
-    OutputArtifact,
-    Parameter,
-)
+import numpy as np
+import tensorflow as tf
+from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
 from tfx.dsl.component.experimental.decorators import component
-from tfx.types import artifact_utils, standard_artifacts
+from tfx.types import standard_artifacts
 from tfx.types.experimental.simple_artifacts import File
 from tfx.utils import io_utils, path_utils
 
+from ahnet_tf.data.records import read_files
 from ahnet_tf.evaluate import TASK as SCORED_TASK
 from ahnet_tf.evaluate import main as evaluate
-from ahnet_tf.inference.predictor import open_predictor
-from pipeline.components.anomaly_gate import EVALUATION_SPLIT, read_all_statistics
-from pipeline.components.case_volumes import IMAGES, PREDICTIONS, REFERENCES, write_cases
+from ahnet_tf.inference.predictor import Predictor, open_predictor
+from pipeline.components.anomaly_gate import read_statistics
+from pipeline.components.data_checks import data_facts
 from pipeline.components.evaluator import read_refusals, read_scores
-from pipeline.components.facts import conversion_facts, data_facts
 from pipeline.components.model_card import model_card
-from pipeline.components.serving_check import BLESSED, serving_sentence
-from pipeline.components.trainer import record_files
+from pipeline.components.serving_check import BLESSED, evaluation_files, serving_sentence
 from preprocessing.errors import PipelineError
 from preprocessing.files import without_nan
+from preprocessing.records.output_folder import MANIFEST
+from preprocessing.records.schema import CASE_ID, parse_example
 from preprocessing.tasks import task_from_dict
+from preprocessing.volumes.geometry import Volume
+from preprocessing.volumes.nifti import write_image
 
 CARD_FILE = "model_card.md"
 FACTS_FILE = "facts.json"
 SCORES_FOLDER = "scores"
-PRINTED_FILE = "scores.txt"
-PAGE_FILE = "report.html"
-# The Evaluator and the scorer count the same voxels of the same labels.
+# Largest difference between the Evaluator's Dice and the scorer's, which count the same voxels.
 AGREEMENT = 1e-6
+_KINDS = ("images", "references", "predictions")
 
 
 @component
@@ -55,42 +55,37 @@ def write_report(
     settings: Parameter[str],
     manifest: InputArtifact[File] = None,
 ) -> None:
-    """A component that writes the model card and the scores of whole evaluation cases.
+    """A component that writes the model card, and scores liver and tumour in whole cases.
 
     Args:
-      examples: the newest, whose evaluation cases are put together and scored.
+      examples: of the newest span; their evaluation cases are scored.
       statistics: of the examples.
       model: the exported network.
       evaluation: the Evaluator's scores.
-      blessing: the Evaluator's verdict.
-      serving: whether a server could answer with the model.
-      pushed_model: where it was pushed to, if it was.
-      report: model_card.md, facts.json, and for liver and tumour scores/ as `ahnet_tf.evaluate` writes it.
+      blessing: the Evaluator's decision.
+      serving: the decision of ServingCheck or InfraValidator.
+      pushed_model: Pusher's output.
+      report: model_card.md, facts.json, and scores/ as `ahnet_tf.evaluate` writes it.
       settings: JSON with `name`, `task`, `config`, `thresholds`, `start`, `code_version`.
-      manifest: of the conversion, if the pipeline made one.
+      manifest: of ConvertVolumes.
     """
     content = json.loads(settings)
     task = task_from_dict(content["task"])
     scores = read_scores(evaluation.uri)
     facts = content | {
-        "data": data_facts(read_all_statistics(statistics), task),
-        "conversion": conversion_facts(manifest.uri if manifest else None),
+        "data": data_facts(read_statistics(statistics), task),
+        "conversion": conversion_facts(manifest.uri) if manifest else None,
         "scores": scores,
         "blessed": blessing.get_int_custom_property("blessed") == 1,
         "refusals": read_refusals(evaluation.uri),
         "pushed": pushed_model.get_string_custom_property("pushed_destination") or None,
-        "serving": serving_sentence(
-            serving.uri, {BLESSED: serving.get_int_custom_property(BLESSED)}
-        ),
+        "serving": serving_sentence(serving.uri, serving.get_int_custom_property(BLESSED) == 1),
     }
-    with tempfile.TemporaryDirectory() as folder:
-        if task.class_names == SCORED_TASK.class_names:
-            split = artifact_utils.get_split_uri([examples], EVALUATION_SPLIT)
-            export = Path(folder) / "export"
+    if task.class_names == SCORED_TASK.class_names:
+        with tempfile.TemporaryDirectory() as folder:
+            export, cases, output = (Path(folder) / name for name in ("export", "cases", "scores"))
             io_utils.copy_dir(path_utils.serving_model_path(model.uri), str(export))
-            cases = Path(folder) / "cases"
-            write_cases(record_files([f"{split}/*"]), open_predictor(export), cases)
-            output = Path(folder) / SCORES_FOLDER
+            write_cases(evaluation_files(examples), open_predictor(export), cases)
             score_cases(cases, output)
             facts["largest_difference"] = compare_scores(scores, output)
             io_utils.copy_dir(str(output), f"{report.uri}/{SCORES_FOLDER}")
@@ -100,19 +95,69 @@ def write_report(
     io_utils.write_string_file(f"{report.uri}/{CARD_FILE}", model_card(facts))
 
 
+def conversion_facts(folder: str) -> dict[str, Any]:
+    """Returns the outcome of a conversion from the folder of its manifest."""
+    manifest = json.loads(io_utils.read_string_file(f"{folder}/{MANIFEST}"))
+    reasons = [
+        f"{case['case_id']}: {case['reason']}"
+        for case in manifest["cases"]
+        if case["status"] == "rejected"
+    ]
+    kept = ("found", "converted", "rejected", "splits", "settings")
+    return {name: manifest[name] for name in kept} | {"reasons": reasons}
+
+
+def write_cases(files: Sequence[str], predictor: Predictor, folder: Path) -> None:
+    """Predicts each patch by itself and assembles the cases that the patches tile.
+
+    Patches neither overlap nor are blended, so the labels are exactly those that the Evaluator
+    counts. Volumes are built on disk; only one patch is in memory.
+
+    Args:
+      files: record files of the evaluation split.
+      predictor: the model.
+      folder: its folders images, references and predictions receive CASE.nii on the task's grid; the
+        origin is the first voxel, because records don't store the case's own.
+    """
+    task = predictor.settings.task
+    spacings_mm: dict[str, list[float]] = {}
+    for kind in _KINDS:
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    for serialized in read_files(files):
+        record = parse_example(serialized, task)
+        case_id = record[CASE_ID].numpy().decode()
+        image = record["image"].numpy()
+        labels = predictor.predict(image[None])[0].argmax(axis=-1).astype(np.uint8)
+        patches = (image[..., 0], record["label"].numpy(), labels)
+        for kind, patch_zyx in zip(_KINDS, patches, strict=True):
+            path = folder / kind / f"{case_id}.npy"
+            if case_id not in spacings_mm:
+                shape = _integers(record, "volume")
+                np.lib.format.open_memmap(path, "w+", patch_zyx.dtype, shape)
+            _paste(path, patch_zyx, record)
+        spacings_mm[case_id] = [float(record[f"spacing_{axis}_mm"]) for axis in "xyz"]
+    for case_id, spacing_mm in spacings_mm.items():
+        for kind in _KINDS:
+            path = folder / kind / f"{case_id}.npy"
+            voxels_xyz = np.load(path, mmap_mode="r").transpose(2, 1, 0)
+            write_image(path.with_suffix(".nii"), Volume(voxels_xyz, np.diag([*spacing_mm, 1.0])))
+            path.unlink()
+
+
 def score_cases(cases: Path, output: Path) -> None:
     """Scores predictions against references by `python -m ahnet_tf.evaluate`.
 
-    What the command prints goes to scores.txt in `output`, its page with volumes to report.html.
+    The command's output goes to scores.txt in `output`, its page of volumes to report.html.
 
     Raises:
-      PipelineError: a case can't be scored; the command's own message stands above.
+      PipelineError: a case can't be scored; the command has printed the reason.
     """
-    arguments = ["--input", cases / PREDICTIONS, "--reference", cases / REFERENCES]
-    arguments += ["--output", output, "--report", output / PAGE_FILE, "--images", cases / IMAGES]
+    images, references, predictions = (cases / kind for kind in _KINDS)
+    arguments = ["--input", predictions, "--reference", references, "--output", output]
+    arguments += ["--report", output / "report.html", "--images", images]
     output.mkdir(parents=True)
     with (
-        open(output / PRINTED_FILE, "w", encoding="utf-8") as printed,
+        (output / "scores.txt").open("w", encoding="utf-8") as printed,
         contextlib.redirect_stdout(printed),
     ):
         code = evaluate([str(each) for each in arguments])
@@ -131,12 +176,27 @@ def compare_scores(evaluated: Mapping[str, Mapping[str, float]], output: Path) -
     for case_id, scored in record["cases"].items():
         whole = {"liver": scored["liver"]["dice"], "tumour": scored["lesion_dice"]}
         for name, dice in whole.items():
-            both = (evaluated[f"case_id={case_id}"][f"dice_{name}"], dice)
-            largest = max(largest, abs(both[0] - both[1]))
-            if not abs(both[0] - both[1]) <= AGREEMENT:
+            of_patches = evaluated[f"case_id={case_id}"][f"dice_{name}"]
+            difference = abs(of_patches - dice)
+            if not difference <= AGREEMENT:
                 raise PipelineError(
                     f"case {case_id}, Dice of {name}",
-                    f"the Evaluator's {both[0]:.8f} within {AGREEMENT:g}",
-                    f"{both[1]:.8f} from the whole volume",
+                    f"the Evaluator's {of_patches:.8f} within {AGREEMENT:g}",
+                    f"{dice:.8f} from the whole volume",
                 )
+            largest = max(largest, difference)
     return largest
+
+
+def _paste(path: Path, patch_zyx: np.ndarray, record: Mapping[str, tf.Tensor]) -> None:
+    """Writes the part of a patch that lies inside its volume to the volume's file."""
+    volume = np.load(path, mmap_mode="r+")
+    origin, valid = _integers(record, "origin"), _integers(record, "valid")
+    place = tuple(slice(start, start + size) for start, size in zip(origin, valid, strict=True))
+    volume[place] = patch_zyx[tuple(slice(size) for size in valid)]
+    volume.flush()
+
+
+def _integers(record: Mapping[str, tf.Tensor], name: str) -> tuple[int, ...]:
+    """Returns a feature's values along z, y and x."""
+    return tuple(int(record[f"{name}_{axis}"]) for axis in "zyx")

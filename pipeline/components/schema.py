@@ -1,9 +1,9 @@
-"""The curated schema of a task's records: what data validation holds every data set against.
+"""The curated TFDV schema of a task's records, and the checks that a schema cannot express.
 
-TFDV sees the scalars of each record and of the voxels only their number of bytes.
+TFDV sees the scalars of each record, and of the voxels only the number of bytes.
 """
 
-# TFX reads the annotations of `task_schema` as they stand: no postponed evaluation here.
+# TFX reads the annotations of `task_schema` at run time: no postponed evaluation here.
 
 import math
 
@@ -15,11 +15,10 @@ from tensorflow_data_validation.anomalies.proto import custom_validation_config_
 from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2
 from tfx.dsl.component.experimental.annotations import OutputArtifact, Parameter
 from tfx.dsl.component.experimental.decorators import component
-from tfx.dsl.io import fileio
 from tfx.types import standard_artifacts
+from tfx.utils import io_utils
 
 from pipeline.components.data_checks import MOST_CASES
-from pipeline.configs import PipelineSettings
 from preprocessing.errors import InputError
 from preprocessing.records.schema import (
     CASE_ID,
@@ -35,10 +34,10 @@ from preprocessing.tasks import Task
 
 Range = tuple[float, float]
 
-# The name that TFX's components look for.
+# The file name that TFX's components expect.
 SCHEMA_FILE = "schema.pbtxt"
 
-# Abdominal CT: in-plane 0.3-3 mm, slices up to 10 mm; HU, so air lies below 0 and tissue above.
+# Abdominal CT in HU: air below 0 and tissue above.
 # A scan stored without its rescale intercept (-1024) fails on intensity_p01.
 _CT: dict[str, Range] = {
     "spacing_x_mm": (0.3, 3.0),
@@ -53,7 +52,7 @@ _DBT: dict[str, Range] = {
     "spacing_y_mm": (0.02, 0.5),
     "spacing_z_mm": (0.5, 2.0),
 }
-# What any medical volume fits, for tasks of the user's own.
+# Any medical volume, for the user's own tasks.
 _ANY: dict[str, Range] = {
     "spacing_x_mm": (0.01, 20.0),
     "spacing_y_mm": (0.01, 20.0),
@@ -66,7 +65,7 @@ CURATED_RANGES = {
     "dbt_lesion_small": _DBT,
 }
 
-# Share by which the spacing of a resampled volume may differ from the task's.
+# Relative difference allowed between the spacing of a resampled volume and the task's.
 SPACING_TOLERANCE = 0.02
 
 
@@ -80,16 +79,16 @@ def make_schema(task: Task) -> schema_pb2.Schema:
         _add(schema, name, schema_pb2.BYTES)
     classes = [name for name, _ in SPACING_CLASSES_MM] + ["thick"]
     _add(schema, SPACING_CLASS, schema_pb2.BYTES).string_domain.value.extend(classes)
-    _add_whole(schema, PATCH_INDEX, 0)
+    _add_integer(schema, PATCH_INDEX, 0)
     for axis, size in zip("zyx", task.patch_shape_zyx, strict=True):
-        _add_whole(schema, f"shape_{axis}", size, size)
-        _add_whole(schema, f"valid_{axis}", 1, size)
-        _add_whole(schema, f"origin_{axis}")
-        _add_whole(schema, f"volume_{axis}", 1)
+        _add_integer(schema, f"shape_{axis}", size, size)
+        _add_integer(schema, f"valid_{axis}", 1, size)
+        _add_integer(schema, f"origin_{axis}")
+        _add_integer(schema, f"volume_{axis}", 1)
     for value, _ in enumerate(task.class_names):
-        _add_whole(schema, f"voxels_label_{value}", 0, voxels)
-        _add_whole(schema, f"case_voxels_label_{value}", 0)
-    for name, (low, high) in _real_ranges(task).items():
+        _add_integer(schema, f"voxels_label_{value}", 0, voxels)
+        _add_integer(schema, f"case_voxels_label_{value}", 0)
+    for name, (low, high) in _float_ranges(task).items():
         domain = _add(schema, name, schema_pb2.FLOAT).float_domain
         domain.min, domain.max = low, high
         domain.disallow_nan = domain.disallow_inf = True
@@ -101,12 +100,12 @@ def make_validations(
 ) -> custom_validation_config_pb2.CustomValidationConfig:
     """Returns the checks that a schema cannot express.
 
-    The length of the voxel bytes must be that of the task's patches (an error), and every label
-    must occur somewhere (a warning, for it is the training split alone that can't do without).
+    The voxel bytes must have the length of the task's patches (an error), and each label must occur
+    in some case (a warning, because only the training split requires it).
 
     Args:
-      task: what the records should hold.
-      with_voxels: the statistics know the voxel bytes, see `statistics_options`.
+      task: describes the records.
+      with_voxels: the statistics include the voxel bytes, see `statistics_options`.
     """
     config = custom_validation_config_pb2.CustomValidationConfig()
     voxels = math.prod(task.patch_shape_zyx)
@@ -129,10 +128,9 @@ def make_validations(
 
 
 def statistics_options(task: Task, *, inferred: bool = False) -> tfdv.StatsOptions:
-    """Returns what StatisticsGen looks at.
+    """Returns StatisticsGen's options; all case ids are kept, so that splits can be compared.
 
-    All names of cases are kept, so that splits can be compared. Without a schema, which would call
-    the voxel bytes images, scalars alone are looked at.
+    Without a schema, which declares the voxel bytes as images, only scalars are included.
     """
     return tfdv.StatsOptions(
         num_rank_histogram_buckets=MOST_CASES,
@@ -140,22 +138,14 @@ def statistics_options(task: Task, *, inferred: bool = False) -> tfdv.StatsOptio
     )
 
 
-def data_schema(settings: PipelineSettings) -> str:
-    """Returns the text of the schema that records are held against: the task's, or a file's."""
-    if settings.schema == "curated":
-        return schema_text(settings.task)
-    return read_schema(settings.schema, settings.task)
-
-
 def read_schema(path: str, task: Task) -> str:
-    """Reads a schema file and checks that it is one for a task's records.
+    """Reads a schema file and checks that it fits a task's records.
 
     Raises:
       InputError: no such file, no schema, or one for records of another task.
     """
     try:
-        with fileio.open(path, "r") as file:
-            text = file.read()
+        text = io_utils.read_string_file(path)
         schema = text_format.Parse(text, schema_pb2.Schema())
     except (OSError, tf.errors.OpError) as error:
         raise InputError(path, "a readable schema", str(error).split("\n")[0]) from None
@@ -168,7 +158,7 @@ def read_schema(path: str, task: Task) -> str:
         found = f"{'one for' if odd[0] in named else 'none for'} {odd[0]}"
         raise InputError(path, f"entries for the features of task {task.name}", found)
     for axis, size in zip("zyx", task.patch_shape_zyx, strict=True):
-        (domain,) = [f.int_domain for f in schema.feature if f.name == f"shape_{axis}"]
+        domain = tfdv.get_feature(schema, f"shape_{axis}").int_domain
         if not domain.min <= size <= (domain.max or size):
             raise InputError(
                 path,
@@ -179,22 +169,21 @@ def read_schema(path: str, task: Task) -> str:
 
 
 def schema_text(task: Task) -> str:
-    """Returns the schema's text form."""
+    """Returns the text of a task's curated schema."""
     return text_format.MessageToString(make_schema(task))
 
 
 @component
 def task_schema(text: Parameter[str], schema: OutputArtifact[standard_artifacts.Schema]) -> None:
-    """A component that hands the schema to the others; it runs again where the text changes.
+    """A component that writes a schema for the others.
 
-    The text travels with the pipeline: a pod of a cluster sees no file of this machine.
+    The text is a parameter, because a pod of a cluster cannot read files of this machine.
     """
-    fileio.makedirs(schema.uri)
-    with fileio.open(f"{schema.uri}/{SCHEMA_FILE}", "w") as file:
-        file.write(text)
+    io_utils.write_string_file(f"{schema.uri}/{SCHEMA_FILE}", text)
 
 
-def _real_ranges(task: Task) -> dict[str, Range]:
+def _float_ranges(task: Task) -> dict[str, Range]:
+    """Returns the least and largest value of each float feature."""
     stored = np.iinfo(task.image_dtype)
     ranges = dict.fromkeys(INTENSITY_QUANTILES, (float(stored.min), float(stored.max)))
     ranges |= CURATED_RANGES.get(task.name, _ANY)
@@ -207,7 +196,7 @@ def _real_ranges(task: Task) -> dict[str, Range]:
 
 
 def _add(schema: schema_pb2.Schema, name: str, kind: int) -> schema_pb2.Feature:
-    """Adds a feature that every record carries exactly once."""
+    """Adds a feature that every record has exactly once."""
     feature = schema.feature.add(name=name, type=kind)
     feature.presence.min_fraction = 1.0
     feature.presence.min_count = 1
@@ -215,15 +204,12 @@ def _add(schema: schema_pb2.Schema, name: str, kind: int) -> schema_pb2.Feature:
     return feature
 
 
-def _add_whole(
+def _add_integer(
     schema: schema_pb2.Schema, name: str, least: int | None = None, most: int | None = None
 ) -> None:
-    domain = _add(schema, name, schema_pb2.INT).int_domain
-    domain.SetInParent()
-    if least is not None:
-        domain.min = least
-    if most is not None:
-        domain.max = most
+    _add(schema, name, schema_pb2.INT).int_domain.MergeFrom(
+        schema_pb2.IntDomain(min=least, max=most)
+    )
 
 
 def _add_check(

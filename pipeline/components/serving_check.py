@@ -1,19 +1,15 @@
-"""The last test before a push: a server in a process of its own loads the model and answers."""
+"""ServingCheck: a model server in another process loads the model and answers requests."""
 
-# TFX reads the annotations of `answer_requests` as they stand: no postponed evaluation here.
+# TFX reads the annotations of `answer_requests` at run time: no postponed evaluation here.
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tfx.dsl.component.experimental.annotations import (
-    InputArtifact,
-    OutputArtifact,
-    Parameter,
-)
+from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
 from tfx.dsl.component.experimental.decorators import component
 from tfx.dsl.io import fileio
 from tfx.types import artifact_utils, standard_artifacts
@@ -21,7 +17,6 @@ from tfx.utils import io_utils, path_utils
 
 from ahnet_tf.data.records import read_files
 from ahnet_tf.inference.predictor import ExportSettings, open_predictor
-from pipeline.components.anomaly_gate import EVALUATION_SPLIT
 from pipeline.components.trainer import record_files
 from pipeline.stages import served
 from preprocessing.errors import AHNetError, ServingError
@@ -30,10 +25,10 @@ from preprocessing.tasks import Task
 from serving.client.sync import AHNetClient
 
 MODEL_NAME = "candidate"
-# What Pusher reads, as InfraValidator writes it.
+# The property of an InfraBlessing that Pusher reads; InfraValidator writes the same.
 BLESSED = "blessed"
 REFUSAL_FILE = "refusal.json"
-# By how much a probability may differ between the server and this process.
+# Largest difference between the probabilities of the server and of this process.
 TOLERANCE = 1e-4
 
 
@@ -44,47 +39,50 @@ def answer_requests(
     blessing: OutputArtifact[standard_artifacts.InfraBlessing],
     requests: Parameter[int],
 ) -> None:
-    """A component that serves a model in another process and sends it patches of evaluation cases.
+    """A component that serves a model and sends it patches of evaluation cases.
 
-    The model is blessed if all answers are those of the model in this process. Else the reason stands
-    in refusal.json, and Pusher does not push.
+    The model is blessed if all answers equal those of the model in this process. Otherwise
+    refusal.json holds the reason, and Pusher does not push.
 
     Args:
       model: an exported network.
-      examples: where the patches come from.
-      blessing: custom property `blessed`, 1 or 0.
-      requests: patches to send, each of another case where there are so many.
+      examples: the source of the patches.
+      blessing: its custom property `blessed` is 1 or 0.
+      requests: number of patches, each of another case.
     """
-    split = artifact_utils.get_split_uri([examples], EVALUATION_SPLIT)
+    reason = None
     try:
-        check_answers(
-            path_utils.serving_model_path(model.uri), record_files([f"{split}/*"]), requests
-        )
-        reason = None
+        export = path_utils.serving_model_path(model.uri)
+        check_answers(export, evaluation_files(examples), requests)
     except AHNetError as error:
         reason = str(error)
     io_utils.write_string_file(f"{blessing.uri}/{REFUSAL_FILE}", json.dumps({"reason": reason}))
     blessing.set_int_custom_property(BLESSED, int(reason is None))
 
 
+def evaluation_files(examples: standard_artifacts.Examples) -> list[str]:
+    """Returns the record files of the evaluation split."""
+    return record_files([f"{artifact_utils.get_split_uri([examples], 'eval')}/*"])
+
+
 def check_answers(export: str, files: Sequence[str], requests: int) -> None:
-    """Serves an export and compares its answers with those of the export in this process.
+    """Compares the answers of a server with those of the same export in this process.
 
     Args:
       export: SavedModel folder.
       files: record files.
-      requests: patches to send.
+      requests: number of patches to send.
 
     Raises:
       ModelError: the export can't be loaded here.
       PipelineError: the server ends before it is ready.
-      ServingError: it doesn't answer, or with something else.
+      ServingError: it does not answer, or answers differ.
     """
     with tempfile.TemporaryDirectory() as folder:
         version = Path(folder) / "1"
         io_utils.copy_dir(export, str(version))
         with ThreadPoolExecutor(1) as beside:
-            # This process loads the export and answers while the server is still starting.
+            # This process loads the export and predicts while the server starts.
             expecting = beside.submit(_answers_here, version, files, requests)
             with (
                 served(Path(folder), MODEL_NAME) as (address, _),
@@ -100,9 +98,9 @@ def check_answers(export: str, files: Sequence[str], requests: int) -> None:
 
 
 def first_patches(files: Sequence[str], task: Task, count: int) -> dict[str, np.ndarray]:
-    """Returns up to `count` patches [1, z, y, x, channel] as stored, the first of each case."""
+    """Returns the stored first patch [1, z, y, x, channel] of up to `count` cases by case id."""
     patches: dict[str, np.ndarray] = {}
-    for serialized in read_files(list(files)):
+    for serialized in read_files(files):
         if len(patches) == count:
             break
         record = parse_example(serialized, task)
@@ -110,10 +108,21 @@ def first_patches(files: Sequence[str], task: Task, count: int) -> dict[str, np.
     return patches
 
 
+def serving_sentence(folder: str, blessed: bool) -> str:
+    """Returns the outcome of the serving check in words, from the folder of an InfraBlessing."""
+    if blessed:
+        return "a server in another process loaded the model and answered"
+    path = f"{folder}/{REFUSAL_FILE}"
+    if not fileio.exists(path):
+        return "no server could answer with the model"
+    reason = json.loads(io_utils.read_string_file(path))["reason"]
+    return f"no server could answer with the model ({reason})"
+
+
 def _answers_here(
     version: Path, files: Sequence[str], requests: int
 ) -> tuple[ExportSettings, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """Returns an export's settings, and by case a patch and this process's answer to it."""
+    """Returns an export's settings, and by case a patch with this process's answer to it."""
     here = open_predictor(version)
     patches = first_patches(files, here.settings.task, requests)
     answers = {case_id: (image, here.predict(image)) for case_id, image in patches.items()}
@@ -122,26 +131,10 @@ def _answers_here(
 
 def _compare(answer: np.ndarray, expected: np.ndarray, export: str, case_id: str) -> None:
     difference = np.abs(answer - expected).max()
-    # A NaN is no answer either.
+    # The difference to NaN is NaN, which must fail.
     if not difference <= TOLERANCE:
         raise ServingError(
             f"{export}, case {case_id}",
             f"probabilities within {TOLERANCE:g} of the export's own",
             f"a difference of {difference:.3g}",
         )
-
-
-def is_served(properties: Mapping[str, object]) -> bool:
-    """Says whether a model could be served, from the properties of its InfraBlessing."""
-    return properties.get(BLESSED) == 1
-
-
-def serving_sentence(folder: str, properties: Mapping[str, object]) -> str:
-    """Returns what became of the attempt to serve a model, from its InfraBlessing."""
-    if is_served(properties):
-        return "a server in a process of its own loaded the model and answered"
-    path = f"{folder}/{REFUSAL_FILE}"
-    if not fileio.exists(path):
-        return "no server could answer with the model"
-    with fileio.open(path, "r") as file:
-        return f"no server could answer with the model ({json.load(file)['reason']})"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.configs import RECORD_PATTERN, PipelineSettings
+from pipeline.configs import PipelineSettings
 from pipeline.local.metadata_store import METADATA_FILE, has_blessed_model
-from pipeline.span_folders import newest_span
+from pipeline.spans import newest_span
 from preprocessing.errors import InputError, PipelineError, SettingsError
 from preprocessing.files import write_json
 from preprocessing.records.splits import SPLITS
@@ -26,11 +26,13 @@ def check_launch(
     Raises:
       InputError: a split has no records, its first one can't be read, there are no labelled cases,
         or the schema is none for this task.
-      SettingsError: an option or an engine that Beam does not know, a warm start of nothing, or what
-        several workers (TF_CONFIG) can't do.
+      SettingsError: an option or an engine that Beam does not know, a warm start without a model, or
+        several workers in TF_CONFIG.
       PipelineError: nothing can be written to the output folder.
     """
-    _check_workers(settings)
+    from ahnet_tf.training.distribution import check_alone
+
+    check_alone("pipeline")
     data = newest_span(settings.input) if settings.spans else Path(settings.input)
     if settings.from_volumes:
         _check_volumes(data)
@@ -54,27 +56,16 @@ def check_launch(
         beam_runner(beam_options, own_options)
 
 
-def _check_workers(settings: PipelineSettings) -> None:
-    from ahnet_tf.training.distribution import check_alone, check_replicas, workers_of
-    from pipeline.training_process import check_chief
-
-    check_chief(workers_of())
-    if settings.tuner_trials:
-        check_alone("--tune")
-    for stage in settings.config.stages.values():
-        check_replicas(stage.training.replicas)
-
-
 def _check_records(data: Path) -> None:
+    from ahnet_tf.data.records import find_records
+
     for split in SPLITS:
-        folder = data / split
-        files = sorted(folder.glob(RECORD_PATTERN))
+        files = find_records(data / split)
         if not any(_has_record(file) for file in files):
-            found = f"{len(files)} files without any" if files else "no such file"
             raise InputError(
-                folder,
-                f"records of the {split} split ({RECORD_PATTERN})",
-                found if folder.is_dir() else "no such folder",
+                data / split,
+                f"records of the {split} split",
+                f"{len(files)} files without any",
                 "Write them with python -m preprocessing.convert, with a case for each split.",
             )
 
@@ -98,11 +89,12 @@ def _check_output(output: Path) -> None:
         raise PipelineError(output, "a folder that can be written to", error.strerror) from None
 
 
-def _has_record(file: Path) -> bool:
+def _has_record(file: str) -> bool:
     import tensorflow as tf
 
-    compression = "GZIP" if file.suffix == ".gz" else ""
+    from ahnet_tf.data.records import read_files
+
     try:
-        return bool(list(tf.data.TFRecordDataset(str(file), compression).take(1)))
+        return bool(list(read_files([file]).take(1)))
     except tf.errors.DataLossError as error:
         raise InputError(file, "readable TFRecords", error.message) from None

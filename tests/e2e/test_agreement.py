@@ -15,7 +15,8 @@ from ahnet_tf.predict import main as predict
 from pipeline.components.evaluator import (
     CONFUSION,
     SIGNATURE,
-    SumConfusionsByCase,
+    CombineCases,
+    confusion,
     regions,
     summarize,
 )
@@ -70,7 +71,7 @@ def scores_of_tiles(model, folder, records):
     for case in find_cases([folder], need_labels=True):
         assert convert_case(case, "eval", settings, str(records))["status"] == "converted"
     signature = tf.saved_model.load(str(model)).signatures[SIGNATURE]
-    combine = SumConfusionsByCase("", regions(TASK), {})
+    combine = CombineCases(confusion, summarize, {})
     halves = [combine.create_accumulator() for _ in range(2)]
     shards = sorted(map(str, (records / "eval").iterdir()))
     for number, record in enumerate(tf.data.TFRecordDataset(shards)):
@@ -93,8 +94,8 @@ def test_dice_of_tiles_is_that_of_whole_volumes(model, tmp_path):
     assert evaluate([words[1], words[0], "--output", words[2]]) == 0
     whole = json.loads((tmp_path / "scores" / "scores.json").read_text())
     assert sorted(confusions) == [f"volume-{number}".encode() for number in range(4)]
-    for case_id, confusion in confusions.items():
-        tiles = summarize([confusion], regions(TASK))
+    for case_id, counts in confusions.items():
+        tiles = summarize([counts], regions(TASK))
         scores = whole["cases"][case_id.decode()]
         assert tiles["dice_liver"] == pytest.approx(scores["liver"]["dice"], abs=1e-6)
         assert tiles["dice_tumour"] == pytest.approx(scores["lesion_dice"], abs=1e-6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pipeline.code_version import code_version, sources
 
 
@@ -28,3 +30,15 @@ def test_it_is_stable_and_differs_between_modules():
         "pipeline.components.trainer"
     )
     assert code_version("pipeline.components.trainer") != code_version("ahnet_tf.training.losses")
+
+
+def test_it_covers_the_template_of_the_model_card(monkeypatch):
+    digest = code_version.__wrapped__
+    before = digest("pipeline.components.model_card")
+    read = Path.read_bytes
+
+    def changed(path: Path) -> bytes:
+        return read(path) + (b"changed" if path.suffix == ".jinja" else b"")
+
+    monkeypatch.setattr(Path, "read_bytes", changed)
+    assert digest("pipeline.components.model_card") != before

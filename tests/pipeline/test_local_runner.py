@@ -341,4 +341,4 @@ def test_input_that_cannot_work_is_refused_before_anything_is_launched(
     file.write_bytes(b"")
     assert "records of the eval split" in refusal()
     shutil.rmtree(records / "eval")
-    assert "eval: expected records of the eval split" in refusal()
+    assert "eval: expected TFRecords" in refusal()

@@ -10,9 +10,13 @@ import tensorflow_data_validation as tfdv
 from apache_beam.options.pipeline_options import PipelineOptions
 from attrs import evolve
 from tfx.types import standard_artifacts
-from tfx.utils import io_utils
+from tfx.utils import io_utils, proto_utils
 
-from pipeline.components.anomaly_gate import find_faults
+from pipeline.components.anomaly_gate import (
+    ExampleValidatorExecutor,
+    find_faults,
+    read_anomalies,
+)
 from pipeline.components.schema import (
     SCHEMA_FILE,
     make_schema,
@@ -141,8 +145,8 @@ def test_a_patient_in_both_splits_is_stopped_and_named(faults_of, patch):
 @pytest.mark.parametrize(
     ("voxels", "words"),
     [
-        ((7168, 32, 992), "992 voxels a case are tumour and only 32 other liver"),
-        ((992, 7168, 32), "88 % of the voxels are no background"),
+        ((7168, 32, 992), "992 voxels per case are tumour and only 32 other liver"),
+        ((992, 7168, 32), "88 % of the voxels are not background"),
     ],
 )
 def test_swapped_labels_are_stopped(faults_of, patch, voxels, words):
@@ -204,3 +208,32 @@ def test_a_schema_for_another_task_is_refused(tmp_path, task):
         read_schema(str(path), task)
     with pytest.raises(InputError, match="a readable schema"):
         read_schema(str(tmp_path / "none.pbtxt"), task)
+
+
+@pytest.mark.parametrize("form", [lambda checks: checks, proto_utils.proto_to_json])
+def test_a_missing_label_is_found_in_either_form(tmp_path, task, patch, write_records, form):
+    healthy = replace(patch, case_label_voxels=(900, 100, 0))
+    found = tfdv.generate_statistics_from_tfrecord(
+        str(write_records(tmp_path / "train", [healthy], task)),
+        stats_options=tfdv.StatsOptions(schema=make_schema(task)),
+        pipeline_options=PipelineOptions(["--direct_running_mode=in_memory"]),
+    )
+    statistics = standard_artifacts.ExampleStatistics()
+    statistics.uri, statistics.split_names = str(tmp_path / "statistics"), '["train"]'
+    (tmp_path / "statistics" / "Split-train").mkdir(parents=True)
+    file = tmp_path / "statistics" / "Split-train" / "FeatureStats.pb"
+    file.write_bytes(found.SerializeToString())
+    schema = standard_artifacts.Schema()
+    schema.uri = str(tmp_path / "schema")
+    (tmp_path / "schema").mkdir()
+    (tmp_path / "schema" / SCHEMA_FILE).write_text(schema_text(task))
+    anomalies = standard_artifacts.ExampleAnomalies()
+    anomalies.uri = str(tmp_path / "anomalies")
+    ExampleValidatorExecutor().Do(
+        {"statistics": [statistics], "schema": [schema]},
+        {"anomalies": [anomalies]},
+        {"custom_validation_config": form(make_validations(task)), "exclude_splits": "[]"},
+    )
+    assert list(read_anomalies(f"{anomalies.uri}/Split-train").anomaly_info) == [
+        "case_voxels_label_2"
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -13,7 +14,8 @@ from tensorflow_model_analysis import metrics as tfma_metrics
 
 from pipeline.components.evaluator import (
     CONFUSION,
-    SumConfusionsByCase,
+    CombineCases,
+    confusion,
     dice,
     make_eval_config,
     region_counts,
@@ -81,7 +83,8 @@ def test_neither_the_order_of_patches_nor_their_bundles_matter(counts, cut, data
         for number, matrix in enumerate(counts)
     ]
     keys = {name: tfma_metrics.MetricKey(name) for name in summarize(counts, LIVER_AND_TUMOUR)}
-    combine = SumConfusionsByCase("", LIVER_AND_TUMOUR, keys)
+    score = functools.partial(summarize, region_labels=LIVER_AND_TUMOUR)
+    combine = CombineCases(confusion, score, keys)
 
     def added(some):
         accumulator = combine.create_accumulator()

@@ -16,14 +16,14 @@ from ahnet_tf.inference.lesion_nms import detect_lesions
 from ahnet_tf.inference.predictor import ExportSettings, open_predictor
 from ahnet_tf.networks import build_network
 from ahnet_tf.presets import run_config
-from pipeline.components.evaluator import make_eval_config, read_scores
+from pipeline.components.evaluator import CombineCases, make_eval_config, read_scores
 from pipeline.components.lesion_metrics import (
     LESION_PROBABILITY,
     MOST_KEPT,
-    CollectMaps,
     cut_maps,
     lesion_score_names,
     lesion_summary,
+    score_cases,
     score_maps,
 )
 from preprocessing.convert import main as convert
@@ -69,7 +69,7 @@ def patches_of(reference, predicted, case_id=b"case"):
 
 def combined(patches):
     keys = {name: tfma_metrics.MetricKey(name) for name in lesion_score_names()}
-    collect = CollectMaps("", keys)
+    collect = CombineCases(cut_maps, score_cases, keys)
     bundles = [collect.create_accumulator(), collect.create_accumulator()]
     for number, patch in enumerate(patches):
         bundles[number % 2] = collect.add_input(bundles[number % 2], patch)
@@ -129,8 +129,8 @@ def test_a_patch_that_is_unsure_everywhere_keeps_its_highest_voxels():
     for axis in "xyz":
         features[f"spacing_{axis}_mm"] = np.array([1.0])
     probability = np.linspace(0.1, 0.9, side * side, dtype=np.float32).reshape(1, side, side)
-    patch = tfma_metrics.StandardMetricInputs(features=features)
-    (kept,) = cut_maps(patch, probability).heights
+    (maps,) = cut_maps(features, {LESION_PROBABILITY: probability})
+    kept = maps.heights
     assert MOST_KEPT - 2 <= len(kept) <= MOST_KEPT
     assert kept.max() == probability.max()
 

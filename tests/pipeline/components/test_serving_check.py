@@ -64,6 +64,6 @@ def test_other_numbers_are_refused(tmp_path):
     for other in (answer + 2e-4, np.full_like(answer, np.nan)):
         with pytest.raises(ServingError, match="case case-0: expected probabilities"):
             _compare(other, answer, "model", "case-0")
-    assert "answered" in serving_sentence(str(tmp_path), {"blessed": 1})
+    assert "answered" in serving_sentence(str(tmp_path), True)
     (tmp_path / "refusal.json").write_text('{"reason": "out of memory"}')
-    assert serving_sentence(str(tmp_path), {"blessed": 0}).endswith("(out of memory)")
+    assert serving_sentence(str(tmp_path), False).endswith("(out of memory)")

@@ -8,9 +8,9 @@ from ml_metadata.proto import metadata_store_pb2 as mlmd
 from tfx.types import standard_artifacts
 
 from pipeline.components.anomaly_gate import stop_on_anomalies
-from pipeline.components.spans import NewestSpans, SpanBefore, UnseenByModel
-from pipeline.span_folders import newest_span, spans_of
-from preprocessing.errors import InputError
+from pipeline.components.resolvers import NewestSpans, SpanBefore, UnseenByModel
+
+GATE = stop_on_anomalies.get_class_type()
 
 
 class History:
@@ -43,13 +43,13 @@ class History:
                 event.path.steps.add(key=key)
                 self.store.put_events([event])
 
-    def span(self, number, passes=True):
+    def span(self, number, passes=True, gate=GATE):
         """Imports a span and validates it; returns its examples and statistics."""
         examples = self.artifact(standard_artifacts.Examples, span=number)
         statistics = self.artifact(standard_artifacts.ExampleStatistics)
         state = mlmd.Execution.COMPLETE if passes else mlmd.Execution.FAILED
         inputs = {"examples": examples, "statistics": statistics}
-        self.execution(stop_on_anomalies.get_class_type(), inputs, state=state)
+        self.execution(gate, inputs, state=state)
         return examples, statistics
 
     def model(self, examples, blessed):
@@ -104,6 +104,15 @@ def test_a_new_span_is_compared_with_the_one_before_that_passed(history):
     assert history.resolve(SpanBefore(), first, **kinds)["statistics"] == []
 
 
+def test_spans_validated_before_the_gates_module_was_renamed_count(history):
+    first, statistics = history.span(1, gate="pipeline.validation.stop_on_anomalies")
+    current, _ = history.span(2)
+    found = history.resolve(NewestSpans(2), current, examples="Examples")
+    assert ids(found["examples"]) == ids([current, first])
+    kinds = {"examples": "Examples", "statistics": "ExampleStatistics"}
+    assert ids(history.resolve(SpanBefore(), current, **kinds)["statistics"]) == ids([statistics])
+
+
 def test_a_warm_start_goes_on_from_the_last_blessed_model_of_other_data(history):
     kinds = {"model": "Model", "model_blessing": "ModelBlessing"}
     first, _ = history.span(1)
@@ -117,13 +126,3 @@ def test_a_warm_start_goes_on_from_the_last_blessed_model_of_other_data(history)
     assert ids(history.resolve(UnseenByModel(), second, **kinds)["model"]) == [good.id]
     third, _ = history.span(3)
     assert ids(history.resolve(UnseenByModel(), third, **kinds)["model"]) == [newer.id]
-
-
-def test_spans_on_disk(tmp_path):
-    with pytest.raises(InputError, match="span-1, span-2, found none"):
-        newest_span(tmp_path)
-    for name in ("span-2", "span-10", "span-x", "other"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "span-11").touch()
-    assert list(spans_of(tmp_path)) == [2, 10]
-    assert newest_span(tmp_path).name == "span-10"

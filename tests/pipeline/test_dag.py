@@ -7,15 +7,20 @@ from pathlib import Path
 
 import apache_beam as beam
 import pytest
+from apache_beam.io.filesystems import FileSystems
 from attrs import evolve
+from tfx.components.trainer.fn_args_utils import FnArgs
 from tfx.dsl.components.base.base_beam_component import BaseBeamComponent
 
+from ahnet_tf.data.records import find_records
 from ahnet_tf.presets import run_config
 from pipeline.beam_options import BEAM_ARGUMENTS, beam_arguments, own_beam_options
 from pipeline.components.evaluator import make_eval_config
+from pipeline.components.tuner import tuner_fn
 from pipeline.configs import PipelineSettings
 from pipeline.dag import create_pipeline
 from pipeline.local.dag_runner import _own_error
+from pipeline.local.preflight import check_launch
 from preprocessing.errors import InputError, PipelineError, SettingsError
 from preprocessing.tasks import PRESETS
 
@@ -103,6 +108,31 @@ def test_lesions_are_scored_where_they_are_the_target(settings):
 def test_settings_that_are_not_possible(settings, change, words):
     with pytest.raises(SettingsError, match=words):
         evolve(settings, **change)
+
+
+def test_a_pipeline_is_for_one_process(settings, monkeypatch):
+    cluster = {"worker": ["localhost:2222", "localhost:2223"]}
+    task = {"type": "worker", "index": 0}
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": task}))
+    with pytest.raises(SettingsError, match="pipeline: expected one process, found 2 workers"):
+        check_launch(settings, [], [])
+    assert not Path(settings.output).exists()
+    with pytest.raises(SettingsError, match="Tuner: expected one process, found 2 workers"):
+        tuner_fn(FnArgs())
+
+
+RECORD_FILES = ("a.tfrecord", "b.tfrecord.gz", "c.gz", "d.tfrecord-00000-of-00002")
+
+
+def test_trainings_and_pipelines_take_the_same_record_files(tmp_path, settings):
+    for name in (*RECORD_FILES, "task.json", "a.tfrecord.0f.unfinished"):
+        (tmp_path / name).touch()
+    assert [Path(file).name for file in find_records(tmp_path)] == list(RECORD_FILES)
+    source = json.loads(node(settings, "ImportExampleGen").exec_properties["input_config"])
+    pattern = source["splits"][0]["pattern"]
+    assert pattern.startswith("train/")
+    (match,) = FileSystems.match([f"{tmp_path}/{pattern.removeprefix('train/')}"])
+    assert set(RECORD_FILES) <= {Path(found.path).name for found in match.metadata_list}
 
 
 def _fail(_):

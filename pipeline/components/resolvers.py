@@ -1,0 +1,208 @@
+"""Resolvers of the spans to train on, and of earlier statistics and models.
+
+Each takes `current`, an artifact of this run, and all artifacts of the kinds in its INPUTS.
+`last_pushed_model` is for engines without metadata.
+"""
+
+# TFX reads the annotations of `last_pushed_model` at run time: no postponed evaluation here.
+
+from collections.abc import Callable, Collection
+from typing import Any, ClassVar
+
+from ml_metadata import MetadataStore
+from ml_metadata.proto import metadata_store_pb2
+from tfx import components
+from tfx.components.evaluator import executor
+from tfx.dsl.component.experimental.annotations import OutputArtifact, Parameter
+from tfx.dsl.component.experimental.decorators import component
+from tfx.dsl.components.base.executor_spec import BeamExecutorSpec
+from tfx.dsl.components.common.resolver import ResolverStrategy
+from tfx.dsl.io import fileio
+from tfx.types import Artifact, standard_artifacts
+from tfx.types.standard_component_specs import BASELINE_MODEL_KEY
+from tfx.utils import io_utils, path_utils
+
+from pipeline.components.anomaly_gate import stop_on_anomalies
+
+ArtifactsByKey = dict[str, list[Artifact]]
+MODELS = {
+    "model": standard_artifacts.Model,
+    "model_blessing": standard_artifacts.ModelBlessing,
+}
+
+_Event = metadata_store_pb2.Event
+_Execution = metadata_store_pb2.Execution
+
+
+class NewestSpans(ResolverStrategy):
+    """Resolves the examples of the newest spans up to the current one, newest first.
+
+    If a span was imported several times, its latest import counts. Examples that failed data
+    validation are left out.
+
+    Args:
+      spans: how many.
+    """
+
+    INPUTS: ClassVar = {"examples": standard_artifacts.Examples}
+
+    def __init__(self, spans: int):
+        self._spans = spans
+
+    def resolve_artifacts(self, store: MetadataStore, input_dict: ArtifactsByKey) -> ArtifactsByKey:
+        """Returns `examples` with up to `spans` artifacts."""
+        (current,) = input_dict["current"]
+        earlier = _earlier_spans(input_dict, passed_validation(store))
+        by_span = {span_of(examples): examples for examples in [*earlier, current]}
+        newest = sorted(by_span, reverse=True)[: self._spans]
+        return {"current": [current], "examples": [by_span[span] for span in newest]}
+
+
+class SpanBefore(ResolverStrategy):
+    """Resolves the statistics of the newest span before the current one that passed validation."""
+
+    INPUTS: ClassVar = {
+        "examples": standard_artifacts.Examples,
+        "statistics": standard_artifacts.ExampleStatistics,
+    }
+
+    def resolve_artifacts(self, store: MetadataStore, input_dict: ArtifactsByKey) -> ArtifactsByKey:
+        """Returns `statistics` with one artifact or none."""
+        passed = passed_validation(store)
+        before = [passed[examples.id] for examples in _earlier_spans(input_dict, passed)][-1:]
+        found = [statistics for statistics in input_dict["statistics"] if statistics.id in before]
+        return {**input_dict, "statistics": found}
+
+
+class UnseenByModel(ResolverStrategy):
+    """Resolves the latest blessed model that was not trained on the current examples.
+
+    A warm start begins from it. The run's own model does not qualify, so that the same run starts
+    from the same model again and executes nothing.
+    """
+
+    INPUTS: ClassVar = MODELS
+
+    def resolve_artifacts(self, store: MetadataStore, input_dict: ArtifactsByKey) -> ArtifactsByKey:
+        """Returns `model` and `model_blessing` with one artifact each or none."""
+        (current,) = input_dict["current"]
+        return _latest_blessed(
+            input_dict, lambda model: current.id not in trained_on(store, model.id)
+        )
+
+
+class EarlierBlessedModel(ResolverStrategy):
+    """Resolves the latest blessed model other than the current one.
+
+    TFX's LatestBlessedModelStrategy returns the run's own model once that is blessed: the same run
+    would then evaluate it again, against itself.
+    """
+
+    INPUTS: ClassVar = MODELS
+
+    def resolve_artifacts(self, store: MetadataStore, input_dict: ArtifactsByKey) -> ArtifactsByKey:
+        """Returns `model` and `model_blessing` with one artifact each or none."""
+        (current,) = input_dict["current"]
+        return _latest_blessed(input_dict, lambda model: model.id != current.id)
+
+
+@component
+def last_pushed_model(
+    pushed: Parameter[str], model: OutputArtifact[standard_artifacts.Model]
+) -> None:
+    """A component that copies the newest version from Pusher's folder, if there is one.
+
+    It replaces `EarlierBlessedModel`, because only blessed models are pushed.
+    """
+    names = fileio.listdir(pushed) if fileio.exists(pushed) else []
+    versions = [int(name.rstrip("/")) for name in names if name.rstrip("/").isdigit()]
+    fileio.makedirs(model.uri)
+    if versions:
+        target = path_utils.serving_model_dir(model.uri)
+        io_utils.copy_dir(f"{pushed}/{max(versions)}", target)
+
+
+class _AgainstPushed(executor.Executor):
+    """Evaluates without a baseline if `last_pushed_model` found none."""
+
+    def Do(  # noqa: N802, TFX's name
+        self,
+        input_dict: ArtifactsByKey,
+        output_dict: ArtifactsByKey,
+        exec_properties: dict[str, Any],
+    ) -> None:
+        found = [
+            model
+            for model in input_dict.get(BASELINE_MODEL_KEY, [])
+            if fileio.exists(path_utils.serving_model_dir(model.uri))
+        ]
+        super().Do(input_dict | {BASELINE_MODEL_KEY: found}, output_dict, exec_properties)
+
+
+class EvaluatorAgainstPushed(components.Evaluator):
+    """TFX's Evaluator with a baseline from `last_pushed_model`."""
+
+    EXECUTOR_SPEC = BeamExecutorSpec(_AgainstPushed)
+
+
+def span_of(artifact: Artifact) -> int:
+    """Returns the span number of examples; 0 for data without spans."""
+    return artifact.get_int_custom_property("span")
+
+
+def passed_validation(store: MetadataStore) -> dict[int, int]:
+    """Returns the ids of the statistics of all examples that passed the anomaly gate, by theirs."""
+    # By the function's name alone: its module has been renamed since the first runs.
+    gate = f".{stop_on_anomalies.__name__}"
+    kinds = [kind.name for kind in store.get_execution_types() if kind.name.endswith(gate)]
+    passed = {}
+    for execution in [each for kind in kinds for each in store.get_executions_by_type(kind)]:
+        if execution.last_known_state not in (_Execution.COMPLETE, _Execution.CACHED):
+            continue
+        inputs = {
+            event.path.steps[0].key: event.artifact_id
+            for event in store.get_events_by_execution_ids([execution.id])
+            if event.type == _Event.INPUT
+        }
+        passed[inputs["examples"]] = inputs["statistics"]
+    return passed
+
+
+def trained_on(store: MetadataStore, model: int) -> set[int]:
+    """Returns the ids of all inputs of the execution that made a model."""
+    makers = [
+        event.execution_id
+        for event in store.get_events_by_artifact_ids([model])
+        if event.type == _Event.OUTPUT
+    ]
+    events = store.get_events_by_execution_ids(makers)
+    return {event.artifact_id for event in events if event.type == _Event.INPUT}
+
+
+def _earlier_spans(input_dict: ArtifactsByKey, passed: Collection[int]) -> list[Artifact]:
+    """Returns the examples of spans before the current one that passed, the newest last."""
+    (current,) = input_dict["current"]
+    earlier = [
+        examples
+        for examples in input_dict["examples"]
+        if examples.id in passed and span_of(examples) < span_of(current)
+    ]
+    return sorted(earlier, key=lambda examples: (span_of(examples), examples.id))
+
+
+def _latest_blessed(
+    input_dict: ArtifactsByKey, qualifies: Callable[[Artifact], bool]
+) -> ArtifactsByKey:
+    """Returns the inputs with only the latest blessed model that qualifies, and its blessing."""
+    blessings = {
+        blessing.get_int_custom_property("current_model_id"): blessing
+        for blessing in input_dict["model_blessing"]
+        if blessing.get_int_custom_property("blessed") == 1
+    }
+    models = [model for model in input_dict["model"] if model.id in blessings and qualifies(model)]
+    latest = max(models, key=lambda model: model.id, default=None)
+    return {
+        **input_dict,
+        "model": [latest] if latest else [],
+        "model_blessing": [blessings[latest.id]] if latest else [],
+    }
