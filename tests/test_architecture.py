@@ -42,7 +42,7 @@ ROOMS = {
         *("client", "export", "training", "data", "networks", "inference", "evaluation"),
         *("records", "datasets", "volumes"),
     ),
-    "local": ("components", "datasets", "records"),
+    "local": ("components", "training", "data", "datasets", "records"),
     "kubeflow": (),
 }
 # Modules of the top folders that may import every room of their floor; all others are shared.
