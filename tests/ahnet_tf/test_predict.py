@@ -238,7 +238,7 @@ def test_a_second_run_replaces_the_first(threshold_model, tissues, tmp_path):
         (lambda path: write(path, np.full((4, 4, 4), np.nan, np.float32)), "NaN"),
         (lambda path: path.write_bytes(gzip.compress(b"no header")), "header"),
         (lambda path: path.mkdir(), "none in this folder"),
-        (lambda path: None, "nothing"),
+        (lambda path: None, "no such file"),
     ],
 )
 def test_bad_input_is_one_line(threshold_model, tmp_path, capsys, damage, message):
