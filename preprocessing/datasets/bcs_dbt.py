@@ -38,7 +38,6 @@ LESION_CLASSES = ("benign", "cancer")
 # Subject and AD (architectural distortion) are not used.
 _NEEDED_BOX_COLUMNS = tuple(name for name in BOX_COLUMNS if name not in ("Subject", "AD"))
 
-# In the order of LesionBox's attributes.
 _BOX_NUMBERS = ("X", "Y", "Width", "Height", "Slice", "VolumeSlices")
 
 # PatientID, StudyUID and View of one volume.
@@ -244,10 +243,10 @@ def _add_box(row: _Row, line: dict[str, str], where: str) -> None:
     if lesion_class not in LESION_CLASSES:
         row.add_problem(where, f"a Class among {', '.join(LESION_CLASSES)}", repr(line["Class"]))
         return
-    index, slices = numbers["Slice"], numbers["VolumeSlices"]
+    x, y, width, height, index, slices = (numbers[column] for column in _BOX_NUMBERS)
     if not 0 <= index < slices:
         row.add_problem(where, f"a Slice from 0 to below VolumeSlices {slices}", index)
-    row.boxes.append(LesionBox(*numbers.values(), lesion_class, where))
+    row.boxes.append(LesionBox(x, y, width, height, index, slices, lesion_class, where))
 
 
 def _annotation_problem(row: _Row, tables: Tables) -> str:
