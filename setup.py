@@ -24,7 +24,6 @@ setup(
         "tensorflow-addons==0.23.0",
         "tensorflow-serving-api==2.15.1",
         "grpcio-health-checking",
-        "aiohttp",
         "prometheus-client",
         "tf2onnx",
         "tfx[kfp]==1.15.1",

@@ -1,9 +1,9 @@
-"""What the embedded server costs and stands: latency under load, overhead, faults, a soak, compression.
+"""Benchmark of the embedded server: latency under load, overhead, faults, memory growth, compression.
 
 python -m benchmarks.serving --models DIR [--parts latency overhead faults soak compression] [--soak-seconds 300]
 
-The server runs in a process of its own on the same machine; clients are threads of this one. Random
-weights serve as well as trained ones. Parts that are not asked for keep their earlier figures.
+The server runs in a separate process on the same machine; clients are threads of this process. The
+network has random weights. Parts that are not measured keep their earlier figures.
 """
 
 from __future__ import annotations
@@ -54,16 +54,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         ],
     )
     parser.add_argument(
-        "--models", required=True, metavar="DIR", help="folder of versions; made if absent"
+        "--models", required=True, metavar="DIR", help="folder of versions; created if absent"
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
-    parser.add_argument("--seconds", type=float, default=30, help="of each load (default: 30)")
-    parser.add_argument("--soak-seconds", type=float, default=300, help="default: 300")
     parser.add_argument(
-        "--repeats", type=int, default=2, help="volumes each way for the overhead (default: 2)"
+        "--seconds", type=float, default=30, help="duration of each load (default: 30)"
     )
     parser.add_argument(
-        "--shape", type=int, nargs=3, default=(64, 512, 512), metavar=("Z", "Y", "X"), help="theirs"
+        "--soak-seconds", type=float, default=300, help="duration of the soak test (default: 300)"
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=2,
+        help="volumes per measurement of the overhead (default: 2)",
+    )
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs=3,
+        default=(64, 512, 512),
+        metavar=("Z", "Y", "X"),
+        help="their shape",
     )
     return run_command(_run, parser.parse_args(argv))
 
@@ -91,7 +103,7 @@ def _run(arguments) -> None:
 
 
 def latency(models: Path, seconds: float) -> dict:
-    """Returns quantiles and throughput of volumes of one window at several numbers of clients."""
+    """Returns latency quantiles and throughput of one-window volumes for several numbers of clients."""
     rows = []
     expected = answers(models)
     with running(models) as server:
@@ -119,7 +131,7 @@ def latency(models: Path, seconds: float) -> dict:
 
 
 def overhead(models: Path, shape_zyx: tuple[int, int, int], repeats: int) -> dict:
-    """Returns the time of a large volume here and through the server, in turn, by medians."""
+    """Returns the median time of a large volume in this process and through the server."""
     from ahnet_tf.inference.predictor import open_predictor
     from ahnet_tf.inference.segment import segment_volume
     from preprocessing.volumes.geometry import Volume
@@ -157,7 +169,7 @@ def overhead(models: Path, shape_zyx: tuple[int, int, int], repeats: int) -> dic
 
 
 def faults(models: Path, seconds: float) -> dict:
-    """Returns what clients met while a version was swapped, and while the server was killed."""
+    """Returns errors and latency while a version was replaced, and while the server was killed."""
     swapped = models.parent / f"{models.name}-swap"
     for version in (1, 2):
         if not (swapped / str(version)).is_dir():
@@ -192,7 +204,7 @@ def _met(met: Load) -> dict:
 
 
 def soak(models: Path, seconds: float) -> dict:
-    """Returns how the server's memory went over a long load, from its second fifth to its last."""
+    """Returns how the server's memory grew over a long load, from its second fifth to its last."""
     expected = answers(models)
     memory: list[float] = []
     done = threading.Event()
@@ -220,7 +232,7 @@ def soak(models: Path, seconds: float) -> dict:
 
 
 def compression(repeats: int = 5) -> dict:
-    """Returns what gzip makes of a request with a window of CT, and up to which bandwidth that pays."""
+    """Returns how far gzip shrinks a request with a window of CT, and the bandwidth below which it pays."""
     from preprocessing.phantom.ct import make_case
 
     voxels = make_case(seed=0)[0].voxels.astype(np.int16).T

@@ -1,4 +1,4 @@
-"""A served model and clients that load it, for `benchmarks.serving`."""
+"""A server process and clients that put it under load, for `benchmarks.serving`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import numpy as np
 from preprocessing.errors import ServingError
 
 WINDOW_ZYX = (32, 128, 128)
-# Share of voxels whose label may hang on the last digit: windows are merged to other batches.
+# Share of voxels whose label may differ by rounding: windows are merged into different batches.
 ROUNDING = 1e-3
 
 
@@ -39,7 +39,7 @@ def export_random(folder: Path, seed: int) -> None:
 
 
 class Server:
-    """`python -m serving.server` in a process of its own."""
+    """`python -m serving.server` in a separate process."""
 
     def __init__(self, models: Path, port: int = 0):
         words = ["--model-base-path", str(models), "--port", str(port), "--waiting", "64"]
@@ -55,23 +55,23 @@ class Server:
 
     @property
     def port(self) -> int:
-        """The port that it answers on."""
+        """The server's gRPC port."""
         return int(self.address.rpartition(":")[2])
 
     def memory_mib(self) -> float:
-        """The memory that it holds now."""
+        """The resident memory of the process."""
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+) kB", text).group(1)) / 1024
 
     def end(self, number: int = signal.SIGTERM) -> None:
-        """Ends it by a signal and waits."""
+        """Sends the process a signal and waits for its end."""
         self.process.send_signal(number)
         self.process.wait()
 
 
 @contextmanager
 def running(models: Path) -> Iterator[Server]:
-    """A server for as long as the context lasts."""
+    """Runs a server until the context ends."""
     server = Server(models)
     try:
         yield server
@@ -89,12 +89,12 @@ def small_volume():
 
 @dataclass(frozen=True)
 class Load:
-    """What clients met.
+    """Results of a load.
 
     Attributes:
-      seconds: of each volume.
-      errors: of the volumes without an answer.
-      wrong: answers that are none of the expected ones.
+      seconds: time of each answered volume.
+      errors: messages for the volumes without an answer.
+      wrong: number of answers that match none of the expected ones.
     """
 
     seconds: list[float]
@@ -103,7 +103,7 @@ class Load:
 
 
 def answers(models: Path) -> list[np.ndarray]:
-    """Returns the label map of the small volume by each version in a folder, computed here."""
+    """Returns the label map of the small volume for each version in a folder, computed in this process."""
     from ahnet_tf.inference.predictor import open_predictor
     from ahnet_tf.inference.segment import segment_volume
 
@@ -112,7 +112,7 @@ def answers(models: Path) -> list[np.ndarray]:
 
 
 def load(address: str, clients: int, seconds: float, expected: Sequence[np.ndarray]) -> Load:
-    """Has clients segment the small volume again and again; holds each answer against `expected`."""
+    """Lets clients segment the small volume repeatedly and compares each answer with `expected`."""
     from serving.client.sync import AHNetClient
 
     volume, end = small_volume(), time.perf_counter() + seconds

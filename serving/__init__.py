@@ -1,1 +1,1 @@
-"""Export for TF Serving, a gRPC predict client, an embedded server of the same protocol."""
+"""Export for TF Serving, a gRPC client, and an embedded server with the same protocol."""

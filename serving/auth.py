@@ -1,4 +1,4 @@
-"""Who may call: TLS certificates and tokens, at both ends of a connection."""
+"""TLS certificates and bearer tokens for server and client."""
 
 from __future__ import annotations
 
@@ -8,33 +8,34 @@ import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 
 from preprocessing.errors import SettingsError
 
-# gRPC's metadata keys are lower case; HTTP's header names don't care.
+# gRPC metadata keys are lower case.
 AUTHORIZATION = "authorization"
-SHORTEST_TOKEN = 16
+MIN_TOKEN_LENGTH = 16
 
-# What commands that call a server read; a token on a command line could be seen by everyone.
+# Commands that call a server read these; other users could see a token on a command line.
 TOKEN_FILE_VARIABLE = "AHNET_SERVING_TOKEN_FILE"
 ROOTS_VARIABLE = "AHNET_SERVING_ROOTS"
 
 
 @dataclass(frozen=True)
 class ServerAccess:
-    """What a server asks of those who call.
+    """What a server requires of its clients.
 
     Attributes:
-      token: what every call has to bring as "authorization: Bearer TOKEN"; None takes all.
-      certificate: PEM file with the server's certificate chain; None speaks plainly.
-      key: PEM file with its private key.
+      token: every call must send "authorization: Bearer TOKEN"; None accepts all calls.
+      certificate: PEM file with the server's certificate chain; None disables TLS.
+      key: PEM file with the private key of the certificate.
     """
 
     token: str | None = field(default=None, repr=False)
-    certificate: Path | None = None
-    key: Path | None = None
+    certificate: str | Path | None = None
+    key: str | Path | None = None
 
     def __post_init__(self):
         if (self.certificate is None) != (self.key is None):
@@ -42,103 +43,84 @@ class ServerAccess:
                 "TLS", "a certificate and its key", "one of them", "Give both files, or neither."
             )
 
-    def admits(self, authorization: str | None) -> bool:
-        """Returns whether a call with this header may go on."""
+    def admits(self, metadata: Iterable[tuple[str, str | bytes]]) -> bool:
+        """Returns whether a call with this gRPC metadata is accepted."""
         if self.token is None:
             return True
-        given = (authorization or "").encode("utf-8", "replace")
-        return hmac.compare_digest(given, bearer(self.token).encode("utf-8"))
+        values = [value for key, value in metadata if key == AUTHORIZATION]
+        if len(values) != 1 or not isinstance(values[0], str):
+            return False
+        return hmac.compare_digest(
+            values[0].encode("utf-8", "replace"), f"Bearer {self.token}".encode()
+        )
 
-    def grpc_credentials(self) -> grpc.ServerCredentials | None:
-        """Returns gRPC's form of the certificate; None without one.
-
-        Raises:
-          SettingsError: a file that can't be read or is no certificate with its key.
-        """
-        if self.certificate is None:
-            return None
-        # gRPC takes any bytes and fails at the first call; Python's TLS checks them now.
-        self.ssl_context()
-        pair = (self.key.read_bytes(), self.certificate.read_bytes())
-        return grpc.ssl_server_credentials([pair])
-
-    def ssl_context(self) -> ssl.SSLContext | None:
-        """Returns Python's form of the certificate, for HTTP; None without one.
+    def credentials(self) -> grpc.ServerCredentials | None:
+        """Returns the certificate and key as gRPC credentials; None without TLS.
 
         Raises:
-          SettingsError: a file that can't be read or is no certificate with its key.
+          SettingsError: a file can't be read, or they are not a certificate and its key.
         """
-        if self.certificate is None:
+        if self.certificate is None or self.key is None:
             return None
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
-            context.load_cert_chain(self.certificate, self.key)
+            # gRPC accepts any bytes here and fails at the first call; Python's ssl checks them.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key)
+            pair = (Path(self.key).read_bytes(), Path(self.certificate).read_bytes())
         except (OSError, ssl.SSLError) as error:
             raise SettingsError(
                 f"{self.certificate}, {self.key}", "PEM files of a certificate and its key", error
             ) from None
-        return context
-
-
-def bearer(token: str) -> str:
-    """Returns the header's value that carries a token."""
-    return f"Bearer {token}"
-
-
-def header_of(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
-    """Returns the authorization header among a gRPC call's metadata."""
-    values = [value for key, value in metadata if key == AUTHORIZATION]
-    return values[0] if len(values) == 1 and isinstance(values[0], str) else None
+        return grpc.ssl_server_credentials([pair])
 
 
 def read_token(path: str | Path) -> str:
-    """Returns the token in a file, without the line's end.
+    """Returns the token in a file, without surrounding white space.
 
     Raises:
-      SettingsError: no such file, or no token that can stand in a header and is hard to guess.
+      SettingsError: the file can't be read, or the token is too short or not one ASCII word.
     """
     try:
         token = Path(path).read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(path, "a file with a token", error) from None
-    if len(token) < SHORTEST_TOKEN or not token.isprintable() or " " in token:
+    if len(token) < MIN_TOKEN_LENGTH or not token.isprintable() or " " in token:
         raise SettingsError(
             path,
-            f"one word of at least {SHORTEST_TOKEN} ASCII characters",
+            f"one word of at least {MIN_TOKEN_LENGTH} ASCII characters",
             f"{len(token)} characters",
             "Make one: python -c 'import secrets; print(secrets.token_urlsafe())' > FILE",
         )
     return token
 
 
-def client_credentials(roots: Path | None) -> grpc.ChannelCredentials:
-    """Returns TLS credentials of a client.
+def client_credentials(roots: str | Path | None) -> grpc.ChannelCredentials:
+    """Returns the TLS credentials of a client that trusts the certificates in the PEM file `roots`.
 
-    Args:
-      roots: PEM file with the certificates to trust; None trusts what this machine trusts.
+    With None it trusts gRPC's default ones.
 
     Raises:
-      SettingsError: a file that can't be read or holds no certificate.
+      SettingsError: the file can't be read or holds no certificate.
     """
     if roots is None:
         return grpc.ssl_channel_credentials()
     try:
         ssl.create_default_context(cafile=str(roots))
-        return grpc.ssl_channel_credentials(roots.read_bytes())
+        return grpc.ssl_channel_credentials(Path(roots).read_bytes())
     except (OSError, ssl.SSLError) as error:
         raise SettingsError(roots, "a PEM file of certificates to trust", error) from None
 
 
-def access_from_environment() -> dict[str, str | bool]:
-    """Returns the settings of a client that commands take from the environment.
+def access_from_environment() -> dict[str, Any]:
+    """Returns the `ClientSettings` fields that commands read from the environment.
 
-    AHNET_SERVING_TOKEN_FILE names a file with the token; AHNET_SERVING_ROOTS a PEM file to trust, or
-    "system" for what this machine trusts: with it calls are encrypted.
+    AHNET_SERVING_TOKEN_FILE names a file with the token. AHNET_SERVING_ROOTS enables TLS and names a
+    PEM file of certificates to trust, or is "system" for the default ones.
     """
-    settings: dict[str, str | bool] = {}
+    settings: dict[str, Any] = {}
     if os.environ.get(TOKEN_FILE_VARIABLE):
         settings["token"] = read_token(os.environ[TOKEN_FILE_VARIABLE])
     roots = os.environ.get(ROOTS_VARIABLE)
     if roots:
-        settings |= {"tls": True} if roots == "system" else {"tls": True, "tls_roots": roots}
+        settings["tls"] = True
+        settings["tls_roots"] = None if roots == "system" else roots
     return settings

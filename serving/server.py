@@ -1,6 +1,6 @@
-"""An embedded model server with TF Serving's own protocols, for laptops, tests and CI.
+"""An embedded model server with TF Serving's gRPC protocol, for laptops, tests and CI.
 
-Production is TF Serving: it loads the same folder and answers the same requests.
+In production, TF Serving serves the same folder to the same clients.
 """
 
 from __future__ import annotations
@@ -10,161 +10,110 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import SettingsError
 
-if TYPE_CHECKING:
-    from serving.embedded.policy import ModelConfig
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `python -m serving.server`."""
+    """Runs `python -m serving.server`; returns its exit code."""
     parser = make_parser(
         "serving.server",
-        "Serves exported models by TF Serving's gRPC and REST protocols, for laptops, tests and CI; "
-        "production is TF Serving on the same folder. New versions in the folder are noticed and "
-        "replace the present one without a gap. Ctrl-C ends it after the requests in progress.",
+        "Serves the newest version of an exported model with TF Serving's gRPC protocol, for laptops, "
+        "tests and CI; use TF Serving on the same folder in production. A new version in the folder "
+        "replaces the current one without losing a request. Ctrl-C stops the server once the requests "
+        "in progress are answered.",
         [
             "python -m serving.server --model-base-path models/ahnet",
             "python -m serving.server --model-base-path models/ahnet --model-name liver --port 9000",
-            "python -m serving.server --model-config-file models.config --rest-port 8501",
             "python -m serving.server --model-base-path models/ahnet --host 0.0.0.0 "
             "--tls-certificate server.pem --tls-key server.key --token-file token",
         ],
     )
-    _add_model_options(parser)
-    _add_access_options(parser)
-    _add_load_options(parser)
-    return run_command(_run, parser.parse_args(argv))
-
-
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
+    parser.add_argument(
         "--model-base-path",
+        required=True,
         metavar="DIR",
-        help="folder of numbered SavedModel folders (python -m serving.export makes them)",
-    )
-    source.add_argument(
-        "--model-config-file",
-        metavar="FILE",
-        help="several models, version policies and labels in TF Serving's own format",
-    )
-    parser.add_argument("--model-name", default="ahnet", help="name in requests (%(default)s)")
-    parser.add_argument(
-        "--reload-root",
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="folders below which HandleReloadConfigRequest may name models, besides those given",
-    )
-
-
-def _add_access_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to bind to (%(default)s: this machine only)"
+        help="folder of numbered SavedModel folders, written by python -m serving.export",
     )
     parser.add_argument(
-        "--port", type=int, default=8500, help="gRPC's port, 0 for any free one (%(default)s)"
+        "--model-name", default="ahnet", help="name in requests (default: %(default)s)"
     )
     parser.add_argument(
-        "--rest-port",
+        "--host",
+        default="127.0.0.1",
+        help="address to bind to (default: %(default)s, which other machines can't reach)",
+    )
+    parser.add_argument(
+        "--port", type=int, default=8500, help="gRPC port, 0 for any (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--metrics-port",
         type=int,
         metavar="PORT",
-        help="port of REST and /monitoring/prometheus/metrics, 0 for any free one (default: none)",
+        help="port of Prometheus metrics on 127.0.0.1, 0 for any (default: no metrics)",
     )
-    parser.add_argument("--tls-certificate", metavar="PEM", help="speak TLS with this certificate")
-    parser.add_argument("--tls-key", metavar="PEM", help="the certificate's private key")
+    parser.add_argument("--tls-certificate", metavar="PEM", help="enable TLS with this certificate")
+    parser.add_argument("--tls-key", metavar="PEM", help="private key of the certificate")
     parser.add_argument(
         "--token-file",
         metavar="FILE",
-        help="ask every call for the token in this file, as 'authorization: Bearer TOKEN'",
+        help="require the token in this file on every gRPC call, as 'authorization: Bearer TOKEN'",
     )
-
-
-def _add_load_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--running", type=int, default=1, help="predictions at the same time (%(default)s)"
+        "--running", type=int, default=1, help="concurrent predictions (default: %(default)s)"
     )
     parser.add_argument(
         "--waiting",
         type=int,
         default=16,
-        help="predictions that may wait, more are refused (%(default)s)",
+        help="predictions that may wait; more are refused (default: %(default)s)",
     )
     parser.add_argument(
         "--batch-windows",
         type=int,
         default=4,
         metavar="N",
-        help="windows that waiting requests are merged to; 1 merges none (%(default)s)",
-    )
-    parser.add_argument(
-        "--batch-wait-ms",
-        type=float,
-        default=0.0,
-        metavar="MS",
-        help="time that a request waits for others to join it (%(default)s)",
+        help="merge waiting requests up to N windows; 1 merges none (default: %(default)s)",
     )
     parser.add_argument(
         "--grace-s",
         type=float,
         default=30.0,
         metavar="SECONDS",
-        help="time that requests in progress have when the server stops (%(default)s)",
+        help="time for the requests in progress when the server stops (default: %(default)s)",
     )
+    return run_command(_run, parser.parse_args(argv))
 
 
 def _run(arguments: argparse.Namespace) -> None:
     _check(arguments)
-    # TensorFlow is imported from here on: --help and wrong options answer at once.
+    # TensorFlow takes seconds to import; --help and invalid options are answered without it.
     from serving.auth import ServerAccess, read_token
     from serving.embedded.batching import BatchSettings
-    from serving.embedded.running import start_models
+    from serving.embedded.core import start_server
 
     token = None if arguments.token_file is None else read_token(arguments.token_file)
-    certificate, key = arguments.tls_certificate, arguments.tls_key
-    access = ServerAccess(
-        token,
-        None if certificate is None else Path(certificate),
-        None if key is None else Path(key),
-    )
-    batches = BatchSettings(
-        running=arguments.running,
-        waiting=arguments.waiting,
-        most_windows=arguments.batch_windows,
-        wait_s=arguments.batch_wait_ms / 1000,
-    )
+    access = ServerAccess(token, arguments.tls_certificate, arguments.tls_key)
+    batches = BatchSettings(arguments.running, arguments.waiting, arguments.batch_windows)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with start_models(
-        _configs(arguments),
-        reload_roots=[Path(root) for root in arguments.reload_root],
+    with start_server(
+        arguments.model_base_path,
+        model_name=arguments.model_name,
         host=arguments.host,
         port=arguments.port,
-        rest_port=arguments.rest_port,
+        metrics_port=arguments.metrics_port,
         access=access,
         batches=batches,
         grace_s=arguments.grace_s,
     ) as server:
-        for name in server.models.names:
-            version = server.versions_of(name).current_version
-            print(f"{name} version {version} is served on {server.address}", flush=True)
-        if server.rest_address is not None:
-            print(f"REST and metrics on {server.rest_address}", flush=True)
+        version = server.versions.current_version
+        print(f"{arguments.model_name} version {version} is served on {server.address}", flush=True)
+        if server.metrics_address is not None:
+            print(f"metrics on {server.metrics_address}", flush=True)
         stop.wait()
-
-
-def _configs(arguments: argparse.Namespace) -> list[ModelConfig]:
-    from serving.embedded.policy import ModelConfig, read_config_file
-
-    if arguments.model_config_file is not None:
-        return read_config_file(arguments.model_config_file)
-    return [ModelConfig(arguments.model_name, Path(arguments.model_base_path))]
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -172,12 +121,11 @@ def _check(arguments: argparse.Namespace) -> None:
         ("--running", arguments.running, 1),
         ("--waiting", arguments.waiting, 0),
         ("--batch-windows", arguments.batch_windows, 1),
-        ("--batch-wait-ms", arguments.batch_wait_ms, 0),
         ("--grace-s", arguments.grace_s, 0),
     ):
         if not least <= value < float("inf"):
             raise SettingsError(name, f"at least {least}", value)
-    for name, port in (("--port", arguments.port), ("--rest-port", arguments.rest_port)):
+    for name, port in (("--port", arguments.port), ("--metrics-port", arguments.metrics_port)):
         if port is not None and not 0 <= port <= 65535:
             raise SettingsError(name, "a number from 0 to 65535", port)
 

@@ -1,4 +1,4 @@
-"""Says what a model server serves: versions, task, classes and window."""
+"""Prints what a model server serves: versions, task, classes and window."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from preprocessing.cli import make_parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `python -m serving.status`."""
+    """Runs `python -m serving.status`; returns its exit code."""
     parser = make_parser(
         "serving.status",
-        "Says what a model server (TF Serving or python -m serving.server) serves.",
+        "Prints what a model server (TF Serving or python -m serving.server) serves: the state of each "
+        "version, the task and its classes, the window and the network.",
         ["python -m serving.status --target localhost:8500/ahnet"],
     )
     parser.add_argument(

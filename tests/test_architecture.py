@@ -36,7 +36,7 @@ ROOMS = {
     "serving": (),
     "export": ("inference", "networks", "records"),
     "client": ("inference", "volumes"),
-    "embedded": ("export", "inference"),
+    "embedded": ("inference",),
     "pipeline": ("evaluation", "records"),
     "components": (
         *("client", "export", "training", "data", "networks", "inference", "evaluation"),

@@ -1,4 +1,4 @@
-"""The client for asyncio: the same calls as `serving.client`, awaited."""
+"""Asyncio client of TF Serving's gRPC protocol, with the methods of `AHNetClient`."""
 
 from __future__ import annotations
 
@@ -6,67 +6,56 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError
-from typing import TypeVar
+from typing import Any
 
 import grpc
 import grpc.aio
 import numpy as np
 from google.protobuf.message import Message
-from tensorflow_serving.apis import (
-    get_model_status_pb2,
-    model_service_pb2_grpc,
-    prediction_service_pb2_grpc,
-)
+from tensorflow_serving.apis.get_model_status_pb2 import ModelVersionStatus
 
 from ahnet_tf.inference.predictor import ExportSettings, Predictor
 from ahnet_tf.inference.segment import PredictionSettings, Segmentation, segment_volume
 from preprocessing.volumes.geometry import Volume
 from serving import protocol
 from serving.client.errors import NotServedError
-from serving.client.requests import ClientSettings, Exchange
-from serving.client.sync import RESTARTS
-
-Response = TypeVar("Response", bound=Message)
+from serving.client.requests import MAX_RESTARTS, ClientSettings, RequestBuilder
 
 
 class AsyncAHNetClient:
-    """Calls one model on a TF Serving or `serving.server` from asyncio.
+    """Calls one model on TF Serving or `serving.server` from one event loop.
 
-    Args and errors are those of `client.AHNetClient`; to be made and used in one event loop.
+    Args and errors are those of `AHNetClient`.
     """
 
-    def __init__(self, target: str, model: str = protocol.DEFAULT_MODEL_NAME, **settings):
-        self._exchange = Exchange(target, model, ClientSettings(**settings))
+    def __init__(
+        self, target: str, model: str = protocol.DEFAULT_MODEL_NAME, **settings: Any
+    ) -> None:
+        self._requests = RequestBuilder(target, model, ClientSettings(**settings))
         self._settings: ExportSettings | None = None
-        options, credentials = self._exchange.channel_options(), self._exchange.credentials()
-        if credentials is None:
-            self._channel = grpc.aio.insecure_channel(self._exchange.address, options)
-        else:
-            self._channel = grpc.aio.secure_channel(self._exchange.address, credentials, options)
-        self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
-        self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
+        self._channel, self._prediction, self._models = self._requests.connect(grpc.aio)
 
     async def __aenter__(self) -> AsyncAHNetClient:
         return self
 
-    async def __aexit__(self, *_) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     @property
     def target(self) -> str:
         """HOST:PORT/MODEL."""
-        return self._exchange.target
+        return self._requests.target
 
     async def close(self) -> None:
-        """Ends the connection."""
+        """Closes the connection."""
         await self._channel.close()
 
     async def describe(self) -> ExportSettings:
-        """Returns what the served model was trained for."""
+        """Returns the settings that the served model was exported with."""
         return (await self._describe())[0]
 
     async def predict_windows(self, windows: np.ndarray) -> np.ndarray:
-        """Returns float32 probabilities [batch, z, y, x, class], see `AHNetClient`."""
+        """Returns float32 probabilities [batch, z, y, x, class], as `AHNetClient` does."""
         return await self._predict(windows, self._settings or await self.describe(), None)
 
     async def segment(
@@ -76,13 +65,13 @@ class AsyncAHNetClient:
         *,
         progress: Callable[[int, int], object] | None = None,
     ) -> Segmentation:
-        """Segments a whole volume, see `AHNetClient.segment`.
+        """Segments a whole volume, as `AHNetClient.segment` does.
 
-        Windows are cut and blended in a thread, which also calls `progress`; the calls themselves are
-        awaited in this event loop, which goes on with other work meanwhile.
+        Windows are cut and blended in a thread, which also calls `progress`; the calls themselves
+        are awaited in the event loop, which stays free for other work.
         """
         restarts = 0
-        # Set however this ends: a thread can't be cancelled, but it must not go on calling.
+        # A thread can't be cancelled; this event keeps it from making further calls.
         ended = threading.Event()
         try:
             while True:
@@ -93,18 +82,18 @@ class AsyncAHNetClient:
                     )
                 except NotServedError:
                     restarts += 1
-                    if restarts > RESTARTS or self._exchange.version is not None:
+                    if restarts > MAX_RESTARTS or self._requests.has_fixed_version:
                         raise
         finally:
             ended.set()
 
-    async def status(self) -> list[get_model_status_pb2.ModelVersionStatus]:
-        """Returns number, state and error of each version that the server has met."""
-        response = await self._call(self._models.GetModelStatus, self._exchange.status_request())
+    async def status(self) -> list[ModelVersionStatus]:
+        """Returns number, state and error of each version that the server knows."""
+        response = await self._call(self._models.GetModelStatus, self._requests.status_request())
         return list(response.model_version_status)
 
     async def _predictor(self, ended: threading.Event) -> Predictor:
-        """Returns the model as a `Predictor` for threads other than the event loop's."""
+        """Returns a `Predictor` for use in threads other than that of the event loop."""
         loop = asyncio.get_running_loop()
         settings, version = await self._describe()
 
@@ -114,30 +103,29 @@ class AsyncAHNetClient:
             answer = self._predict(windows, settings, version)
             return asyncio.run_coroutine_threadsafe(answer, loop).result()
 
-        return Predictor(settings, predict, in_flight=self._exchange.settings.in_flight)
+        return Predictor(settings, predict, in_flight=self._requests.settings.in_flight)
 
     async def _describe(self) -> tuple[ExportSettings, int]:
-        response = await self._call(self._prediction.Predict, self._exchange.describe_request())
-        self._settings, version = self._exchange.read_description(response)
+        response = await self._call(self._prediction.Predict, self._requests.describe_request())
+        self._settings, version = self._requests.read_description(response)
         return self._settings, version
 
     async def _predict(
         self, windows: np.ndarray, settings: ExportSettings, version: int | None
     ) -> np.ndarray:
-        call = self._exchange.windows_call(windows, settings, version)
-        response = await self._call(self._prediction.Predict, call.request)
-        return self._exchange.read_probabilities(response, call)
+        request = self._requests.windows_request(windows, settings, version)
+        response = await self._call(self._prediction.Predict, request)
+        return self._requests.read_probabilities(response, windows, settings)
 
-    async def _call(self, method: Callable[..., Awaitable[Response]], request: Message) -> Response:
-        attempts, options = self._exchange.attempts(), self._exchange.call_options()
+    async def _call(self, method: Callable[..., Awaitable[Any]], request: Message) -> Any:
+        attempts = self._requests.attempts()
         while True:
             try:
-                response = await method(request, timeout=attempts.time_left_s(), **options)
+                response = await method(
+                    request, timeout=attempts.time_left_s(), metadata=self._requests.metadata
+                )
             except grpc.RpcError as error:
-                pause_s = attempts.pause_s(error.code())
-                if pause_s is None:
-                    raise self._exchange.error(error) from None
-                await asyncio.sleep(pause_s)
+                await asyncio.sleep(attempts.pause_s(error))
             else:
-                self._exchange.answered = True
+                self._requests.answered = True
                 return response

@@ -1,4 +1,4 @@
-"""What can go wrong between a client and a model server, one type for each thing to do about it."""
+"""Error types of the clients, one for each gRPC status that needs a different remedy."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from preprocessing.errors import ServingError
 
 
 class UnreachableError(ServingError):
-    """No model server answers at the address, or not any more."""
+    """No model server answers at the address."""
 
 
 class TooSlowError(ServingError):
-    """The answer didn't come before the deadline."""
+    """The answer did not arrive before the deadline."""
 
 
 class BusyError(ServingError):
@@ -24,23 +24,23 @@ class NotServedError(ServingError):
 
 
 class BadRequestError(ServingError):
-    """The request doesn't fit the model."""
+    """The request does not match the model."""
 
 
 class AccessError(ServingError):
-    """The server wants a token, or another one."""
+    """The server requires a token, or another one."""
 
 
 class ForeignServerError(ServingError):
-    """Another program answers, or another model than this project exports."""
+    """The answer comes from another program, or from a model that this project did not export."""
 
 
-# Status code: type of the error, what was expected, what a person can do.
+# Type of the error, what was expected and the remedy, by status code.
 _MEANINGS = {
     grpc.StatusCode.UNAVAILABLE: (
         UnreachableError,
         "a model server",
-        "Check host, port and whether it wants TLS, or start one: python -m serving.server "
+        "Check host, port and whether it requires TLS, or start one: python -m serving.server "
         "--model-base-path DIR.",
     ),
     grpc.StatusCode.DEADLINE_EXCEEDED: (
@@ -56,7 +56,7 @@ _MEANINGS = {
     grpc.StatusCode.NOT_FOUND: (
         NotServedError,
         "a model and version that the server has",
-        "Name the model as HOST:PORT/MODEL; start again if a new version was published meanwhile.",
+        "Name the model as HOST:PORT/MODEL; try again if a new version has replaced this one.",
     ),
     grpc.StatusCode.INVALID_ARGUMENT: (
         BadRequestError,
@@ -65,23 +65,23 @@ _MEANINGS = {
     ),
     grpc.StatusCode.UNAUTHENTICATED: (
         AccessError,
-        "a token that the server takes",
+        "a token that the server accepts",
         "Give the server's token: token=..., or AHNET_SERVING_TOKEN_FILE=FILE for commands.",
     ),
     grpc.StatusCode.PERMISSION_DENIED: (
         AccessError,
-        "the right to ask this",
-        "Ask whoever runs the server.",
+        "permission for this call",
+        "Ask the operator of the server.",
     ),
     grpc.StatusCode.UNIMPLEMENTED: (
         ForeignServerError,
         "TF Serving's gRPC services",
-        "Another program answers at this port; TF Serving's gRPC port is 8500 unless told otherwise.",
+        "Another program answers at this port; TF Serving's default gRPC port is 8500.",
     ),
 }
 
 
-def error_of(code: grpc.StatusCode, details: str | None, target: str) -> ServingError:
-    """Returns the error for the status of a failed call."""
-    kind, expected, remedy = _MEANINGS.get(code, (ServingError, "an answer", ""))
-    return kind(target, expected, f"{code.name}: {details}", remedy)
+def error_of(error: grpc.RpcError, target: str) -> ServingError:
+    """Returns the error for a failed call to `target`."""
+    kind, expected, remedy = _MEANINGS.get(error.code(), (ServingError, "an answer", ""))
+    return kind(target, expected, f"{error.code().name}: {error.details()}", remedy)

@@ -1,16 +1,26 @@
-"""What a client says and how it reads the answers: all of a client but the connection itself."""
+"""Builds requests and parses responses for both clients."""
 
 from __future__ import annotations
 
 import math
 import random
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import grpc
 import numpy as np
-from tensorflow_serving.apis import get_model_status_pb2, predict_pb2
+import tensorflow as tf
+from tensorflow_serving.apis import (
+    get_model_status_pb2,
+    model_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
 
 from ahnet_tf.inference.predictor import (
     IMAGE_INPUT,
@@ -20,14 +30,19 @@ from ahnet_tf.inference.predictor import (
     settings_from_json,
 )
 from preprocessing.errors import ServingError, SettingsError
-from serving import auth as access
-from serving import protocol
+from serving import auth, protocol
 from serving.client.errors import BusyError, ForeignServerError, error_of
 
+# How often a volume is started again because its version was replaced.
+MAX_RESTARTS = 3
 FIRST_PAUSE_S = 0.2
-LONGEST_PAUSE_S = 5.0
-# A server that never answered is given up earlier than one that is being restarted.
+MAX_PAUSE_S = 5.0
+# Fewer attempts for a server that has never answered than for one that is being restarted.
 FIRST_ATTEMPTS = 5
+_TARGET = re.compile(
+    r"(?P<address>[^/]+:(?P<port>\d+))"
+    r"(/|/(?P<model>[^/]+)(/versions/(?P<version>\d{1,18})|/labels/(?P<label>[^/]+))?)?"
+)
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -36,16 +51,16 @@ class ClientSettings:
     """How a client calls.
 
     Attributes:
-      version: version to ask for; None takes whichever the server prefers.
+      version: version to ask for; None leaves the choice to the server.
       label: label of a version ("stable", for example) instead of its number.
-      timeout_s: time for one call, with all its attempts.
-      attempts: how often a call is made while the server is UNAVAILABLE, with growing pauses; five
-        at most until the server has answered once. No other failure is tried again.
-      in_flight: requests of one volume that are on their way at the same time.
+      timeout_s: time for one call, including all attempts.
+      attempts: how often a call is made while the server is UNAVAILABLE, with growing pauses; at
+        most five until the server has answered once. Other failures are not tried again.
+      in_flight: requests of one volume that are sent at the same time.
       max_message_bytes: largest request and largest answer.
-      tls: encrypt, and trust the server only with a certificate.
-      tls_roots: PEM file of the certificates to trust; None: those this machine trusts.
-      token: what the server asks for.
+      tls: encrypt the connection, and check the server's certificate.
+      tls_roots: PEM file of the certificates to trust; None uses gRPC's default ones.
+      token: sent with every call.
     """
 
     version: int | None = None
@@ -70,23 +85,35 @@ class ClientSettings:
             raise SettingsError("tls_roots", "tls=True with it", "tls=False")
 
 
-@dataclass(frozen=True)
-class WindowsCall:
-    """A request for windows, and the answer that fits it.
+def parse_target(target: str, model: str) -> tuple[str, model_pb2.ModelSpec]:
+    """Splits HOST:PORT[/MODEL[/versions/N|/labels/LABEL]] into HOST:PORT and the rest.
 
-    Attributes:
-      request: what is sent.
-      shape: shape of the probabilities [batch, z, y, x, class].
+    `model` is the name of the model if the target has none.
+
+    Raises:
+      ServingError: the target has another form.
     """
-
-    request: predict_pb2.PredictRequest
-    shape: tuple[int, ...]
+    match = _TARGET.fullmatch(target)
+    if match is None or not 0 < int(match["port"]) < 65536:
+        raise ServingError(
+            target,
+            "HOST:PORT or HOST:PORT/MODEL, optionally with /versions/N or /labels/LABEL",
+            "another form",
+            "For example localhost:8500.",
+        )
+    spec = model_pb2.ModelSpec(name=match["model"] or model)
+    if match["version"]:
+        spec.version.value = int(match["version"])
+    elif match["label"]:
+        spec.version_label = match["label"]
+    return match["address"], spec
 
 
 class Attempts:
-    """The time that one call has, and the pauses between its attempts."""
+    """Deadline of one call, and the pauses between its attempts."""
 
-    def __init__(self, timeout_s: float, attempts: int):
+    def __init__(self, target: str, timeout_s: float, attempts: int):
+        self._target = target
         self._deadline = time.monotonic() + timeout_s
         self._left = attempts
         self._pause_s = FIRST_PAUSE_S
@@ -95,117 +122,116 @@ class Attempts:
         """Returns the seconds until the deadline, 0 after it."""
         return max(0.0, self._deadline - time.monotonic())
 
-    def pause_s(self, code: grpc.StatusCode) -> float | None:
-        """Returns how long to wait after a failure before the next attempt; None: no more.
+    def pause_s(self, error: grpc.RpcError) -> float:
+        """Returns how long to wait after a failure before the next attempt.
 
-        Pauses double from 0.2 s to 5 s, each shortened by chance to between half and all of it, so
-        that clients that failed together don't come back together.
+        Pauses double from 0.2 s to 5 s. Each is multiplied by a random factor from 0.5 to 1, so that
+        clients that failed together do not try again together.
+
+        Raises:
+          ServingError: no further attempt is allowed.
         """
         self._left -= 1
         pause_s = self._pause_s * random.uniform(0.5, 1.0)
-        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
-        if code != grpc.StatusCode.UNAVAILABLE or self._left < 1 or pause_s >= self.time_left_s():
-            return None
+        self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
+        is_final = error.code() != grpc.StatusCode.UNAVAILABLE or self._left < 1
+        if is_final or pause_s >= self.time_left_s():
+            raise error_of(error, self._target) from None
         return pause_s
 
 
-class Exchange:
-    """One client's side of the protocol, without the connection.
+class RequestBuilder:
+    """Connection, requests and responses of one client.
 
-    Args:
-      target: HOST:PORT, HOST:PORT/MODEL, or that with /versions/N or /labels/LABEL.
-      model: name of the model, unless `target` has it.
-      settings: how to call.
+    A version or label in `settings` takes precedence over that in `target`.
 
     Raises:
-      ServingError: `target` is no address, or a token would leave this machine without TLS.
+      ServingError: `target` is invalid, or the token would leave this machine without TLS.
     """
 
     def __init__(self, target: str, model: str, settings: ClientSettings):
-        address = protocol.parse_target(target, model)
-        self.address, self.model = address.host_port, address.model
+        self.address, self._spec = parse_target(target, model)
         self.settings = settings
-        given = settings.version is not None or settings.label is not None
-        self.version = settings.version if given else address.version
-        self.label = settings.label if given else address.label
+        if settings.version is not None:
+            self._spec.version.value = settings.version
+        elif settings.label is not None:
+            self._spec.version_label = settings.label
         self.answered = False
-        self._local = self.address.rpartition(":")[0] in LOOPBACK
-        if settings.token is not None and not settings.tls and not self._local:
+        self._is_local = self.address.rpartition(":")[0] in LOOPBACK
+        if settings.token is not None and not settings.tls and not self._is_local:
             raise ServingError(
-                target, "TLS with a token", "none", "Anyone on the way could read it: set tls=True."
+                target, "TLS with a token", "none", "The token would be readable: set tls=True."
             )
+        token = settings.token
+        self.metadata = None if token is None else ((auth.AUTHORIZATION, f"Bearer {token}"),)
 
     @property
     def target(self) -> str:
         """HOST:PORT/MODEL."""
-        return f"{self.address}/{self.model}"
+        return f"{self.address}/{self._spec.name}"
 
-    def channel_options(self) -> list[tuple[str, int]]:
-        """Returns gRPC's options of the connection."""
-        largest = self.settings.max_message_bytes
-        options = [
-            ("grpc.max_send_message_length", largest),
-            ("grpc.max_receive_message_length", largest),
+    @property
+    def has_fixed_version(self) -> bool:
+        """Whether the client asks for one version by number."""
+        return self._spec.HasField("version")
+
+    def connect(self, module: ModuleType) -> tuple[Any, Any, Any]:
+        """Returns a channel of `grpc` or `grpc.aio`, and stubs of its prediction and model service."""
+        size = self.settings.max_message_bytes
+        options: list[tuple[str, object]] = [
+            ("grpc.max_send_message_length", size),
+            ("grpc.max_receive_message_length", size),
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 2000),
-            # Where a name has several addresses, calls take turns.
+            # Spread the calls over all addresses of the host name.
             ("grpc.lb_policy_name", "round_robin"),
         ]
-        return [*options, ("grpc.enable_http_proxy", 0)] if self._local else options
-
-    def credentials(self) -> grpc.ChannelCredentials | None:
-        """Returns the credentials of the connection; None without TLS."""
-        roots = self.settings.tls_roots
-        if not self.settings.tls:
-            return None
-        return access.client_credentials(None if roots is None else Path(roots))
-
-    def call_options(self) -> dict[str, object]:
-        """Returns the metadata of every call."""
-        token = self.settings.token
-        metadata = None if token is None else ((access.AUTHORIZATION, access.bearer(token)),)
-        return {"metadata": metadata}
+        if self._is_local:
+            options.append(("grpc.enable_http_proxy", 0))
+        if self.settings.tls:
+            credentials = auth.client_credentials(self.settings.tls_roots)
+            channel = module.secure_channel(self.address, credentials, options)
+        else:
+            channel = module.insecure_channel(self.address, options)
+        return (
+            channel,
+            prediction_service_pb2_grpc.PredictionServiceStub(channel),
+            model_service_pb2_grpc.ModelServiceStub(channel),
+        )
 
     def attempts(self) -> Attempts:
-        """Returns the attempts that the next call has."""
-        settings = self.settings
-        most = settings.attempts if self.answered else min(settings.attempts, FIRST_ATTEMPTS)
-        return Attempts(settings.timeout_s, most)
-
-    def error(self, error: grpc.RpcError) -> ServingError:
-        """Returns what a failed call means."""
-        return error_of(error.code(), error.details(), self.target)
+        """Returns the attempts of the next call."""
+        count = self.settings.attempts
+        if not self.answered:
+            count = min(count, FIRST_ATTEMPTS)
+        return Attempts(self.target, self.settings.timeout_s, count)
 
     def describe_request(self) -> predict_pb2.PredictRequest:
-        """Returns the question what the served model was trained for."""
-        request = self._request(protocol.DESCRIBE, self.version)
+        """Returns the request for the settings of the served model."""
+        request = self._request(protocol.DESCRIBE, None)
         unused = protocol.encode_tensor(np.zeros(1, np.int32))
         request.inputs[protocol.UNUSED_INPUT].CopyFrom(unused)
         return request
 
     def read_description(self, response: predict_pb2.PredictResponse) -> tuple[ExportSettings, int]:
-        """Returns the answer to `describe_request`, and the version that gave it.
+        """Returns the served model's settings and version from the response to `describe_request`.
 
         Raises:
-          ServingError, ModelError: it is not the answer of an export of this project.
+          ServingError, ModelError: the response is not that of an export of this project.
         """
         text = self._output(response, protocol.SETTINGS_OUTPUT).ravel()[0]
         return settings_from_json(text, self.target), response.model_spec.version.value
 
-    def windows_call(
+    def windows_request(
         self, windows: np.ndarray, settings: ExportSettings, version: int | None
-    ) -> WindowsCall:
+    ) -> predict_pb2.PredictRequest:
         """Returns the request for the probabilities of windows [batch, z, y, x, channel].
 
-        Args:
-          windows: raw intensities. The task's stored dtype (int16 HU in CT) goes over the wire as it
-            is; any other becomes float32.
-          settings: of the served model.
-          version: version to ask for; None takes the client's.
+        Without a version, it asks for the client's.
 
         Raises:
-          ModelError: another number of axes or channels than the model's.
-          BusyError: a message above the limit.
+          ModelError: the number of axes or channels is not the model's.
+          BusyError: the request or its answer would exceed the message limit.
         """
         check_channels(windows, settings, self.target)
         stored = settings.task.image_dtype
@@ -214,54 +240,51 @@ class Exchange:
         else:
             name = protocol.PREDICT_WINDOWS
             windows = windows.astype(np.float32, copy=False)
-        shape = (*windows.shape[:-1], settings.model.classes)
-        self._check_size(windows.nbytes, 4 * math.prod(shape))
-        request = self._request(name, self.version if version is None else version)
+        answer_bytes = 4 * math.prod(_probabilities_shape(windows, settings))
+        limit = self.settings.max_message_bytes
+        if max(windows.nbytes, answer_bytes) > limit:
+            raise BusyError(
+                self.target,
+                f"messages of at most {limit} bytes",
+                f"{windows.nbytes} bytes to send and {answer_bytes} to receive",
+                "Send fewer windows at once, or raise max_message_bytes on both sides.",
+            )
+        request = self._request(name, version)
         request.inputs[IMAGE_INPUT].CopyFrom(protocol.encode_tensor(windows))
-        return WindowsCall(request, shape)
+        return request
 
     def read_probabilities(
-        self, response: predict_pb2.PredictResponse, call: WindowsCall
+        self,
+        response: predict_pb2.PredictResponse,
+        windows: np.ndarray,
+        settings: ExportSettings,
     ) -> np.ndarray:
-        """Returns the float32 probabilities [batch, z, y, x, class] of an answer.
+        """Returns the float32 probabilities [batch, z, y, x, class] in the response for `windows`.
 
         Raises:
-          ForeignServerError: the answer holds something else.
+          ForeignServerError: the response contains something else.
         """
+        shape = _probabilities_shape(windows, settings)
         probabilities = self._output(response, PROBABILITIES_OUTPUT)
-        if probabilities.shape != call.shape or probabilities.dtype != np.float32:
+        if probabilities.shape != shape or probabilities.dtype != np.float32:
             raise ForeignServerError(
                 self.target,
-                f"float32 probabilities of shape {call.shape}",
+                f"float32 probabilities of shape {shape}",
                 f"{probabilities.dtype} of shape {probabilities.shape}",
             )
         return probabilities
 
     def status_request(self) -> get_model_status_pb2.GetModelStatusRequest:
-        """Returns the question which versions there are, and how they are."""
-        request = get_model_status_pb2.GetModelStatusRequest()
-        request.model_spec.name = self.model
-        return request
+        """Returns the request for the states of all versions."""
+        spec = model_pb2.ModelSpec(name=self._spec.name)
+        return get_model_status_pb2.GetModelStatusRequest(model_spec=spec)
 
     def _request(self, signature_name: str, version: int | None) -> predict_pb2.PredictRequest:
-        request = predict_pb2.PredictRequest()
-        request.model_spec.name = self.model
+        request = predict_pb2.PredictRequest(model_spec=self._spec)
         request.model_spec.signature_name = signature_name
         if version is not None:
             request.model_spec.version.value = version
-        elif self.label is not None:
-            request.model_spec.version_label = self.label
         return request
-
-    def _check_size(self, request_bytes: int, answer_bytes: int) -> None:
-        limit = self.settings.max_message_bytes
-        if max(request_bytes, answer_bytes) > limit:
-            raise BusyError(
-                self.target,
-                f"messages of at most {limit} bytes",
-                f"{request_bytes} bytes to send and {answer_bytes} to receive",
-                "Send fewer windows at once, or raise max_message_bytes on both sides.",
-            )
 
     def _output(self, response: predict_pb2.PredictResponse, name: str) -> np.ndarray:
         if name not in response.outputs:
@@ -271,4 +294,8 @@ class Exchange:
                 ", ".join(sorted(response.outputs)) or "none",
                 "Export the model again with python -m serving.export.",
             )
-        return protocol.as_array(response.outputs[name])
+        return tf.make_ndarray(response.outputs[name])
+
+
+def _probabilities_shape(windows: np.ndarray, settings: ExportSettings) -> tuple[int, ...]:
+    return (*windows.shape[:-1], settings.model.classes)

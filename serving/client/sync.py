@@ -1,19 +1,15 @@
-"""A client of TF Serving's gRPC protocol: windows in, probabilities out; or whole volumes."""
+"""Blocking client of TF Serving's gRPC protocol, for windows and whole volumes."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 
 import grpc
 import numpy as np
 from google.protobuf.message import Message
-from tensorflow_serving.apis import (
-    get_model_status_pb2,
-    model_service_pb2_grpc,
-    prediction_service_pb2_grpc,
-)
+from tensorflow_serving.apis.get_model_status_pb2 import ModelVersionStatus
 
 from ahnet_tf.inference.predictor import ExportSettings, Predictor
 from ahnet_tf.inference.segment import PredictionSettings, Segmentation, segment_volume
@@ -21,56 +17,47 @@ from preprocessing.volumes.geometry import Volume
 from serving import protocol
 from serving.auth import access_from_environment
 from serving.client.errors import NotServedError
-from serving.client.requests import ClientSettings, Exchange
-
-Response = TypeVar("Response", bound=Message)
-
-# How often a volume is begun again because its version was replaced meanwhile.
-RESTARTS = 3
+from serving.client.requests import MAX_RESTARTS, ClientSettings, RequestBuilder
 
 
 class AHNetClient:
-    """Calls one model on a TF Serving or `serving.server`; safe to use from several threads.
+    """Calls one model on TF Serving or `serving.server`; safe to use from several threads.
 
     Args:
-      target: HOST:PORT or HOST:PORT/MODEL, with /versions/N or /labels/LABEL if need be.
-      model: name of the model, unless `target` has it.
-      **settings: the fields of `exchange.ClientSettings`: version, label, timeout_s, attempts,
+      target: HOST:PORT or HOST:PORT/MODEL, optionally with /versions/N or /labels/LABEL.
+      model: name of the model if `target` has none.
+      **settings: the fields of `requests.ClientSettings`: version, label, timeout_s, attempts,
         in_flight, max_message_bytes, tls, tls_roots, token.
 
     Raises:
-      ServingError: `target` is no address.
-      SettingsError: settings that are not possible.
+      ServingError: `target` is invalid, or the token would be sent without TLS.
+      SettingsError: a setting is invalid.
     """
 
-    def __init__(self, target: str, model: str = protocol.DEFAULT_MODEL_NAME, **settings):
-        self._exchange = Exchange(target, model, ClientSettings(**settings))
+    def __init__(
+        self, target: str, model: str = protocol.DEFAULT_MODEL_NAME, **settings: Any
+    ) -> None:
+        self._requests = RequestBuilder(target, model, ClientSettings(**settings))
         self._settings: ExportSettings | None = None
-        options, credentials = self._exchange.channel_options(), self._exchange.credentials()
-        if credentials is None:
-            self._channel = grpc.insecure_channel(self._exchange.address, options)
-        else:
-            self._channel = grpc.secure_channel(self._exchange.address, credentials, options)
-        self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
-        self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
+        self._channel, self._prediction, self._models = self._requests.connect(grpc)
 
     def __enter__(self) -> AHNetClient:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
     def target(self) -> str:
         """HOST:PORT/MODEL."""
-        return self._exchange.target
+        return self._requests.target
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Closes the connection."""
         self._channel.close()
 
     def describe(self) -> ExportSettings:
-        """Returns what the served model was trained for.
+        """Returns the settings that the served model was exported with.
 
         Raises:
           ServingError: no answer, or a model that can't describe itself.
@@ -82,24 +69,24 @@ class AHNetClient:
 
         Args:
           windows: raw intensities [batch, z, y, x, channel]. The task's stored dtype (int16 HU in
-            CT) goes over the wire as it is; any other becomes float32.
+            CT) is sent as it is; any other is converted to float32.
 
         Raises:
-          ModelError: another number of axes or channels than the model's.
-          ServingError: the server doesn't answer, refuses, or answers with something else.
+          ModelError: the number of axes or channels is not the model's.
+          ServingError: the server does not answer, refuses, or answers with something else.
         """
         return self._predict(windows, self._settings or self.describe(), None)
 
     def predictor(self) -> Predictor:
-        """Returns the model as a `Predictor` that stays with the version that is served now.
+        """Returns a `Predictor` for the version that is served now.
 
-        Once another version replaces it, its calls fail with a `NotServedError`.
+        Once another version has replaced it, its calls raise `NotServedError`.
         """
         settings, version = self._describe()
         return Predictor(
             settings,
             lambda windows: self._predict(windows, settings, version),
-            in_flight=self._exchange.settings.in_flight,
+            in_flight=self._requests.settings.in_flight,
         )
 
     def segment(
@@ -109,10 +96,10 @@ class AHNetClient:
         *,
         progress: Callable[[int, int], object] | None = None,
     ) -> Segmentation:
-        """Segments a whole volume by overlapping windows, several of them on their way at a time.
+        """Segments a whole volume with overlapping windows, several of them in flight at a time.
 
-        All windows are answered by one version of the model: when a new one replaces it, the volume
-        is begun again with the new one.
+        One version of the model answers all windows: when a new one replaces it, the volume is
+        started again with the new one.
 
         Args:
           volume: raw intensities [x, y, z] as on disk, and affine.
@@ -123,7 +110,7 @@ class AHNetClient:
           What `segment_volume` returns for the same model on this machine.
 
         Raises:
-          ServingError: the server doesn't answer, refuses, or answers with something else.
+          ServingError: the server does not answer, refuses, or answers with something else.
           SettingsError: a setting that is not possible with the task.
         """
         restarts = 0
@@ -132,51 +119,50 @@ class AHNetClient:
                 return segment_volume(volume, self.predictor(), settings, progress=progress)
             except NotServedError:
                 restarts += 1
-                if restarts > RESTARTS or self._exchange.version is not None:
+                if restarts > MAX_RESTARTS or self._requests.has_fixed_version:
                     raise
 
-    def status(self) -> list[get_model_status_pb2.ModelVersionStatus]:
-        """Returns number, state and error of each version that the server has met.
+    def status(self) -> list[ModelVersionStatus]:
+        """Returns number, state and error of each version that the server knows.
 
         Raises:
-          ServingError: the server doesn't answer, or has no such model.
+          ServingError: the server does not answer, or has no such model.
         """
-        response = self._call(self._models.GetModelStatus, self._exchange.status_request())
+        response = self._call(self._models.GetModelStatus, self._requests.status_request())
         return list(response.model_version_status)
 
     def _describe(self) -> tuple[ExportSettings, int]:
-        response = self._call(self._prediction.Predict, self._exchange.describe_request())
-        self._settings, version = self._exchange.read_description(response)
+        response = self._call(self._prediction.Predict, self._requests.describe_request())
+        self._settings, version = self._requests.read_description(response)
         return self._settings, version
 
     def _predict(
         self, windows: np.ndarray, settings: ExportSettings, version: int | None
     ) -> np.ndarray:
-        call = self._exchange.windows_call(windows, settings, version)
-        response = self._call(self._prediction.Predict, call.request)
-        return self._exchange.read_probabilities(response, call)
+        request = self._requests.windows_request(windows, settings, version)
+        response = self._call(self._prediction.Predict, request)
+        return self._requests.read_probabilities(response, windows, settings)
 
-    def _call(self, method: Callable[..., Response], request: Message) -> Response:
-        attempts, options = self._exchange.attempts(), self._exchange.call_options()
+    def _call(self, method: Callable[..., Any], request: Message) -> Any:
+        attempts = self._requests.attempts()
         while True:
             try:
-                response = method(request, timeout=attempts.time_left_s(), **options)
+                response = method(
+                    request, timeout=attempts.time_left_s(), metadata=self._requests.metadata
+                )
             except grpc.RpcError as error:
-                pause_s = attempts.pause_s(error.code())
-                if pause_s is None:
-                    raise self._exchange.error(error) from None
-                time.sleep(pause_s)
+                time.sleep(attempts.pause_s(error))
             else:
-                self._exchange.answered = True
+                self._requests.answered = True
                 return response
 
 
 def open_predictor(target: str) -> Predictor:
-    """Returns the served model as a `Predictor` that stays with one version.
+    """Returns the served model as a `Predictor` for the version that is served now.
 
     Args:
-      target: HOST:PORT or HOST:PORT/MODEL, with /versions/N or /labels/LABEL if need be. Token and
-        certificates come from the environment, see `access.access_from_environment`.
+      target: as in `AHNetClient`. Token and certificates come from the environment, see
+        `auth.access_from_environment`.
 
     Raises:
       ServingError: no server there, or no such model.

@@ -1,149 +1,204 @@
-"""What gRPC and REST have in common: a question about a model in, its answer or a refusal out."""
+"""Starts and stops an embedded server: model, queue, gRPC, health checks and metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
-from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from preprocessing.errors import ServingError
 from serving import protocol
 from serving.auth import ServerAccess
-from serving.embedded.batching import Batcher, Outputs
-from serving.embedded.calls import Calls
-from serving.embedded.loaded_model import Call, ServedModel
-from serving.embedded.metrics import Metrics
-from serving.embedded.models import Models
-from serving.protocol import RefusedError
+from serving.embedded.batching import Batcher, BatchSettings
+from serving.embedded.grpc_service import GrpcService, InFlightRequests, Limits
+from serving.embedded.versions import ModelVersions
 
-SIGNATURE_DEF = "signature_def"
+# Threads for status and metadata calls, which must neither wait for predictions nor be refused
+# during a burst of them.
+SPARE_THREADS = 16
 
-# gRPC sends a status message as a header, which has to be small.
-_LONGEST_REASON = 500
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one request and one answer may hold.
-
-    Attributes:
-      request_bytes: largest request.
-      answer_bytes: largest answer.
-      request_voxels: most voxels in a request, summed over its windows.
-      reads: messages that gRPC receives at the same time. It learns a message's size when all of it is
-        there, so what is on its way is bounded by number.
-      read_s: seconds until a message is there.
-    """
-
-    request_bytes: int = protocol.MAX_REQUEST_BYTES
-    answer_bytes: int = protocol.MAX_ANSWER_BYTES
-    request_voxels: int = protocol.MAX_REQUEST_VOXELS
-    reads: int = 4
-    read_s: float = 30.0
+# Metrics are not protected by TLS or a token, so they are never offered to other machines.
+METRICS_HOST = "127.0.0.1"
+# From a status request to a large volume on a slow machine.
+SECONDS_BUCKETS = (0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
-class Core:
-    """A server without its ports.
+class ModelServer:
+    """A running server.
 
     Attributes:
-      models: what is served.
-      batcher: where predictions wait and run.
-      calls: the calls in progress.
-      metrics: what is counted.
-      access: who may call.
-      limits: of requests and answers.
+      address: HOST:PORT of gRPC.
+      target: HOST:PORT/MODEL, which `ahnet_tf.inference.predictor.open_predictor` accepts.
+      metrics_address: http://HOST:PORT/metrics; None without a metrics port.
+      versions: the served model.
+      in_flight: the calls in progress.
     """
 
-    models: Models
-    batcher: Batcher
-    calls: Calls
-    metrics: Metrics
-    access: ServerAccess
-    limits: Limits
-
-    def predict(
-        self,
-        spec: model_pb2.ModelSpec,
-        make_call: Callable[[ServedModel], Call],
-        *,
-        timeout_s: float | None,
-        is_wanted: Callable[[], bool],
-    ) -> tuple[ServedModel, Call, Outputs]:
-        """Answers a prediction; the caller holds a place of the batcher.
-
-        Args:
-          spec: names model, version or label.
-          make_call: checks the request against the model.
-          timeout_s: how long the client waits; None: for ever.
-          is_wanted: says whether the client is still there.
-
-        Returns:
-          The model that answered, the checked call, and its outputs.
-
-        Raises:
-          RefusedError: with the status to answer.
-        """
-        with self.models.in_use(spec) as model:
-            call = make_call(model)
-            outputs = self.batcher.run(model, call, timeout_s=timeout_s, is_wanted=is_wanted)
-        size = sum(output.nbytes for output in outputs.values())
-        if size > self.limits.answer_bytes:
-            raise RefusedError(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"the answer of {size} bytes is above the limit of {self.limits.answer_bytes} bytes "
-                "a message; send fewer or smaller windows",
-            )
-        return model, call, outputs
-
-    def metadata(
-        self, spec: model_pb2.ModelSpec
-    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
-        """Returns the signatures of a version.
-
-        Raises:
-          RefusedError: no such model, version or label.
-        """
-        with self.models.in_use(spec) as model:
-            response = get_model_metadata_pb2.GetModelMetadataResponse()
-            response.model_spec.name = spec.name
-            response.model_spec.version.value = model.version
-            response.metadata[SIGNATURE_DEF].Pack(model.signature_defs)
-            return response
-
-    def status(self, spec: model_pb2.ModelSpec) -> get_model_status_pb2.GetModelStatusResponse:
-        """Returns the state of one version, or of all that were met.
-
-        Raises:
-          RefusedError: no such model, version or label.
-        """
-        versions = self.models.find(spec)
-        only = versions.status_version(spec)
-        response = get_model_status_pb2.GetModelStatusResponse()
-        for version, status in versions.statuses().items():
-            if only is not None and version != only:
-                continue
-            entry = response.model_version_status.add(version=version, state=status.state)
-            entry.status.SetInParent()
-            if status.error:
-                entry.status.error_code = grpc.StatusCode.INVALID_ARGUMENT.value[0]
-                entry.status.error_message = status.error
-        return response
-
-    def admit(self, authorization: str | None) -> None:
-        """Lets a call with this header in.
-
-        Raises:
-          RefusedError: (UNAUTHENTICATED) no token or another one.
-        """
-        if not self.access.admits(authorization):
-            raise RefusedError(
-                grpc.StatusCode.UNAUTHENTICATED,
-                "expected the header 'authorization: Bearer TOKEN' with the server's token",
-            )
+    address: str
+    target: str
+    metrics_address: str | None
+    versions: ModelVersions
+    in_flight: InFlightRequests
 
 
-def shown_reason(error: RefusedError) -> str:
-    """Returns why a request is refused, as one short line."""
-    return " ".join(error.reason.split())[:_LONGEST_REASON]
+@contextlib.contextmanager
+def start_server(
+    model_base_path: str | Path,
+    *,
+    model_name: str = protocol.DEFAULT_MODEL_NAME,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    metrics_port: int | None = None,
+    access: ServerAccess | None = None,
+    batches: BatchSettings | None = None,
+    limits: Limits | None = None,
+    poll_s: float = 1.0,
+    grace_s: float = 30.0,
+    report: Callable[[str], object] = lambda line: print(line, file=sys.stderr, flush=True),
+) -> Iterator[ModelServer]:
+    """Serves the newest version of one model in this process until the context ends.
+
+    Args:
+      model_base_path: folder of numbered SavedModel folders, which is watched for new versions.
+      model_name: the model's name in requests.
+      host: address to bind to; the default can't be reached from other machines.
+      port: gRPC port; 0 takes any free one.
+      metrics_port: port of Prometheus metrics on `METRICS_HOST`; 0 takes any free one, None serves
+        no metrics.
+      access: TLS and token.
+      batches: queue and batching settings.
+      limits: of one request and one answer.
+      poll_s: seconds between two checks for new versions.
+      grace_s: seconds that requests in flight may take when the server stops.
+      report: called with one line when a version is replaced or can't be loaded.
+
+    Raises:
+      ModelError: the folder holds no version, or none that can be loaded.
+      ServingError: a port can't be bound.
+      SettingsError: the certificate or key is not usable.
+    """
+    access, limits = access or ServerAccess(), limits or Limits()
+    batches = batches or BatchSettings()
+    shown_host = f"[{host}]" if ":" in host else host
+    threads = batches.running + batches.waiting + SPARE_THREADS
+    with contextlib.ExitStack() as stack:
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="rpc")
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        server = _grpc_server(pool, threads, limits)
+        address = f"{shown_host}:{_bind(server, shown_host, port, access)}"
+        versions = ModelVersions(model_name, Path(model_base_path), poll_s=poll_s, report=report)
+        stack.callback(versions.stop)
+        metrics = Metrics()
+        batcher = Batcher(batches, metrics.batches.observe)
+        metrics.waiting.set_function(lambda: batcher.depth)
+        stack.callback(batcher.close)
+        in_flight = InFlightRequests()
+        service = GrpcService(versions, batcher, in_flight, access, limits, metrics.count_call)
+        server.add_generic_rpc_handlers(service.handlers())
+        healthy = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+        server.start()
+        stack.callback(lambda: server.stop(None).wait())
+        metrics_address = None
+        if metrics_port is not None:
+            metrics_address = stack.enter_context(_serve_metrics(metrics, metrics_port))
+        # Callbacks run in reverse order: first new calls are refused and those in flight answered.
+        stack.callback(in_flight.close, grace_s)
+        stack.callback(healthy.enter_graceful_shutdown)
+        for name in ("", protocol.PREDICTION_SERVICE, protocol.MODEL_SERVICE):
+            healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+        yield ModelServer(address, f"{address}/{model_name}", metrics_address, versions, in_flight)
+
+
+class Metrics:
+    """Prometheus metrics of one server."""
+
+    def __init__(self):
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "ahnet_serving_requests",
+            "Calls answered, by method and status.",
+            ("method", "status"),
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "ahnet_serving_request_seconds",
+            "Time from a call's arrival to its answer.",
+            ("method",),
+            buckets=SECONDS_BUCKETS,
+            registry=self.registry,
+        )
+        self.batches = Histogram(
+            "ahnet_serving_batch_requests",
+            "Requests merged into one prediction.",
+            buckets=BATCH_BUCKETS,
+            registry=self.registry,
+        )
+        self.waiting = Gauge(
+            "ahnet_serving_waiting", "Predictions that wait in the queue.", registry=self.registry
+        )
+
+    def count_call(self, method: str, status: str, seconds: float) -> None:
+        """Counts an answered call."""
+        self.requests.labels(method, status).inc()
+        self.seconds.labels(method).observe(seconds)
+
+
+@contextlib.contextmanager
+def _serve_metrics(metrics: Metrics, port: int) -> Iterator[str]:
+    """Serves metrics over HTTP until the context ends; yields their address."""
+    try:
+        server, thread = start_http_server(port, METRICS_HOST, metrics.registry)
+    except OSError:
+        raise _port_error(f"{METRICS_HOST}:{port}", "--metrics-port") from None
+    try:
+        yield f"http://{METRICS_HOST}:{server.server_port}/metrics"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _grpc_server(pool: ThreadPoolExecutor, threads: int, limits: Limits) -> grpc.Server:
+    return grpc.server(
+        pool,
+        # A call that finds no free thread is refused instead of queued.
+        maximum_concurrent_rpcs=threads,
+        options=[
+            ("grpc.max_receive_message_length", limits.request_bytes),
+            ("grpc.max_send_message_length", limits.answer_bytes),
+            # Refuse compressed requests: a few bytes can unpack to gigabytes.
+            ("grpc.compression_enabled_algorithms_bitset", 1 << grpc.Compression.NoCompression),
+            # Two servers must not share a port.
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+
+
+def _bind(server: grpc.Server, host: str, port: int, access: ServerAccess) -> int:
+    """Binds a server to a port, and returns it."""
+    credentials, address = access.credentials(), f"{host}:{port}"
+    try:
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
+    except RuntimeError:
+        raise _port_error(address, "--port") from None
+
+
+def _port_error(address: str, option: str) -> ServingError:
+    return ServingError(
+        address,
+        "a free port of this machine",
+        "an address that can't be bound",
+        f"Another server may use it: choose another {option}, or 0 for any free one.",
+    )

@@ -1,4 +1,4 @@
-"""TF Serving's gRPC services: Predict, GetModelMetadata, GetModelStatus, HandleReloadConfigRequest."""
+"""TF Serving's gRPC methods Predict, GetModelMetadata and GetModelStatus for one model."""
 
 from __future__ import annotations
 
@@ -6,51 +6,168 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
-from tensorflow_serving.apis import (
-    get_model_metadata_pb2,
-    get_model_status_pb2,
-    model_management_pb2,
-    predict_pb2,
-)
+from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, predict_pb2
 
 from serving import protocol
-from serving.auth import header_of
-from serving.embedded.core import SIGNATURE_DEF, Core, shown_reason
+from serving.auth import ServerAccess
+from serving.embedded.batching import Batcher
 from serving.embedded.loaded_model import check_request
-from serving.embedded.policy import configs_of
+from serving.embedded.versions import ModelVersions
 from serving.protocol import RefusedError, malformed
+
+SIGNATURE_DEF = "signature_def"
+
+# gRPC sends a status message as a header, which must be short.
+MAX_REASON_LENGTH = 500
+# Time for a client to read the end of an answer from the connection's buffers.
+READING_S = 0.5
 
 Request = TypeVar("Request", bound=Message)
 Method = Callable[[Callable[[], bytes], grpc.ServicerContext], bytes]
 
-# Said once more, it fills logs: what it means is seen below by the length.
+# Protobuf would log this for each malformed request; `_parse` detects it by the length.
 warnings.filterwarnings("ignore", message="Unexpected end-group tag")
 
 
-class Reader:
-    """Receives the messages of calls: few at a time, each within its time.
+@dataclass(frozen=True)
+class Limits:
+    """Limits of one request and one answer.
 
-    Handlers are of gRPC's streaming kind, which is the same on the wire: so token and queue are asked
-    before anything is received. Plain ones would receive everybody's message first.
+    Attributes:
+      request_bytes: size of a request.
+      answer_bytes: size of an answer.
+      request_voxels: voxels in a request, summed over its windows.
+      reads: messages that are received at the same time. gRPC checks the size of a message only
+        when it is complete, so this bounds the memory for incomplete ones.
+      read_s: seconds in which a message must arrive.
     """
 
-    def __init__(self, at_a_time: int, seconds: float):
-        self._turns = threading.BoundedSemaphore(at_a_time)
-        self._seconds = seconds
+    request_bytes: int = protocol.MAX_REQUEST_BYTES
+    answer_bytes: int = protocol.MAX_ANSWER_BYTES
+    request_voxels: int = protocol.MAX_REQUEST_VOXELS
+    reads: int = 4
+    read_s: float = 30.0
 
-    def read(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        """Returns a call's message.
+
+class InFlightRequests:
+    """Counts the requests whose answers are not sent yet, so that a server can stop without losing one.
+
+    gRPC's own stop closes connections as soon as the last answer is written, which can cut off a
+    large answer that the client is still reading (connection reset).
+    """
+
+    def __init__(self):
+        self._changed = threading.Condition()
+        self._count = 0
+        self._last_end = -READING_S
+        self._closed = False
+
+    @property
+    def count(self) -> int:
+        """Number of requests in flight."""
+        with self._changed:
+            return self._count
+
+    def begin(self) -> None:
+        """Counts a request.
 
         Raises:
-          RefusedError: (INVALID_ARGUMENT) there is none; (CANCELLED) it didn't come in time, the client is
-            gone, or gRPC refuses its size.
+          RefusedError: (UNAVAILABLE) the server is stopping.
         """
-        with self._turns:
-            timer = threading.Timer(self._seconds, context.cancel)
+        with self._changed:
+            if self._closed:
+                raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
+            self._count += 1
+
+    def end(self) -> None:
+        """Marks a request as answered."""
+        with self._changed:
+            self._count -= 1
+            self._last_end = time.monotonic()
+            self._changed.notify_all()
+
+    def close(self, grace_s: float) -> None:
+        """Refuses new requests and waits until those in flight are answered, at most `grace_s`."""
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: self._count == 0, timeout=grace_s)
+            reading_s = self._last_end + READING_S - time.monotonic()
+        time.sleep(max(0.0, reading_s))
+
+
+@dataclass
+class GrpcService:
+    """Answers PredictionService and ModelService.
+
+    The methods are registered as streaming ones, which is the same on the wire: gRPC then hands over
+    a call before it receives the message, so token and queue are checked first. Messages are parsed
+    here, because gRPC would answer INTERNAL to bytes that are not a request.
+
+    `count_call` is called after each call with its method, status and duration in seconds.
+    """
+
+    versions: ModelVersions
+    batcher: Batcher
+    in_flight: InFlightRequests
+    access: ServerAccess
+    limits: Limits
+    count_call: Callable[[str, str, float], object]
+
+    def __post_init__(self) -> None:
+        self._reads = threading.BoundedSemaphore(self.limits.reads)
+
+    def handlers(self) -> list[grpc.GenericRpcHandler]:
+        """Returns the handlers to register with a gRPC server."""
+        predict = self._handler("Predict", self._predict)
+        metadata = self._handler("GetModelMetadata", self._get_model_metadata)
+        status = self._handler("GetModelStatus", self._get_model_status)
+        services = {
+            protocol.PREDICTION_SERVICE: {"Predict": predict, "GetModelMetadata": metadata},
+            protocol.MODEL_SERVICE: {"GetModelStatus": status},
+        }
+        return [grpc.method_handlers_generic_handler(*service) for service in services.items()]
+
+    def _handler(self, name: str, method: Method) -> grpc.RpcMethodHandler:
+        """Returns a method with access check, counting, and RefusedError turned into a status."""
+
+        def answer(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+            begin, status = time.monotonic(), grpc.StatusCode.INTERNAL
+            try:
+                if not self.access.admits(context.invocation_metadata()):
+                    raise RefusedError(
+                        grpc.StatusCode.UNAUTHENTICATED,
+                        "expected the header 'authorization: Bearer TOKEN' with the server's token",
+                    )
+                self.in_flight.begin()
+                if not context.add_callback(self.in_flight.end):
+                    self.in_flight.end()
+                response = method(lambda: self._read(messages, context), context)
+                status = grpc.StatusCode.OK
+                return response
+            except RefusedError as error:
+                status = error.code
+                context.set_code(error.code)
+                context.set_details(" ".join(error.reason.split())[:MAX_REASON_LENGTH])
+                return b""
+            finally:
+                self.count_call(name, status.name, time.monotonic() - begin)
+
+        return grpc.stream_unary_rpc_method_handler(answer)
+
+    def _read(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        """Receives the message of a call: few at a time, each within its time limit.
+
+        Raises:
+          RefusedError: (INVALID_ARGUMENT) the call has no message; (CANCELLED) the message did not
+            arrive in time, the client has disconnected, or gRPC refuses the size.
+        """
+        with self._reads:
+            timer = threading.Timer(self.limits.read_s, context.cancel)
             timer.daemon = True
             timer.start()
             try:
@@ -62,102 +179,60 @@ class Reader:
             finally:
                 timer.cancel()
 
-
-def make_handlers(core: Core) -> list[grpc.GenericRpcHandler]:
-    """Returns the gRPC handlers of PredictionService and ModelService.
-
-    Requests come as bytes and are parsed here, so that bytes which are no request get
-    INVALID_ARGUMENT; gRPC's own parsing would answer INTERNAL.
-    """
-
-    def predict(read: Callable[[], bytes], context: grpc.ServicerContext) -> bytes:
-        with core.batcher.place():
+    def _predict(self, read: Callable[[], bytes], context: grpc.ServicerContext) -> bytes:
+        with self.batcher.place():
             request = _parse(predict_pb2.PredictRequest, read())
-            model, call, outputs = core.predict(
-                request.model_spec,
-                lambda model: check_request(model, request, core.limits.request_voxels),
-                timeout_s=context.time_remaining(),
-                is_wanted=context.is_active,
-            )
+            with self.versions.in_use(request.model_spec) as model:
+                checked = check_request(model, request, self.limits.request_voxels)
+                outputs = self.batcher.run(
+                    model,
+                    checked,
+                    timeout_s=context.time_remaining(),
+                    is_wanted=context.is_active,
+                )
+            size, limit = sum(each.nbytes for each in outputs.values()), self.limits.answer_bytes
+            if size > limit:
+                raise RefusedError(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    f"the answer of {size} bytes is above the limit of {limit} bytes a message; "
+                    "send fewer or smaller windows",
+                )
             response = predict_pb2.PredictResponse()
             response.model_spec.name = request.model_spec.name
             response.model_spec.version.value = model.version
-            response.model_spec.signature_name = call.signature_name
+            response.model_spec.signature_name = checked.signature_name
             for key, output in outputs.items():
                 response.outputs[key].CopyFrom(protocol.encode_tensor(output))
+            # Still inside the reserved place, which bounds the memory for answers.
             return response.SerializeToString()
 
-    def get_model_metadata(read: Callable[[], bytes], context: grpc.ServicerContext) -> bytes:
+    def _get_model_metadata(
+        self, read: Callable[[], bytes], context: grpc.ServicerContext
+    ) -> bytes:
         request = _parse(get_model_metadata_pb2.GetModelMetadataRequest, read())
         if list(request.metadata_field) != [SIGNATURE_DEF]:
             raise malformed(f"metadata_field: expected [{SIGNATURE_DEF!r}]")
-        return core.metadata(request.model_spec).SerializeToString()
+        with self.versions.in_use(request.model_spec) as model:
+            response = get_model_metadata_pb2.GetModelMetadataResponse()
+            response.model_spec.name = request.model_spec.name
+            response.model_spec.version.value = model.version
+            response.metadata[SIGNATURE_DEF].Pack(model.signature_defs)
+            return response.SerializeToString()
 
-    def get_model_status(read: Callable[[], bytes], context: grpc.ServicerContext) -> bytes:
+    def _get_model_status(self, read: Callable[[], bytes], context: grpc.ServicerContext) -> bytes:
         request = _parse(get_model_status_pb2.GetModelStatusRequest, read())
-        return core.status(request.model_spec).SerializeToString()
-
-    def handle_reload_config(read: Callable[[], bytes], context: grpc.ServicerContext) -> bytes:
-        request = _parse(model_management_pb2.ReloadConfigRequest, read())
-        core.models.reload(configs_of(request.config))
-        return model_management_pb2.ReloadConfigResponse().SerializeToString()
-
-    reader = Reader(core.limits.reads, core.limits.read_s)
-    services: dict[str, dict[str, Method]] = {
-        protocol.PREDICTION_SERVICE: {
-            "Predict": predict,
-            "GetModelMetadata": get_model_metadata,
-        },
-        protocol.MODEL_SERVICE: {
-            "GetModelStatus": get_model_status,
-            "HandleReloadConfigRequest": handle_reload_config,
-        },
-    }
-    return [
-        grpc.method_handlers_generic_handler(
-            service,
-            {
-                name: grpc.stream_unary_rpc_method_handler(_answering(core, reader, name, method))
-                for name, method in methods.items()
-            },
-        )
-        for service, methods in services.items()
-    ]
-
-
-def _answering(
-    core: Core, reader: Reader, name: str, method: Method
-) -> Callable[[Iterator[bytes], grpc.ServicerContext], bytes]:
-    """Turns a `RefusedError` of a method into the call's status, and counts the call."""
-
-    def answer(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        begin, status = time.monotonic(), grpc.StatusCode.INTERNAL
-        try:
-            core.admit(header_of(context.invocation_metadata()))
-            end = core.calls.begin()
-            if not context.add_callback(end):
-                end()
-            response = method(lambda: reader.read(messages, context), context)
-            status = grpc.StatusCode.OK
-            return response
-        except RefusedError as error:
-            status = error.code
-            context.set_code(error.code)
-            context.set_details(shown_reason(error))
-            return b""
-        finally:
-            core.metrics.count(name, "grpc", status.name, begin)
-
-    return answer
+        statuses = self.versions.status(request.model_spec)
+        response = get_model_status_pb2.GetModelStatusResponse(model_version_status=statuses)
+        return response.SerializeToString()
 
 
 def _parse(kind: type[Request], content: bytes) -> Request:
     request = kind()
     try:
-        # Protobuf stops at a stray end-group tag without an error, but says how far it came.
-        whole = request.MergeFromString(content) == len(content)
+        # Protobuf stops at a stray end-group tag without an error, and returns how far it came.
+        is_complete = request.MergeFromString(content) == len(content)
     except DecodeError:
-        whole = False
-    if not whole:
+        is_complete = False
+    if not is_complete:
         raise malformed(f"expected a serialized {kind.DESCRIPTOR.full_name}")
     return request

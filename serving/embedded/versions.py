@@ -1,12 +1,12 @@
-"""The numbered versions of a model in a folder: watched, loaded, swapped, drained."""
+"""The numbered versions of a model in a folder: watching, loading, swapping and draining."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
-import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -14,282 +14,212 @@ from tensorflow_serving.apis import model_pb2
 from tensorflow_serving.apis.get_model_status_pb2 import ModelVersionStatus
 
 from preprocessing.errors import AHNetError, ModelError
-from serving.embedded.folders import file_stamp, find_versions
-from serving.embedded.loaded_model import ServedModel, load_model
-from serving.embedded.policy import ModelConfig, check_labels
-from serving.protocol import RefusedError
+from serving.embedded.loaded_model import LoadedModel, load_model
+from serving.protocol import RefusedError, malformed
 
-# Between two looks at a folder, to see whether it still grows.
-_SETTLING_S = 0.1
+MAX_VERSION = 2**63 - 1
 
 State = ModelVersionStatus.State
 
 
-@dataclass(frozen=True)
-class VersionStatus:
-    """The state of one version, as TF Serving counts them: LOADING, AVAILABLE, UNLOADING, END.
-
-    Attributes:
-      state: a `ModelVersionStatus.State`.
-      error: why it could not be loaded; empty if all is well.
-    """
-
-    state: int
-    error: str = ""
-
-
 class ModelVersions:
-    """Serves the versions that a policy chooses, and replaces them, without a gap, as others come.
+    """Serves the newest version in a folder and replaces it without a gap when a newer one appears.
 
-    A version that is replaced finishes the requests it has. A version that can't be loaded is
-    reported, and tried again when its files change; the present ones stay, and so does the last one
-    when nothing is left to replace it. If the newest version is removed, the next older one takes over.
+    A replaced version finishes the requests that it is answering. A version that can't be loaded is
+    reported, and tried again once its files change; the current version stays. If the folder of the
+    current version is removed, the newest remaining one replaces it; if none remains, it stays.
 
-    Args:
-      config: the model's name, folder, policy and labels.
-      poll_s: seconds between two looks at the folder.
-      report: called with one line about each version that is loaded or fails.
+    The folder is checked every `poll_s` seconds. `report` is called with one line when a version is
+    replaced or can't be loaded.
 
     Raises:
-      ModelError: no version in the folder, or none that can be loaded.
+      ModelError: the folder holds no version, or none that can be loaded.
     """
 
-    def __init__(self, config: ModelConfig, *, poll_s: float, report: Callable[[str], object]):
-        self.name = config.name
-        self._config = config
+    def __init__(
+        self, name: str, base_path: Path, *, poll_s: float, report: Callable[[str], object]
+    ):
+        self.name = name
+        self._base_path = base_path
         self._poll_s = poll_s
         self._report = report
-        self._lock = threading.Lock()
-        self._refreshing = threading.Lock()
-        self._loaded: dict[int, ServedModel] = {}
-        self._uses: dict[int, int] = {}
-        self._statuses: dict[int, VersionStatus] = {}
+        self._lock = threading.RLock()
+        self._uses: Counter[int] = Counter()
+        self._statuses: dict[int, ModelVersionStatus] = {}
         self._failed: dict[int, tuple] = {}
         self._seen: dict[int, tuple] = {}
-        self._last_problem = ""
+        self._current = self._load_first()
         self._stopped = threading.Event()
-        self._load_first()
         self._watcher = threading.Thread(target=self._watch, name="versions", daemon=True)
         self._watcher.start()
 
     @property
-    def base_path(self) -> Path:
-        """The folder of the versions."""
-        return self._config.base_path
-
-    @property
     def current_version(self) -> int:
-        """The version that answers requests which name none: the newest."""
+        """The number of the version that is served."""
         with self._lock:
-            return max(self._loaded)
+            return self._current.version
 
     @contextlib.contextmanager
-    def in_use(self, spec: model_pb2.ModelSpec) -> Iterator[ServedModel]:
-        """Yields the model that a request names; it is not unloaded meanwhile.
+    def in_use(self, spec: model_pb2.ModelSpec) -> Iterator[LoadedModel]:
+        """Yields the model that a request names, which counts as in use until the context ends.
 
         Raises:
-          RefusedError: (NOT_FOUND) unknown version or label.
+          RefusedError: (INVALID_ARGUMENT) the request names no model; (NOT_FOUND) it names another
+            model, a version that is not served, or a label.
         """
+        self._check_names(spec)
         with self._lock:
-            model = self._loaded[self._version_of(spec)]
-            self._uses[model.version] = self._uses.get(model.version, 0) + 1
+            model = self._current
+            version = spec.version.value if spec.HasField("version") else model.version
+            if version != model.version:
+                raise _not_found(
+                    f"model {self.name!r} has no version {version} loaded; "
+                    f"version {model.version} is being served"
+                )
+            self._uses[version] += 1
         try:
             yield model
         finally:
             with self._lock:
-                self._uses[model.version] -= 1
-                self._end_if_drained(model.version)
+                self._uses[version] -= 1
+                self._end_if_drained(version)
 
-    def statuses(self) -> dict[int, VersionStatus]:
-        """Returns the state of every version met so far, newest first."""
-        with self._lock:
-            return dict(sorted(self._statuses.items(), reverse=True))
-
-    def status_version(self, spec: model_pb2.ModelSpec) -> int | None:
-        """Returns the version whose state a request asks for; None: all.
+    def status(self, spec: model_pb2.ModelSpec) -> list[ModelVersionStatus]:
+        """Returns the state of the version that a request names, or of all known ones, newest first.
 
         Raises:
-          RefusedError: (NOT_FOUND) a version never met, or an unknown label.
+          RefusedError: (INVALID_ARGUMENT) the request names no model; (NOT_FOUND) it names another
+            model, an unknown version, or a label.
         """
+        self._check_names(spec)
         with self._lock:
-            if spec.version_label:
-                return self._version_of(spec)
             if not spec.HasField("version"):
-                return None
+                return [self._statuses[version] for version in sorted(self._statuses, reverse=True)]
             if spec.version.value not in self._statuses:
-                raise not_found(f"model {self.name!r} has no version {spec.version.value!r}")
-            return spec.version.value
-
-    def configure(self, config: ModelConfig) -> None:
-        """Serves by another policy and with other labels from now on, from the same folder.
-
-        Raises:
-          RefusedError: (FAILED_PRECONDITION) none of the versions, or a labelled one, can be loaded;
-            what was served before stays.
-        """
-        before = self._config
-        with self._refreshing:
-            self._config = config
-            try:
-                # Twice, so that a folder which still grows is told from one that is whole.
-                self._refresh(unload=False)
-                time.sleep(_SETTLING_S)
-                self._refresh(unload=False)
-                wanted = config.policy.candidates(find_versions(config.base_path))
-                with self._lock:
-                    loaded = set(self._loaded)
-                if not loaded & set(wanted):
-                    raise RefusedError(
-                        grpc.StatusCode.FAILED_PRECONDITION,
-                        f"model {self.name!r}: none of the wanted versions can be loaded",
-                    )
-                check_labels(config, loaded & set(wanted))
-            except (RefusedError, OSError) as error:
-                self._config = before
-                if isinstance(error, RefusedError):
-                    raise
-                raise RefusedError(
-                    grpc.StatusCode.FAILED_PRECONDITION,
-                    f"model {self.name!r}: base_path can't be read: {error.strerror}",
-                ) from None
-            self._refresh()
+                raise _not_found(f"model {self.name!r} has no version {spec.version.value!r}")
+            return [self._statuses[spec.version.value]]
 
     def stop(self) -> None:
-        """Ends the watching; what is loaded stays so."""
+        """Stops watching the folder; the current version stays loaded."""
         self._stopped.set()
         self._watcher.join()
 
-    def unload(self) -> None:
-        """Ends the watching and drops all versions as their requests end."""
-        self.stop()
-        with self._lock:
-            versions = list(self._loaded)
-        for version in versions:
-            self._unload(version)
-
-    def _version_of(self, spec: model_pb2.ModelSpec) -> int:
-        """Returns the loaded version that a request names; the lock is held."""
-        version, loaded = max(self._loaded, default=0), sorted(self._loaded)
-        if spec.HasField("version"):
-            version = spec.version.value
+    def _check_names(self, spec: model_pb2.ModelSpec) -> None:
+        if not spec.name:
+            raise malformed(f"model_spec.name: expected {self.name!r}, found none")
+        if spec.name != self.name:
+            raise _not_found(f"model {spec.name[:60]!r} is not served here; {self.name!r} is")
         if spec.version_label:
-            if spec.version_label not in self._config.labels:
-                known = ", ".join(sorted(self._config.labels)) or "none"
-                raise not_found(
-                    f"model {self.name!r} has no version label {spec.version_label[:60]!r}; "
-                    f"labels: {known}"
-                )
-            version = self._config.labels[spec.version_label]
-        if version not in self._loaded:
-            verb = "is" if len(loaded) == 1 else "are"
-            shown = f"version{'s' * (len(loaded) != 1)} {', '.join(map(str, loaded)) or 'none'}"
-            raise not_found(
-                f"model {self.name!r} has no version {version} loaded; {shown} {verb} being served"
+            raise _not_found(
+                f"model {self.name!r} has no version label {spec.version_label[:60]!r}; labels: none"
             )
-        return version
 
-    def _load_first(self) -> None:
-        base_path = self._config.base_path
-        if not base_path.is_dir():
-            found = "a file" if base_path.exists() else "nothing there"
-            raise ModelError(base_path, "a folder of numbered SavedModel folders", found)
-        found = find_versions(base_path)
-        candidates = self._config.policy.candidates(found)
-        if not candidates:
-            raise self._no_versions()
-        error = None
-        for version in candidates:
-            error = self._load(version, found[version]) or error
-            if len(self._loaded) == self._config.policy.most():
-                break
-        if not self._loaded:
-            raise error
-        try:
-            check_labels(self._config, self._loaded)
-        except RefusedError as refused:
-            raise ModelError(base_path, "a loaded version for each label", refused.reason) from None
+    def _load_first(self) -> LoadedModel:
+        if not self._base_path.is_dir():
+            found = "a file" if self._base_path.exists() else "nothing there"
+            raise ModelError(self._base_path, "a folder of numbered SavedModel folders", found)
+        error: AHNetError = self._no_versions()
+        for version, folder in _find_versions(self._base_path).items():
+            try:
+                model = self._load(version, folder)
+            except AHNetError as failure:
+                error = failure
+            else:
+                self._set_status(version, State.AVAILABLE)
+                return model
+        raise error
 
     def _watch(self) -> None:
+        last_problem = ""
         while not self._stopped.wait(self._poll_s):
             try:
-                with self._refreshing:
-                    self._refresh()
+                self._refresh()
             except OSError as error:
-                # The folder may come back; what is loaded needs no files.
-                problem = f"{self.name}: can't read {self._config.base_path}: {error.strerror}"
-                if problem != self._last_problem:
+                # The loaded version needs no files, and the folder may come back.
+                problem = f"{self.name}: can't read {self._base_path}: {error.strerror}"
+                if problem != last_problem:
                     self._report(problem)
-                self._last_problem = problem
+                last_problem = problem
 
-    def _refresh(self, *, unload: bool = True) -> None:
-        """Loads what the policy wants and, once that is there, lets the rest go."""
-        found = find_versions(self._config.base_path)
-        stamps = {version: file_stamp(folder) for version, folder in found.items()}
-        settled = {version for version, stamp in stamps.items() if self._seen.get(version) == stamp}
-        self._seen = stamps
-        policy = self._config.policy
-        chosen = set()
-        for version in policy.candidates(found):
-            if len(chosen) == policy.most():
-                break
-            # A folder that still grows is being copied; one that failed is not tried unchanged.
-            worth_trying = version in settled and self._failed.get(version) != stamps[version]
-            if version in self._loaded or (
-                worth_trying and self._load(version, found[version]) is None
-            ):
-                chosen.add(version)
-        if unload and chosen:
-            for version in set(self._loaded) - chosen:
-                self._unload(version)
-                newest = max(chosen)
-                self._report(f"{self.name}: version {newest} replaces version {version}")
+    def _refresh(self) -> None:
+        """Replaces the current version by the newest one that can be loaded."""
+        folders = _find_versions(self._base_path)
+        before, self._seen = self._seen, {v: _file_stamp(folder) for v, folder in folders.items()}
+        for version, folder in folders.items():
+            if version == self._current.version:
+                return
+            stamp = self._seen[version]
+            # A folder that still changes is being copied; a failed one is not tried unchanged.
+            if before.get(version) != stamp or self._failed.get(version) == stamp:
+                continue
+            with contextlib.suppress(AHNetError):
+                self._replace(self._load(version, folder))
+                return
 
-    def _load(self, version: int, folder: Path) -> AHNetError | None:
-        """Loads a version; returns the error if it can't be loaded."""
-        self._set_status(version, VersionStatus(State.LOADING))
-        stamp = file_stamp(folder)
+    def _load(self, version: int, folder: Path) -> LoadedModel:
+        self._set_status(version, State.LOADING)
+        stamp = _file_stamp(folder)
         try:
-            model = load_model(folder, version)
+            return load_model(folder, version)
         except AHNetError as error:
             self._failed[version] = stamp
-            self._set_status(version, VersionStatus(State.END, str(error)))
+            self._set_status(version, State.END, str(error))
             self._report(f"{self.name}: version {version} was not loaded: {error}")
-            return error
-        with self._lock:
-            self._loaded[version] = model
-            self._statuses[version] = VersionStatus(State.AVAILABLE)
-        return None
+            raise
 
-    def _unload(self, version: int) -> None:
-        """Takes a version out; the requests that it has go on."""
+    def _replace(self, model: LoadedModel) -> None:
         with self._lock:
-            self._loaded.pop(version, None)
-            self._statuses[version] = VersionStatus(State.UNLOADING)
-            self._end_if_drained(version)
-
-    def _set_status(self, version: int, status: VersionStatus) -> None:
-        with self._lock:
-            self._statuses[version] = status
+            old, self._current = self._current.version, model
+            self._set_status(model.version, State.AVAILABLE)
+            self._set_status(old, State.UNLOADING)
+            self._end_if_drained(old)
+        self._report(f"{self.name}: version {model.version} replaces version {old}")
 
     def _end_if_drained(self, version: int) -> None:
-        """Marks a replaced version as gone when its last request is done; the lock is held."""
-        if version not in self._loaded and not self._uses.get(version):
-            self._uses.pop(version, None)
-            self._statuses[version] = VersionStatus(State.END)
+        """Marks a replaced version as ended after its last request; call with the lock held."""
+        if version != self._current.version and not self._uses[version]:
+            del self._uses[version]
+            self._set_status(version, State.END)
+
+    def _set_status(self, version: int, state: int, error: str = "") -> None:
+        code = grpc.StatusCode.INVALID_ARGUMENT.value[0]
+        status = {"error_code": code, "error_message": error} if error else {}
+        with self._lock:
+            self._statuses[version] = ModelVersionStatus(
+                version=version, state=state, status=status
+            )
 
     def _no_versions(self) -> ModelError:
-        names = sorted(child.name for child in self._config.base_path.iterdir())
+        names = sorted(child.name for child in self._base_path.iterdir())
         remedy = "Export one with python -m serving.export."
         if "saved_model.pb" in names:
             remedy = "Give the folder above it; the name of this one must be a whole number."
         return ModelError(
-            self._config.base_path,
+            self._base_path,
             "numbered folders (1, 2, ...) with a saved_model.pb in each",
             ", ".join(names[:5]) or "an empty folder",
             remedy,
         )
 
 
-def not_found(reason: str) -> RefusedError:
-    """Returns the error for a model, version or label that is not served."""
+def _not_found(reason: str) -> RefusedError:
     return RefusedError(grpc.StatusCode.NOT_FOUND, reason)
+
+
+def _find_versions(base_path: Path) -> dict[int, Path]:
+    """Returns the SavedModel folders in `base_path` with a whole number as name, newest first."""
+    folders = {
+        int(child.name): child
+        for child in base_path.iterdir()
+        if re.fullmatch("[0-9]{1,19}", child.name)
+        and int(child.name) <= MAX_VERSION
+        and (child / "saved_model.pb").is_file()
+    }
+    return dict(sorted(folders.items(), reverse=True))
+
+
+def _file_stamp(folder: Path) -> tuple:
+    """Returns names, sizes and times of a folder's files, which change while files are copied."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    stats = [(path, path.stat()) for path in files]
+    return tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)

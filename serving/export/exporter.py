@@ -1,22 +1,35 @@
-"""Exports a trained network as a SavedModel that TF Serving, TFMA and the client can use."""
+"""Exports a trained network as a SavedModel for TF Serving, and as an ONNX file."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import sys
-from collections.abc import Sequence
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
 
-from preprocessing.cli import make_parser, run_command
-from preprocessing.errors import ModelError, SettingsError
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+from ahnet_tf.inference.predictor import (
+    IMAGE_INPUT,
+    PROBABILITIES_OUTPUT,
+    SETTINGS_FILE,
+    ExportSettings,
+)
+from ahnet_tf.networks import build_network
+from ahnet_tf.networks.factory import precision as computing_in
+from ahnet_tf.networks.inputs import class_probabilities
+from preprocessing.errors import ModelError
 from preprocessing.files import atomic_write, write_json
+from serving import protocol
+from serving.export.signatures import build_signatures
 
-if TYPE_CHECKING:
-    import tensorflow as tf
+# Large enough to run every layer; graph optimization, the slow part, does not depend on the size.
+WARM_UP_SHAPE_ZYX = (8, 64, 64)
 
-    from ahnet_tf.inference.predictor import ExportSettings
+# The newest ONNX operator set that the converter writes and that runtimes have long supported.
+OPSET = 17
+ONNX_SETTINGS_KEY = "ahnet"
 
 
 def export_model(
@@ -27,33 +40,25 @@ def export_model(
     precision: str = "float32",
     onnx: str | Path | None = None,
 ) -> Path:
-    """Writes a network as a SavedModel in TF Serving's layout; it appears whole or not at all.
+    """Writes a network as a SavedModel in TF Serving's layout, atomically.
 
-    The signatures are those of `signatures.build_signatures`. Beside the graph lie
-    `assets.extra/ahnet.json` (the settings) and `assets.extra/tf_serving_warmup_requests`
-    (PredictionLog records).
+    The signatures are those of `signatures.build_signatures`. `assets.extra/ahnet.json` holds the
+    settings, `assets.extra/tf_serving_warmup_requests` the warm-up requests (PredictionLog records).
 
     Args:
       model: float32 raw intensities [batch, z, y, x, channel] -> logits [batch, z, y, x, class].
       settings: what the network was trained for.
-      output: the SavedModel folder, for a server DIR/VERSION with a whole number. An earlier
-        export there is replaced.
-      precision: what the export computes in, "float32" or "bfloat16" (weights too), whatever the
-        network was trained in.
-      onnx: also write `predict_windows` as this ONNX file.
+      output: the SavedModel folder, DIR/VERSION for a server. An earlier export there is replaced.
+      precision: precision of computation and weights in the export, "float32" or "bfloat16",
+        whatever the network was trained in.
+      onnx: also write `predict_windows` to this ONNX file.
 
     Returns:
       `output` as a Path.
 
     Raises:
-      ModelError: the network, its configuration and the task contradict each other.
+      ModelError: the network does not match its configuration or the task.
     """
-    import tensorflow as tf
-
-    from ahnet_tf.inference.predictor import SETTINGS_FILE
-    from serving.export.signatures import build_signatures
-    from serving.export.warm_up import write_warm_up
-
     _check(model, settings, output)
     settings = dataclasses.replace(settings, precision=precision)
     network = _in_precision(model, settings)
@@ -61,86 +66,48 @@ def export_model(
     with atomic_write(output) as folder:
         tf.saved_model.save(module, str(folder), signatures=signatures)
         write_json(folder / SETTINGS_FILE, settings.to_dict())
-        write_warm_up(
-            folder,
-            window_shape_zyx=settings.window_shape_zyx,
-            channels=settings.model.channels,
-            image_dtype=settings.task.image_dtype,
-        )
+        _write_warm_up(folder / protocol.WARM_UP_FILE, settings)
         if onnx is not None:
-            from serving.export.onnx import export_onnx
-
             export_onnx(network, settings, onnx)
     return Path(output)
 
 
-def next_version(folder: str | Path) -> int:
-    """Returns the lowest version number above all numbered folders in `folder`, from 1."""
-    path = Path(folder)
-    children = path.iterdir() if path.is_dir() else ()
-    return max((int(child.name) for child in children if child.name.isdigit()), default=0) + 1
+def export_onnx(network: tf.keras.Model, settings: ExportSettings, output: str | Path) -> Path:
+    """Writes `image` float32 [batch, z, y, x, channel] -> `probabilities` float32 [batch, z, y, x, class].
 
+    The network maps raw intensities to logits in float32. All sizes except the number of channels are
+    dynamic. The file's metadata holds the settings under "ahnet". It is written atomically.
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `python -m serving.export`."""
-    parser = make_parser(
-        "serving.export",
-        "Exports a trained network as a SavedModel for TF Serving and python -m serving.server.",
-        [
-            "python -m serving.export --model run/ahnet --output models/ahnet",
-            "python -m serving.export --model run/ahnet --output models/ahnet --version 7",
-            "python -m serving.export --model run/ahnet --output models/fast --precision bfloat16",
-            "python -m serving.export --model run/ahnet --output models/ahnet --onnx ahnet.onnx",
-        ],
-    )
-    parser.add_argument(
-        "--model", required=True, metavar="DIR", help="checkpoint folder (with model.json)"
-    )
-    parser.add_argument(
-        "--output", required=True, metavar="DIR", help="folder of versions; the model goes to DIR/N"
-    )
-    parser.add_argument(
-        "--version", type=int, metavar="N", help="version number (default: one above the newest)"
-    )
-    parser.add_argument(
-        "--precision",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="what the export computes in: bfloat16 takes less time and memory, and rounds more "
-        "coarsely (default %(default)s)",
-    )
-    parser.add_argument(
-        "--onnx", metavar="FILE", help="also write the network for ONNX runtimes; in float32 only"
-    )
-    arguments = parser.parse_args(argv)
-    return run_command(_run, arguments)
+    Returns:
+      `output` as a Path.
+    """
+    import onnx
+    from tf2onnx import optimizer, tf_loader, tfonnx
 
+    windows = [None, None, None, None, settings.model.channels]
 
-def _run(arguments: argparse.Namespace) -> None:
-    from ahnet_tf.inference.predictor import load_checkpoint
+    @tf.function(input_signature=[tf.TensorSpec(windows, tf.float32, "image")], autograph=False)
+    def probabilities(image: tf.Tensor) -> tf.Tensor:
+        return class_probabilities(network(image, training=False), settings.model.activation)
 
-    version = arguments.version
-    if version is None:
-        version = next_version(arguments.output)
-    if version < 1:
-        raise SettingsError("--version", "a whole number from 1", version)
-    output = Path(arguments.output) / str(version)
-    if output.exists():
-        raise SettingsError(
-            output,
-            "a version that is not there yet",
-            f"version {version}",
-            f"Servers notice new numbers only: use --version {next_version(arguments.output)}.",
+    traced = probabilities.get_concrete_function()
+    (image,) = (tensor.name for tensor in traced.inputs if tensor.dtype != tf.resource)
+    (answer,) = (tensor.name for tensor in traced.outputs)
+    frozen = tf_loader.from_function(traced, [image], [answer])
+    with tf.Graph().as_default() as graph:
+        tf.graph_util.import_graph_def(frozen, name="")
+        converted = tfonnx.process_tf_graph(
+            graph,
+            opset=OPSET,
+            input_names=[image],
+            output_names=[answer],
+            tensors_to_rename={image: IMAGE_INPUT, answer: PROBABILITIES_OUTPUT},
         )
-    if arguments.onnx is not None and arguments.precision != "float32":
-        raise SettingsError("--onnx", "--precision float32 with it", arguments.precision)
-    model, settings = load_checkpoint(arguments.model)
-    exported = export_model(
-        model, settings, output, precision=arguments.precision, onnx=arguments.onnx
-    )
-    print(exported)
-    if arguments.onnx is not None:
-        print(arguments.onnx)
+    model = optimizer.optimize_graph(converted, False, _optimizers(optimizer)).make_model("ahnet")
+    onnx.helper.set_model_props(model, {ONNX_SETTINGS_KEY: json.dumps(settings.to_dict())})
+    with atomic_write(output) as temporary:
+        onnx.save(model, str(temporary))
+    return Path(output)
 
 
 def _check(model: tf.keras.Model, settings: ExportSettings, output: str | Path) -> None:
@@ -161,21 +128,45 @@ def _check(model: tf.keras.Model, settings: ExportSettings, output: str | Path) 
 
 
 def _in_precision(model: tf.keras.Model, settings: ExportSettings) -> tf.keras.Model:
-    """Returns the network itself, or built again if it computes in another precision than asked for."""
-    import tensorflow as tf
-
+    """Returns the network, rebuilt if it computes in another precision than the settings say."""
     layers = [layer for layer in model.submodules if isinstance(layer, tf.keras.layers.Layer)]
-    computed_in = {layer.compute_dtype for layer in layers}
-    if settings.precision == "float32" and computed_in <= {"float32"}:
+    if settings.precision == "float32" and {each.compute_dtype for each in layers} <= {"float32"}:
         return model
-    from ahnet_tf.networks import build_network
-    from ahnet_tf.networks.factory import precision
-
-    with precision(settings.precision):
+    with computing_in(settings.precision):
         network = build_network(settings.model)
     network.set_weights(model.get_weights())
     return network
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _write_warm_up(path: Path, settings: ExportSettings) -> None:
+    """Writes one small request for each signature that takes windows, and one for `describe`."""
+    sizes = [min(pair) for pair in zip(settings.window_shape_zyx, WARM_UP_SHAPE_ZYX, strict=True)]
+    shape = (1, *sizes, settings.model.channels)
+    stored = settings.task.image_dtype
+    inputs = {}
+    for name in (protocol.PREDICT_WINDOWS, protocol.SEGMENT):
+        for key, dtype in ((name, "float32"), (protocol.stored_signature(name, stored), stored)):
+            inputs[key] = (IMAGE_INPUT, tf.make_tensor_proto(0, tf.as_dtype(dtype), shape))
+    inputs[protocol.DESCRIBE] = (protocol.UNUSED_INPUT, tf.make_tensor_proto([0], tf.int32))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for key, (name, content) in inputs.items():
+            request = predict_pb2.PredictRequest(inputs={name: content})
+            request.model_spec.name = protocol.DEFAULT_MODEL_NAME
+            request.model_spec.signature_name = key
+            log = prediction_log_pb2.PredictLog(request=request)
+            record = prediction_log_pb2.PredictionLog(predict_log=log)
+            writer.write(record.SerializeToString(deterministic=True))
+
+
+def _optimizers(optimizer: ModuleType) -> dict[str, type]:
+    """Returns the converter's optimizations by name, except the merging of reshapes.
+
+    That one gives a wrong shape for two consecutive reshapes whose second keeps sizes by zeros.
+    """
+    return {
+        "optimize_transpose": optimizer.TransposeOptimizer,
+        "fold_constants": optimizer.ConstFoldOptimizer,
+        "merge_duplication": optimizer.MergeDuplicatedNodesOptimizer,
+        "remove_identity": optimizer.IdentityOptimizer,
+    }

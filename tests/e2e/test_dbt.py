@@ -10,7 +10,7 @@ from ahnet_tf.predict import main as predict
 from ahnet_tf.train import main as train
 from preprocessing.convert import main as convert
 from preprocessing.phantom.__main__ import main as phantom
-from serving.export.exporter import main as export
+from serving.export.__main__ import main as export
 
 TINY = ["width=0.0625", "blocks=[1,1,1,1]", "growth=4", "dense_layers=1", "pvp_levels=1"]
 TINY += ["warmup_steps=1", "evaluate_every=4"]

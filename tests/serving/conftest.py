@@ -77,9 +77,9 @@ def models(tmp_path_factory, export_linear) -> Path:
 
 @pytest.fixture(scope="session")
 def server(models):
-    from serving.embedded.running import start_server
+    from serving.embedded.core import start_server
 
-    with start_server(models, rest_port=0) as running:
+    with start_server(models) as running:
         yield running
 
 

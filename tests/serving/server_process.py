@@ -21,7 +21,7 @@ class ServerProcess:
     """
 
     def __init__(self, models: Path, *options: str, port: int = 0):
-        words = ["--model-base-path", str(models), "--port", str(port), "--rest-port", "0"]
+        words = ["--model-base-path", str(models), "--port", str(port)]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "serving.server", *words, *options],
             cwd=ROOT,
@@ -31,15 +31,10 @@ class ServerProcess:
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
         )
         self.address = self._last_word("is served on 127.0.0.1:")
-        self.rest_address = self._last_word("REST and metrics on http://127.0.0.1:")
 
     @property
     def port(self) -> int:
         return int(self.address.rpartition(":")[2])
-
-    @property
-    def rest_port(self) -> int:
-        return int(self.rest_address.rpartition(":")[2])
 
     def peak_mib(self) -> float:
         """The most memory that the process has held so far."""

@@ -1,10 +1,8 @@
-"""TLS and tokens over gRPC and HTTPS, with certificates made on the spot."""
+"""TLS and tokens over gRPC, with certificates made for the test."""
 
 from __future__ import annotations
 
-import ssl
 import subprocess
-import urllib.request
 
 import grpc
 import numpy as np
@@ -17,7 +15,7 @@ from serving import status
 from serving.auth import ServerAccess, read_token
 from serving.client.errors import AccessError, UnreachableError
 from serving.client.sync import AHNetClient
-from serving.embedded.running import start_server
+from serving.embedded.core import start_server
 
 TOKEN = "correct-horse-battery-staple"
 
@@ -39,7 +37,7 @@ def certificate(tmp_path_factory):
 @pytest.fixture(scope="module")
 def secure(models, certificate):
     access = ServerAccess(TOKEN, *certificate)
-    with start_server(models, access=access, rest_port=0) as running:
+    with start_server(models, access=access) as running:
         yield running
 
 
@@ -60,7 +58,7 @@ def test_wrong_token(secure, certificate, token):
 
 def test_without_tls_or_with_another_certificate(secure):
     for tls in ({}, {"tls": True}):
-        with pytest.raises(UnreachableError, match="whether it wants TLS"):
+        with pytest.raises(UnreachableError, match="whether it requires TLS"):
             AHNetClient(secure.target, attempts=1, timeout_s=5, **tls).describe()
 
 
@@ -70,16 +68,6 @@ def test_health_needs_no_token(secure, certificate):
         stub = health_pb2_grpc.HealthStub(channel)
         answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
-
-
-def test_https(secure, certificate):
-    assert secure.rest_address.startswith("https://127.0.0.1:")
-    request = urllib.request.Request(
-        f"{secure.rest_address}/v1/models/ahnet", headers={"Authorization": f"Bearer {TOKEN}"}
-    )
-    context = ssl.create_default_context(cafile=str(certificate[0]))
-    with urllib.request.urlopen(request, context=context, timeout=10) as response:
-        assert b'"AVAILABLE"' in response.read()
 
 
 def test_commands_take_token_and_roots_from_the_environment(

@@ -21,10 +21,9 @@ from google.protobuf import (
     text_format,
     wrappers_pb2,
 )
+from tensorflow_serving.config import model_server_config_pb2
 
-from preprocessing.errors import SettingsError
 from serving.client.sync import AHNetClient
-from serving.embedded.policy import VersionPolicy, read_config_file
 
 DEPLOY = Path(__file__).resolve().parents[2] / "serving" / "deploy"
 CONFIG = DEPLOY / "config"
@@ -119,32 +118,27 @@ def test_both_say_the_same_to_the_server():
     assert named == files.keys()
 
 
-def test_models_config_is_what_the_embedded_server_reads():
-    (config,) = read_config_file(CONFIG / "models.config")
-    assert (config.name, str(config.base_path)) == ("ahnet", "/models/ahnet")
-    assert config.policy == VersionPolicy(latest=1)
+def models_config(text):
+    """Parses a ModelServerConfig that holds one model."""
+    parsed = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
+    (config,) = parsed.model_config_list.config
+    return config
 
 
-def test_example_in_models_config_reads_too(tmp_path):
+def test_models_config_serves_the_newest_version():
+    config = models_config((CONFIG / "models.config").read_text(encoding="utf-8"))
+    assert (config.name, config.base_path) == ("ahnet", "/models/ahnet")
+    assert config.model_platform == "tensorflow"
+    assert config.model_version_policy.latest.num_versions == 1
+
+
+def test_example_in_models_config_parses_too():
     text = (CONFIG / "models.config").read_text(encoding="utf-8")
     example = [line.strip()[4:] for line in text.splitlines() if line.strip().startswith("#   ")]
     replaced = text.replace("model_version_policy { latest { num_versions: 1 } }", "")
-    path = tmp_path / "models.config"
-    path.write_text(replaced.replace("base_path:", "\n".join([*example, "base_path:"])))
-    (config,) = read_config_file(path)
-    assert config.policy == VersionPolicy(specific=(6, 7))
-    assert config.labels == {"stable": 6, "canary": 7}
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["model_config_list {}", "nonsense", "model_config_list { config { name: 'a' } }", ""],
-)
-def test_model_configs_that_say_nothing(tmp_path, text):
-    path = tmp_path / "models.config"
-    path.write_text(text)
-    with pytest.raises(SettingsError, match=r"models\.config: expected"):
-        read_config_file(path)
+    config = models_config(replaced.replace("base_path:", "\n".join([*example, "base_path:"])))
+    assert list(config.model_version_policy.specific.versions) == [6, 7]
+    assert config.version_labels == {"stable": 6, "canary": 7}
 
 
 def serving_message(name, fields):

@@ -16,9 +16,11 @@ from tensorflow_serving.apis import predict_pb2
 from ahnet_tf.inference.predictor import is_address
 from preprocessing.errors import ModelError, ServingError
 from serving import protocol
+from serving.client import requests
+from serving.client.requests import parse_target
 from serving.client.sync import AHNetClient, open_predictor
-from serving.embedded.core import Limits
-from serving.embedded.running import start_server
+from serving.embedded.core import start_server
+from serving.embedded.grpc_service import Limits
 
 
 @pytest.fixture
@@ -64,7 +66,11 @@ def free_port():
     ],
 )
 def test_targets(target, expected):
-    assert protocol.parse_target(target, "ahnet") == protocol.Target(*expected)
+    address, spec = parse_target(target, "ahnet")
+    model, *version = expected[1:]
+    assert (address, spec.name) == (expected[0], model)
+    assert spec.version.value == (version[0] if version and version[0] else 0)
+    assert spec.version_label == (version[1] if len(version) == 2 else "")
     assert is_address(target)
 
 
@@ -72,7 +78,7 @@ def test_targets(target, expected):
     "target",
     [
         *("", "localhost", ":8500", "host:", "host:0", "host:65536", "h:1/a/b"),
-        *("h:1/a/versions/x", "h:1/a/labels/", "h:1/a/versions/1/2"),
+        *("h:1/a/versions/x", "h:1/a/labels/", "h:1/a/versions/1/2", f"h:1/a/versions/{2**63}"),
     ],
 )
 def test_targets_that_are_none(target):
@@ -139,10 +145,12 @@ def test_no_server():
     assert "\n" not in line
 
 
-def test_server_that_comes_up_late_is_waited_for(models, settings):
+def test_server_that_comes_up_late_is_waited_for(models, settings, monkeypatch):
+    # Loading the model can take longer than a client's usual first attempts.
+    monkeypatch.setattr(requests, "FIRST_ATTEMPTS", 30)
     port = free_port()
     found = []
-    client = AHNetClient(f"127.0.0.1:{port}", attempts=8, timeout_s=60)
+    client = AHNetClient(f"127.0.0.1:{port}", attempts=30, timeout_s=60)
     asking = threading.Thread(target=lambda: found.append(client.describe()))
     asking.start()
     time.sleep(0.3)

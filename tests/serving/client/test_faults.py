@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from preprocessing.errors import ServingError
 from preprocessing.volumes.geometry import Volume
 from serving.client.sync import AHNetClient
-from serving.embedded.running import start_server
+from serving.embedded.core import start_server
 from tests.serving.server_process import ServerProcess
 
 
@@ -84,7 +84,7 @@ def test_health_says_that_a_server_is_stopping(models):
             check = health_pb2_grpc.HealthStub(channel).Check
             assert check(request, timeout=30).status == health_pb2.HealthCheckResponse.SERVING
             asking = pool.submit(client.predict_windows, large)
-            while not (running.core.calls.in_progress or asking.done()):
+            while not (running.in_flight.count or asking.done()):
                 time.sleep(0.001)
             stopping = pool.submit(serving.__exit__, None, None, None)
             seen = set()

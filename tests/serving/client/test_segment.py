@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from tensorflow_serving.apis import model_pb2
 
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.inference.predictor import ExportSettings, Predictor, open_predictor
@@ -19,7 +20,7 @@ from preprocessing.volumes.geometry import Volume
 from serving.client.aio import AsyncAHNetClient
 from serving.client.errors import NotServedError, UnreachableError
 from serving.client.sync import AHNetClient
-from serving.embedded.running import start_server
+from serving.embedded.core import start_server
 from serving.export.exporter import export_model
 
 SMALL = {
@@ -29,6 +30,7 @@ SMALL = {
     "dense_layers": 1,
     "pvp_levels": 2,
 }
+AHNET = model_pb2.ModelSpec(name="ahnet")
 WITH_MAPS = PredictionSettings(probabilities=True)
 
 
@@ -171,14 +173,13 @@ def test_volume_begins_again_when_its_version_is_replaced(tmp_path, export_linea
     volume = Volume(voxels, np.eye(4))
     seen = []
     with start_server(base, poll_s=0.1, report=lambda line: None) as running:
-        versions = running.versions_of("ahnet")
 
         def publish(done, total):
             seen.append(done)
             if len(seen) == 3:
                 export_linear(base, 2)
                 deadline = time.monotonic() + 60
-                while versions.statuses().get(1).state != 50:
+                while running.versions.status(AHNET)[-1].state != 50:
                     assert time.monotonic() < deadline
                     time.sleep(0.02)
 

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import collections
-import contextlib
-import gzip
 import itertools
-import json
 import random
 import socket
 import threading
 import time
-import urllib.error
-import urllib.request
 
 import grpc
 import numpy as np
@@ -21,9 +16,8 @@ import tensorflow as tf
 
 from serving import protocol
 from serving.client.sync import AHNetClient
-from serving.embedded.core import Limits
-from serving.embedded.http_guard import ConnectionLimits
-from serving.embedded.running import start_server
+from serving.embedded.core import start_server
+from serving.embedded.grpc_service import Limits
 from tests.serving.malformed_requests import (
     CASES,
     EXPECTED_CODES,
@@ -134,26 +128,16 @@ def test_compressed_requests_are_not_unpacked(process):
         with pytest.raises(grpc.RpcError) as caught:
             predict(request, timeout=30, compression=grpc.Compression.Gzip)
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
-    packed = gzip.compress(bytes(2**28), 1)
-    address = f"{process.rest_address}/v1/models/ahnet:predict"
-    unpacking = urllib.request.Request(address, packed, {"Content-Encoding": "gzip"})
-    with pytest.raises(urllib.error.HTTPError, match="400"):
-        urllib.request.urlopen(unpacking, timeout=30)
     assert process.peak_mib() - before < 100
 
 
-def connect(port):
-    return socket.create_connection(("127.0.0.1", port), timeout=30)
-
-
-@pytest.mark.parametrize("which", ["port", "rest_port"])
-def test_noise_on_the_ports(process, which):
+def test_noise_on_the_port(process):
     generator = random.Random(1)
     openings = (b"", b"GET / HTTP/1.1\r\n", b"POST /v1/models/ahnet:predict HTTP/1.1\r\n\r\n")
     openings += (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00")
     before = process.now_mib()
     for number in range(200):
-        with connect(getattr(process, which)) as connection:
+        with socket.create_connection(("127.0.0.1", process.port), timeout=30) as connection:
             opening = openings[number % len(openings)]
             try:
                 connection.sendall(opening + noise(generator, generator.randrange(1500)))
@@ -161,26 +145,6 @@ def test_noise_on_the_ports(process, which):
                 # Closed already: that is an answer too.
                 continue
     assert process.peak_mib() - before < 200
-
-
-def http_status(process, content):
-    address = f"{process.rest_address}/v1/models/ahnet:predict"
-    try:
-        with urllib.request.urlopen(urllib.request.Request(address, content), timeout=30) as answer:
-            return answer.status
-    except urllib.error.HTTPError as error:
-        return error.code
-
-
-def test_changed_json_gets_an_answer_or_a_refusal(process):
-    generator = random.Random(2)
-    sound = json.dumps({"instances": np.ones((1, 1, 2, 2, 1)).tolist()}).encode()
-    assert http_status(process, sound) == 200
-    for _ in range(300):
-        content = bytearray(sound)
-        for _ in range(generator.randrange(1, 5)):
-            content[generator.randrange(len(content))] = generator.randrange(256)
-        assert http_status(process, bytes(content)) in (200, 400)
 
 
 def test_gigabyte_messages_are_not_kept(process, channel):
@@ -195,46 +159,6 @@ def test_gigabyte_messages_are_not_kept(process, channel):
         peaks.append(process.peak_mib())
     assert peaks[0] - before < 1300
     assert peaks[1] - peaks[0] < 200
-
-
-def test_slow_and_silent_connections_are_closed(models, linear_probabilities):
-    """Slow-loris: none holds its connection longer than it may, and others are served after that."""
-    limits = ConnectionLimits(connections=4, header_s=0.5, body_s=0.5, request_s=20)
-    with start_server(models, rest_port=0, rest_limits=limits) as running:
-        port = int(running.rest_address.rpartition(":")[2])
-        head = b"POST /v1/models/ahnet:predict HTTP/1.1\r\nHost: here\r\n"
-        for dribbled in (
-            b"",
-            head + b"X-Slow: " + b"a" * 200,
-            head + b"Content-Length: 100000\r\n\r\n" + b"[" * 200,
-            head + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\n[\r\n" * 100,
-        ):
-            begin, answer = time.monotonic(), b""
-            with connect(port) as connection:
-                start = min(len(dribbled), len(head))
-                connection.sendall(dribbled[:start])
-                try:
-                    for byte in dribbled[start:]:
-                        connection.sendall(bytes([byte]))
-                        time.sleep(0.02)
-                    answer = connection.recv(1000)
-                except OSError:
-                    pass
-            assert time.monotonic() - begin < 4
-            assert b"200 OK" not in answer
-        silent = [connect(port) for _ in range(10)]
-        # Four are kept until their time is over, the others are turned away at once.
-        begin = time.monotonic()
-        for connection in reversed(silent):
-            with connection, contextlib.suppress(ConnectionResetError):
-                assert connection.recv(10) == b""
-        assert 0.3 < time.monotonic() - begin < 4
-        body = json.dumps({"instances": np.zeros((1, 1, 1, 1, 1)).tolist()}).encode()
-        address = f"{running.rest_address}/v1/models/ahnet:predict"
-        with urllib.request.urlopen(urllib.request.Request(address, body), timeout=20) as response:
-            found = json.load(response)["predictions"]
-    expected = linear_probabilities(np.zeros((1, 1, 1, 1, 1)), 1.0)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_messages_that_do_not_come_are_given_up(models, windows, linear_probabilities):

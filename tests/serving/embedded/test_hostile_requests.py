@@ -148,7 +148,7 @@ def test_tensors_come_back_as_they_went(data, dtype, shape):
 
 
 def test_single_value_stands_for_all():
-    content = protocol.repeated_value(7, (2, 3), tf.int16)
+    content = tf.make_tensor_proto(7, tf.int16, (2, 3))
     assert content.ByteSize() < 20
     found = protocol.decode_tensor(
         content, tf.TensorSpec([None, 3], tf.int16), max_elements=6, where="input"

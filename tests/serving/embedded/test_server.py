@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import grpc
@@ -19,6 +20,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
+    model_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
@@ -29,7 +31,7 @@ from preprocessing.errors import ServingError
 from serving import protocol, status
 from serving.client.sync import AHNetClient
 from serving.embedded.batching import Batcher, BatchSettings
-from serving.embedded.running import start_server
+from serving.embedded.core import start_server
 
 ROOT = Path(__file__).resolve().parents[3]
 State = get_model_status_pb2.ModelVersionStatus.State
@@ -41,9 +43,8 @@ def stub(running):
 
 
 def states(running):
-    return {
-        version: item.state for version, item in running.versions_of("ahnet").statuses().items()
-    }
+    spec = model_pb2.ModelSpec(name="ahnet")
+    return {item.version: item.state for item in running.versions.status(spec)}
 
 
 def wait_until(condition, seconds=30.0):
@@ -156,7 +157,7 @@ def test_versions_are_swapped_under_requests_without_an_error(
             wait_until(lambda: states(running)[3] == State.AVAILABLE)
             # Without the newest version the next older one takes over.
             shutil.rmtree(base / "3")
-            wait_until(lambda: running.versions_of("ahnet").current_version == 2)
+            wait_until(lambda: running.versions.current_version == 2)
             for versions, future in zip(seen, asking, strict=True):
                 wait_until(lambda v=versions, f=future: v[-1] == 2 or f.done())
         finally:
@@ -227,9 +228,9 @@ def test_stopping_lets_requests_in_progress_finish(models):
         with start_server(models) as running:
             client = AHNetClient(running.target, attempts=1)
             client.describe()
-            wait_until(lambda: running.core.calls.in_progress == 0)
+            wait_until(lambda: running.in_flight.count == 0)
             asking = pool.submit(client.predict_windows, large)
-            wait_until(lambda: running.core.calls.in_progress or asking.done())
+            wait_until(lambda: running.in_flight.count or asking.done())
         assert asking.result().shape == (1, 32, 256, 256, 3)
     with pytest.raises(ServingError, match="UNAVAILABLE"):
         client.predict_windows(large[:, :1])
@@ -268,6 +269,24 @@ def test_status_command(server, capsys):
     assert "model 'liver' is not served here; 'ahnet' is" in capsys.readouterr().err
 
 
+def test_metrics(models, windows):
+    with start_server(models, metrics_port=0) as running:
+        with AHNetClient(running.target) as client:
+            for _ in range(3):
+                client.predict_windows(windows)
+            with pytest.raises(ServingError):
+                client.predict_windows(np.full((1, 1, 1, 1, 1), np.nan, np.float32))
+        assert running.metrics_address.startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(running.metrics_address, timeout=10) as response:
+            lines = response.read().decode().splitlines()
+    counts = 'ahnet_serving_requests_total{method="Predict",status='
+    # Three predictions and one `describe`.
+    assert f'{counts}"OK"}} 4.0' in lines
+    assert f'{counts}"INVALID_ARGUMENT"}} 1.0' in lines
+    assert "ahnet_serving_batch_requests_count 4.0" in lines
+    assert "ahnet_serving_waiting 0.0" in lines
+
+
 def test_older_version_is_served_where_the_newest_is_broken(tmp_path, models):
     base = tmp_path / "models"
     shutil.copytree(models, base)
@@ -276,7 +295,7 @@ def test_older_version_is_served_where_the_newest_is_broken(tmp_path, models):
     lines = []
     with start_server(base, poll_s=0.02, report=lines.append) as running:
         time.sleep(0.3)
-        assert running.versions_of("ahnet").current_version == 1
+        assert running.versions.current_version == 1
         assert states(running) == {2: State.END, 1: State.AVAILABLE}
         (two, one) = AHNetClient(running.target).status()
     assert len(lines) == 1

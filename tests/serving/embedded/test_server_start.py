@@ -9,7 +9,7 @@ import pytest
 
 from preprocessing.errors import ServingError
 from serving import server
-from serving.embedded.running import start_server
+from serving.embedded.core import start_server
 
 
 def bad_folder(kind, tmp_path, models):
@@ -71,9 +71,9 @@ def test_folder_that_can_not_be_served(kind, tmp_path, models, capsys):
         (["--running", "0"], "--running: expected at least 1, found 0"),
         (["--waiting", "-1"], "--waiting: expected at least 0, found -1"),
         (["--grace-s", "-1"], "--grace-s: expected at least 0, found -1.0"),
-        (["--rest-port", "-1"], "--rest-port: expected a number from 0 to 65535, found -1"),
+        (["--metrics-port", "-1"], "--metrics-port: expected a number from 0 to 65535, found -1"),
         (["--batch-windows", "0"], "--batch-windows: expected at least 1, found 0"),
-        (["--batch-wait-ms", "inf"], "--batch-wait-ms: expected at least 0, found inf"),
+        (["--grace-s", "inf"], "--grace-s: expected at least 0, found inf"),
         (["--token-file", "absent"], "absent: expected a file with a token"),
         (["--tls-key", "key.pem"], "TLS: expected a certificate and its key, found one of them"),
     ],
@@ -86,7 +86,7 @@ def test_command_refuses_impossible_options(models, capsys, options, words):
 def test_port_in_use(models):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        for ports in ({"port": port}, {"rest_port": port}):
+        for ports in ({"port": port}, {"metrics_port": port}):
             refused = pytest.raises(ServingError, match=f"127.0.0.1:{port}: expected a free port")
             with refused, start_server(models, **ports):
                 pass

@@ -21,10 +21,11 @@ from preprocessing.errors import ModelError
 from preprocessing.files import write_json
 from preprocessing.records.schema import Patch, encode_patch
 from preprocessing.tasks import load_task
-from serving.embedded.loaded_model import check_request, load_model, run_call
-from serving.export import exporter as export
+from serving import protocol
+from serving.embedded.loaded_model import check_request, load_model, read_warm_up, run_request
+from serving.export.__main__ import main, next_version
+from serving.export.exporter import export_model
 from serving.export.signatures import confusion_counts, dice_counts
-from serving.export.warm_up import WARM_UP_FILE, read_warm_up
 
 SMALLEST = {
     "width": 1 / 16,
@@ -41,14 +42,14 @@ def ahnet(task, tmp_path_factory):
     config = ModelConfig(**SMALLEST)
     network = build_network(config)
     exported = ExportSettings(task, config, (4, 32, 32), {"tensorflow": tf.__version__})
-    folder = export.export_model(network, exported, tmp_path_factory.mktemp("ahnet") / "1")
+    folder = export_model(network, exported, tmp_path_factory.mktemp("ahnet") / "1")
     return network, exported, folder, load_model(folder, 1)
 
 
 @pytest.fixture(scope="module")
 def linear(linear_network, settings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("linear") / "7"
-    export.export_model(linear_network(0.5), settings, folder)
+    export_model(linear_network(0.5), settings, folder)
     return load_model(folder, 7)
 
 
@@ -105,20 +106,20 @@ def test_settings_lie_beside_the_graph_and_inside_it(ahnet):
 
 def test_warm_up_requests_are_small_and_answered(ahnet):
     _, exported, folder, model = ahnet
-    assert (folder / WARM_UP_FILE).stat().st_size < 1000
+    assert (folder / protocol.WARM_UP_FILE).stat().st_size < 1000
     requests = list(read_warm_up(folder))
     names = [request.model_spec.signature_name for request in requests]
     windows = ["predict_windows", "predict_windows_int16", "segment", "segment_int16"]
     assert sorted(names) == ["describe", *windows]
     for request in requests:
-        answer = run_call(model, check_request(model, request, 10**6))
+        answer = run_request(model, check_request(model, request, 10**6))
         for value in answer.values():
             assert value.shape[:4] in ((1,), (1, *exported.window_shape_zyx))
 
 
 @pytest.mark.parametrize("content", [b"", b"cut off", b"longer than a record's header"])
 def test_damaged_warm_up_requests_are_refused(tmp_path, content):
-    file = tmp_path / WARM_UP_FILE
+    file = tmp_path / protocol.WARM_UP_FILE
     file.parent.mkdir()
     file.write_bytes(content)
     with pytest.raises(ModelError, match="expected a TFRecord of PredictionLog messages"):
@@ -186,7 +187,7 @@ def test_counts_are_those_of_masks(data, shape, classes):
 
 def test_sigmoid_networks_give_independent_foreground_probabilities(linear_network, task, tmp_path):
     sigmoid = ExportSettings(task, ModelConfig(activation="sigmoid"), (4, 16, 16))
-    export.export_model(linear_network(-1.0), sigmoid, tmp_path / "1")
+    export_model(linear_network(-1.0), sigmoid, tmp_path / "1")
     image = np.full((1, 1, 1, 1, 1), 100, np.int16)
     probabilities = open_predictor(str(tmp_path)).predict(image)[0, 0, 0, 0]
     # The logits of the two foreground classes are 1 and -1; the background is 1 - 0.731.
@@ -199,7 +200,7 @@ def test_network_trained_in_bfloat16_is_exported_in_float32(task, tmp_path):
     try:
         trained = build_network(config, seed=3)
         exported = ExportSettings(task, config, (4, 32, 32))
-        export.export_model(trained, exported, tmp_path / "1")
+        export_model(trained, exported, tmp_path / "1")
         assert tf.keras.mixed_precision.global_policy().name == "mixed_bfloat16"
     finally:
         tf.keras.mixed_precision.set_global_policy("float32")
@@ -215,30 +216,30 @@ def test_network_trained_in_bfloat16_is_exported_in_float32(task, tmp_path):
 def test_contradictions_are_refused_and_leave_nothing(linear_network, settings, tmp_path):
     two = ExportSettings(settings.task, ModelConfig(classes=2), (4, 16, 16))
     with pytest.raises(ModelError, match="3 classes, as in task 'tiny', found 2 classes"):
-        export.export_model(linear_network(0.0), two, tmp_path / "1")
+        export_model(linear_network(0.0), two, tmp_path / "1")
     image = tf.keras.Input((None, None, None, 2))
     other = tf.keras.Model(image, tf.keras.layers.Conv3D(3, 1)(image))
     with pytest.raises(ModelError, match="1 channels and 3 classes, found 2 and 3"):
-        export.export_model(other, settings, tmp_path / "1")
+        export_model(other, settings, tmp_path / "1")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_failed_export_leaves_the_earlier_one(linear_network, settings, tmp_path):
     """Names that can't be encoded fail in the middle of the export."""
-    folder = export.export_model(linear_network(0.0), settings, tmp_path / "1")
+    folder = export_model(linear_network(0.0), settings, tmp_path / "1")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     unwritable = ExportSettings(settings.task, settings.model, (4, 16, 16), {"\ud800": "1"})
     with pytest.raises(UnicodeEncodeError):
-        export.export_model(linear_network(1.0), unwritable, folder)
+        export_model(linear_network(1.0), unwritable, folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
 def test_next_version(tmp_path):
-    assert export.next_version(tmp_path / "absent") == 1
+    assert next_version(tmp_path / "absent") == 1
     for name in ("2", "10", "notes", ".11"):
         (tmp_path / name).mkdir()
-    assert export.next_version(tmp_path) == 11
+    assert next_version(tmp_path) == 11
 
 
 def test_command_exports_a_checkpoint(tmp_path, capsys):
@@ -247,7 +248,7 @@ def test_command_exports_a_checkpoint(tmp_path, capsys):
     save_network(tmp_path / "run", network, config)
     write_json(tmp_path / "run" / "task.json", load_task("ct_liver_small").to_dict())
     arguments = ["--model", str(tmp_path / "run"), "--output", str(tmp_path / "models")]
-    assert export.main(arguments) == 0
+    assert main(arguments) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "models" / "1")
     predictor = open_predictor(str(tmp_path / "models"))
     assert predictor.settings.task == load_task("ct_liver_small")
@@ -255,7 +256,7 @@ def test_command_exports_a_checkpoint(tmp_path, capsys):
     expected = tf.nn.softmax(network(image.astype(np.float32))).numpy()
     np.testing.assert_allclose(predictor.predict(image), expected, atol=1e-6)
 
-    assert export.main([*arguments, "--version", "1"]) == 1
+    assert main([*arguments, "--version", "1"]) == 1
     error = capsys.readouterr().err
     assert "models/1: expected a version that is not there yet" in error
     assert "use --version 2" in error
@@ -270,7 +271,7 @@ def test_command_exports_a_checkpoint(tmp_path, capsys):
     ],
 )
 def test_command_says_what_is_wrong(tmp_path, capsys, extra, words):
-    code = export.main(["--model", str(tmp_path), "--output", str(tmp_path / "out"), *extra])
+    code = main(["--model", str(tmp_path), "--output", str(tmp_path / "out"), *extra])
     captured = capsys.readouterr()
     assert code == 1
     assert words in captured.err

@@ -15,8 +15,8 @@ from ahnet_tf.networks import build_network
 from ahnet_tf.networks.checkpoint import save_network
 from preprocessing.files import write_json
 from preprocessing.tasks import load_task
-from serving.export import exporter as export
-from serving.export.onnx import export_onnx
+from serving.export.__main__ import main
+from serving.export.exporter import export_model, export_onnx
 
 SMALLEST = {
     "width": 1 / 16,
@@ -39,7 +39,7 @@ def test_bfloat16_export_is_half_the_size_and_near(task, tmp_path):
     sizes = {}
     for precision in ("float32", "bfloat16"):
         folder = tmp_path / precision / "1"
-        export.export_model(network, settings, folder, precision=precision)
+        export_model(network, settings, folder, precision=precision)
         sizes[precision] = sum(path.stat().st_size for path in (folder / "variables").iterdir())
     assert sizes["bfloat16"] < 0.7 * sizes["float32"]
     image = hounsfield((4, 40, 33))
@@ -78,9 +78,9 @@ def test_command_writes_onnx_beside_the_export(tmp_path, capsys):
     write_json(tmp_path / "run" / "task.json", load_task("ct_liver_small").to_dict())
     words = ["--model", str(tmp_path / "run"), "--output", str(tmp_path / "models")]
     onnx = str(tmp_path / "net.onnx")
-    assert export.main([*words, "--onnx", onnx, "--precision", "bfloat16"]) == 1
+    assert main([*words, "--onnx", onnx, "--precision", "bfloat16"]) == 1
     assert "--onnx: expected --precision float32 with it" in capsys.readouterr().err
-    assert export.main([*words, "--onnx", onnx]) == 0
+    assert main([*words, "--onnx", onnx]) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / "models" / "1"), onnx]
     session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
     image = hounsfield((2, 32, 32))
