@@ -1,4 +1,4 @@
-"""The networks: AH-Net, its 2D teacher MC-GCN and the paper's rivals, and what moves their weights."""
+"""The networks: AH-Net, its 2D teacher MC-GCN and the paper's baselines; checkpoints and transfer."""
 
 from ahnet_tf.networks.checkpoint import load_network, save_network
 from ahnet_tf.networks.factory import build_network, named_weights

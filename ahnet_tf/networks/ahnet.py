@@ -5,12 +5,12 @@ from __future__ import annotations
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
-from ahnet_tf.networks.encoder import channels, residual_stages
+from ahnet_tf.networks.encoder import Stem, channels, residual_stages
 from ahnet_tf.networks.layers_2d import MaxPool
-from ahnet_tf.networks.layers_3d import DenseBlock, Final, PyramidPool, Transition, VolumeStem
+from ahnet_tf.networks.layers_3d import DenseBlock, PyramidPool, Transition
 
 
-def ahnet_logits(x: tf.Tensor, config: ModelConfig) -> tf.Tensor:
+def ahnet_logits(image: tf.Tensor, config: ModelConfig) -> tf.Tensor:
     """Returns logits of AH-Net for windowed images [batch, z, y, x, channel], y and x multiples of 32.
 
     In the plane this is the published network. Along z its poolings keep a last slice without a
@@ -18,12 +18,13 @@ def ahnet_logits(x: tf.Tensor, config: ModelConfig) -> tf.Tensor:
     multiples of 32 it is the published network there too.
     """
     norm, up = config.norm, config.upsampling
-    stem = VolumeStem(channels(config, 64), norm=norm, name="stem")(x)
+    width = channels(config, 64)
+    stem = Stem(width, volumetric=True, slice_pool=True, norm=norm, name="stem")(image)
     # The public code pools 2x2x2 where it upsamples by transposed convolutions.
     size = 3 if up == "trilinear" else 2
     pooled = MaxPool(size, slice_pool=True, name="stem_pool")(stem)
     res1, res2, res3, res4 = residual_stages(pooled, config, slice_pool=True)
-    maps, sizes = res4, None
+    x = res4
     steps = (
         (res3, 1024, up),
         (res2, 512, up),
@@ -31,12 +32,10 @@ def ahnet_logits(x: tf.Tensor, config: ModelConfig) -> tf.Tensor:
         (pooled, 64, "none"),
         (stem, 64, up),
     )
-    for i, (skip, published, mode) in enumerate(steps, start=1):
-        filters = channels(config, published)
-        x_sum = Transition(filters, mode, norm, sizes, name=f"up{i}")(maps, skip)
-        dense = DenseBlock(config.dense_layers, filters, config.growth, norm, name=f"dense{i}")
-        maps, sizes = dense(x_sum), (filters, *[config.growth] * config.dense_layers)
+    for i, (skip, filters, mode) in enumerate(steps, start=1):
+        x = Transition(channels(config, filters), mode, norm, name=f"up{i}")(x, skip)
+        x = DenseBlock(config.dense_layers, config.growth, norm, name=f"dense{i}")(x)
     if config.pvp_levels:
-        pool = PyramidPool(config.pvp_levels, up, config.pvp_border, sizes, name="pvp")
-        maps, sizes = [pool(maps), *maps], (config.pvp_levels, *sizes)
-    return Final(config.classes, config.dropout, up, norm, sizes, name="final")(maps, x)
+        x = PyramidPool(config.pvp_levels, up, config.pvp_border, name="pvp")(x)
+    final = Transition(config.classes, up, norm, 3, config.dropout, add=False, name="final")
+    return final(x, image)

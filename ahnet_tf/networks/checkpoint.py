@@ -1,6 +1,6 @@
-"""The project's checkpoint: a folder with `model.json` (settings) and `weights.safetensors`.
+"""Checkpoint of a network: a folder with `model.json` (settings) and `weights.safetensors`.
 
-The weights are plain arrays by name: reading them executes nothing, and any safetensors reader can.
+The weights are arrays by name; reading them executes no code.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WEIGHTS = "weights.safetensors"
 def save_network(folder: str | Path, model: tf.keras.Model, config: ModelConfig) -> None:
     """Writes a network's settings and weights into `folder`, which may hold other files.
 
-    Each of the two files appears whole or not at all.
+    Each of the two files is written atomically.
     """
     arrays = {name: variable.numpy() for name, variable in named_weights(model).items()}
     write_json(Path(folder) / SETTINGS, to_dict(config))
@@ -40,8 +40,8 @@ def load_network(
     """Builds the network of a checkpoint and loads its weights; returns it with its settings.
 
     Raises:
-      ModelError: a file is missing, damaged or foreign, or the weights don't fit the settings.
-      SettingsError: `model.json` holds settings that don't exist or are out of range.
+      ModelError: a file is missing or damaged, or the weights don't fit the settings.
+      SettingsError: `model.json` holds unknown settings or values out of range.
     """
     for file in (SETTINGS, WEIGHTS):
         if not (Path(folder) / file).is_file():
@@ -49,7 +49,7 @@ def load_network(
                 folder,
                 f"a checkpoint folder with {SETTINGS} and {WEIGHTS}",
                 f"no {file}",
-                "Trainings write one; python -m ahnet_tf.weights import makes one of other files.",
+                "Training writes one; python -m ahnet_tf.weights import converts other files.",
             )
     config = load_settings(Path(folder) / SETTINGS, ModelConfig)
     arrays = read_safetensors(Path(folder) / WEIGHTS)

@@ -1,11 +1,13 @@
-"""The residual encoder that all of MC-GCN and AH-Net share, layer names included."""
+"""The encoder of MC-GCN and AH-Net, layer names included: stem and ResNet-50's residual stages."""
 
 from __future__ import annotations
 
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
-from ahnet_tf.networks.layers_2d import Bottleneck
+from ahnet_tf.networks.layers_2d import ConvNorm
+from ahnet_tf.networks.normalization import make_norm, norm_relu
+from ahnet_tf.networks.ops import neighbouring_slices, register, slice_max_pool, stem_conv
 
 
 def channels(config: ModelConfig, published: int) -> int:
@@ -32,3 +34,81 @@ def residual_stages(x: tf.Tensor, config: ModelConfig, slice_pool: bool) -> list
             )(x)
         levels.append(x)
     return levels
+
+
+@register
+class Stem(tf.keras.layers.Layer):
+    """7x7 convolution of in-plane stride 2, norm, ReLU on [batch, z, y, x, channel], y and x even.
+
+    The 3D stem (`volumetric`) is a 7x7x3 convolution whose kernel is [3, 7, 7, channel, filters] in
+    z, y, x order; it is computed as the 2D stem on three neighbouring slices as channels. With
+    `slice_pool` a max pool of two slices comes between convolution and norm.
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        volumetric: bool = False,
+        slice_pool: bool = False,
+        norm: str = "batch",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.volumetric = volumetric
+        self.slice_pool = slice_pool
+        self.normalise = make_norm(norm, name="norm")
+
+    def build(self, input_shape):
+        depth = [3] if self.volumetric else []
+        shape = [*depth, 7, 7, input_shape[-1], self.filters]
+        self.kernel = self.add_weight(name="kernel", shape=shape)
+
+    def call(self, inputs, training=None):
+        x, kernel = inputs, self.kernel
+        if self.volumetric:
+            x = neighbouring_slices(inputs, 3)
+            kernel = tf.transpose(kernel, [1, 2, 0, 3, 4])
+            kernel = tf.reshape(kernel, [7, 7, x.shape[-1], self.filters])
+        x = stem_conv(x, kernel)
+        if self.slice_pool:
+            x = slice_max_pool(x)
+        return norm_relu(self.normalise, x, training)
+
+
+@register
+class Bottleneck(tf.keras.layers.Layer):
+    """ResNet-50's bottleneck with the stride in its 3x3 convolution, on [batch, z, y, x, channel].
+
+    `filters` channels inside, 4 * filters out. With `slice_pool` (AH-downsampling) a max pool of two
+    slices halves z of the main branch after its last norm and of the shortcut before its norm, as the
+    authors' and MONAI's code do it.
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        strides: int = 1,
+        shortcut: bool = False,
+        slice_pool: bool = False,
+        norm: str = "batch",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.shortcut = shortcut
+        self.slice_pool = slice_pool
+        self.conv1 = ConvNorm(filters, 1, norm=norm, name="conv1")
+        self.conv2 = ConvNorm(filters, 3, strides, norm, name="conv2")
+        self.conv3 = ConvNorm(4 * filters, 1, norm=norm, relu=not slice_pool, name="conv3")
+        if shortcut:
+            self.project = ConvNorm(
+                4 * filters, 1, strides, norm, relu=False, slice_pool=slice_pool, name="shortcut"
+            )
+
+    def call(self, inputs, training=None):
+        residual = self.project(inputs, training=training) if self.shortcut else inputs
+        x = self.conv1(inputs, training=training)
+        x = self.conv2(x, training=training)
+        if not self.slice_pool:
+            return self.conv3(x, residual=residual, training=training)
+        return tf.nn.relu(slice_max_pool(self.conv3(x, training=training)) + residual)

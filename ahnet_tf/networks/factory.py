@@ -1,4 +1,4 @@
-"""From a configuration to a network, its weights drawn from a seed."""
+"""Builds networks from their configuration; names and initial values of their weights."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def build_network(config: ModelConfig, *, seed: int = 0, name: str | None = None
 
     The model maps float32 [batch, z, y, x, channel], any z >= 1 and any y, x, to float32 logits
     [batch, z, y, x, class]: window, zeros in the plane up to a multiple of 32, network, crop. The 2D
-    networks work slice by slice. Weights depend on `seed` and their own names only, so that networks
-    of one seed start from the same encoder.
+    networks work slice by slice. Initial weights depend on `seed` and their own names only, so that
+    networks with the same seed start from the same encoder.
 
     Args:
       config: the network's settings.
-      seed: of the initial weights.
-      name: of the model; the architecture by default.
+      seed: seed of the initial weights.
+      name: name of the model; the architecture by default.
     """
     image = tf.keras.Input((None, None, None, config.channels), dtype="float32", name="image")
     windowed = IntensityWindow(*config.intensity_window, name="window")(image)
-    padded = PadInPlane(32, name="pad")(windowed)
+    padded = PadInPlane(name="pad")(windowed)
     logits = ARCHITECTURES[config.architecture](padded, config)
     logits = CropInPlane(name="crop")(logits, image)
     if config.foreground_prior:
@@ -67,8 +67,8 @@ def precision(policy: str) -> Iterator[None]:
 def named_weights(model: tf.keras.Model) -> dict[str, tf.Variable]:
     """Returns the model's weights by name, as in "res1_block1/conv1/kernel".
 
-    Names are those of the layers and what is inside them; how a model came to be (built, copied,
-    loaded) makes no difference, as it does to TensorFlow's names.
+    A name is the path of layer and attribute names. Unlike TensorFlow's names it is the same for a
+    model that was built, copied or loaded.
     """
     return {
         path: variable
@@ -85,15 +85,15 @@ def _weights_inside(part: Any, path: str) -> Iterator[tuple[str, tf.Variable]]:
             inside = f"{path}/{item.name}" if isinstance(item, tf.keras.layers.Layer) else path
             yield from _weights_inside(item, inside)
     elif isinstance(part, tf.keras.layers.Layer):
-        attributes = [value for name, value in vars(part).items() if not name.startswith("_")]
-        for value in attributes:
-            yield from _weights_inside([value], path)
+        for name, value in vars(part).items():
+            if not name.startswith("_"):
+                yield from _weights_inside([value], path)
 
 
 def initial_kernel(path: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     """Returns the published initialisation of a kernel: normal, variance 2 / (ky * kx * out).
 
-    The numbers come from `seed` and the weight's name: no other weight changes them.
+    The values follow from `seed` and the weight's name alone.
     """
     generator = np.random.default_rng([seed, zlib.crc32(path.encode())])
     size = shape[-4] * shape[-3] if len(shape) > 2 else 1

@@ -1,4 +1,4 @@
-"""The way into and out of every network: intensity window, padding, neighbouring slices, cropping."""
+"""Input and output layers of all networks: intensity window, padding, neighbouring slices, cropping."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import math
 
 import tensorflow as tf
 
-from ahnet_tf.networks.normalization import SettingsLayer, register
-from ahnet_tf.networks.ops import axis_sizes, neighbouring_slices
+from ahnet_tf.networks.ops import axis_sizes, neighbouring_slices, register
 
 
 def class_probabilities(logits: tf.Tensor, activation: str) -> tf.Tensor:
-    """Returns probabilities [batch, z, y, x, class] float32 of logits, background being class 0.
+    """Returns probabilities [batch, z, y, x, class], float32, of logits; class 0 is the background.
 
-    With "softmax" the classes share one. With "sigmoid" each foreground class has its own, the heat map of
-    a lesion for example, and the background is what the likeliest of them leaves, 1 - max: so the most
-    probable class is foreground exactly where a foreground class is more likely than not, before and
-    after probabilities are averaged over windows.
+    "softmax": exclusive classes. "sigmoid": one independent probability (heat map) for each foreground
+    class, and 1 - their maximum for the background, so that the most probable class is a foreground
+    class exactly where its probability is above a half, also after averaging over windows.
     """
     logits = tf.cast(logits, tf.float32)
     if activation == "softmax":
@@ -26,10 +24,8 @@ def class_probabilities(logits: tf.Tensor, activation: str) -> tf.Tensor:
 
 
 @register
-class IntensityWindow(SettingsLayer):
+class IntensityWindow(tf.keras.layers.Layer):
     """Maps raw intensities low..high to -1..+1 and clips outside, in float32 whatever the policy."""
-
-    settings = ("low", "high")
 
     def __init__(self, low: float, high: float, **kwargs):
         super().__init__(**{"dtype": "float32"} | kwargs)
@@ -37,7 +33,7 @@ class IntensityWindow(SettingsLayer):
         self.high = high
 
     def build(self, input_shape):
-        # The first layer of every network: Keras names expected and received shape from here.
+        # The first layer of every network: Keras checks the image's shape against it.
         self.input_spec = tf.keras.layers.InputSpec(ndim=5, axes={-1: input_shape[-1]})
         super().build(input_shape)
 
@@ -46,26 +42,17 @@ class IntensityWindow(SettingsLayer):
 
 
 @register
-class PadInPlane(SettingsLayer):
-    """Pads zeros at the end of y and x up to a multiple of `multiple`."""
-
-    settings = ("multiple",)
-
-    def __init__(self, multiple: int = 32, **kwargs):
-        super().__init__(**kwargs)
-        self.multiple = multiple
+class PadInPlane(tf.keras.layers.Layer):
+    """Pads zeros at the end of y and x up to a multiple of 32, the encoder's stride."""
 
     def call(self, inputs):
-        # The remainder of -shape is the same, but converters to other formats get its sign wrong.
-        rows, columns = (
-            (self.multiple - size % self.multiple) % self.multiple
-            for size in axis_sizes(inputs)[2:4]
-        )
+        # -size % 32 is the same, but the ONNX converter gets its sign wrong.
+        rows, columns = ((32 - size % 32) % 32 for size in axis_sizes(inputs)[2:4])
         return tf.pad(inputs, [[0, 0], [0, 0], [0, rows], [0, columns], [0, 0]])
 
 
 @register
-class CropInPlane(SettingsLayer):
+class CropInPlane(tf.keras.layers.Layer):
     """Crops to the y, x of a second map; float32 whatever the policy."""
 
     def __init__(self, **kwargs):
@@ -77,13 +64,11 @@ class CropInPlane(SettingsLayer):
 
 
 @register
-class ForegroundPrior(SettingsLayer):
-    """Adds log(p / (1 - p)) to the logits of all classes but the background; float32.
+class ForegroundPrior(tf.keras.layers.Layer):
+    """Adds log(p / (1 - p)) to the logits of all foreground classes, in float32.
 
-    So lesions, which are rare, don't have to be unlearned first everywhere (Lin et al. 2017, section 4.1).
+    A fresh network then predicts rare lesions rarely (Lin et al. 2017, section 4.1).
     """
-
-    settings = ("probability",)
 
     def __init__(self, probability: float, **kwargs):
         super().__init__(**{"dtype": "float32"} | kwargs)
@@ -95,10 +80,8 @@ class ForegroundPrior(SettingsLayer):
 
 
 @register
-class NeighbouringSlices(SettingsLayer):
+class NeighbouringSlices(tf.keras.layers.Layer):
     """Stacks each slice's neighbours as channels: [batch, z, y, x, count * channel], slice-major."""
-
-    settings = ("count",)
 
     def __init__(self, count: int = 3, **kwargs):
         super().__init__(**kwargs)

@@ -6,20 +6,19 @@ import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.networks.dropout import SeededDropout
-from ahnet_tf.networks.encoder import channels, residual_stages
+from ahnet_tf.networks.encoder import Stem, channels, residual_stages
 from ahnet_tf.networks.inputs import NeighbouringSlices
-from ahnet_tf.networks.layers_2d import ConvNorm, GlobalConv, MaxPool, Refine, ResizeInPlane, Stem
+from ahnet_tf.networks.layers_2d import ConvNorm, GlobalConv, MaxPool, Refine, ResizeInPlane
 
 
-def mcgcn_logits(x: tf.Tensor, config: ModelConfig) -> tf.Tensor:
+def mcgcn_logits(image: tf.Tensor, config: ModelConfig) -> tf.Tensor:
     """Returns logits of MC-GCN for windowed images [batch, z, y, x, channel], y and x multiples of 32.
 
     Each slice is seen with its neighbours as channels: three feed the stem as they are, any other
     number passes a 1x1 convolution, norm and ReLU to the stem's three channels first.
     """
-    norm = config.norm
-    image = x
-    x = NeighbouringSlices(config.slices, name="slices")(x)
+    classes, norm = config.classes, config.norm
+    x = NeighbouringSlices(config.slices, name="slices")(image)
     if config.slices != 3:
         x = ConvNorm(3 * config.channels, 1, norm=norm, name="slice_projection")(x)
     stem = Stem(channels(config, 64), norm=norm, name="stem")(x)
@@ -27,14 +26,14 @@ def mcgcn_logits(x: tf.Tensor, config: ModelConfig) -> tf.Tensor:
     _, res2, res3, res4 = residual_stages(pooled, config, slice_pool=False)
     x = None
     for i, level in enumerate((res4, res3, res2, pooled, stem), start=1):
-        lateral = GlobalConv(config.classes, name=f"gcn{i}")(level)
-        lateral = Refine(norm, name=f"refine{i}")(lateral)
+        lateral = GlobalConv(classes, name=f"gcn{i}")(level)
+        lateral = Refine(classes, norm, name=f"refine{i}")(lateral)
         if x is not None:
             x = ResizeInPlane(name=f"up{i}")(x, level)
-            lateral = Refine(norm, name=f"refine{i + 4}")(
+            lateral = Refine(classes, norm, name=f"refine{i + 4}")(
                 tf.keras.layers.Add(name=f"sum{i}")([x, lateral])
             )
         x = lateral
     x = SeededDropout(config.dropout, name="dropout")(x)
     x = ResizeInPlane(name="up6")(x, image)
-    return Refine(norm, name="refine10")(x)
+    return Refine(classes, norm, name="refine10")(x)

@@ -1,4 +1,4 @@
-"""In-plane features from a 2D network to a 3D one: every weight paired by name, every shape checked."""
+"""Transfer of the encoder from a 2D network to a 3D one: weights paired by name, shapes checked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 @dataclass(frozen=True)
 class TransferReport:
-    """What a transfer did, as (name, shape) of the target's weights.
+    """Result of a transfer, as (name, shape) of the target's weights.
 
     Attributes:
       copied: weights and moving statistics taken from the source.
@@ -39,7 +39,7 @@ class TransferReport:
 
 
 def encoder_weights(model: tf.keras.Model) -> dict[str, tf.Variable]:
-    """Returns the weights of stem and residual stages by name; a U-Net has none."""
+    """Returns the weights of the stem and residual stages by name; none for a U-Net."""
     return {name: value for name, value in named_weights(model).items() if ENCODER.match(name)}
 
 

@@ -1,4 +1,4 @@
-"""The paper's rivals: U-Net (Ronneberger 2015) slice by slice and 3D U-Net (Çiçek 2016)."""
+"""The paper's baselines: U-Net (Ronneberger 2015) slice by slice and 3D U-Net (Çiçek 2016)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ahnet_tf.networks.inputs import NeighbouringSlices
 from ahnet_tf.networks.layers_2d import ConvNorm, MaxPool
 from ahnet_tf.networks.layers_3d import TransposedConv
 
-# Channels at full resolution, which double from level to level, and the published numbers of levels.
+# Channels at full resolution, doubled at each level, and the published numbers of levels.
 FIRST_CHANNELS = 64
 LEVELS_2D, LEVELS_3D = 5, 4
 
@@ -19,11 +19,12 @@ LEVELS_2D, LEVELS_3D = 5, 4
 def unet2d_logits(x: tf.Tensor, config: ModelConfig) -> tf.Tensor:
     """Returns logits of the 2D U-Net for windowed [batch, z, y, x, channel].
 
-    With n levels y and x are multiples of 2^(n - 1). Each slice is seen with its neighbours as channels.
-    Convolutions are padded and normalised.
+    With n levels y and x are multiples of 2^(n - 1). Each slice and its neighbours are the channels.
+    Convolutions are padded and normalized.
     """
     x = NeighbouringSlices(config.slices, name="slices")(x)
-    levels = [(width, width) for width in _widths(config.unet_levels or LEVELS_2D)]
+    widths = [FIRST_CHANNELS * 2**level for level in range(config.unet_levels or LEVELS_2D)]
+    levels = [(width, width) for width in widths]
     return _unet(x, config, levels, volumetric=False)
 
 
@@ -33,12 +34,9 @@ def unet3d_logits(x: tf.Tensor, config: ModelConfig) -> tf.Tensor:
     With n levels y and x are multiples of 2^(n - 1). Convolutions are padded; poolings keep a last slice
     without a partner.
     """
-    levels = [(width // 2, width) for width in _widths(config.unet_levels or LEVELS_3D)]
+    widths = [FIRST_CHANNELS * 2**level for level in range(config.unet_levels or LEVELS_3D)]
+    levels = [(width // 2, width) for width in widths]
     return _unet(x, config, levels, volumetric=True)
-
-
-def _widths(levels: int) -> list[int]:
-    return [FIRST_CHANNELS * 2**level for level in range(levels)]
 
 
 def _unet(x, config, levels, volumetric):

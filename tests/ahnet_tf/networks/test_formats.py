@@ -11,10 +11,10 @@ import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.networks import build_network, load_network, named_weights, save_network
-from ahnet_tf.networks.inputs import PadInPlane
+from ahnet_tf.networks.inputs import IntensityWindow
 from ahnet_tf.networks.layers_2d import ConvNorm, GlobalConv
 from ahnet_tf.networks.layers_3d import DenseBlock, DenseLayer, PyramidPool, TransposedConv
-from ahnet_tf.networks.normalization import BatchNorm, GroupNorm
+from ahnet_tf.networks.normalization import make_norm
 from ahnet_tf.training.losses import softmax_focal
 from preprocessing.errors import ModelError, SettingsError
 
@@ -62,14 +62,12 @@ def test_checkpoint_round_trip(network, tmp_path):
 @pytest.mark.parametrize(
     "layer",
     [
-        BatchNorm(synchronized=True),
-        BatchNorm(pieces=(3,)),
-        GroupNorm(),
+        make_norm("group", "norm"),
         ConvNorm(8, 3, 2, "group", relu=False),
-        DenseBlock(2, 4, 4),
+        DenseBlock(2, 4),
         DenseLayer(4),
-        GlobalConv(3, size=5),
-        PadInPlane(16),
+        GlobalConv(3),
+        IntensityWindow(-100.0, 240.0),
         PyramidPool(2, "transpose", border=True),
         TransposedConv(4, slices=False),
     ],
@@ -79,10 +77,13 @@ def test_layers_keep_their_settings(layer):
     config = tf.keras.layers.serialize(layer)
     again = tf.keras.layers.deserialize(config)
     assert type(again) is type(layer)
-    for name in layer.settings:
-        expected = getattr(layer, name)
-        found = getattr(again, name)
-        assert (tuple(found) if isinstance(found, list) else found) == expected
+    assert again.get_config() == layer.get_config()
+    assert settings_of(again) == settings_of(layer)
+
+
+def settings_of(layer):
+    public = {name: value for name, value in vars(layer).items() if not name.startswith("_")}
+    return {n: v for n, v in public.items() if isinstance(v, (str, int, float, bool))}
 
 
 @pytest.fixture
@@ -135,15 +136,15 @@ def test_xla_compiles_forward_and_training_step():
 
 TWO_REPLICAS = """
 import numpy as np, tensorflow as tf
-from ahnet_tf.networks.normalization import BatchNorm
+from ahnet_tf.networks.normalization import make_norm
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 x = np.random.default_rng(0).normal(2, 3, (4, 5, 6, 20)).astype(np.float32)
-alone = BatchNorm()
+alone = make_norm("sync_batch", "norm")
 expected = alone(tf.constant(x), training=True)
 with strategy.scope():
-    layer = BatchNorm(synchronized=True)
+    layer = make_norm("sync_batch", "norm")
     layer.build(tf.TensorShape(x.shape))
 halves = strategy.experimental_distribute_values_from_function(
     lambda context: tf.constant(x[2 * context.replica_id_in_sync_group :][:2])
@@ -169,16 +170,17 @@ def test_synchronised_norm_equals_the_whole_batch():
 
 def test_synchronised_norm_alone_equals_batch_norm():
     x = tf.constant(RNG.normal(2, 3, (4, 5, 6, 20)).astype(np.float32))
-    one, other = BatchNorm(), BatchNorm(synchronized=True)
+    one, other = make_norm("batch", "norm"), make_norm("sync_batch", "norm")
     np.testing.assert_allclose(one(x, training=True), other(x, training=True), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(one.moving_variance, other.moving_variance, rtol=1e-5)
-    mean, variance = x.numpy().mean((0, 1, 2)), x.numpy().var((0, 1, 2), ddof=1)
-    np.testing.assert_allclose(one.moving_mean, 0.1 * mean, rtol=1e-4)
-    np.testing.assert_allclose(one.moving_variance, 0.9 + 0.1 * variance, rtol=1e-4)
+    # Keras' fused layer keeps the unbiased variance, as PyTorch does, its synchronized one the biased.
+    for layer, ddof in ((one, 1), (other, 0)):
+        mean, variance = x.numpy().mean((0, 1, 2)), x.numpy().var((0, 1, 2), ddof=ddof)
+        np.testing.assert_allclose(layer.moving_mean, 0.1 * mean, rtol=1e-4)
+        np.testing.assert_allclose(layer.moving_variance, 0.9 + 0.1 * variance, rtol=1e-4)
 
 
 def test_frozen_norm_keeps_its_statistics():
-    layer = BatchNorm()
+    layer = make_norm("batch", "norm")
     x = tf.constant(RNG.normal(2, 3, (4, 5, 6, 20)).astype(np.float32))
     layer(x, training=True)
     layer.trainable = False
@@ -188,7 +190,7 @@ def test_frozen_norm_keeps_its_statistics():
 
 
 def test_group_norm_sees_one_slice():
-    layer = GroupNorm()
+    layer = make_norm("group", "norm")
     x = RNG.normal(2, 3, (3, 5, 6, 20)).astype(np.float32)
     grouped = x[1].reshape(30, 4, 5)
     mean, variance = grouped.mean((0, 2), keepdims=True), grouped.var((0, 2), keepdims=True)
