@@ -12,6 +12,7 @@ do not use (any more) are here as evidence.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import statistics
 import sys
@@ -72,10 +73,13 @@ def padded(x, size):
     return tf.pad(x, [[0, 0], [size, size], [size, size], [0, 0]])
 
 
-def widen(x, width):
-    """Appends zero channels up to `width`."""
-    missing = width - x.shape[-1]
-    return tf.concat([x, tf.zeros([*x.shape[:-1], missing], x.dtype)], -1)
+def widen(x, width, axes=(-1,)):
+    """Appends zeros along `axes` up to `width`."""
+    for axis in axes:
+        shape = x.shape.as_list()
+        shape[axis] = width - shape[axis]
+        x = tf.concat([x, tf.zeros(shape, x.dtype)], axis)
+    return x
 
 
 def scale_of(norm):
@@ -136,45 +140,45 @@ def matmul(x, kernel):
     return tf.reshape(product, [*x.shape[:3], -1])
 
 
-def dense_tail(width):
-    """A pseudo-3D layer after its first convolution, on maps of `width` channels; `None`: as they are."""
+def dense_tail(width, training):
+    """A pseudo-3D layer after its first convolution, on maps of 20 channels or of `width` with zeros."""
 
     def call(x, kernel2, kernel3, kernel4, norm3, norm4):
-        if width:
-            wide = [widen(kernel, width) for kernel in (kernel2, kernel3, kernel4)]
-            kernel2, kernel3, kernel4 = (
-                widen(tf.transpose(k, [0, 1, 3, 2]), width) if i else tf.transpose(k, [0, 1, 3, 2])
-                for i, k in enumerate(wide)
-            )
-            kernel2, kernel3, kernel4 = (
-                tf.transpose(k, [0, 1, 3, 2]) for k in (kernel2, kernel3, kernel4)
-            )
-            norm3, norm4 = widen(norm3, width), widen(norm4, width)
+        kernel2, kernel4 = widen(kernel2, width), widen(kernel4, width, (3, 2))
+        kernel3 = widen(kernel3, width, (3, 2))
+        norm3, norm4 = widen(norm3, width), widen(norm4, width)
         x = conv(x, kernel2)
-        across = tf.nn.relu(batch_norm(x, norm3, training=True))
+        across = tf.nn.relu(batch_norm(x, norm3, training))
         flat = tf.reshape(across, [1, across.shape[0], -1, across.shape[-1]])
         x += tf.reshape(conv(flat, kernel3), x.shape)
-        return conv(tf.nn.relu(batch_norm(x, norm4, training=True)), kernel4)
+        return conv(tf.nn.relu(batch_norm(x, norm4, training)), kernel4)
 
     return call
 
 
-def on_pieces(*inputs):
+def on_pieces(training):
     """Norm, ReLU and 1x1 convolution of the pieces of a concatenation, summed."""
-    *pieces, kernel, norm = inputs
-    sizes = [piece.shape[-1] for piece in pieces]
-    kernels, norms = tf.split(kernel, sizes, 2), tf.split(norm, sizes, 1)
-    return tf.add_n(
-        [
-            conv(tf.nn.relu(batch_norm(piece, n, training=True)), k)
-            for piece, k, n in zip(pieces, kernels, norms, strict=True)
-        ]
-    )
+
+    def call(*inputs):
+        *pieces, kernel, norm = inputs
+        sizes = [piece.shape[-1] for piece in pieces]
+        kernels, norms = tf.split(kernel, sizes, 2), tf.split(norm, sizes, 1)
+        return tf.add_n(
+            [
+                conv(tf.nn.relu(batch_norm(piece, n, training)), k)
+                for piece, k, n in zip(pieces, kernels, norms, strict=True)
+            ]
+        )
+
+    return call
 
 
-def on_concatenation(*inputs):
-    *pieces, kernel, norm = inputs
-    return conv(tf.nn.relu(batch_norm(tf.concat(pieces, -1), norm, training=True)), kernel)
+def on_concatenation(training):
+    def call(*inputs):
+        *pieces, kernel, norm = inputs
+        return conv(tf.nn.relu(batch_norm(tf.concat(pieces, -1), norm, training)), kernel)
+
+    return call
 
 
 def to_few(x, kernel):
@@ -280,14 +284,23 @@ def transposed_3d(x, kernel):
     return tf.nn.conv3d_transpose(x[tf.newaxis], kernel, shape, [1, 2, 2, 2, 1])
 
 
+@functools.cache
+def group_norm(own, channels):
+    """Returns a layer with its weights, made outside of the compiled functions that call it."""
+    with tf.init_scope():
+        groups = math.gcd(channels, 16)
+        keras = tf.keras.layers.GroupNormalization(groups, epsilon=1e-5, dtype="float32")
+        layer = GroupNorm() if own else keras
+        layer.build((None, None, None, channels))
+    return layer
+
+
 def group_norm_own(x):
-    return tf.cast(GroupNorm(dtype="float32")(x), x.dtype)
+    return group_norm(True, x.shape[-1])(x)
 
 
 def group_norm_keras(x):
-    groups = math.gcd(x.shape[-1], 16)
-    layer = tf.keras.layers.GroupNormalization(groups, epsilon=1e-5, dtype="float32")
-    return tf.cast(layer(x), x.dtype)
+    return tf.cast(group_norm(False, x.shape[-1])(x), x.dtype)
 
 
 def upsample_matmul(x):
@@ -325,7 +338,15 @@ def _bottleneck_sites(stages):
     )
 
 
-FORWARD = ("forward",)
+FORWARD, TRAINING = ("forward",), ("training",)
+DENSE_TAILS = tuple(
+    Site(stride, 80, ((3, 3, 80, 20), (3, 1, 20, 20), (1, 1, 20, 20), (4, 20), (4, 20)), count)
+    for stride, count in DENSE
+)
+PIECES = tuple(
+    Site(stride, (width, 20, 20), ((1, 1, width + 40, 80), (4, width + 40)), count)
+    for (stride, count), width in zip(DENSE, (1024, 512, 160, 64), strict=True)
+)
 LARGE_1X1 = tuple(
     Site(stride, channels, ((1, 1, channels, filters),), count)
     for stride, channels, filters, count in (
@@ -360,28 +381,17 @@ CASES = {
         FORWARD,
     ),
     "large 1x1 kernels as products": Case(False, LARGE_1X1, matmul, conv),
-    "channels in sixteens": Case(
-        False,
-        tuple(
-            Site(
-                stride,
-                80,
-                ((3, 3, 80, 20), (3, 1, 20, 20), (1, 1, 20, 20), (4, 20), (4, 20)),
-                count,
-            )
-            for stride, count in DENSE
-        ),
-        dense_tail(32),
-        dense_tail(None),
+    "channels in sixteens, inference": Case(
+        False, DENSE_TAILS, dense_tail(32, False), dense_tail(20, False), FORWARD
     ),
-    "pieces, not concatenations": Case(
-        False,
-        tuple(
-            Site(stride, (width, 20, 20), ((1, 1, width + 40, 80), (4, width + 40)), count)
-            for (stride, count), width in zip(DENSE, (1024, 512, 160, 64), strict=True)
-        ),
-        on_pieces,
-        on_concatenation,
+    "channels in sixteens, training": Case(
+        False, DENSE_TAILS, dense_tail(32, True), dense_tail(20, True), TRAINING
+    ),
+    "pieces, not concatenations, inference": Case(
+        False, PIECES, on_pieces(False), on_concatenation(False), FORWARD
+    ),
+    "pieces, not concatenations, training": Case(
+        False, PIECES, on_pieces(True), on_concatenation(True), TRAINING
     ),
     "3x3 to few classes as 1x1": Case(False, (Site(2, 128, ((3, 3, 128, 3),)),), to_few, conv),
     "pyramid pools from each other": Case(True, (Site(2, 124, ()),), pools, separate_pools),
@@ -418,7 +428,7 @@ CASES = {
         + NORMS,
         norm_folded,
         norm_5d,
-        ("training",),
+        TRAINING,
     ),
     "strides padded first": Case(
         True,

@@ -43,7 +43,7 @@ def build_network(config: ModelConfig, *, seed: int = 0, name: str | None = None
     windowed = IntensityWindow(*config.intensity_window, name="window")(image)
     padded = PadInPlane(name="pad")(windowed)
     logits = ARCHITECTURES[config.architecture](padded, config)
-    logits = CropInPlane(name="crop")(logits, image)
+    logits = CropInPlane(dtype="float32", name="crop")(logits, image)
     if config.foreground_prior:
         logits = ForegroundPrior(config.foreground_prior, name="prior")(logits)
     model = tf.keras.Model(image, logits, name=name or config.architecture)

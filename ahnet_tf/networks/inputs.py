@@ -53,10 +53,7 @@ class PadInPlane(tf.keras.layers.Layer):
 
 @register
 class CropInPlane(tf.keras.layers.Layer):
-    """Crops to the y, x of a second map; float32 whatever the policy."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**{"dtype": "float32"} | kwargs)
+    """Crops to the y, x of a second map."""
 
     def call(self, inputs, like):
         rows, columns = axis_sizes(like)[2:4]

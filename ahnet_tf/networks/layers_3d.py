@@ -109,10 +109,9 @@ class DenseLayer(tf.keras.layers.Layer):
         self.norm4 = make_norm(norm, name="norm4")
 
     def build(self, input_shape):
-        growth = self.growth
-        self.kernel2 = self.add_weight(name="kernel2", shape=[3, 3, 4 * growth, growth])
-        self.kernel3 = self.add_weight(name="kernel3", shape=[3, 1, growth, growth])
-        self.kernel4 = self.add_weight(name="kernel4", shape=[1, 1, growth, growth])
+        self.kernel2 = self.add_weight(name="kernel2", shape=[3, 3, 4 * self.growth, self.growth])
+        self.kernel3 = self.add_weight(name="kernel3", shape=[3, 1, self.growth, self.growth])
+        self.kernel4 = self.add_weight(name="kernel4", shape=[1, 1, self.growth, self.growth])
 
     def call(self, inputs, training=None):
         x = norm_relu(self.norm1, inputs, training)
@@ -148,9 +147,7 @@ class PyramidPool(tf.keras.layers.Layer):
     the public PyTorch code does (it pads a 1x1x1 convolution), which the weights trained there expect.
     """
 
-    def __init__(
-        self, levels: int = 4, upsampling: str = "trilinear", border: bool = False, **kwargs
-    ):
+    def __init__(self, levels: int, upsampling: str = "trilinear", border: bool = False, **kwargs):
         super().__init__(**kwargs)
         self.levels = levels
         self.upsampling = upsampling

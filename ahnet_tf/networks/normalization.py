@@ -8,9 +8,8 @@ import tensorflow as tf
 
 from ahnet_tf.networks.ops import fold, register, unfold
 
-# As in the published network.
+# As published.
 EPSILON = 1e-5
-MOMENTUM = 0.9
 
 
 def make_norm(kind: str, name: str) -> tf.keras.layers.Layer:
@@ -21,7 +20,7 @@ def make_norm(kind: str, name: str) -> tf.keras.layers.Layer:
     if kind == "group":
         return GroupNorm(name=name)
     return tf.keras.layers.BatchNormalization(
-        momentum=MOMENTUM, epsilon=EPSILON, synchronized=kind == "sync_batch", name=name
+        momentum=0.9, epsilon=EPSILON, synchronized=kind == "sync_batch", name=name
     )
 
 
