@@ -32,12 +32,7 @@ def build_network(config: ModelConfig, *, seed: int = 0, name: str | None = None
     The model maps float32 [batch, z, y, x, channel], any z >= 1 and any y, x, to float32 logits
     [batch, z, y, x, class]: window, zeros in the plane up to a multiple of 32, network, crop. The 2D
     networks work slice by slice. Initial weights depend on `seed` and their own names only, so that
-    networks with the same seed start from the same encoder.
-
-    Args:
-      config: the network's settings.
-      seed: seed of the initial weights.
-      name: name of the model; the architecture by default.
+    networks with the same seed start from the same encoder. `name` is by default the architecture.
     """
     image = tf.keras.Input((None, None, None, config.channels), dtype="float32", name="image")
     windowed = IntensityWindow(*config.intensity_window, name="window")(image)

@@ -35,7 +35,6 @@ class IntensityWindow(tf.keras.layers.Layer):
     def build(self, input_shape):
         # The first layer of every network: Keras checks the image's shape against it.
         self.input_spec = tf.keras.layers.InputSpec(ndim=5, axes={-1: input_shape[-1]})
-        super().build(input_shape)
 
     def call(self, inputs):
         return tf.clip_by_value((inputs - self.low) * (2 / (self.high - self.low)) - 1, -1, 1)

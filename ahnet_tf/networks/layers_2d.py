@@ -99,14 +99,11 @@ class GlobalConv(tf.keras.layers.Layer):
     def __init__(self, filters: int, **kwargs):
         super().__init__(**kwargs)
 
-        def branch(name, *shapes):
-            return [
-                tf.keras.layers.Conv2D(filters, shape, padding="same", name=f"{name}{i}")
-                for i, shape in enumerate(shapes, start=1)
-            ]
+        def conv(name, *size):
+            return tf.keras.layers.Conv2D(filters, size, padding="same", name=name)
 
-        self.left = branch("left", (7, 1), (1, 7))
-        self.right = branch("right", (1, 7), (7, 1))
+        self.left = [conv("left1", 7, 1), conv("left2", 1, 7)]
+        self.right = [conv("right1", 1, 7), conv("right2", 7, 1)]
 
     def call(self, inputs):
         x = fold(inputs)

@@ -106,13 +106,11 @@ def resize(x: tf.Tensor, size_zyx: Sequence[int | tf.Tensor]) -> tf.Tensor:
     depth = size_zyx[0]
     _, slices, *rest = axis_sizes(x)
     flat = tf.reshape(x, [-1, slices, math.prod(rest)])
-    flat = tf.matmul(interpolation_matrix(slices, depth, x.dtype), flat)
+    flat = tf.matmul(_interpolation_matrix(slices, depth, x.dtype), flat)
     return resize_in_plane(tf.reshape(flat, [-1, depth, *rest]), size_zyx[1:])
 
 
-def interpolation_matrix(
-    size_in: int | tf.Tensor, size_out: int | tf.Tensor, dtype: tf.DType
-) -> tf.Tensor:
+def _interpolation_matrix(size_in, size_out, dtype):
     """Returns [size_out, size_in], linear interpolation along one axis with corners aligned."""
     last_in = tf.cast(size_in - 1, tf.float32)
     last_out = tf.cast(tf.maximum(size_out - 1, 1), tf.float32)

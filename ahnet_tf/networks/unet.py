@@ -31,8 +31,7 @@ def unet2d_logits(x: tf.Tensor, config: ModelConfig) -> tf.Tensor:
 def unet3d_logits(x: tf.Tensor, config: ModelConfig) -> tf.Tensor:
     """Returns logits of the 3D U-Net for windowed [batch, z, y, x, channel].
 
-    With n levels y and x are multiples of 2^(n - 1). Convolutions are padded; poolings keep a last slice
-    without a partner.
+    As the 2D one; poolings keep a last slice without a partner.
     """
     widths = [FIRST_CHANNELS * 2**level for level in range(config.unet_levels or LEVELS_3D)]
     levels = [(width // 2, width) for width in widths]
