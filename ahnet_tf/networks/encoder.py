@@ -7,7 +7,7 @@ import tensorflow as tf
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.networks.layers_2d import ConvNorm
 from ahnet_tf.networks.normalization import make_norm, norm_relu
-from ahnet_tf.networks.ops import neighbouring_slices, register, slice_max_pool, stem_conv
+from ahnet_tf.networks.ops import conv, fold, neighbouring_slices, register, slice_max_pool, unfold
 
 
 def channels(config: ModelConfig, published: int) -> int:
@@ -70,7 +70,7 @@ class Stem(tf.keras.layers.Layer):
             x = neighbouring_slices(inputs, 3)
             kernel = tf.transpose(kernel, [1, 2, 0, 3, 4])
             kernel = tf.reshape(kernel, [7, 7, x.shape[-1], self.filters])
-        x = stem_conv(x, kernel)
+        x = unfold(conv(fold(x), kernel, strides=2), x)
         if self.slice_pool:
             x = slice_max_pool(x)
         return norm_relu(self.normalise, x, training)
