@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import os
 import statistics
 import sys
 import time
@@ -36,6 +37,8 @@ WORKS = {
     "training-512": (4, 512),
 }
 PRECISIONS = ("float32", "bfloat16")
+# TensorFlow turns oneDNN on by itself only where the CPU has AVX512-VNNI, AVX512-BF16 or AMX.
+ONEDNN = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default")
 WARM_UP = 1
 # Stride, bottleneck channels and number of the residual stages' blocks.
 STAGES = ((4, 64, 3), (8, 128, 4), (16, 256, 6), (32, 512, 3))
@@ -533,6 +536,7 @@ def measure(name: str, work: str, precision: str, turns: int) -> dict:
         "precision": precision,
         "fast_cpu_seconds": fast_total,
         "saved_cpu_seconds": saved,
+        "onednn": ONEDNN,
     }
 
 
@@ -551,6 +555,7 @@ def measure_whole(work: str, precision: str) -> dict:
         "work": work,
         "precision": precision,
         "fast_cpu_seconds": min(seconds),
+        "onednn": ONEDNN,
     }
 
 
@@ -590,7 +595,7 @@ def _run(arguments) -> None:
 
 
 def _add(found: dict, arguments) -> None:
-    keys = ("case", "work", "precision")
+    keys = ("case", "work", "precision", "onednn")
     figures = [
         figure
         for figure in read_report("network_tricks")["figures"]
