@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ahnet_tf.evaluation.froc import count, curve, volume_rows
 from ahnet_tf.evaluation.lits import TOLERANCE_MM, CaseScores, score_case
-from ahnet_tf.evaluation.pairing import Pair, match_tables, pair_up, with_images
+from ahnet_tf.evaluation.pairing import match_tables, pair_up, with_images
 from ahnet_tf.evaluation.summary import TABLE, case_row, summarise, summarise_detections
 from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import AHNetError, InputError, SettingsError
@@ -30,19 +30,6 @@ from preprocessing.volumes.nifti import check_pair, read_label
 
 TASK = PRESETS["ct_liver"]
 LESION_TASK = PRESETS["dbt_lesion"]
-
-
-def score_pair(pair: Pair, tolerance_mm: float = TOLERANCE_MM) -> CaseScores:
-    """Reads and scores one case; the tolerance is that of surface Dice.
-
-    Raises:
-      InputError: a file can't be read, a value is no label, or shapes or affines differ.
-    """
-    reference = read_label(pair.reference, TASK.class_names)
-    prediction = read_label(pair.prediction, TASK.class_names)
-    check_pair(reference, prediction, pair.prediction)
-    spacing = spacing_mm(reference.affine)
-    return score_case(prediction.voxels, reference.voxels, spacing, tolerance_mm)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,7 +116,15 @@ def _score_label_maps(arguments: argparse.Namespace) -> list[str]:
     scores: dict[str, CaseScores] = {}
     for pair in tqdm(pairs, desc="scoring", unit="case", leave=False):
         try:
-            scores[pair.case_id] = score_pair(pair, arguments.tolerance_mm)
+            reference = read_label(pair.reference, TASK.class_names)
+            prediction = read_label(pair.prediction, TASK.class_names)
+            check_pair(reference, prediction, pair.prediction)
+            scores[pair.case_id] = score_case(
+                prediction.voxels,
+                reference.voxels,
+                spacing_mm(reference.affine),
+                arguments.tolerance_mm,
+            )
         except (InputError, OSError) as error:
             if arguments.debug:
                 raise
