@@ -61,10 +61,8 @@ def write_report(
       examples: of the newest span; their evaluation cases are scored.
       statistics: of the examples.
       model: the exported network.
-      evaluation: the Evaluator's scores.
-      blessing: the Evaluator's decision.
-      serving: the decision of ServingCheck or InfraValidator.
-      pushed_model: Pusher's output.
+      evaluation: from the Evaluator, as is `blessing`.
+      serving: from ServingCheck or InfraValidator.
       report: model_card.md, facts.json, and scores/ as `ahnet_tf.evaluate` writes it.
       settings: JSON with `name`, `task`, `config`, `thresholds`, `start`, `code_version`.
       manifest: of ConvertVolumes.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from typing import Any, ClassVar
 
 from ml_metadata import MetadataStore
-from ml_metadata.proto import metadata_store_pb2
+from ml_metadata.proto.metadata_store_pb2 import Event, Execution
 from tfx import components
 from tfx.components.evaluator import executor
 from tfx.dsl.component.experimental.annotations import OutputArtifact, Parameter
@@ -29,9 +29,6 @@ MODELS = {
     "model": standard_artifacts.Model,
     "model_blessing": standard_artifacts.ModelBlessing,
 }
-
-_Event = metadata_store_pb2.Event
-_Execution = metadata_store_pb2.Execution
 
 
 class NewestSpans(ResolverStrategy):
@@ -157,12 +154,12 @@ def passed_validation(store: MetadataStore) -> dict[int, int]:
     kinds = [kind.name for kind in store.get_execution_types() if kind.name.endswith(gate)]
     passed = {}
     for execution in [each for kind in kinds for each in store.get_executions_by_type(kind)]:
-        if execution.last_known_state not in (_Execution.COMPLETE, _Execution.CACHED):
+        if execution.last_known_state not in (Execution.COMPLETE, Execution.CACHED):
             continue
         inputs = {
             event.path.steps[0].key: event.artifact_id
             for event in store.get_events_by_execution_ids([execution.id])
-            if event.type == _Event.INPUT
+            if event.type == Event.INPUT
         }
         passed[inputs["examples"]] = inputs["statistics"]
     return passed
@@ -173,10 +170,10 @@ def trained_on(store: MetadataStore, model: int) -> set[int]:
     makers = [
         event.execution_id
         for event in store.get_events_by_artifact_ids([model])
-        if event.type == _Event.OUTPUT
+        if event.type == Event.OUTPUT
     ]
     events = store.get_events_by_execution_ids(makers)
-    return {event.artifact_id for event in events if event.type == _Event.INPUT}
+    return {event.artifact_id for event in events if event.type == Event.INPUT}
 
 
 def _earlier_spans(input_dict: ArtifactsByKey, passed: Collection[int]) -> list[Artifact]:

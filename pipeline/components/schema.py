@@ -58,12 +58,8 @@ _ANY: dict[str, Range] = {
     "spacing_y_mm": (0.01, 20.0),
     "spacing_z_mm": (0.01, 20.0),
 }
-CURATED_RANGES = {
-    "ct_liver": _CT,
-    "ct_liver_small": _CT,
-    "dbt_lesion": _DBT,
-    "dbt_lesion_small": _DBT,
-}
+# By the names of the presets, without "_small".
+CURATED_RANGES = {"ct_liver": _CT, "dbt_lesion": _DBT}
 
 # Relative difference allowed between the spacing of a resampled volume and the task's.
 SPACING_TOLERANCE = 0.02
@@ -186,7 +182,7 @@ def _float_ranges(task: Task) -> dict[str, Range]:
     """Returns the least and largest value of each float feature."""
     stored = np.iinfo(task.image_dtype)
     ranges = dict.fromkeys(INTENSITY_QUANTILES, (float(stored.min), float(stored.max)))
-    ranges |= CURATED_RANGES.get(task.name, _ANY)
+    ranges |= CURATED_RANGES.get(task.name.removesuffix("_small"), _ANY)
     resampled = {"keep": "", "in_plane": "xy", "full": "xyz"}[task.resampling]
     for axis, spacing_mm in zip("xyz", task.spacing_mm or (), strict=False):
         if axis in resampled:

@@ -106,7 +106,7 @@ def working_folder(fn_args: FnArgs) -> Path:
 
 def record_files(patterns: list[str]) -> list[str]:
     """Returns the record files that match TFX's patterns."""
-    return sorted(file for pattern in patterns for file in tf.io.gfile.glob(pattern))
+    return sorted(tf.io.gfile.glob(patterns))
 
 
 def _train(

@@ -1,4 +1,4 @@
-"""A small task with records made by hand, and with records converted from phantom cases."""
+"""A small task with hand-made records, and with records converted from phantom cases."""
 
 from __future__ import annotations
 

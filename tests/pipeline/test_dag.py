@@ -1,4 +1,4 @@
-"""The DAG as it is put together from settings, without a run; and what is said when a part fails."""
+"""The DAG that the settings describe, without a run; and the errors of its components."""
 
 from __future__ import annotations
 
@@ -105,12 +105,12 @@ def test_lesions_are_scored_where_they_are_the_target(settings):
         ({"thresholds": {"liver": 2}}, "a Dice from 0 to 1, found 2"),
     ],
 )
-def test_settings_that_are_not_possible(settings, change, words):
+def test_impossible_settings_are_refused(settings, change, words):
     with pytest.raises(SettingsError, match=words):
         evolve(settings, **change)
 
 
-def test_a_pipeline_is_for_one_process(settings, monkeypatch):
+def test_several_workers_are_refused(settings, monkeypatch):
     cluster = {"worker": ["localhost:2222", "localhost:2223"]}
     task = {"type": "worker", "index": 0}
     monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": task}))

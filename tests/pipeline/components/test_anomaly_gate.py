@@ -1,4 +1,4 @@
-"""Data sets with something wrong in them are stopped, and the sentence names what is wrong."""
+"""Faulty data sets are stopped with a sentence that names the fault."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_skew_between_training_and_evaluation_is_stopped(faults_of, patch):
 
 
 @pytest.mark.parametrize(("cases", "stopped"), [(2, False), (40, True)])
-def test_a_difference_that_chance_explains_is_none(faults_of, patch, cases, stopped):
+def test_a_difference_that_chance_explains_is_no_skew(faults_of, patch, cases, stopped):
     """A median of 0 or 200 HU by turns, once about 0 and once about 130: s = 100, 1.3 s apart.
 
     By Student's t with 2 and 78 degrees of freedom 19.2 and 3.1 standard errors are chance: 19.2 s of
@@ -211,7 +211,7 @@ def test_a_schema_for_another_task_is_refused(tmp_path, task):
 
 
 @pytest.mark.parametrize("form", [lambda checks: checks, proto_utils.proto_to_json])
-def test_a_missing_label_is_found_in_either_form(tmp_path, task, patch, write_records, form):
+def test_custom_checks_work_as_message_and_as_text(tmp_path, task, patch, write_records, form):
     healthy = replace(patch, case_label_voxels=(900, 100, 0))
     found = tfdv.generate_statistics_from_tfrecord(
         str(write_records(tmp_path / "train", [healthy], task)),

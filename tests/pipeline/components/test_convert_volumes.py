@@ -1,4 +1,4 @@
-"""Volumes in two spans: converted, tuned for, learned from, and gone on from, for real."""
+"""A whole run on volumes in two spans: conversion, tuning, training, warm start."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def volumes(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_new_span_goes_on_from_the_model_of_the_one_before(
+def test_a_new_span_warm_starts_from_the_model_of_the_one_before(
     volumes, task, tiny_options, tmp_path, capsys
 ):
     write_json(tmp_path / "task.json", task.to_dict())
@@ -72,7 +72,7 @@ def test_a_new_span_goes_on_from_the_model_of_the_one_before(
     assert read_result(run)["executed"] == []
 
 
-def test_the_fingerprint_tells_changed_volumes(tmp_path):
+def test_the_fingerprint_changes_with_the_volumes(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "volume.nii").write_bytes(b"1")
     first = fingerprint(tmp_path)

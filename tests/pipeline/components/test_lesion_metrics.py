@@ -1,4 +1,4 @@
-"""Lesions inside TFMA: from patches to FROC, against maps whose lesions were put there by hand."""
+"""Lesions inside TFMA: from patches to FROC, against hand-made maps of known lesions."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_scores_of_a_slice_by_hand():
     assert scores["sensitivity_at_2_fp_all_volumes"] == 0.5
 
 
-def test_without_lesions_nothing_can_be_found():
+def test_recall_is_undefined_without_lesions():
     scores = lesion_summary([ScoredVolume(0, np.array([0.5]), np.array([-1]))])
     assert scores["false_positives_per_volume"] == 1
     assert math.isnan(scores["lesion_recall"])

@@ -1,4 +1,4 @@
-"""Which spans, statistics and models a run takes, asked of real metadata."""
+"""Resolvers on a real metadata store: the spans, statistics and models that a run uses."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def ids(artifacts):
     return [artifact.id for artifact in artifacts]
 
 
-def test_the_newest_spans_that_passed_are_learned_from(history):
+def test_the_newest_spans_that_passed_are_trained_on(history):
     first, _ = history.span(1)
     history.span(2, passes=False)
     old_third, _ = history.span(3)
@@ -113,7 +113,7 @@ def test_spans_validated_before_the_gates_module_was_renamed_count(history):
     assert ids(history.resolve(SpanBefore(), current, **kinds)["statistics"]) == ids([statistics])
 
 
-def test_a_warm_start_goes_on_from_the_last_blessed_model_of_other_data(history):
+def test_a_warm_start_begins_from_the_last_blessed_model_of_other_data(history):
     kinds = {"model": "Model", "model_blessing": "ModelBlessing"}
     first, _ = history.span(1)
     assert history.resolve(UnseenByModel(), first, **kinds)["model"] == []

@@ -1,4 +1,4 @@
-"""A model is pushed only if a server in another process answers with it, and with the same numbers."""
+"""A model is pushed only if a server in another process returns the same numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Trainer that is killed goes on from its checkpoints, wherever TFX puts the next one's outputs."""
+"""A killed Trainer resumes from its checkpoints, wherever TFX puts the next one's outputs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def arguments(records, task, tmp_path):
     return make
 
 
-def test_the_working_folder_is_found_again_by_the_same_training_alone(arguments):
+def test_only_the_same_training_has_the_same_working_folder(arguments):
     def folder(execution, **changes):
         return working_folder(FnArgs(**arguments(execution, **changes)))
 
@@ -74,7 +74,7 @@ def test_the_working_folder_is_found_again_by_the_same_training_alone(arguments)
 
 
 @pytest.mark.slow
-def test_a_killed_trainer_goes_on_from_its_checkpoint(arguments, capsys):
+def test_a_killed_trainer_resumes_from_its_checkpoint(arguments, capsys):
     first = arguments(1)
     work = working_folder(FnArgs(**first))
     killed = subprocess.run(
