@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import statistics
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -33,7 +34,8 @@ from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.networks.checkpoint import save_network
 from ahnet_tf.training.checkpoints import CHECKPOINTS
 from ahnet_tf.training.distribution import sum_over_workers, workers_of
-from ahnet_tf.training.train_state import Progress
+from ahnet_tf.training.logs import read_history
+from ahnet_tf.training.train_state import Progress, TrainState
 from ahnet_tf.training.validation import CaseDice, mean_over_classes
 from preprocessing.errors import SettingsError
 from preprocessing.files import remove_stale_temporaries, without_nan, write_json
@@ -176,8 +178,29 @@ def keep_best(
     }
 
 
-def write_result(output: Path, result: TrainingResult) -> None:
+def write_result(
+    output: Path, model_config: ModelConfig, config: TrainingConfig, train_state: TrainState
+) -> None:
     """Writes the summary, which marks the run as complete."""
+    step = int(train_state.progress.step)
+    best: dict[str, Any] = {"step": step, "dice": {}, "undefined": {}}
+    if config.evaluate_every:
+        best = json.loads((output / EVALUATION).read_text(encoding="utf-8"))
+    rows = read_history(output / HISTORY)
+    result = TrainingResult(
+        output=str(output),
+        architecture=model_config.architecture,
+        parameters=sum(math.prod(w.shape) for w in train_state.model.trainable_weights),
+        steps=step,
+        best_step=best["step"],
+        dice=best["dice"],
+        undefined=best["undefined"],
+        loss=rows[-1]["loss"],
+        seconds=round(float(train_state.progress.seconds), 1),
+        patches_per_second=statistics.median(row["patches_per_second"] for row in rows),
+        voxels_per_second=statistics.median(row["voxels_per_second"] for row in rows),
+        waiting_share=statistics.mean(row["waiting_share"] for row in rows),
+    )
     write_json(output / RESULT, without_nan(asdict(result)))
 
 

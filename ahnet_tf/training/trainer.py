@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
-import statistics
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +32,6 @@ from ahnet_tf.training.distribution import (
 from ahnet_tf.training.logs import History, Summaries, curves_png, read_history
 from ahnet_tf.training.loop import stop_requests, train_steps
 from ahnet_tf.training.run_folder import (
-    EVALUATION,
     HISTORY,
     RESULT,
     TrainingResult,
@@ -225,7 +222,10 @@ def _train(
             if not config.evaluate_every:
                 save_network(run.own, model, run.model)
         if run.workers.chief:
-            _finish(run, train_state)
+            write_json(run.output / "last" / "task.json", run.task.to_dict())
+            title = f"{run.model.architecture}, {config.steps} steps"
+            curves_png(run.output / "curves.png", read_history(run.output / HISTORY), title)
+            write_result(run.output, run.model, config, train_state)
 
 
 def _batches(run: _Run, records: int, start_step: int) -> tf.distribute.DistributedDataset:
@@ -289,31 +289,3 @@ def _stop_request(run: _Run) -> Callable[[], int]:
         return run.requested() or signal.SIGTERM if asked else 0
 
     return agreed
-
-
-def _finish(run: _Run, train_state: TrainState) -> None:
-    """Writes the results of a complete run besides its networks."""
-    step = int(train_state.progress.step)
-    best_step, dice, undefined = step, {}, {}
-    if run.training.evaluate_every:
-        best = json.loads((run.output / EVALUATION).read_text(encoding="utf-8"))
-        best_step, dice, undefined = best["step"], best["dice"], best["undefined"]
-    write_json(run.output / "last" / "task.json", run.task.to_dict())
-    rows = read_history(run.output / HISTORY)
-    title = f"{run.model.architecture}, {run.training.steps} steps"
-    curves_png(run.output / "curves.png", rows, title)
-    result = TrainingResult(
-        output=str(run.output),
-        architecture=run.model.architecture,
-        parameters=sum(math.prod(w.shape) for w in train_state.model.trainable_weights),
-        steps=step,
-        best_step=best_step,
-        dice=dice,
-        undefined=undefined,
-        loss=rows[-1]["loss"],
-        seconds=round(float(train_state.progress.seconds), 1),
-        patches_per_second=statistics.median(row["patches_per_second"] for row in rows),
-        voxels_per_second=statistics.median(row["voxels_per_second"] for row in rows),
-        waiting_share=statistics.mean(row["waiting_share"] for row in rows),
-    )
-    write_result(run.output, result)
