@@ -75,17 +75,6 @@ def workers_of(environment: Mapping[str, str] = os.environ) -> Workers:
     return Workers(len(tasks), tasks.index((kind, number)))
 
 
-def check_replicas(replicas: int) -> None:
-    """Checks that `replicas` is not set together with several workers in TF_CONFIG.
-
-    Raises:
-      SettingsError: both are, or TF_CONFIG is damaged.
-    """
-    if replicas and workers_of().count > 1:
-        expected = "0 with several workers, each of which uses all its GPUs or its CPU"
-        raise SettingsError("replicas", expected, replicas)
-
-
 def check_alone(what: str) -> None:
     """Checks that TF_CONFIG does not describe several workers, for work of a single process.
 
@@ -112,7 +101,9 @@ def set_up_devices(replicas: int) -> None:
         several workers and replicas.
     """
     several = workers_of().count > 1
-    check_replicas(replicas)
+    if several and replicas:
+        expected = "0 with several workers, each of which uses all its GPUs or its CPU"
+        raise SettingsError("replicas", expected, replicas)
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         _warn_of_unused_gpus()
