@@ -15,7 +15,7 @@ from tfx.orchestration.kubeflow.kubeflow_dag_runner import (
 )
 from tfx.orchestration.pipeline import Pipeline
 
-from pipeline.kubeflow.cluster import KubeflowSettings, PodSettings
+from pipeline.kubeflow.cluster import KubeflowSettings
 from preprocessing.errors import PipelineError
 
 # Linux' limit on one argument of a program (MAX_ARG_STRLEN).
@@ -24,31 +24,23 @@ LONGEST_ARGUMENT = 128 * 1024
 UI_METADATA_PATH = "/tmp/mlpipeline-ui-metadata.json"
 
 
-def argo_runner(settings: KubeflowSettings, output: Path, file_name: str) -> KubeflowDagRunner:
-    """Returns the runner whose `run(pipeline)` writes the workflow into the folder `output`."""
-    config = KubeflowDagRunnerConfig(
-        tfx_image=settings.image,
-        pipeline_operator_funcs=[
-            *get_default_pipeline_operator_funcs(),
-            _shorten,
-            _storage(settings),
-            _resources(settings),
-        ],
-        metadata_ui_path=UI_METADATA_PATH,
-    )
-    return _Runner(settings, config, output, file_name)
+class ArgoRunner(KubeflowDagRunner):
+    """TFX's runner plus image pull secrets, for which it has no setting.
 
+    `run(pipeline)` writes the workflow into the folder `output`.
+    """
 
-class _Runner(KubeflowDagRunner):
-    """TFX's runner plus image pull secrets, for which it has no setting."""
-
-    def __init__(
-        self,
-        settings: KubeflowSettings,
-        config: KubeflowDagRunnerConfig,
-        output: Path,
-        file_name: str,
-    ):
+    def __init__(self, settings: KubeflowSettings, output: Path, file_name: str):
+        config = KubeflowDagRunnerConfig(
+            tfx_image=settings.image,
+            pipeline_operator_funcs=[
+                *get_default_pipeline_operator_funcs(),
+                _shorten,
+                _storage(settings),
+                _resources(settings),
+            ],
+            metadata_ui_path=UI_METADATA_PATH,
+        )
         super().__init__(config=config, output_dir=str(output), output_filename=file_name)
         self._pull_secrets = [
             client.V1LocalObjectReference(name=name) for name in settings.image_pull_secrets
@@ -111,7 +103,7 @@ def _resources(settings: KubeflowSettings) -> Callable[[dsl.ContainerOp], dsl.Co
 
     def change(op: dsl.ContainerOp) -> dsl.ContainerOp:
         # The human name of an operator is the component's id.
-        pod: PodSettings = settings.pod(op.human_name)
+        pod = settings.pod(op.human_name)
         op.container.set_image_pull_policy(settings.image_pull_policy)
         if pod.cpu:
             op.container.set_cpu_request(pod.cpu).set_cpu_limit(pod.cpu)

@@ -12,44 +12,41 @@ import attrs
 from preprocessing.errors import SettingsError
 from preprocessing.settings import Requirement, check_names, load_settings, one_of, to_dict, whole
 
-# The key of `pods` that speaks for every component without an entry of its own.
+# The key of `pods` for components without an entry of their own.
 DEFAULT_POD = "default"
 
 _NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_IMAGE = re.compile(r"\S+")
-# The object store that TensorFlow and Beam read and write by themselves.
+# The object store that TensorFlow and Beam access without further libraries.
 OBJECT_STORE = "gs://"
-# Kubernetes' quantities: how much one of each unit is.
+# Units of Kubernetes' quantities.
 _UNITS = {"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _UNITS |= {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
-_QUANTITY_PATTERN = re.compile(
-    rf"(\d+(?:\.\d+)?)({'|'.join(sorted(_UNITS, key=len, reverse=True))})"
-)
-
-
-_NAME = Requirement("a name in Kubernetes", lambda value: bool(_NAME_PATTERN.fullmatch(value)))
-_PATH = Requirement(
-    "an absolute path, as pods see it", lambda value: PurePosixPath(value).is_absolute()
-)
-_QUANTITY = Requirement(
-    'a quantity like "4", "500m" or "32Gi"',
-    lambda value: value == "" or bool(_QUANTITY_PATTERN.fullmatch(value)),
-)
+_QUANTITY_PATTERN = re.compile(rf"(\d+(?:\.\d+)?)({'|'.join(_UNITS)})")
 _TOLERATION_KEYS = ("key", "operator", "value", "effect")
 
-
-def _are_variables(names: Collection[str]) -> bool:
-    return all(_VARIABLE.fullmatch(name) for name in names)
+_NAME = Requirement("a name in Kubernetes", lambda value: bool(_NAME_PATTERN.fullmatch(value)))
+_PATH = Requirement("an absolute path in the pods", lambda path: PurePosixPath(path).is_absolute())
+_NO_PATH = Requirement(_PATH.expected, lambda path: path == "" or _PATH.holds(path))
+_QUANTITY = Requirement(
+    'a quantity like "4", "500m" or "32Gi"',
+    lambda text: text == "" or bool(_QUANTITY_PATTERN.fullmatch(text)),
+)
+_VARIABLES = Requirement(
+    "texts by names of environment variables", lambda names: all(map(_VARIABLE.fullmatch, names))
+)
+_VARIABLES_BY_KEY = Requirement(
+    "names of environment variables by key", lambda names: _VARIABLES.holds(names.values())
+)
 
 
 @attrs.frozen
 class VolumeSettings:
-    """A persistent volume that every pod sees.
+    """A persistent volume, mounted in every pod.
 
     Attributes:
       claim: name of the PersistentVolumeClaim, in the namespace of the runs.
-      mount_path: where pods see it.
+      mount_path: mount point in the pods.
     """
 
     claim: str = attrs.field(validator=_NAME)
@@ -58,25 +55,17 @@ class VolumeSettings:
 
 @attrs.frozen
 class SecretSettings:
-    """A secret of the cluster that every pod is given.
+    """A secret of the cluster, available in every pod.
 
     Attributes:
-      name: of the Secret, in the namespace of the runs.
+      name: name of the Secret, in the namespace of the runs.
       variables: environment variable by key of the secret.
-      mount_path: folder that its keys appear in as files; empty for none.
+      mount_path: mount point for its keys as files; empty for none.
     """
 
     name: str = attrs.field(validator=_NAME)
-    variables: dict[str, str] = attrs.field(
-        factory=dict,
-        validator=Requirement(
-            "an object of names of variables", lambda value: _are_variables(value.values())
-        ),
-    )
-    mount_path: str = attrs.field(
-        default="",
-        validator=Requirement(_PATH.expected, lambda value: value == "" or _PATH.holds(value)),
-    )
+    variables: dict[str, str] = attrs.field(factory=dict, validator=_VARIABLES_BY_KEY)
+    mount_path: str = attrs.field(default="", validator=_NO_PATH)
 
     def __attrs_post_init__(self) -> None:
         if not self.variables and not self.mount_path:
@@ -85,17 +74,17 @@ class SecretSettings:
 
 @attrs.frozen
 class PodSettings:
-    """What the pod of a component may take, and which machines it may run on.
+    """Resources, node selection and environment of a component's pod.
 
     Attributes:
-      cpu: cores, as Kubernetes writes them: "4", "500m"; empty for no limit.
-      memory: as Kubernetes writes it: "32Gi"; empty for no limit.
+      cpu: cores as a Kubernetes quantity ("4", "500m"); empty for no limit.
+      memory: bytes as a Kubernetes quantity ("32Gi"); empty for no limit.
       gpus: number of GPUs.
-      gpu_type: the cluster's name for them: a resource in Kubernetes, a type on Vertex AI.
-      node_selector: labels that the machine must have.
-      tolerations: taints of machines that the pod may run on nevertheless, as Kubernetes writes them.
-      environment: variables of the pod, by name.
-      labels: of the pod, by which a service or a policy of the cluster finds it.
+      gpu_type: resource name in Kubernetes, accelerator type on Vertex AI.
+      node_selector: labels that the node must have.
+      tolerations: Kubernetes tolerations of node taints.
+      environment: environment variables of the pod.
+      labels: labels of the pod.
     """
 
     cpu: str = attrs.field(default="", validator=_QUANTITY)
@@ -112,22 +101,19 @@ class PodSettings:
             lambda value: all({*toleration} <= {*_TOLERATION_KEYS} for toleration in value),
         ),
     )
-    environment: dict[str, str] = attrs.field(
-        factory=dict,
-        validator=Requirement("an object of texts, by names of variables", _are_variables),
-    )
+    environment: dict[str, str] = attrs.field(factory=dict, validator=_VARIABLES)
     labels: dict[str, str] = attrs.field(factory=dict)
 
 
 @attrs.frozen
 class KubeflowSettings:
-    """Everything about a cluster; what a pipeline computes is no part of it.
+    """Image, storage and pods of a cluster.
 
     Attributes:
-      image: the project's image (see Dockerfile), which every component runs in.
-      storage_root: folder of the pipeline's outputs as pods see it: on one of `volumes`, or gs://...
+      image: the project's image (see Dockerfile), used by every component.
+      storage_root: folder of the pipeline's outputs: a path on one of `volumes`, or gs://...
       image_pull_policy: "Always", "IfNotPresent" or "Never".
-      image_pull_secrets: names of the secrets that the image's registry asks for.
+      image_pull_secrets: names of secrets for the image's registry.
       volumes: persistent volumes.
       secrets: secrets of the cluster.
       pods: resources by component; "default" for all others.
@@ -135,7 +121,7 @@ class KubeflowSettings:
     """
 
     image: str = attrs.field(
-        validator=Requirement("the name of an image", lambda value: bool(_IMAGE.fullmatch(value)))
+        validator=Requirement("the name of an image", lambda name: name.split() == [name])
     )
     storage_root: str
     image_pull_policy: str = attrs.field(
@@ -174,30 +160,25 @@ class KubeflowSettings:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the settings as plain JSON types, as `read_settings` takes them back."""
+        """Returns the settings as plain JSON types."""
         return to_dict(self)
 
     def pod(self, component: str) -> PodSettings:
-        """Returns what the pod of a component may take."""
+        """Returns the pod settings of a component."""
         return self.pods.get(component) or self.pods.get(DEFAULT_POD) or PodSettings()
 
     def check_components(self, components: Collection[str]) -> None:
-        """Refuses settings of pods for components that the pipeline does not have."""
+        """Raises SettingsError if `pods` names an unknown component."""
         check_names(self.pods, [DEFAULT_POD, *components], "pods")
 
 
 def read_settings(path: str | Path) -> KubeflowSettings:
-    """Reads the settings of a cluster from a JSON file.
-
-    Raises:
-      SettingsError: no such file, no JSON, an unknown setting (the nearest name is suggested) or a
-        value that is not possible.
-    """
+    """Reads cluster settings from a JSON file; raises SettingsError as `load_settings` does."""
     return load_settings(path, KubeflowSettings)
 
 
 def quantity(text: str) -> float:
-    """Returns the number that a quantity of Kubernetes stands for: "500m" is 0.5, "1Ki" is 1024."""
+    """Returns the value of a Kubernetes quantity: "500m" is 0.5, "1Ki" is 1024."""
     match = _QUANTITY_PATTERN.fullmatch(text)
     if not match:
         raise SettingsError("quantity", _QUANTITY.expected, repr(text))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import json
 import shlex
 import sys
@@ -17,6 +16,7 @@ from pipeline.kubeflow.containers import RunContext, Start, run_node, start_proc
 from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import PipelineError, SettingsError
 from preprocessing.files import write_json
+from preprocessing.settings import one_of
 
 RUN_FILE = "run.json"
 
@@ -87,9 +87,7 @@ def run_compiled(
     """
     names = [node.name for node in pipeline.nodes]
     if only is not None and only not in names:
-        near = difflib.get_close_matches(only, names, n=1)
-        remedy = f"Did you mean {near[0]!r}?" if near else ""
-        raise SettingsError("--node", f"one of {', '.join(names)}", repr(only), remedy)
+        raise one_of(*names).error("--node", only)
     seconds = {}
     for number, node in enumerate(pipeline.nodes, start=1):
         if only not in (None, node.name):
@@ -128,19 +126,13 @@ def _run_name(pipeline: CompiledPipeline, folder: Path, again: bool) -> str:
 
 
 def _again(arguments: argparse.Namespace, run: str, node: str) -> str:
-    words = [
-        "python",
-        "-m",
-        "pipeline.kubeflow.rehearsal",
-        arguments.spec,
-        "--output",
-        arguments.output,
-    ]
+    """Returns the command that runs a failed node again."""
+    words = [arguments.spec, "--output", arguments.output]
     for mount in arguments.mount:
         words += ["--mount", mount]
     if arguments.metadata:
         words += ["--metadata", arguments.metadata, "--run", run]
-    return shlex.join([*words, "--node", node])
+    return shlex.join(["python", "-m", "pipeline.kubeflow.rehearsal", *words, "--node", node])
 
 
 def _mount(text: str) -> tuple[str, str]:

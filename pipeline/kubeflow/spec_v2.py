@@ -20,22 +20,20 @@ from preprocessing.files import atomic_write, write_json
 ResourceSpec = pipeline_spec_pb2.PipelineDeploymentConfig.PipelineContainerSpec.ResourceSpec
 
 
-def v2_runner(settings: KubeflowSettings, output: Path, file_name: str) -> KubeflowV2DagRunner:
-    """Returns the runner whose `run(pipeline)` writes the spec as JSON into the folder `output`."""
-    config = KubeflowV2DagRunnerConfig(
-        default_image=settings.image,
-        default_commands=["python", "-m", "pipeline.kubeflow.entrypoint_v2"],
-        use_pipeline_spec_2_1=True,
-    )
-    runner = _Runner(config=config, output_dir=str(output), output_filename=file_name)
-    runner.settings = settings
-    return runner
+class V2Runner(KubeflowV2DagRunner):
+    """TFX's runner plus environment variables of pods, for which it has no setting.
 
+    `run(pipeline)` writes the spec as JSON into the folder `output`.
+    """
 
-class _Runner(KubeflowV2DagRunner):
-    """TFX's runner plus environment variables of pods, for which it has no setting."""
-
-    settings: KubeflowSettings
+    def __init__(self, settings: KubeflowSettings, output: Path, file_name: str):
+        config = KubeflowV2DagRunnerConfig(
+            default_image=settings.image,
+            default_commands=["python", "-m", "pipeline.kubeflow.entrypoint_v2"],
+            use_pipeline_spec_2_1=True,
+        )
+        super().__init__(config=config, output_dir=str(output), output_filename=file_name)
+        self._settings = settings
 
     def run(
         self,
@@ -47,18 +45,22 @@ class _Runner(KubeflowV2DagRunner):
         job = super().run(pipeline, parameter_values, write_out)
         if job is None:
             return None
-        specification = job["pipelineSpec"]
-        for name, component in specification["components"].items():
-            executor = specification["deploymentSpec"]["executors"][component["executorLabel"]]
-            environment = self.settings.pod(name).environment
+        for name, executor in _executors(job).items():
+            environment = self._settings.pod(name).environment.items()
             if environment:
-                executor["container"]["env"] = [
-                    {"name": variable, "value": value} for variable, value in environment.items()
-                ]
+                variables = [{"name": name, "value": value} for name, value in environment]
+                executor["container"]["env"] = variables
         if write_out:
             # The tfx command line may have changed the output folder.
             write_json(Path(self._output_dir) / self._output_filename, job)
         return job
+
+
+def _executors(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the executors of a spec by component."""
+    spec = job["pipelineSpec"]
+    executors = spec["deploymentSpec"]["executors"]
+    return {name: executors[each["executorLabel"]] for name, each in spec["components"].items()}
 
 
 def set_resources(pipeline: Pipeline, settings: KubeflowSettings) -> None:
@@ -86,10 +88,9 @@ def platform_spec(job: dict[str, Any], settings: KubeflowSettings) -> dict[str, 
     The structure follows kubernetes_executor_config.proto of Kubeflow Pipelines; empty if the
     settings contain none of them.
     """
-    specification = job["pipelineSpec"]
     executors = {}
-    for name, component in specification["components"].items():
-        content = _executor(settings, settings.pod(name))
+    for name, component in job["pipelineSpec"]["components"].items():
+        content = _pod_spec(settings, settings.pod(name))
         if content:
             executors[component["executorLabel"]] = content
     if not executors:
@@ -97,7 +98,7 @@ def platform_spec(job: dict[str, Any], settings: KubeflowSettings) -> dict[str, 
     return {"platforms": {"kubernetes": {"deploymentSpec": {"executors": executors}}}}
 
 
-def _executor(settings: KubeflowSettings, pod: PodSettings) -> dict[str, Any]:
+def _pod_spec(settings: KubeflowSettings, pod: PodSettings) -> dict[str, Any]:
     content: dict[str, Any] = {
         "pvcMount": [
             {"constant": volume.claim, "mountPath": volume.mount_path}

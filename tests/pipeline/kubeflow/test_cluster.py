@@ -53,11 +53,11 @@ def test_kubernetes_quantities(text, number):
         ({"pods": {"default": {"gpus": True}}}, "gpus: expected a whole number"),
         (
             {"pods": {"default": {"environment": {"A B": "1"}}}},
-            "pods: default: environment: expected an object of texts, by names of variables, found {'A B'",
+            "pods: default: environment: expected texts by names of environment variables, found {'A B'",
         ),
         (
             {"pods": {"default": {"environment": {"A": 1}}}},
-            "environment: expected an object of texts",
+            "environment: expected texts by names of environment variables",
         ),
         ({"pods": {"default": {"labels": ["a"]}}}, "labels: expected a JSON object, found"),
         (
@@ -69,7 +69,7 @@ def test_kubernetes_quantities(text, number):
         ({"secrets": [{"name": "key"}]}, "secret key: expected variables or a mount_path"),
         (
             {"secrets": [{"name": "k", "variables": {"a": "1B"}}]},
-            "an object of names of variables, found {'a': '1B'}",
+            "names of environment variables, found {'a': '1B'}",
         ),
         ({"storage_root": "/elsewhere"}, "storage_root: .*found /elsewhere, with /mnt/ahnet"),
         ({"storage_root": "runs"}, "storage_root: expected an absolute path"),
