@@ -69,7 +69,7 @@ def test_kubernetes_quantities(text, number):
         ({"secrets": [{"name": "key"}]}, "secret key: expected variables or a mount_path"),
         (
             {"secrets": [{"name": "k", "variables": {"a": "1B"}}]},
-            "names of environment variables, found {'a': '1B'}",
+            "names of environment variables by key, found {'a': '1B'}",
         ),
         ({"storage_root": "/elsewhere"}, "storage_root: .*found /elsewhere, with /mnt/ahnet"),
         ({"storage_root": "runs"}, "storage_root: expected an absolute path"),
