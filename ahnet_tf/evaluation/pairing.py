@@ -74,10 +74,8 @@ def pair_up(
         cases = [case for case in cases if case.label_path]
     pairs, problems = [], []
     for case in cases:
-        reference = case.label_path or case.image_path
-        names = [_stem(Path(prediction_name(case.case_id))), case.case_id, _stem(reference)]
-        if case.image_path is not None:
-            names.append(_stem(case.image_path))
+        files = [path for path in (case.label_path, case.image_path) if path is not None]
+        names = [_stem(Path(prediction_name(case.case_id))), case.case_id, *map(_stem, files)]
         name = next((name for name in names if name in predictions), None)
         if name is None:
             problems.append(
@@ -85,7 +83,7 @@ def pair_up(
             )
         else:
             image = case if case.label_path and case.image_path else None
-            pairs.append(Pair(case.case_id, predictions.pop(name), reference, image))
+            pairs.append(Pair(case.case_id, predictions.pop(name), files[0], image))
     problems += [
         f"{path}: expected a reference for this prediction, found none"
         for path in predictions.values()

@@ -138,7 +138,7 @@ def page_volume(
         voxels = min(most_voxels, math.prod(native.shape_zyx))
         most_voxels = 0.97 * voxels * budget_bytes / size
     space = target_grid(native.input_shape, affine, page_task)
-    facts = {
+    facts: dict[str, Any] = {
         "shape": list(space.shape_zyx),
         "spacing_mm": list(space.spacing_mm),
         "orientation": axis_codes(np.array(space.affine)),
@@ -181,7 +181,8 @@ def coarsened(space: TargetGrid, most_voxels: float) -> tuple[float, float, floa
     sizes_mm = [n * mm for n, mm in zip(space.shape_zyx[::-1], space.spacing_mm, strict=True)]
 
     def spacing(floor_mm: float) -> tuple[float, float, float]:
-        return tuple(max(mm, floor_mm) for mm in space.spacing_mm)
+        x_mm, y_mm, z_mm = (max(mm, floor_mm) for mm in space.spacing_mm)
+        return x_mm, y_mm, z_mm
 
     def fits(floor_mm: float) -> bool:
         sizes = [max(1.0, size / mm) for size, mm in zip(sizes_mm, spacing(floor_mm), strict=True)]
