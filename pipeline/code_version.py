@@ -31,4 +31,5 @@ def sources(module: str) -> dict[str, Path]:
     """Returns the project's files that importing a module runs, by module name."""
     finder = ModuleFinder(path=[str(ROOT)])
     finder.import_hook(module)
-    return {name: Path(found.__file__) for name, found in finder.modules.items() if found.__file__}
+    files = {name: vars(found)["__file__"] for name, found in finder.modules.items()}
+    return {name: Path(file) for name, file in files.items() if file}
