@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.local.one_run import only_run_in
+from pipeline.local.preflight import only_run_in
 from pipeline.stages import Stages
 from preprocessing.cli import make_parser, run_command
 from preprocessing.datasets.case import Case

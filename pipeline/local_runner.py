@@ -1,6 +1,6 @@
 """`python -m pipeline.local_runner`: the whole pipeline on this machine, from records to a model.
 
-The same file is what `tfx pipeline create --engine=local --pipeline_path=...` takes.
+Also the file for `tfx pipeline create --engine=local --pipeline_path=...`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if not __package__:
-    # Started by its path, as the tfx command line does: Python then looks for modules in this
-    # folder first, where `pipeline` would be pipeline.py instead of the package.
+    # Started by path, as by the tfx command line: make Python find packages from the project's folder.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.beam_options import beam_arguments
 from pipeline.configs import PipelineSettings
 from pipeline.local.metadata_store import METADATA_FILE
-from pipeline.local.one_run import only_run_in
-from pipeline.local.preflight import check_launch
+from pipeline.local.preflight import check_launch, only_run_in
 from pipeline.options import add_pipeline_options, pipeline_settings
 from preprocessing.cli import make_parser, own_options, run_command
 from preprocessing.errors import PipelineError
@@ -33,28 +31,26 @@ from preprocessing.files import without_nan, write_json
 if TYPE_CHECKING:
     from pipeline.local.dag_runner import ComponentRun
 
-# Where the tfx command line, which hands no options on, finds them.
+# The tfx command line passes no options, so they are read from this variable.
 OPTIONS_VARIABLE = "AHNET_PIPELINE_OPTIONS"
 EXIT_CODE_REFUSED = 2
-# Under this name the seconds that importing TFX takes stand among those of the components.
+# Entry for the time of importing TFX among the seconds of the components.
 IMPORTS = "imports"
 
 PURPOSE = f"""\
-Runs the TFX pipeline on this machine: imports the records that python -m preprocessing.convert
-wrote, or converts volumes itself; checks them against the task's schema, the splits against each
-other and a new span against the one before (and stops on anomalies); trains the 2D network, then the
-3D one from its encoder; scores it on the evaluation cases; lets a server in a process of its own
-answer with it; and, if it reaches the threshold and is no worse than the last blessed model, pushes
-it to RUN/serving_model/VERSION. A model card says what came of it. What hasn't changed since an
-earlier run with the same --output is not executed again; a training that was killed goes on from its
-last checkpoint. Options of Apache Beam (--runner, --direct_num_workers, ...) are handed on to every
-component that runs on Beam.
+Runs the TFX pipeline on this machine: imports the records of python -m preprocessing.convert (or
+converts volumes), validates them (schema, splits against each other, a new span against the one
+before) and stops on anomalies; trains the 2D network, then the 3D network from its encoder; scores it
+on the evaluation cases; has a server in its own process answer requests with it; and pushes it to
+RUN/serving_model/VERSION if it reaches the thresholds and is not worse than the last blessed model. A
+model card reports the result. Unchanged steps of an earlier run with the same --output are not
+executed again, and an interrupted training resumes from its last checkpoint. Options of Apache Beam
+(--runner, --direct_num_workers, ...) are passed to every component that runs on Beam.
 
 Writes RUN/serving_model, RUN/result.json (seconds per component, scores, blessing, pushed model),
-RUN/settings.json (networks and trainings; --config takes it back), RUN/pipeline.json (all settings),
-RUN/artifacts (what each component made) and RUN/metadata.sqlite (the lineage, which
-python -m pipeline.lineage shows).
-Exit code: 0 the model is blessed, {EXIT_CODE_REFUSED} it is refused, 1 anything else."""
+RUN/settings.json (networks and trainings, for --config), RUN/pipeline.json (all settings),
+RUN/artifacts (outputs of the components) and RUN/metadata.sqlite (for python -m pipeline.lineage).
+Exit code: 0 if the model is blessed, {EXIT_CODE_REFUSED} if it is refused, 1 on errors."""
 
 EXAMPLES = (
     "python -m pipeline.local_runner --input records --output run",
@@ -62,10 +58,10 @@ EXAMPLES = (
     "python -m pipeline.local_runner --input records --output run --threshold-liver 0.9 --steps 500",
     "python -m pipeline.local_runner --volumes lits --task ct_liver --output run",
     "",
-    "batches of cases in records/span-1, records/span-2, ..., the newest two learned from:",
+    "train on the newest two batches of cases, in records/span-1, records/span-2, ...:",
     "  python -m pipeline.local_runner --input records --spans 2 --warm-start --output run",
     "",
-    "the same by the tfx command line, which takes the options from the environment:",
+    "by the tfx command line, which reads the options from the environment:",
     f"  export {OPTIONS_VARIABLE}='--input records --output run'",
     "  tfx pipeline create --engine=local --pipeline_path=pipeline/local_runner.py",
     "  tfx run create --engine=local --pipeline_name=ahnet",
@@ -74,18 +70,18 @@ EXAMPLES = (
 
 @dataclass(frozen=True)
 class PipelineResult:
-    """How a run of the pipeline ended.
+    """Result of a run of the pipeline.
 
     Attributes:
-      seconds: wall-clock seconds by component, in the order of the run.
-      executed: the components that were executed; the others' outputs were taken over.
-      blessed: the model reached every threshold.
-      refusals: what kept it from being blessed, a sentence each.
-      thresholds: by score (dice_CLASS), the least value that blesses.
+      seconds: wall-clock seconds by component, in order of execution.
+      executed: components that were executed; the others were cached.
+      blessed: whether the model reached every threshold.
+      refusals: reasons why it was not blessed, one sentence each.
+      thresholds: lowest value that blesses, by score (dice_CLASS).
       scores: by slice ("overall", "spacing_class=thick", "case_id=...") and name.
-      pushed: folder of the pushed SavedModel; None if it was refused.
+      pushed: folder of the pushed SavedModel; None if the model was refused.
       report: folder of the model card and the scores of whole cases.
-      total_seconds: of the whole run, imports included.
+      total_seconds: time of the whole run, imports included.
     """
 
     seconds: dict[str, float]
@@ -109,13 +105,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, beam_options = parser.parse_known_args(argv)
 
     def run(arguments: argparse.Namespace) -> int:
-        # Trainings and servers in processes of their own need memory of the same GPUs.
+        # Trainings and servers in other processes share the GPUs.
         os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
         settings = pipeline_settings(arguments)
         check_launch(settings, beam_options, own_options(parser))
         with only_run_in(Path(settings.output)):
             result = run_local(settings, beam_options, debug=arguments.debug)
-        return 0 if result is None else _tell(result)
+        return 0 if result is None else _report(result)
 
     return run_command(run, arguments)
 
@@ -126,10 +122,10 @@ def run_local(
     """Runs the pipeline in this process, printing a line as each component starts and ends.
 
     Returns:
-      The result; None where the tfx command line compiles the pipeline without running it.
+      The result; None if the tfx command line only compiles the pipeline.
 
     Raises:
-      PipelineError: a component failed; its own message, or that of data validation.
+      PipelineError: a component failed, or data validation stopped the run.
     """
     start = time.monotonic()
     output = Path(settings.output)
@@ -192,7 +188,7 @@ def _result(
     )
 
 
-def _tell(result: PipelineResult) -> int:
+def _report(result: PipelineResult) -> int:
     print(summary_table(result))
     if result.blessed:
         return 0
@@ -201,7 +197,7 @@ def _tell(result: PipelineResult) -> int:
 
 
 def summary_table(result: PipelineResult) -> str:
-    """Returns what happened, for people: seconds, scores against thresholds, the pushed model."""
+    """Returns the printed summary: seconds, scores and thresholds, the pushed model."""
     rows = [
         f"{name:<20} {seconds:8.1f} s" + ("" if ran else "  (not executed)")
         for name, seconds in result.seconds.items()

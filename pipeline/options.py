@@ -1,4 +1,4 @@
-"""The options of the pipeline's runners, and the settings that they make."""
+"""Command-line options of the pipeline's runners, and the settings made from them."""
 
 from __future__ import annotations
 
@@ -14,116 +14,103 @@ from preprocessing.tasks import Task, load_task
 
 
 def add_pipeline_options(parser: argparse.ArgumentParser, *, on_cluster: bool = False) -> None:
-    """Adds every option that decides what a pipeline computes (see `pipeline_settings`).
+    """Adds all options that decide what a pipeline computes (see `pipeline_settings`).
 
     Args:
-      parser: of a runner's command, which adds the place of its output itself.
-      on_cluster: data lies where the pods see it, not on this machine, and no container can be run
-        for InfraValidator.
+      parser: the runner's parser, which has its own --output.
+      on_cluster: paths are those in the pods, and InfraValidator can't run containers.
     """
-    # Beam's options are told apart by their full names.
+    # Abbreviations would hide Beam's options.
     parser.allow_abbrev = False
-    place = ", as the pods see it" if on_cluster else ""
+    place = ", as seen by the pods" if on_cluster else ""
+    known = " that are on this machine too" if on_cluster else ""
+    add = parser.add_argument
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument(
         "--input", metavar="RECORDS", help=f"folder with train/, eval/ and task.json{place}"
     )
     data.add_argument(
-        "--volumes",
-        metavar="DIR",
-        help="folder of volumes with label maps instead, which the pipeline converts by Beam",
+        "--volumes", metavar="DIR", help="folder of labelled volumes for the pipeline to convert"
     )
-    known = " that lie on this machine too" if on_cluster else ""
-    parser.add_argument(
+    add(
         "--task",
         help=f"preset or JSON file (default: task.json of records{known}; ct_liver for volumes)",
     )
-    parser.add_argument(
+    add(
         "--eval-fraction",
         type=float,
         default=EVAL_FRACTION,
         help="with --volumes, share of cases to evaluate on (default: %(default)s)",
     )
-    parser.add_argument(
+    add(
         "--spans",
         type=int,
         default=0,
         metavar="N",
-        help="the data folder holds batches of cases, span-1, span-2, ...: the newest is checked "
-        "against the one before, and the N newest are learned from",
+        help="the data folder holds batches of cases, span-1, span-2, ...: check the newest against "
+        "the one before, and train on the N newest",
     )
-    parser.add_argument(
+    add(
         "--warm-start",
         action="store_true",
-        help="go on from the last blessed model that has not seen the newest data; no 2D stage",
+        help="start from the last blessed model that has not seen the newest data; no 2D stage",
     )
-    parser.add_argument(
+    add(
         "--schema",
         default="curated",
         metavar="curated|inferred|FILE",
-        help="what records are held against: the task's schema, one inferred from their own "
-        "statistics, or a file (schema.pbtxt)",
+        help="schema of the records: the task's, one inferred from their statistics, or a file",
     )
-    parser.add_argument(
+    waivers = "; ".join(f"{name}: {what}" for name, what in WAIVERS.items())
+    add(
         "--allow",
         default="",
         metavar="NAME,...",
-        help="go on in spite of: "
-        + "; ".join(f"{name}: {what}" for name, what in WAIVERS.items())
-        + f"; and of what conversion knows ({', '.join(ALLOWANCES)})",
+        help=f"accept {waivers}; and what conversion can accept ({', '.join(ALLOWANCES)})",
     )
-    parser.add_argument(
+    add(
         "--threshold",
         action="append",
         default=[],
         metavar="CLASS=DICE",
-        help="mean Dice per case of a class that blesses a model, or a score of detected lesions "
-        "such as lesion_recall; repeatable "
-        "(default: 0.8 of the liver, or of the task's first class)",
+        help="mean Dice per case of a class that blesses a model, or a lesion detection score such "
+        "as lesion_recall; repeatable (default: 0.8 for the liver, or the task's first class)",
     )
-    parser.add_argument(
-        "--threshold-liver", type=float, metavar="DICE", help="the same for that class alone"
-    )
-    parser.add_argument(
+    add("--threshold-liver", type=float, metavar="DICE", help="the same for that class only")
+    add(
         "--largest-loss",
         type=float,
         default=0.0,
         metavar="DICE",
-        help="by how much those may fall short of the last blessed model's (default: 0)",
+        help="largest accepted loss against the last blessed model (default: 0)",
     )
-    parser.add_argument(
-        "--tune", type=int, default=0, metavar="TRIALS", help="learning rates to try first"
-    )
-    parser.add_argument(
-        "--tune-steps", type=int, default=100, help="optimizer steps of a trial (default: 100)"
-    )
+    add("--tune", type=int, default=0, metavar="TRIALS", help="learning rates to try first")
+    add("--tune-steps", type=int, default=100, help="optimizer steps per trial (default: 100)")
     parser.set_defaults(serving_image="")
     if not on_cluster:
-        parser.add_argument(
+        add(
             "--serving-image",
             metavar="IMAGE",
-            help="tensorflow/serving:TAG for TFX's InfraValidator, where Docker runs (default: a "
-            "server in a process of its own has to answer real requests)",
+            help="tensorflow/serving:TAG for TFX's InfraValidator, with Docker (default: the "
+            "embedded server, in its own process, has to answer requests)",
         )
-    parser.add_argument(
-        "--pipeline-name", default="ahnet", help="name in the metadata (default: ahnet)"
-    )
+    add("--pipeline-name", default="ahnet", help="name in the metadata (default: ahnet)")
     add_settings(parser)
 
 
 def pipeline_settings(
     arguments: argparse.Namespace, storage_root: str | None = None
 ) -> PipelineSettings:
-    """Returns the settings that the options of `add_pipeline_options` ask for.
+    """Returns the settings given by the options of `add_pipeline_options`.
 
     Args:
-      arguments: as parsed.
-      storage_root: the run's folder or address on a cluster; None for a run on this machine, whose
-        folder is `arguments.output`.
+      arguments: parsed options.
+      storage_root: folder or address of the run on a cluster; None for `arguments.output` on this
+        machine.
 
     Raises:
-      InputError: no such folder on this machine, or records without their task.
-      SettingsError: a setting that is not possible.
+      InputError: a missing folder, or records without their task.
+      SettingsError: an invalid setting.
     """
     data = arguments.input or arguments.volumes
     if storage_root is None:
@@ -131,6 +118,7 @@ def pipeline_settings(
             raise InputError(Path(data).resolve(), "a folder of data", "no such folder")
         data = str(Path(data).resolve())
     task = _task(arguments, data, on_cluster=storage_root is not None)
+    schema = arguments.schema
     return PipelineSettings(
         input=data,
         output=storage_root or str(Path(arguments.output).resolve()),
@@ -143,7 +131,7 @@ def pipeline_settings(
         eval_fraction=arguments.eval_fraction,
         spans=arguments.spans,
         warm_start=arguments.warm_start,
-        schema=_schema(arguments.schema),
+        schema=schema if schema in SCHEMAS else str(Path(schema).resolve()),
         tuner_trials=arguments.tune,
         tuner_steps=arguments.tune_steps,
         allow=tuple(filter(None, arguments.allow.split(","))),
@@ -161,7 +149,7 @@ def _task(arguments: argparse.Namespace, data: str, *, on_cluster: bool) -> Task
     if not (folder / "task.json").is_file():
         remedy = "Write records with python -m preprocessing.convert, or name the task with --task."
         if on_cluster:
-            remedy = "Name the task that they were converted for, for instance --task ct_liver."
+            remedy = "Name the task of the records, for instance --task ct_liver."
         raise InputError(
             folder if here else data, "records with task.json on this machine", "none", remedy
         )
@@ -180,7 +168,3 @@ def _thresholds(arguments: argparse.Namespace, task: Task) -> dict[str, float]:
     if arguments.threshold_liver is not None:
         thresholds[decisive] = arguments.threshold_liver
     return thresholds or {decisive: 0.8}
-
-
-def _schema(given: str) -> str:
-    return given if given in SCHEMAS else str(Path(given).resolve())

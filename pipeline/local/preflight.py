@@ -1,8 +1,10 @@
-"""What is looked at before a pipeline is launched: its data, its folder, its engine, its schema."""
+"""Checks before a pipeline starts: data, output folder, Beam options, schema, other runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import fcntl
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.configs import PipelineSettings
@@ -16,19 +18,18 @@ from preprocessing.records.splits import SPLITS
 def check_launch(
     settings: PipelineSettings, beam_options: Sequence[str], own_options: Sequence[str]
 ) -> None:
-    """Refuses what can't work, before anything is launched.
+    """Raises an error for anything that is bound to fail later.
 
     Args:
-      settings: of the pipeline.
-      beam_options: what the command line held beyond its own options.
-      own_options: the command's own options, to suggest one for a typing error.
+      settings: settings of the pipeline.
+      beam_options: arguments that are not options of the command itself.
+      own_options: options of the command, to suggest one for a misspelt option.
 
     Raises:
-      InputError: a split has no records, its first one can't be read, there are no labelled cases,
-        or the schema is none for this task.
-      SettingsError: an option or an engine that Beam does not know, a warm start without a model, or
-        several workers in TF_CONFIG.
-      PipelineError: nothing can be written to the output folder.
+      InputError: a split without readable records, no labelled cases, or a schema of another task.
+      SettingsError: an option unknown to Beam, a warm start without a model, or several workers in
+        TF_CONFIG.
+      PipelineError: the output folder is not writable.
     """
     from ahnet_tf.training.distribution import check_alone
 
@@ -54,6 +55,26 @@ def check_launch(
         from preprocessing.records.beam_runner import beam_runner
 
         beam_runner(beam_options, own_options)
+
+
+@contextlib.contextmanager
+def only_run_in(output: Path) -> Iterator[None]:
+    """Locks a folder against a second run while the first one is in progress.
+
+    Raises:
+      PipelineError: another run holds the folder.
+    """
+    with (output / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PipelineError(
+                output,
+                "no other run in this folder",
+                "one in progress",
+                "Choose another --output.",
+            ) from None
+        yield
 
 
 def _check_records(data: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from attrs import evolve
 
 from pipeline.demo import clear, hold_one_out, main
-from pipeline.local.one_run import only_run_in
+from pipeline.local.preflight import only_run_in
 from pipeline.stages import Stages
 from preprocessing.errors import InputError, PipelineError
 from preprocessing.files import write_json
