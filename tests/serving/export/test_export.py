@@ -258,7 +258,7 @@ def test_command_exports_a_checkpoint(tmp_path, capsys):
 
     assert main([*arguments, "--version", "1"]) == 1
     error = capsys.readouterr().err
-    assert "models/1: expected a version that is not there yet" in error
+    assert "models/1: expected a version that does not exist yet" in error
     assert "use --version 2" in error
     assert error.count("\n") == 1
 
