@@ -1,14 +1,17 @@
-"""Settings of a pipeline: data, trainings, thresholds."""
+"""Settings of a pipeline, the span folders of its data, and the Beam options of its components."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
 
 from ahnet_tf.evaluation.froc import score_names
 from ahnet_tf.presets import RunConfig
-from preprocessing.errors import ALLOWANCES, SettingsError
+from preprocessing.errors import ALLOWANCES, InputError, SettingsError
 from preprocessing.records.splits import EVAL_FRACTION
 from preprocessing.settings import Requirement, fraction, whole
 from preprocessing.tasks import Task
@@ -21,6 +24,15 @@ WAIVERS = {
     "skew": "evaluation cases that differ from the training cases",
     "rejected": "cases that conversion rejects",
 }
+# Between the data folder and a batch's own content; TFX replaces {SPAN} by the number.
+SPAN_FOLDER = "span-{SPAN}"
+# By its full name: Beam's default runner would first look for a runner to download.
+LOCAL_RUNNER = "--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+# Without an image TFX packages its own source for each component, which takes seconds and is only
+# needed by workers in other processes.
+NO_PACKING = "--sdk_container_image=none"
+IN_THIS_PROCESS = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
+BEAM_ARGUMENTS = (LOCAL_RUNNER, NO_PACKING, *IN_THIS_PROCESS)
 
 
 def threshold_names(task: Task) -> tuple[str, ...]:
@@ -109,3 +121,40 @@ class PipelineSettings:
             "config": self.config.to_dict(),
             "allow": list(self.allow),
         }
+
+
+def spans_of(data: str | Path) -> dict[int, Path]:
+    """Returns the folders of all spans by number, in ascending order."""
+    found = {}
+    for folder in Path(data).iterdir():
+        match = re.fullmatch(SPAN_FOLDER.format(SPAN=r"(\d+)"), folder.name)
+        if match and folder.is_dir():
+            found[int(match[1])] = folder
+    return dict(sorted(found.items()))
+
+
+def newest_span(data: str | Path) -> Path:
+    """Returns the folder of the newest span.
+
+    Raises:
+      InputError: there is no span.
+    """
+    spans = spans_of(data)
+    if not spans:
+        expected = "batches of cases in folders span-1, span-2"
+        raise InputError(data, expected, "none", "Omit --spans if the folder is one data set.")
+    return spans[max(spans)]
+
+
+def beam_arguments(options: Sequence[str]) -> list[str]:
+    """Returns Beam's command line for the components from the user's options."""
+    names = {option.split("=")[0] for option in options}
+    if "--runner" in names:
+        return list(options)
+    chosen = any(name.startswith("--direct_") for name in names)
+    return [LOCAL_RUNNER, NO_PACKING, *(() if chosen else IN_THIS_PROCESS), *options]
+
+
+def own_beam_options(arguments: Sequence[str]) -> list[str]:
+    """Returns the user's options among `beam_arguments`; the conversion has its own defaults."""
+    return [each for each in arguments if each not in BEAM_ARGUMENTS]

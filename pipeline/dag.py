@@ -15,7 +15,6 @@ from tfx.proto import example_gen_pb2, infra_validator_pb2, pusher_pb2, trainer_
 from tfx.types import Channel
 
 from ahnet_tf.data.records import RECORD_PATTERN
-from pipeline.beam_options import BEAM_ARGUMENTS
 from pipeline.code_version import code_version
 from pipeline.components.anomaly_gate import ExampleValidator, stop_on_anomalies
 from pipeline.components.convert_volumes import ConvertVolumes
@@ -37,8 +36,7 @@ from pipeline.components.schema import (
     task_schema,
 )
 from pipeline.components.serving_check import answer_requests
-from pipeline.configs import PipelineSettings
-from pipeline.spans import SPAN_FOLDER
+from pipeline.configs import BEAM_ARGUMENTS, SPAN_FOLDER, PipelineSettings
 from preprocessing.errors import SettingsError
 from preprocessing.records.splits import SPLITS
 

@@ -17,8 +17,7 @@ if not __package__:
     # Started by path, as by the tfx command line: make Python find packages from the project's folder.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline.beam_options import beam_arguments
-from pipeline.configs import PipelineSettings
+from pipeline.configs import PipelineSettings, beam_arguments
 from pipeline.kubeflow.cluster import OBJECT_STORE, KubeflowSettings, read_settings
 from pipeline.local_runner import OPTIONS_VARIABLE
 from pipeline.options import add_pipeline_options, pipeline_settings

@@ -19,8 +19,7 @@ if not __package__:
     # Started by path, as by the tfx command line: make Python find packages from the project's folder.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline.beam_options import beam_arguments
-from pipeline.configs import PipelineSettings
+from pipeline.configs import PipelineSettings, beam_arguments
 from pipeline.local.metadata_store import METADATA_FILE
 from pipeline.local.preflight import check_launch, only_run_in
 from pipeline.options import add_pipeline_options, pipeline_settings

@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 
 from ahnet_tf.train import add_settings, settings_from
-from pipeline.configs import SCHEMAS, WAIVERS, PipelineSettings
-from pipeline.spans import newest_span
+from pipeline.configs import SCHEMAS, WAIVERS, PipelineSettings, newest_span
 from preprocessing.errors import ALLOWANCES, InputError, SettingsError
 from preprocessing.records.splits import EVAL_FRACTION
 from preprocessing.tasks import Task, load_task

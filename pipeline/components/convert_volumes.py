@@ -22,8 +22,7 @@ from tfx.types import Artifact, Channel, artifact_utils, standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 from tfx.types.experimental.simple_artifacts import File
 
-from pipeline.beam_options import own_beam_options
-from pipeline.spans import spans_of
+from pipeline.configs import own_beam_options, spans_of
 from preprocessing.convert import convert
 from preprocessing.errors import PipelineError
 from preprocessing.records.output_folder import MANIFEST, TASK

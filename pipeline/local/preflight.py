@@ -7,9 +7,8 @@ import fcntl
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.configs import PipelineSettings
+from pipeline.configs import PipelineSettings, newest_span
 from pipeline.local.metadata_store import METADATA_FILE, has_blessed_model
-from pipeline.spans import newest_span
 from preprocessing.errors import InputError, PipelineError, SettingsError
 from preprocessing.files import write_json
 from preprocessing.records.splits import SPLITS

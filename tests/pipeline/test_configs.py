@@ -1,10 +1,10 @@
-"""Spans on disk are found by the numbers of their folders."""
+"""Settings of a pipeline: span folders of its data."""
 
 from __future__ import annotations
 
 import pytest
 
-from pipeline.spans import newest_span, spans_of
+from pipeline.configs import newest_span, spans_of
 from preprocessing.errors import InputError
 
 
