@@ -12,10 +12,12 @@ from ahnet_tf.networks.ops import (
     axis_sizes,
     conv,
     fold,
+    fold_plane,
     register,
     resize_in_plane,
     slice_max_pool,
     unfold,
+    unfold_plane,
 )
 
 
@@ -75,13 +77,16 @@ class MaxPool(tf.keras.layers.Layer):
         self.slice_pool = slice_pool
 
     def call(self, inputs):
-        depth, stride = (self.size, 2) if self.slice_pool else (1, 1)
-        window, strides = [depth, self.size, self.size], [stride, 2, 2]
+        x = fold(inputs)
+        if self.size == 3:
+            x = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])
+        x = unfold(tf.nn.max_pool2d(x, self.size, 2, "VALID"), inputs)
+        if not self.slice_pool:
+            return x
         if self.size == 2:
-            return tf.nn.max_pool3d(inputs, window, strides, "SAME")
-        across = [1, 1] if self.slice_pool else [0, 0]
-        padded = tf.pad(inputs, [[0, 0], across, [1, 1], [1, 1], [0, 0]])
-        return tf.nn.max_pool3d(padded, window, strides, "VALID")
+            return slice_max_pool(x)
+        x = tf.pad(x, [[0, 0], [1, 1], [0, 0], [0, 0], [0, 0]])
+        return unfold_plane(tf.nn.max_pool2d(fold_plane(x), [3, 1], [2, 1], "VALID"), x)
 
 
 @register

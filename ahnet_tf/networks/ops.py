@@ -2,8 +2,8 @@
 
 Feature maps are [batch, z, y, x, channel], z the slice axis. Operations within slices see them
 folded to [batch * z, y, x, channel], operations along z as [batch, z, y * x, channel], so that 2D
-kernels do all the work: batch norm is fused for 4D tensors only, and the gradients of TensorFlow's
-3D convolutions in bfloat16 crash on some CPUs. docs/network.md has figures.
+kernels do all the work: batch norm is fused for 4D tensors only, and on CPU TensorFlow's 3D max pool
+gives its gradient to every one of several equal maxima. docs/network.md has figures.
 """
 
 from __future__ import annotations
@@ -52,12 +52,21 @@ def conv_in_plane(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     return unfold(conv(fold(x), kernel), x)
 
 
+def fold_plane(x: tf.Tensor) -> tf.Tensor:
+    """Reshapes [batch, z, y, x, channel] to [batch, z, y * x, channel]."""
+    _, slices, rows, columns, channels = axis_sizes(x)
+    return tf.reshape(x, [-1, slices, rows * columns, channels])
+
+
+def unfold_plane(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """Reshapes [batch, z, y * x, channel] to [batch, z, y, x, channel] with the y, x of `like`."""
+    _, slices, _, channels = axis_sizes(x)
+    return tf.reshape(x, [-1, slices, *axis_sizes(like)[2:4], channels])
+
+
 def conv_across(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """Convolves along z with `kernel` [3, 1, in, out], one zero slice beyond either end."""
-    _, slices, rows, columns, channels = axis_sizes(x)
-    flat = tf.reshape(x, [-1, slices, rows * columns, channels])
-    flat = tf.nn.conv2d(flat, tf.cast(kernel, x.dtype), 1, "SAME")
-    return tf.reshape(flat, [-1, slices, rows, columns, kernel.shape[-1]])
+    return unfold_plane(tf.nn.conv2d(fold_plane(x), tf.cast(kernel, x.dtype), 1, "SAME"), x)
 
 
 def neighbouring_slices(x: tf.Tensor, count: int) -> tf.Tensor:
@@ -73,7 +82,7 @@ def neighbouring_slices(x: tf.Tensor, count: int) -> tf.Tensor:
 
 def slice_max_pool(x: tf.Tensor) -> tf.Tensor:
     """Max pool over pairs of slices; a last slice without a partner passes: z becomes ceil(z / 2)."""
-    return tf.nn.max_pool3d(x, [2, 1, 1], [2, 1, 1], "SAME")
+    return unfold_plane(tf.nn.max_pool2d(fold_plane(x), [2, 1], [2, 1], "SAME"), x)
 
 
 def resize_in_plane(x: tf.Tensor, size_yx: Sequence[int | tf.Tensor]) -> tf.Tensor:

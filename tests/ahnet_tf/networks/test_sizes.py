@@ -10,6 +10,7 @@ from ahnet_tf.config import ModelConfig
 from ahnet_tf.networks import build_network, named_weights
 from ahnet_tf.networks.encoder import channels
 from ahnet_tf.networks.factory import ARCHITECTURES
+from ahnet_tf.networks.layers_2d import MaxPool
 from ahnet_tf.networks.layers_3d import PyramidPool
 
 TINY = {"width": 0.0625, "blocks": (1, 1, 1, 1), "growth": 4, "dense_layers": 1}
@@ -158,3 +159,13 @@ def test_pvp_and_upsampling_count_as_published():
     }
     # Four projections of 4 + 4 channels with a bias; four more channels before the last convolution.
     assert counts[4] - counts[0] == 4 * (8 + 1) + 4 * (2 + 9 * 3)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_pools_give_their_gradient_to_one_of_equal_maxima(size):
+    """Air and padding are constant; the 3D pool of TensorFlow would count them several times."""
+    x = tf.ones((1, 4, 8, 8, 2))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        total = tf.reduce_sum(MaxPool(size, slice_pool=True)(x))
+    assert tf.reduce_sum(tape.gradient(total, x)) == total == 2 * 4 * 4 * 2
