@@ -118,7 +118,8 @@ def find_faults(
     splits, on swapped labels, and unless allowed on skew between the splits and drift from the
     baseline, the statistics of the span before. All mappings are by split.
     """
-    faults, warnings = [], []
+    faults: list[str] = []
+    warnings: list[str] = []
     for split, found in anomalies.items():
         for severity, sentence in _findings(found):
             grave = severity == anomalies_pb2.AnomalyInfo.ERROR or split == "train"

@@ -43,7 +43,7 @@ class ConvertVolumesSpec(ComponentSpec):
         "span": ExecutionParameter(type=int, optional=True),
         "fingerprint": ExecutionParameter(type=str, optional=True),
     }
-    INPUTS: ClassVar = {}
+    INPUTS: ClassVar[dict[str, ChannelParameter]] = {}
     OUTPUTS: ClassVar = {
         "examples": ChannelParameter(type=standard_artifacts.Examples),
         # A folder with manifest.json (the outcome of each case) and task.json.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from itertools import combinations, islice
-from typing import Any
+from typing import Any, TypeAlias
 
 from scipy import stats
 from tensorflow_metadata.proto.v0 import statistics_pb2
@@ -17,7 +17,7 @@ from pipeline.components.evaluator import PARTS
 from preprocessing.records.schema import CASE_ID, INTENSITY_QUANTILES, SOURCE, SPACING_CLASS
 from preprocessing.tasks import Task
 
-Statistics = statistics_pb2.DatasetFeatureStatistics
+Statistics: TypeAlias = statistics_pb2.DatasetFeatureStatistics
 
 # Means differ if they are further apart than the spread of the cases, and than chance explains at
 # this probability, that of three standard deviations.
