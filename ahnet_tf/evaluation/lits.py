@@ -90,7 +90,7 @@ def score_case(
     (predicted, predicted_count), (true, true_count) = (ndimage.label(mask) for mask in lesion)
     pairs = match_lesions(predicted, true)
     detected = [pair for pair in pairs if pair.iou > DETECTION_IOUS[0]]
-    voxels = {}
+    voxels: dict[str, int] = {}
     for name, masks in (("liver", liver), ("lesion", lesion)):
         voxels |= {
             f"{name}_predicted": int(np.count_nonzero(masks[0])),

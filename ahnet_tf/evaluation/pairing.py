@@ -58,17 +58,17 @@ def pair_up(
       InputError: a path doesn't exist or holds no label maps.
       SettingsError: the numbers of files differ.
     """
-    inputs, references = [Path(path) for path in inputs], [Path(path) for path in references]
-    if all(path.is_file() for path in inputs + references):
-        if len(inputs) != len(references):
+    predicted, true = [Path(path) for path in inputs], [Path(path) for path in references]
+    if all(path.is_file() for path in predicted + true):
+        if len(predicted) != len(true):
             raise SettingsError(
-                "--input and --reference", f"as many files, {len(references)}", len(inputs)
+                "--input and --reference", f"as many files, {len(true)}", len(predicted)
             )
-        stems = [_stem(path) for path in inputs]
-        names = stems if len(set(stems)) == len(stems) else list(map(str, inputs))
-        return [Pair(*files) for files in zip(names, inputs, references, strict=True)], []
-    predictions = _prediction_files(inputs)
-    cases = find_cases(references, need_labels=True)
+        stems = [_stem(path) for path in predicted]
+        names = stems if len(set(stems)) == len(stems) else list(map(str, predicted))
+        return [Pair(*files) for files in zip(names, predicted, true, strict=True)], []
+    predictions = _prediction_files(predicted)
+    cases = find_cases(true, need_labels=True)
     if any(case.label_path for case in cases):
         # Images without label maps are no references; label maps without images are.
         cases = [case for case in cases if case.label_path]

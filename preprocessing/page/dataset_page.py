@@ -124,7 +124,7 @@ def _findings(
 ) -> list[Table]:
     """Returns the table of findings, errors first; none if there are none."""
     entries = report["cases"]
-    found = [
+    found: list[tuple[int | None, str, Mapping[str, Any]]] = [
         (index, entries[index]["case_id"], finding)
         for index in order
         for finding in entries[index]["findings"]
@@ -174,9 +174,9 @@ def _volumes_ml(entry: Mapping[str, Any], task: Task) -> dict[str, float]:
     if "label_voxels" not in entry:
         return {}
     spacing = entry["spacing_mm"]
-    if task.resampling == "full":
+    if task.spacing_mm is not None and task.resampling == "full":
         spacing = task.spacing_mm
-    elif task.resampling == "in_plane":
+    elif task.spacing_mm is not None and task.resampling == "in_plane":
         across = spacing[entry["orientation"].index(entry["slice_axis"])]
         spacing = (*task.spacing_mm[:2], across)
     return {name: n * math.prod(spacing) / 1000 for name, n in entry["label_voxels"].items()}
