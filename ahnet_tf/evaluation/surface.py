@@ -85,7 +85,7 @@ def _percentile(distances: np.ndarray, areas: np.ndarray) -> float:
     """Returns the smallest distance within which at least 95 % of the area lies."""
     order = np.argsort(distances)
     shares = np.cumsum(areas[order]) / areas.sum()
-    return float(distances[order[min(np.searchsorted(shares, 0.95), len(order) - 1)]])
+    return float(distances[order[min(int(np.searchsorted(shares, 0.95)), len(order) - 1)]])
 
 
 def _surface_elements(
