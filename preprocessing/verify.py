@@ -138,16 +138,15 @@ def _quantiles(image: Volume) -> dict[str, float]:
 
 def _mark_duplicates(entries: Sequence[dict[str, Any]]) -> None:
     """Adds an error to each valid case with the same voxels as an earlier one."""
-    from preprocessing.volumes.quality_checks import duplicate_reason, find_duplicates
+    from preprocessing.volumes.quality_checks import duplicate_reasons
 
     valid = {
         entry["case_id"]: entry
         for entry in entries
         if not any(finding["severity"] == "error" for finding in entry["findings"])
     }
-    originals = find_duplicates((name, entry["fingerprint"]) for name, entry in valid.items())
-    for name, original in originals.items():
-        text = duplicate_reason(valid[name]["image"], original)
+    reasons = duplicate_reasons((n, e["image"], e["fingerprint"]) for n, e in valid.items())
+    for name, text in reasons.items():
         finding = {"severity": "error", "code": "duplicate", "text": text}
         valid[name]["findings"].append(finding)
 

@@ -16,8 +16,8 @@ from ahnet_tf.evaluation.summary import TABLE
 from ahnet_tf.report.charts import detection_charts, label_charts
 from preprocessing.datasets.bcs_dbt import cases_of_tables, dbt_case_id
 from preprocessing.datasets.case import Case
-from preprocessing.datasets.case_files import nifti_files, walk_folders
 from preprocessing.datasets.detection_table import Detection
+from preprocessing.datasets.discovery import nifti_files, walk_folders
 from preprocessing.datasets.reading import read_case_image
 from preprocessing.errors import InputError, SettingsError
 from preprocessing.page.contents import Column, Table, page_content, without_folders

@@ -15,9 +15,9 @@ import csv
 import hashlib
 import os
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from preprocessing.datasets.case import Case, folder_name, safe_id
@@ -35,9 +35,6 @@ OUTCOMES = ("Normal", "Actionable", "Benign", "Cancer")
 LABEL_COLUMNS = (*VOLUME_COLUMNS, *OUTCOMES)
 PATH_COLUMNS = ("descriptive_path", "classic_path")
 LESION_CLASSES = ("benign", "cancer")
-# Subject and AD (architectural distortion) are not used.
-_NEEDED_BOX_COLUMNS = tuple(name for name in BOX_COLUMNS if name not in ("Subject", "AD"))
-
 _BOX_NUMBERS = ("X", "Y", "Width", "Height", "Slice", "VolumeSlices")
 
 # PatientID, StudyUID and View of one volume.
@@ -61,14 +58,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of one data set.
-
-    Attributes:
-      folder: where they are.
-      rows: what they say about each volume.
-      has_labels: whether there is a labels table; if not, volumes without a box are normal.
-      has_paths: whether there is a paths table.
-    """
+    """The tables in one folder; without a labels table, volumes without a box are normal."""
 
     folder: Path
     rows: dict[VolumeKey, _Row]
@@ -77,10 +67,10 @@ class Tables:
 
 
 def dbt_case_id(patient_id: str, study_uid: str, view: str) -> str:
-    """Returns the pseudonymous case id of a row: `dbt-` and 12 hexadecimal digits.
+    """Returns the case id of a row: `dbt-` and 12 hexadecimal digits, a pseudonym.
 
-    These are the first digits of the SHA-256 of "PatientID/StudyUID/View" (View in lower case), so
-    that the owner of the tables can match cases and rows.
+    They begin the SHA-256 of "PatientID/StudyUID/View" (View in lower case), so that the owner of
+    the tables can match cases and rows.
     """
     text = f"{patient_id.strip()}/{study_uid.strip()}/{view.strip().lower()}"
     return f"dbt-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
@@ -108,7 +98,7 @@ def read_tables(folder: Path, paths: Sequence[Path] | None = None) -> Tables | N
         for where, line in read_rows(path, LABEL_COLUMNS):
             _add_outcomes(row_of(line, where), line, where)
     for path in files["boxes"]:
-        for where, line in read_rows(path, _NEEDED_BOX_COLUMNS):
+        for where, line in read_rows(path, (*VOLUME_COLUMNS, *_BOX_NUMBERS, "Class")):
             _add_box(row_of(line, where), line, where)
     for path in files["paths"]:
         for where, line in read_rows(path, (*VOLUME_COLUMNS, PATH_COLUMNS[0])):
@@ -120,8 +110,8 @@ def read_tables(folder: Path, paths: Sequence[Path] | None = None) -> Tables | N
 def cases_of_tables(tables: Tables, files: Sequence[Path], *, need_labels: bool) -> list[Case]:
     """Returns a case for every row of the tables, and for every NIfTI image without a row.
 
-    Masks among the NIfTI files become label maps. Without `need_labels`, rows without a volume are
-    left out, and problems are ignored.
+    Masks among the NIfTI files become label maps. Without `need_labels`, rows without a volume and
+    problems are ignored.
 
     Raises:
       InputError: there are no such cases.
@@ -129,10 +119,7 @@ def cases_of_tables(tables: Tables, files: Sequence[Path], *, need_labels: bool)
     source = safe_id(folder_name(tables.folder))
     masks = {case.path: case.label_path for case in paired(files, [], source, False)}
     found = _by_path(tables) if tables.has_paths else _by_name(tables, list(masks))
-    owners: dict[Path, list[VolumeKey]] = defaultdict(list)
-    for key, paths in found.items():
-        for path in paths:
-            owners[path].append(key)
+    owners = Counter(path for paths in found.values() for path in paths)
     cases = []
     for key, row in tables.rows.items():
         paths = found.get(key, [])
@@ -141,21 +128,12 @@ def cases_of_tables(tables: Tables, files: Sequence[Path], *, need_labels: bool)
             problem = f"{row.where}: expected one volume, found {len(paths)} with this row's names"
         elif not paths:
             problem = f"{row.where}: expected a volume for this row, found none"
-        elif len(owners[paths[0]]) > 1:
+        elif owners[paths[0]] > 1:
             problem = f"{row.where}: expected a volume of its own, found another row's"
         image = paths[0] if paths else None
-        cases.append(
-            Case(
-                dbt_case_id(*key),
-                image,
-                masks.get(image) if image else None,
-                source,
-                problem if need_labels else "",
-                boxes=tuple(row.boxes),
-                view=key[2],
-                identifiers=key[:2],
-            )
-        )
+        label = masks.get(image) if image else None
+        case = Case(dbt_case_id(*key), image, label, source, problem if need_labels else "")
+        cases.append(replace(case, boxes=tuple(row.boxes), view=key[2], identifiers=key[:2]))
     for path in sorted(masks.keys() - owners.keys()):
         case_id = dbt_case_id("", "", path.relative_to(tables.folder).as_posix())
         problem = ""
@@ -173,14 +151,18 @@ def replace_rows(
 ) -> None:
     """Writes rows to a table, atomically, replacing those with `value` in `column`."""
     lines = [line for _, line in read_rows(path, columns)] if path.exists() else []
-    kept = [line for line in lines if line[column] != value]
+    write_rows(path, columns, [*(line for line in lines if line[column] != value), *rows])
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[dict[str, object]]) -> None:
+    """Writes the columns of rows as a table, atomically."""
     with (
         atomic_write(path) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows([*kept, *rows])
+        writer.writerows(rows)
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -201,8 +183,7 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[st
             for number, line in enumerate(reader, start=2):
                 where = f"{path.name}, row {number}"
                 if None in line or None in line.values():
-                    expected = f"{len(names)} values"
-                    raise InputError(f"{path.parent / where}", expected, "more or fewer")
+                    raise InputError(path.parent / where, f"{len(names)} values", "more or fewer")
                 yield where, {name: value.strip() for name, value in line.items()}
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(path, "a CSV table in UTF-8", error) from None
@@ -223,8 +204,7 @@ def volume_key(line: dict[str, str], where: str) -> VolumeKey:
 def _add_outcomes(row: _Row, line: dict[str, str], where: str) -> None:
     values = {name: line[name] for name in OUTCOMES}
     if not set(values.values()) <= {"0", "1"}:
-        found = ", ".join(f"{name} {value!r}" for name, value in values.items())
-        row.add_problem(where, f"0 or 1 in {', '.join(OUTCOMES)}", found)
+        row.add_problem(where, f"0 or 1 in {', '.join(OUTCOMES)}", values)
         return
     outcomes = {name: value == "1" for name, value in values.items()}
     if row.outcomes not in (None, outcomes):
@@ -252,9 +232,9 @@ def _add_box(row: _Row, line: dict[str, str], where: str) -> None:
 def _annotation_problem(row: _Row, tables: Tables) -> str:
     """Returns how the labels of a volume contradict its boxes; empty if they do not."""
     if row.outcomes is None:
-        if row.boxes or not tables.has_labels:
-            return ""
-        return f"{row.where}: expected a row of the labels table for this volume, found none"
+        unknown = tables.has_labels and not row.boxes
+        text = f"{row.where}: expected a row of the labels table for this volume, found none"
+        return text if unknown else ""
     biopsied = row.outcomes["Benign"] or row.outcomes["Cancer"]
     if biopsied and not row.boxes:
         # Training would treat its lesion as background.
@@ -266,14 +246,13 @@ def _annotation_problem(row: _Row, tables: Tables) -> str:
 
 def _by_path(tables: Tables) -> dict[VolumeKey, list[Path]]:
     """Returns the file of each volume according to the paths table."""
-    found = {}
+    found: dict[VolumeKey, list[Path]] = {}
     for key, row in tables.rows.items():
         for text in row.paths:
             inside = not Path(text).is_absolute() and ".." not in Path(text).parts
             # Unlike Path.is_file, this accepts any text, for example names that are too long.
             if inside and os.path.isfile(tables.folder / text):
-                found[key] = [tables.folder / text]
-                break
+                found.setdefault(key, [tables.folder / text])
     return found
 
 
@@ -296,11 +275,10 @@ def _by_name(tables: Tables, images: Sequence[Path]) -> dict[VolumeKey, list[Pat
             left.append(path)
     for word, has_boxes in (("positive", True), ("negative", False)):
         named = [path for path in left if f"-{word}-" in _words(path.name)]
-        rows = [
-            k for k, row in tables.rows.items() if k not in found and bool(row.boxes) == has_boxes
-        ]
-        if len(named) == len(rows) == 1:
-            found[rows[0]] = named
+        free = tables.rows.keys() - found.keys()
+        keys = [key for key in free if bool(tables.rows[key].boxes) == has_boxes]
+        if len(named) == len(keys) == 1:
+            found[keys[0]] = named
     return found
 
 

@@ -22,14 +22,13 @@ class Case:
     Attributes:
       case_id: unique among the cases found together; letters, digits, `.`, `_` and `-`.
       image_path: a file, or a folder of DICOM slices; None if only a label map was found.
-      label_path: the label map, or a folder of DICOM masks, if there is one.
+      label_path: the label map, or a folder of DICOM masks, if any.
       source: name of the data set (the input folder).
       problem: why the case can't be used, in one line; empty if it can.
       boxes: lesions of a tomosynthesis from a table of boxes; None if there is no such table.
       view: "lcc", "rcc", "lmlo" or "rmlo" if known from a table, else empty.
       identifiers: what identifies the patient in headers and tables; never part of any output.
-      label_names: label values and their names in the data set; empty if they are those of the
-        task.
+      label_names: label values and their names in the data set; empty if they are the task's.
       pseudonym: id to use if the case's own name could identify the patient.
     """
 

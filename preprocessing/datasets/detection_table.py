@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocessing.datasets.bcs_dbt import VOLUME_COLUMNS, VolumeKey, read_rows, volume_key
+from preprocessing.datasets.bcs_dbt import (
+    VOLUME_COLUMNS,
+    VolumeKey,
+    read_rows,
+    volume_key,
+    write_rows,
+)
 from preprocessing.errors import InputError
-from preprocessing.files import atomic_write
 
 _BOX_COLUMNS = ("Score", "Z", "X", "Y", "Depth", "Width", "Height")
 DETECTION_COLUMNS = (*VOLUME_COLUMNS, *_BOX_COLUMNS)
@@ -19,16 +23,12 @@ DETECTION_COLUMNS = (*VOLUME_COLUMNS, *_BOX_COLUMNS)
 
 @dataclass(frozen=True)
 class Detection:
-    """A box that a detector drew around a lesion, in voxels of the volume in file order.
+    """A box around a detected lesion, in voxels of the volume in file order.
 
     Attributes:
       score: confidence; higher is more certain.
-      x: first column (file axis 0).
-      y: first row (file axis 1).
-      z: first slice (file axis 2).
-      width: number of columns.
-      height: number of rows.
-      depth: number of slices.
+      x, y, z: first column, row and slice (file axes 0, 1 and 2).
+      width, height, depth: number of columns, rows and slices.
     """
 
     score: float
@@ -43,8 +43,8 @@ class Detection:
 def read_detections(path: Path) -> tuple[dict[VolumeKey, list[Detection]], dict[VolumeKey, str]]:
     """Reads a table of detected lesions.
 
-    Returns the detections of each volume, in the order of the table, and the location of each
-    volume's first row, for messages: "predictions.csv, row 2".
+    Returns the detections of each volume, in the table's order, and the location of its first row,
+    for messages: "predictions.csv, row 2".
 
     Raises:
       InputError: not CSV, a missing column, a value that is not finite, or a negative size; names
@@ -65,15 +65,12 @@ def read_detections(path: Path) -> tuple[dict[VolumeKey, list[Detection]], dict[
 
 def write_detections(path: Path, rows: Iterable[tuple[VolumeKey, Detection]]) -> None:
     """Writes a table of detected lesions, each with its volume, atomically."""
-    with (
-        atomic_write(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(DETECTION_COLUMNS)
-        for volume, found in rows:
-            box = (found.z, found.x, found.y, found.depth, found.width, found.height)
-            writer.writerow((*volume, f"{found.score:.6g}", *box))
+    lines = []
+    for volume, found in rows:
+        box = (found.z, found.x, found.y, found.depth, found.width, found.height)
+        values = (*volume, f"{found.score:.6g}", *box)
+        lines.append(dict(zip(DETECTION_COLUMNS, values, strict=True)))
+    write_rows(path, DETECTION_COLUMNS, lines)
 
 
 def _number(line: dict[str, str], column: str, where: str) -> float:

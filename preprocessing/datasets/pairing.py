@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from preprocessing.datasets.case import Case, folder_name, safe_id
-from preprocessing.datasets.case_files import DICOM_SUFFIXES
 from preprocessing.errors import InputError
 from preprocessing.volumes.nifti import SUFFIXES
 
@@ -32,6 +31,8 @@ _LITS = re.compile(r"^(?:test-)?(volume|segmentation)-(\d+)$", re.IGNORECASE)
 _NNUNET_CHANNEL = re.compile(r"_0000$")
 
 DATASET_FILE = "dataset.json"
+# Files with these suffixes that are not DICOM are reported as damaged.
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 # Larger files are not lists of cases.
 _MAX_BYTES = 64 * 2**20
 
@@ -41,7 +42,6 @@ class DecathlonSet:
     """Content of a dataset.json.
 
     Attributes:
-      folder: where it is.
       label_names: label values and their names, sorted by value.
       pairs: image and label map of each training case; None if the file does not list them.
       test_images: images without label maps.
@@ -83,30 +83,22 @@ def read_decathlon(folder: Path) -> DecathlonSet | None:
         raise InputError(path, "JSON", type(error).__name__) from None
     if not isinstance(content, dict) or "labels" not in content:
         return None
-    training, test = content.get("training"), content.get("test")
-    problems = []
-    pairs = []
-    for entry in training if isinstance(training, list) else ():
-        named = entry if isinstance(entry, dict) else {}
-        image, label = (_inside(folder, named.get(kind)) for kind in ("image", "label"))
-        if image is None or label is None:
-            problems.append(_entry_problem(path, "training", entry))
-        else:
-            pairs.append((image, label))
-    test_images = []
-    for entry in test if isinstance(test, list) else ():
-        image = _inside(folder, entry.get("image") if isinstance(entry, dict) else entry)
-        if image is None:
-            problems.append(_entry_problem(path, "test", entry))
-        else:
+    label_names = _label_names(path, content["labels"])
+    pairs, test_images, problems = [], [], []
+    lists = {kind: content.get(kind) for kind in ("training", "test")}
+    listed = {kind: entries for kind, entries in lists.items() if isinstance(entries, list)}
+    for kind, entry in ((kind, entry) for kind, entries in listed.items() for entry in entries):
+        named = entry if isinstance(entry, dict) else {"image": entry}
+        image, label = (_inside(folder, named.get(name)) for name in ("image", "label"))
+        if image is not None and kind == "test":
             test_images.append(image)
-    return DecathlonSet(
-        folder,
-        _label_names(path, content["labels"]),
-        tuple(pairs) if isinstance(training, list) else None,
-        tuple(test_images),
-        tuple(problems),
-    )
+        elif image is not None and label is not None:
+            pairs.append((image, label))
+        else:
+            expected = f"files below its folder in each entry of {kind!r}"
+            problems.append(str(InputError(path, expected, repr(entry)))[:400])
+    training = tuple(pairs) if "training" in listed else None
+    return DecathlonSet(folder, label_names, training, tuple(test_images), tuple(problems))
 
 
 def _label_names(path: Path, labels: Any) -> tuple[tuple[int, str], ...]:
@@ -133,11 +125,6 @@ def _inside(folder: Path, name: Any) -> Path | None:
     return None if relative.is_absolute() or ".." in relative.parts else folder / relative
 
 
-def _entry_problem(path: Path, kind: str, entry: Any) -> str:
-    expected = f"files below its folder in each entry of {kind!r}"
-    return str(InputError(path, expected, repr(entry)))[:400]
-
-
 def paired(
     files: Sequence[Path], dicom: Sequence[Path], source: str, need_labels: bool
 ) -> list[Case]:
@@ -148,10 +135,12 @@ def paired(
     if need_labels:
         files = [file for file in files if file.parent.name.lower() != _UNLABELLED_FOLDER]
     groups: dict[Path, list[_File]] = defaultdict(list)
-    roles_in = _roles_in([*files, *dicom])
-    known = [_classified(path, roles_in) for path in files] + _classified_dicom(
-        files, dicom, roles_in
-    )
+    # The roles of each folder's subfolders with files, by their names.
+    roles_in: dict[Path, set[str]] = defaultdict(set)
+    for folder in {path.parent for path in (*files, *dicom)}:
+        roles_in[folder.parent].add(_role(_words(folder.name)))
+    known = [_classified(path, roles_in) for path in files]
+    known += _classified_dicom(files, dicom, roles_in)
     for file in _lits_partners_joined(known):
         groups[file.group].append(file)
     found = []
@@ -180,9 +169,8 @@ def _classified(path: Path, roles_in: dict[Path, set[str]]) -> _File:
         role = "image" if lits[1].lower() == "volume" else "label"
         name = f"volume-{int(lits[2])}"
         return _File(path, role, folder, name, name)
-    if folder_role and (
-        {"image", "label"} <= roles_in[folder.parent] or folder.name in _DECATHLON_FOLDERS
-    ):
+    both = {"image", "label"} <= roles_in[folder.parent]
+    if folder_role and (both or folder.name in _DECATHLON_FOLDERS):
         if folder_role == "image":
             stem, key = _NNUNET_CHANNEL.sub("", stem), _NNUNET_CHANNEL.sub("", key)
         return _File(path, folder_role, folder.parent, key or stem, stem)
@@ -197,8 +185,7 @@ def _classified_dicom(
 ) -> list[_File]:
     """Classifies DICOM images; their label maps lie beside them, inside them, or in a folder above.
 
-    A label map in a folder above belongs to the only series below that folder, at any depth
-    (PATIENT/STUDY/SERIES).
+    One above (PATIENT/STUDY/SERIES) belongs to the only series below its folder.
     """
     with_nifti = {path.parent for path in files}
     below = Counter(folder for path in dicom for folder in path.parents)
@@ -220,14 +207,6 @@ def _classified_dicom(
             group = above
         found.append(_File(path, "image", group, key, name))
     return found
-
-
-def _roles_in(paths: Sequence[Path]) -> dict[Path, set[str]]:
-    """Returns for each folder the roles of its subfolders with files, by their names."""
-    roles: dict[Path, set[str]] = defaultdict(set)
-    for folder in {path.parent for path in paths}:
-        roles[folder.parent].add(_role(_words(folder.name)))
-    return roles
 
 
 def _role(words: Sequence[str]) -> str:
@@ -284,15 +263,13 @@ def _cases_of_group(group: Path, files: list[_File], source: str, need_labels: b
 def _with_problem(case: Case) -> Case:
     if case.problem or (case.image_path and case.label_path):
         return case
-    if case.image_path is None:
-        problem = InputError(case.label_path, "an image beside this label map", "none")
-    else:
-        problem = InputError(case.image_path, "a label map beside this image", "none")
+    missing, found = ("a label map", "image") if case.image_path else ("an image", "label map")
+    problem = InputError(case.path, f"{missing} beside this {found}", "none")
     return replace(case, problem=str(problem))
 
 
 def _words(name: str) -> list[str]:
-    return [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
+    return re.findall(r"[a-z0-9]+", name.lower())
 
 
 def _without(words: Sequence[str], *kinds: re.Pattern[str]) -> list[str]:

@@ -37,17 +37,16 @@ def is_dicom_image(path: Path) -> bool:
 
 
 def read_case_image(case: Case, *, allow: Collection[str] = ()) -> Volume:
-    """Reads the image of a case, see `nifti.read_image` and `multiframe.read_dicom`.
-
-    `allow` has the irregularities to accept, names of `preprocessing.errors.ALLOWANCES`.
+    """Reads the image of a case; `allow` has names of `preprocessing.errors.ALLOWANCES`.
 
     Raises:
-      InputError: see there; no message contains an identifier of the case.
+      InputError: see `nifti.read_image` and `multiframe.read_dicom`; no message contains an
+        identifier of the case.
     """
     with _redacted_errors(case):
         path = _given(case, case.image_path)
         if is_dicom_image(path):
-            return read_dicom(path, _options(case, allow))
+            return read_dicom(path, ReadOptions(case.view, allow, case.identifiers))
         return read_image(path)
 
 
@@ -58,7 +57,8 @@ def read_case_source(case: Case, *, allow: Collection[str] = ()) -> Source:
       InputError: see `segmentation.read_source`; no message contains an identifier of the case.
     """
     with _redacted_errors(case):
-        return read_source(_given(case, case.image_path), _options(case, allow))
+        options = ReadOptions(case.view, allow, case.identifiers)
+        return read_source(_given(case, case.image_path), options)
 
 
 def read_case_label(
@@ -66,17 +66,16 @@ def read_case_label(
 ) -> Volume:
     """Reads the label map of a case, uint8 [x, y, z], in the values of the task's classes.
 
-    Label names of the data set, if it has any, are mapped to those of the task. A NIfTI label map
-    that does not have the `shape` of the image is refused before reading its voxels.
-
     Raises:
-      InputError: a damaged label map, a label that is not one of the task, or a class without
-        masks; no message contains an identifier of the case.
+      InputError: a damaged label map, one that has not the image's `shape` (for NIfTI before its
+        voxels are read), a label that is not one of the task, or a class without masks; no message
+        contains an identifier of the case.
     """
     with _redacted_errors(case):
         path = _given(case, case.label_path)
         if path.is_dir():
-            label = _read_masks(path, task.label_names, _options(case, allow))
+            options = ReadOptions("", allow, case.identifiers)
+            label = _read_masks(path, task.label_names, options)
         elif case.label_names:
             label = _read_named_labels(case, path, task.label_names, shape)
         else:
@@ -115,16 +114,13 @@ def _read_named_labels(
 def _read_masks(folder: Path, class_names: Sequence[str], options: ReadOptions) -> Volume:
     """Reads DICOM masks, one folder of slices per structure as in 3D-IRCADb, as one label map.
 
-    Pixels above 0 belong to the class that the folder's name means; names that mean none
-    (`venacava`) are ignored. Where masks overlap, the last folder by name wins (`livertumor01` over
-    `liver`).
+    Folders whose names mean no class (`venacava`) are ignored. Where masks overlap, the last folder
+    by name wins (`livertumor01` over `liver`).
     """
     name = redact_path(folder, options.identifiers)
     folders = sorted(path for path in folder.iterdir() if path.is_dir())
     found = {path: value for path in folders if (value := _class_value(path.name, class_names))}
-    missing = [
-        own for value, own in enumerate(class_names) if value and value not in found.values()
-    ]
+    missing = [name for v, name in enumerate(class_names) if v and v not in found.values()]
     if missing or not found:
         expected = f"a folder of masks for {', '.join(missing or class_names[1:])}"
         raise InputError(name, expected, ", ".join(path.name for path in folders) or "none")
@@ -140,15 +136,13 @@ def _read_masks(folder: Path, class_names: Sequence[str], options: ReadOptions) 
 
 
 def _class_value(name: str, class_names: Sequence[str]) -> int | None:
-    """Returns the value of the class that a name means (`livertumor01` is a tumour); None if none.
-
-    Upper and lower case, digits and other characters than letters do not count.
-    """
+    """Returns the value of the class that a name means (`livertumor01` is a tumour); None if none."""
     meaning = _meaning(name)
     return next((v for v, own in enumerate(class_names) if _meaning(own) == meaning), None)
 
 
 def _meaning(name: str) -> str | frozenset[str]:
+    """Returns the lower-case letters of a name, or else its synonyms."""
     letters = "".join(character for character in name.casefold() if character.isalpha())
     return next((names for names in (BACKGROUND, TUMOUR) if letters in names), letters)
 
@@ -157,10 +151,6 @@ def _given(case: Case, path: Path | None) -> Path:
     if path is None:
         raise InputError(case.case_id, "a file for image and label map", "none")
     return path
-
-
-def _options(case: Case, allow: Collection[str]) -> ReadOptions:
-    return ReadOptions(case.view, allow, case.identifiers)
 
 
 @contextlib.contextmanager
@@ -172,6 +162,5 @@ def _redacted_errors(case: Case) -> Iterator[None]:
         parts = (error.where, error.expected, error.found, error.remedy)
         raise type(error)(*(redact_message(case, part) for part in parts)) from None
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        name = redact_case_path(case, case.image_path)
-        raise InputError(name, "files that can be read", reason) from None
+        name, reason = redact_case_path(case, case.image_path), error.strerror
+        raise InputError(name, "readable files", reason or type(error).__name__) from None

@@ -22,9 +22,8 @@ from pydicom.multival import MultiValue
 # pydicom's exceptions on malformed files. Their messages may contain patient data: callers report
 # only the type.
 DAMAGE = (
-    *(InvalidDicomError, BytesLengthException, ValueError, TypeError, KeyError, IndexError),
-    *(AttributeError, LookupError),
-    *(NotImplementedError, OverflowError, RuntimeError, EOFError, OSError, struct.error),
+    *(InvalidDicomError, BytesLengthException, ValueError, TypeError, LookupError),
+    *(AttributeError, OverflowError, RuntimeError, EOFError, OSError, struct.error),
 )
 
 _NAMES = (
@@ -48,10 +47,7 @@ _SEPARATORS = re.compile(r"[\W_]+")
 
 
 def header_identifiers(header: Dataset) -> frozenset[str]:
-    """Returns the values of a header that identify a patient, a study or a file.
-
-    Values are reduced to lower-case letters and digits; unreadable ones are left out.
-    """
+    """Returns the values that identify a patient, study or file, as lower-case letters and digits."""
     found = set()
     for keyword in IDENTIFYING_TAGS:
         try:
@@ -94,10 +90,14 @@ class RedactedPath:
 def redact_path(path: str | os.PathLike, identifiers: Collection[str]) -> str:
     """Returns a path in which each identifying part is replaced by its position by name, `#3`."""
     parts = Path(path).parts
-    redacted = [
-        _position(Path(*parts[:index]), part) if is_identifying(part, identifiers) else part
-        for index, part in enumerate(parts)
-    ]
+    redacted = list(parts)
+    for index, part in enumerate(parts):
+        if is_identifying(part, identifiers):
+            try:
+                position = sorted(os.listdir(Path(*parts[:index]))).index(part) + 1
+                redacted[index] = f"#{position}"
+            except (OSError, ValueError):
+                redacted[index] = "#"
     return str(Path(*redacted))
 
 
@@ -106,13 +106,6 @@ def pseudonym(prefix: str, uid: str) -> str:
     # Names of files may contain bytes that are not text.
     digest = hashlib.sha256(uid.encode(errors="surrogatepass")).hexdigest()
     return f"{prefix}-{digest[:12]}"
-
-
-def _position(folder: Path, name: str) -> str:
-    try:
-        return f"#{sorted(os.listdir(folder)).index(name) + 1}"
-    except (OSError, ValueError):
-        return "#"
 
 
 def _normalized(text: str) -> str:

@@ -35,18 +35,16 @@ TILT_DEGREES = 0.5
 # Maximum deviation of the orientation's cosines from right angle and unit length.
 SKEW = 1e-3
 
-_LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
-
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Plane:
-    """Position of a frame; None for what the header does not state.
+    """Position of a frame in LPS; None for what the header does not state.
 
     Attributes:
-      position_mm: centre of the first pixel, LPS.
-      orientation: directions of rows and columns, six cosines, LPS.
+      position_mm: centre of the first pixel.
+      orientation: directions of rows and columns, six cosines.
       pixel_spacing_mm: between rows, then between columns.
       step_mm: SpacingBetweenSlices, or else SliceThickness.
     """
@@ -76,7 +74,7 @@ def plane_of(image: Image, frame: int = 0) -> Plane:
         frame_numbers(image, frame, "PlanePositionSequence", "ImagePositionPatient", 3),
         frame_numbers(image, frame, "PlaneOrientationSequence", "ImageOrientationPatient", 6),
         spacing,
-        next((abs(step[0]) for step in steps if step is not None and step[0]), None),
+        next((abs(step[0]) for step in steps if step and step[0]), None),
     )
 
 
@@ -102,8 +100,10 @@ def frame_numbers(
 
 def same_plane(one: Plane, other: Plane) -> bool:
     """Returns whether two planes have the same orientation and spacing, except for rounding."""
-    return _alike(one.orientation, other.orientation) and _alike(
-        one.pixel_spacing_mm, other.pixel_spacing_mm
+    mine, its = ((p.orientation, p.pixel_spacing_mm) for p in (one, other))
+    return all(
+        a is b if a is None or b is None else np.allclose(a, b, SAME_PLANE, SAME_PLANE)
+        for a, b in zip(mine, its, strict=True)
     )
 
 
@@ -145,8 +145,8 @@ def stack_affine(
     between_rows, between_columns = pixel_spacing_mm
     columns = [axes[0] * between_columns, axes[1] * between_rows, step_mm, first_mm]
     affine = np.eye(4)
-    # Adding 0.0 removes negative zeros.
-    affine[:3] = (np.stack(columns) * _LPS_TO_RAS).T + 0.0
+    # DICOM is LPS. Adding 0.0 removes negative zeros.
+    affine[:3] = (np.stack(columns) * [-1.0, -1.0, 1.0]).T + 0.0
     return affine
 
 
@@ -160,28 +160,29 @@ def stack_slices(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sorts slices by their position along the normal.
 
-    Args:
-      positions_mm: ImagePositionPatient of each slice [n, 3], LPS.
-      axes: from `plane_axes`.
-      where: the series, for messages.
-      single_step_mm: step to use if there is only one slice.
-      allow: irregularities to accept; of duplicates the first one is kept.
-
-    Returns:
-      Indices of the kept slices along the normal, the first one's position, and the step between
-      slices, LPS mm.
+    Takes the ImagePositionPatient of each slice [n, 3] in LPS mm, `axes` from `plane_axes`, and the
+    step of a single slice. Returns the indices of the kept slices along the normal (of duplicates
+    the first one), the first one's position, and the step between slices, LPS mm.
 
     Raises:
       DuplicateSliceError, GapError, GantryTiltError: unless allowed.
     """
     along = positions_mm @ axes[2]
-    order = np.argsort(along, kind="stable")
-    order = _without_duplicates(order, along, where, allow)
+    order = _without_duplicates(np.argsort(along, kind="stable"), along, where, allow)
     positions = positions_mm[order]
     if len(order) == 1:
         return order, positions[0], axes[2] * single_step_mm
     step = (positions[-1] - positions[0]) / (len(order) - 1)
-    _check_even(positions, step, axes[2], where, allow)
+    even = positions[0] + np.arange(len(positions))[:, None] * step
+    deviation_mm = np.linalg.norm(positions - even, axis=1).max()
+    if deviation_mm > UNEVEN * np.linalg.norm(step):
+        steps = np.diff(along[order])
+        usual = float(np.median(steps))
+        missing = int(np.rint(steps / usual - 1).clip(0).sum()) if usual > 0 else 0
+        found = f"steps from {steps.min():.4g} to {steps.max():.4g} mm"
+        if missing:
+            found += f" (usual {usual:.4g} mm: about {missing} slices are missing)"
+        refuse_unless_allowed(GapError(where, "slices at even steps along a line", found), allow)
     cosine = np.clip(abs(step @ axes[2]) / np.linalg.norm(step), 0, 1)
     angle = float(np.degrees(np.arccos(cosine)))
     if angle > TILT_DEGREES:
@@ -189,12 +190,6 @@ def stack_slices(
         found = f"a gantry tilt of {angle:.1f} degrees"
         refuse_unless_allowed(GantryTiltError(where, expected, found), allow)
     return order, positions[0], step
-
-
-def _alike(one: Sequence[float] | None, other: Sequence[float] | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return bool(np.allclose(one, other, rtol=SAME_PLANE, atol=SAME_PLANE))
 
 
 def _without_duplicates(
@@ -209,27 +204,6 @@ def _without_duplicates(
         return order
     first = along[order][~new][0]
     found = f"{int(np.sum(~new))} too many, the first at {first:.4g} mm along the normal"
-    error = DuplicateSliceError(where, "one slice per position", found)
-    refuse_unless_allowed(error, allow)
+    refuse_unless_allowed(DuplicateSliceError(where, "one slice per position", found), allow)
     groups = np.split(order, np.flatnonzero(new)[1:])
     return np.array([group.min() for group in groups])
-
-
-def _check_even(
-    positions: np.ndarray,
-    step: np.ndarray,
-    normal: np.ndarray,
-    where: object,
-    allow: Collection[str],
-) -> None:
-    even = positions[0] + np.arange(len(positions))[:, None] * step
-    deviation_mm = np.linalg.norm(positions - even, axis=1).max()
-    if deviation_mm <= UNEVEN * np.linalg.norm(step):
-        return
-    steps = np.abs(np.diff(positions @ normal))
-    usual = float(np.median(steps))
-    missing = int(np.rint(steps / usual - 1).clip(0).sum()) if usual > 0 else 0
-    found = f"steps from {steps.min():.4g} to {steps.max():.4g} mm"
-    if missing:
-        found += f" (usual {usual:.4g} mm: about {missing} slices are missing)"
-    refuse_unless_allowed(GapError(where, "slices at even steps along a line", found), allow)

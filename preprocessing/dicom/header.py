@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -11,25 +12,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydicom import dcmread
+from pydicom import dcmread, uid
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
-from pydicom.uid import (
-    UID,
-    AllTransferSyntaxes,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-)
 
-from preprocessing.dicom.deidentify import (
-    DAMAGE,
-    IDENTIFYING_TAGS,
-    RedactedPath,
-    header_identifiers,
-    redact_path,
-)
+from preprocessing.dicom import deidentify
 from preprocessing.errors import InputError
 from preprocessing.volumes.nifti_bytes import MAX_VOXELS, what_is
 
@@ -39,13 +26,13 @@ MAX_COMPRESSION = 10_000
 _MIN_FRAME_BYTES = 10
 
 _MAGIC_AT, _MAGIC = 128, b"DICM"
-# First elements of files without preamble and meta header: group 8, little endian, low numbers.
+# First element of files without preamble and meta header: group 8, little endian, low numbers.
 _BARE_STARTS = tuple(bytes([8, 0, element, 0]) for element in range(0x20))
 _PIXEL_DATA = (0x7FE0, 0x0010)
-_NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+_NATIVE = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian)
 
 _TAGS = (
-    *IDENTIFYING_TAGS,
+    *deidentify.IDENTIFYING_TAGS,
     *("SOPClassUID", "Modality", "ImageType", "InstanceNumber", "NumberOfFrames"),
     *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
     *("BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue"),
@@ -65,16 +52,13 @@ class Image:
     """A DICOM image file: its header and how its pixels are stored.
 
     Attributes:
-      path: the file.
-      name: its path without identifiers, for messages.
+      name: the path without identifiers, for messages.
       header: the elements in use, without pixels.
       frames, rows, columns: number and size of the frames.
-      bits_allocated, bits_stored, signed: format of a stored pixel.
-      transfer_syntax: encoding of the pixels.
     """
 
     path: Path
-    name: RedactedPath
+    name: deidentify.RedactedPath
     header: Dataset
     frames: int
     rows: int
@@ -82,7 +66,7 @@ class Image:
     bits_allocated: int
     bits_stored: int
     signed: bool
-    transfer_syntax: UID
+    transfer_syntax: uid.UID
 
     @property
     def compressed(self) -> bool:
@@ -92,14 +76,11 @@ class Image:
 
 def is_dicom(path: str | os.PathLike) -> bool:
     """Returns whether a file starts like a DICOM file (or a DICOMDIR), regardless of its name."""
+    first = b""
     # Opening a pipe would block.
-    if not os.path.isfile(path):
-        return False
-    try:
-        with open(path, "rb") as file:
+    if os.path.isfile(path):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
             first = file.read(_MAGIC_AT + len(_MAGIC))
-    except OSError:
-        return False
     return first[_MAGIC_AT:] == _MAGIC or first.startswith(_BARE_STARTS)
 
 
@@ -108,38 +89,39 @@ def read_header(path: str | os.PathLike, identifiers: Collection[str] = ()) -> D
 
     The result has the attributes `pixel_offset`, where pixel data starts, and `pixel_bytes`, the
     bytes from there to the end of the file: 0 without pixel data, negative if the header exceeds
-    the file. Messages contain neither `identifiers` nor those of the header.
+    the file. No message contains one of the `identifiers`.
 
     Raises:
       InputError: not a DICOM file, or a damaged one.
     """
     path = Path(path)
     if not is_dicom(path):
-        raise InputError(redact_path(path, identifiers), "a DICOM file", what_is(path))
+        raise InputError(deidentify.redact_path(path, identifiers), "a DICOM file", what_is(path))
     try:
-        if _is_deflated(path):
-            # pydicom inflates such files as a whole, without a limit.
-            found = DeflatedExplicitVRLittleEndian.name
-            raise InputError(
-                redact_path(path, identifiers), "a file not deflated as a whole", found
-            )
         with open(path, "rb") as file:
+            whole = file.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] == _MAGIC
+            syntax = read_file_meta_info(path).get("TransferSyntaxUID") if whole else None
+            if syntax == uid.DeflatedExplicitVRLittleEndian:
+                # pydicom inflates such files as a whole, without a limit.
+                name = deidentify.redact_path(path, identifiers)
+                raise InputError(name, "a file not deflated as a whole", syntax.name)
+            file.seek(0)
             header = dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
             header.pixel_offset = file.tell()
             header.pixel_bytes = os.fstat(file.fileno()).st_size - header.pixel_offset
-    except DAMAGE as error:
-        found = f"a damaged one ({type(error).__name__})"
-        raise InputError(redact_path(path, identifiers), "a DICOM header", found) from None
+    except deidentify.DAMAGE as error:
+        name, found = deidentify.redact_path(path, identifiers), type(error).__name__
+        raise InputError(name, "a DICOM header", f"a damaged one ({found})") from None
     return header
 
 
 def has_image(header: Dataset) -> bool:
     """Returns whether an object is an image, rather than a report, plan, dose or DICOMDIR.
 
-    Decided by the SOP class; private classes are images if they have pixels. A header without a
-    valid class counts as a (damaged) image, so that it is reported rather than ignored.
+    Private SOP classes are images if they have pixels. A header without a valid class counts as a
+    (damaged) image, so that it is reported rather than ignored.
     """
-    kind = UID(text(header, "SOPClassUID") or text(header.file_meta, "MediaStorageSOPClassUID"))
+    kind = uid.UID(text(header, "SOPClassUID") or text(header.file_meta, "MediaStorageSOPClassUID"))
     if kind.name != kind:
         return "Image Storage" in kind.name
     if kind.is_valid and kind.is_private:
@@ -150,7 +132,7 @@ def has_image(header: Dataset) -> bool:
 def read_image_header(path: str | os.PathLike, identifiers: Collection[str] = ()) -> Image:
     """Reads the header of an image; see `read_header` and `image_of`."""
     header = read_header(path, identifiers)
-    return image_of(Path(path), header, {*identifiers, *header_identifiers(header)})
+    return image_of(Path(path), header, {*identifiers, *deidentify.header_identifiers(header)})
 
 
 def image_of(path: Path, header: Dataset, identifiers: Collection[str]) -> Image:
@@ -159,7 +141,7 @@ def image_of(path: Path, header: Dataset, identifiers: Collection[str]) -> Image
     Raises:
       InputError: not a grey image of integers, or a file too short for it.
     """
-    name = RedactedPath(path, identifiers)
+    name = deidentify.RedactedPath(path, identifiers)
     if "Rows" not in header or "Columns" not in header:
         raise InputError(name, "a DICOM image", "no Rows and Columns")
     rows, columns = integer(header, "Rows", name), integer(header, "Columns", name)
@@ -182,10 +164,8 @@ def image_of(path: Path, header: Dataset, identifiers: Collection[str]) -> Image
     if frames * rows * columns > MAX_VOXELS:
         found = f"a header of {frames} frames of {rows} x {columns}"
         raise InputError(name, f"at most {MAX_VOXELS} voxels", found)
-    image = Image(
-        *(path, name, header, frames, rows, columns, allocated, stored, bool(sign)),
-        _transfer_syntax(header, name),
-    )
+    syntax = _transfer_syntax(header, name)
+    image = Image(path, name, header, frames, rows, columns, allocated, stored, bool(sign), syntax)
     _check_size(image)
     return image
 
@@ -194,7 +174,7 @@ def text(header: Dataset, keyword: str) -> str:
     """Returns the value of an element as text; empty if it is missing or damaged."""
     try:
         value = header.get(keyword)
-    except DAMAGE:
+    except deidentify.DAMAGE:
         return ""
     return "" if value is None else str(value).strip()
 
@@ -224,7 +204,7 @@ def numbers(header: Dataset, keyword: str, count: int, where: object) -> tuple[f
         if value is None or (isinstance(value, str | list) and not value):
             return None
         values = tuple(float(each) for each in (value if count > 1 else (value,)))
-    except DAMAGE:
+    except deidentify.DAMAGE:
         raise InputError(where, expected, "something else") from None
     if len(values) != count or not all(map(math.isfinite, values)):
         raise InputError(where, expected, f"{len(values)}, or infinite ones")
@@ -240,45 +220,38 @@ def sequence_item(header: Dataset, keyword: str, where: object, index: int = 0) 
     try:
         items = header.get(keyword)
         return None if items is None or len(items) <= index else items[index]
-    except DAMAGE as error:
+    except deidentify.DAMAGE as error:
         found = f"a damaged one ({type(error).__name__})"
         raise InputError(where, f"a sequence {keyword}", found) from None
 
 
-def _is_deflated(path: Path) -> bool:
-    with open(path, "rb") as file:
-        if file.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] != _MAGIC:
-            return False
-    return read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
-
-
-def _transfer_syntax(header: Dataset, where: object) -> UID:
+def _transfer_syntax(header: Dataset, where: object) -> uid.UID:
     """Returns the transfer syntax of the meta header, or else the one that pydicom has detected."""
     named = text(header.file_meta, "TransferSyntaxUID")
+    if named and named not in uid.AllTransferSyntaxes:
+        raise InputError(where, "a DICOM transfer syntax", "another UID")
     if named:
-        if named not in AllTransferSyntaxes:
-            raise InputError(where, "a DICOM transfer syntax", "another UID")
-        return UID(named)
+        return uid.UID(named)
     implicit, little = header.original_encoding
     if implicit:
-        return ImplicitVRLittleEndian
-    return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        return uid.ImplicitVRLittleEndian
+    return uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
 
 
 def _check_size(image: Image) -> None:
     with open(image.path, "rb") as file:
         file.seek(image.header.pixel_offset)
         first = file.read(4)
-    order = ">HH" if image.transfer_syntax == ExplicitVRBigEndian else "<HH"
+    order = ">HH" if image.transfer_syntax == uid.ExplicitVRBigEndian else "<HH"
     if len(first) < 4 or struct.unpack(order, first) != _PIXEL_DATA:
         raise InputError(image.name, "pixel data of integers", "none")
     there = image.header.pixel_bytes
     promised = image.frames * image.rows * image.columns * image.bits_allocated // 8
     what = f"{image.frames} frames of {image.rows} x {image.columns}"
-    if not image.compressed:
-        if there < promised:
-            expected = f"the {promised} bytes of pixels that its header promises, {what}"
-            raise InputError(image.name, expected, f"{there} (truncated?)")
-    elif image.frames * _MIN_FRAME_BYTES > there or promised > there * MAX_COMPRESSION:
+    if not image.compressed and there < promised:
+        expected = f"the {promised} bytes of pixels that its header promises, {what}"
+        raise InputError(image.name, expected, f"{there} (truncated?)")
+    least = max(image.frames * _MIN_FRAME_BYTES, promised / MAX_COMPRESSION)
+    if image.compressed and there < least:
         expected = f"the {what} that its header promises"
         raise InputError(image.name, expected, f"{there} bytes of compressed pixels (truncated?)")

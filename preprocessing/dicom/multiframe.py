@@ -1,9 +1,8 @@
 """Reads DICOM as volumes; in particular multi-frame files: enhanced CT and tomosynthesis.
 
-Headers of tomosynthesis are often incomplete. Defaults are: columns run to the patient's left and
-rows to posterior, as in an axial slice; slices are in file order, at even steps along their normal
-of SpacingBetweenSlices, else SliceThickness, else `SLICE_MM`; the pixel spacing is
-ImagerPixelSpacing, else `PIXEL_MM`.
+Headers of tomosynthesis are often incomplete. Defaults are: the orientation of an axial slice;
+slices in file order, at even steps along their normal of SpacingBetweenSlices, else SliceThickness,
+else `SLICE_MM`; a pixel spacing of ImagerPixelSpacing, else `PIXEL_MM`.
 """
 
 from __future__ import annotations
@@ -15,23 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocessing.dicom.geometry import (
-    grouped,
-    plane_axes,
-    plane_of,
-    same_plane,
-    stack_affine,
-    stack_slices,
-)
+from preprocessing.dicom import geometry, pixels
 from preprocessing.dicom.header import Image, read_image_header, text
-from preprocessing.dicom.pixels import (
-    hounsfield,
-    padding_mask,
-    rescaled,
-    scaling_of,
-    stacked,
-    stored_frames,
-)
 from preprocessing.dicom.series import DEFAULTS, ReadOptions, read_series
 from preprocessing.errors import InputError, MixedSeriesError, SettingsError, refuse_unless_allowed
 from preprocessing.volumes.geometry import Volume, checked_affine
@@ -44,9 +28,7 @@ AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 def read_dicom(path: str | os.PathLike, options: ReadOptions = DEFAULTS) -> Volume:
     """Reads a folder of slices (`series.read_series`) or a single file (`read_frames`)."""
-    if Path(path).is_dir():
-        return read_series(path, options)
-    return read_frames(path, options)
+    return (read_series if Path(path).is_dir() else read_frames)(path, options)
 
 
 def read_frames(path: str | os.PathLike, options: ReadOptions = DEFAULTS) -> Volume:
@@ -57,7 +39,7 @@ def read_frames(path: str | os.PathLike, options: ReadOptions = DEFAULTS) -> Vol
     header says so), with MONOCHROME1 inverted, and padding set to the lowest value.
 
     Given a view, an image of the other breast (`breast_side`) is rotated in-plane by 180 degrees,
-    as in BCS-DBT's own reader (mazurowski-lab/duke-dbt-data); the affine follows if the file has an
+    as in BCS-DBT's own reader (mazurowski-lab/duke-dbt-data); so is the affine, if the file has an
     orientation.
 
     Raises:
@@ -70,7 +52,10 @@ def read_frames(path: str | os.PathLike, options: ReadOptions = DEFAULTS) -> Vol
     image = read_image_header(path, options.identifiers)
     places, affine, oriented = _geometry(image, options.allow)
     frames, rotated = _rotated_to(options.view, _values(image))
-    voxels = stacked(frames, places.tolist(), image.name, _initial_dtype(image))
+    dtype = np.dtype(np.int16)
+    if not _is_ct(image) and pixels.scaling_of(image) == (1.0, 0.0):
+        dtype = np.dtype(f"{'i' if image.signed else 'u'}{image.bits_allocated // 8}")
+    voxels = pixels.stacked(frames, places.tolist(), image.name, dtype)
     if rotated and oriented:
         rotation = np.diag([-1.0, -1.0, 1.0, 1.0])
         rotation[:2, 3] = image.columns - 1, image.rows - 1
@@ -81,9 +66,9 @@ def read_frames(path: str | os.PathLike, options: ReadOptions = DEFAULTS) -> Vol
 def frame_places(
     path: str | os.PathLike, options: ReadOptions = DEFAULTS
 ) -> tuple[np.ndarray, bool]:
-    """Returns each frame's z in the volume of `read_frames`, and whether frames are rotated.
+    """Returns each frame's z in the volume of `read_frames` (negative: none), and if it is rotated.
 
-    A frame with a negative z is left out. Raises the errors of `read_frames`.
+    Raises the errors of `read_frames`.
     """
     image = read_image_header(path, options.identifiers)
     places, _, _ = _geometry(image, options.allow)
@@ -106,26 +91,19 @@ def _is_ct(image: Image) -> bool:
 
 def _values(image: Image) -> Iterator[np.ndarray]:
     """Yields the frames [row, column] in the values of the volume."""
-    for index, stored in enumerate(stored_frames([image])):
+    for index, stored in enumerate(pixels.stored_frames([image])):
         if _is_ct(image):
-            yield hounsfield(image, index, stored)
+            yield pixels.hounsfield(image, index, stored)
             continue
         lowest = -(2 ** (image.bits_stored - 1)) if image.signed else 0
-        padding = padding_mask(image, stored)
+        padding = pixels.padding_mask(image, stored)
         if text(image.header, "PhotometricInterpretation") == "MONOCHROME1":
             # Mirror the range of stored values: -1 - v if signed, else 2^bits - 1 - v.
             stored = (2**image.bits_stored - 1 + 2 * lowest - stored).astype(stored.dtype)
         if padding is not None:
             stored = np.where(padding, stored.dtype.type(lowest), stored)
-        scaling = scaling_of(image, index)
-        yield stored if scaling == (1.0, 0.0) else rescaled(stored, *scaling)
-
-
-def _initial_dtype(image: Image) -> np.dtype:
-    """Returns the file's own dtype if values are as stored, else int16."""
-    as_stored = not _is_ct(image) and scaling_of(image) == (1.0, 0.0)
-    stored = f"{'i' if image.signed else 'u'}{image.bits_allocated // 8}"
-    return np.dtype(stored if as_stored else np.int16)
+        scaling = pixels.scaling_of(image, index)
+        yield stored if scaling == (1.0, 0.0) else pixels.rescaled(stored, *scaling)
 
 
 def _rotated_to(view: str, frames: Iterator[np.ndarray]) -> tuple[Iterator[np.ndarray], bool]:
@@ -141,8 +119,10 @@ def _rotated_to(view: str, frames: Iterator[np.ndarray]) -> tuple[Iterator[np.nd
 
 def _geometry(image: Image, allow: Collection[str]) -> tuple[np.ndarray, np.ndarray, bool]:
     """Returns each frame's z (negative: left out), the affine, and if an orientation is given."""
-    planes = [plane_of(image, frame) for frame in range(image.frames)]
-    groups = grouped(range(image.frames), lambda one, other: same_plane(planes[one], planes[other]))
+    planes = [geometry.plane_of(image, frame) for frame in range(image.frames)]
+    groups = geometry.grouped(
+        range(image.frames), lambda one, other: geometry.same_plane(planes[one], planes[other])
+    )
     if len(groups) > 1:
         expected, found = "frames of one orientation and spacing", f"{len(groups)} kinds"
         refuse_unless_allowed(MixedSeriesError(image.name, expected, found), allow)
@@ -154,10 +134,10 @@ def _geometry(image: Image, allow: Collection[str]) -> tuple[np.ndarray, np.ndar
     if _is_ct(image) and not (placed and first.pixel_spacing_mm):
         expected = "ImagePositionPatient, ImageOrientationPatient and PixelSpacing of each frame"
         raise InputError(image.name, expected, "none, or not of all")
-    axes = plane_axes(first.orientation or AXIAL, image.name)
+    axes = geometry.plane_axes(first.orientation or AXIAL, image.name)
     step_mm = first.step_mm or SLICE_MM
     if placed:
-        order, first_mm, step = stack_slices(
+        order, first_mm, step = geometry.stack_slices(
             np.array(positions), axes, image.name, single_step_mm=step_mm, allow=allow
         )
         if len(order) > 1 and np.all(np.diff(order) < 0):
@@ -170,4 +150,4 @@ def _geometry(image: Image, allow: Collection[str]) -> tuple[np.ndarray, np.ndar
     places = np.full(image.frames, -1)
     places[np.array(chosen)[order]] = np.arange(len(order))
     spacing = first.pixel_spacing_mm or (PIXEL_MM, PIXEL_MM)
-    return places, stack_affine(axes, spacing, first_mm, step), oriented
+    return places, geometry.stack_affine(axes, spacing, first_mm, step), oriented

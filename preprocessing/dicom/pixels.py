@@ -36,7 +36,9 @@ def stored_frames(images: Sequence[Image]) -> Iterator[np.ndarray]:
     Raises:
       InputError: damaged or truncated pixels, or a transfer syntax without a codec.
     """
-    for separately, group in itertools.groupby(images, _needs_process):
+    for separately, group in itertools.groupby(
+        images, lambda image: image.compressed and image.transfer_syntax != RLELossless
+    ):
         several = list(group)
         yield from _decoded_in_process(several) if separately else _decoded_here(several)
 
@@ -115,12 +117,11 @@ def stacked(
 
 def _wide_enough(voxels: np.ndarray, values: np.ndarray, ends: tuple) -> np.ndarray:
     """Returns the voxels in the first dtype that also holds the new values."""
-    for dtype in (voxels.dtype, np.int16, np.int32):
-        if values.dtype.kind == "f" or voxels.dtype.kind == "f":
-            break
+    real = "f" in (values.dtype.kind, voxels.dtype.kind)
+    for dtype in () if real else (voxels.dtype, np.int16, np.int32):
         limits = np.iinfo(dtype)
-        holds_both = np.can_cast(voxels.dtype, dtype)
-        if holds_both and limits.min <= ends[0] and ends[1] <= limits.max:
+        fits = limits.min <= ends[0] and ends[1] <= limits.max
+        if fits and np.can_cast(voxels.dtype, dtype):
             return voxels.astype(dtype, copy=False)
     return voxels.astype(np.float32, copy=False)
 
@@ -135,14 +136,9 @@ def _padding(image: Image, keyword: str) -> int | None:
     return value - size if image.signed and value >= size // 2 else value
 
 
-def _needs_process(image: Image) -> bool:
-    return image.compressed and image.transfer_syntax != RLELossless
-
-
 def _decoded_here(images: Iterable[Image]) -> Iterator[np.ndarray]:
     for image in images:
-        frames = 0
-        syntax = image.transfer_syntax
+        frames, syntax = 0, image.transfer_syntax
         options: dict[str, Any] = {
             "rows": image.rows,
             "columns": image.columns,
@@ -160,7 +156,8 @@ def _decoded_here(images: Iterable[Image]) -> Iterator[np.ndarray]:
                 # Skip the element's tag, VR and length.
                 file.seek(image.header.pixel_offset + (8 if syntax.is_implicit_VR else 12))
                 for frame, _ in get_decoder(syntax).iter_array(file, raw=True, **options):
-                    yield _checked(frame, image)
+                    _check_frame(frame.shape, frame.dtype, image)
+                    yield frame
                     frames += 1
         except DAMAGE as error:
             raise _undecodable(image, type(error).__name__) from None
@@ -170,21 +167,6 @@ def _decoded_here(images: Iterable[Image]) -> Iterator[np.ndarray]:
 
 def _decoded_in_process(images: Sequence[Image]) -> Iterator[np.ndarray]:
     """Yields frames from a `preprocessing.dicom.decoder`, ended if a frame takes too long."""
-    with _decoder(images) as process:
-        for image in images:
-            for _ in range(image.frames):
-                timer = threading.Timer(DECODER_SECONDS, process.kill)
-                timer.start()
-                try:
-                    frame = _received(cast(BinaryIO, process.stdout), image)
-                finally:
-                    timer.cancel()
-                yield _checked(frame, image)
-
-
-@contextlib.contextmanager
-def _decoder(images: Sequence[Image]) -> Iterator[subprocess.Popen]:
-    """Yields a running decoder process that has received the list of files."""
     process = subprocess.Popen(
         [sys.executable, "-m", "preprocessing.dicom.decoder"],
         stdin=subprocess.PIPE,
@@ -199,7 +181,15 @@ def _decoder(images: Sequence[Image]) -> Iterator[subprocess.Popen]:
                 name = os.fsencode(image.path.absolute())
                 stdin.write(name + b"\0" + str(image.frames).encode() + b"\0")
             stdin.close()
-        yield process
+        for image in images:
+            for _ in range(image.frames):
+                timer = threading.Timer(DECODER_SECONDS, process.kill)
+                timer.start()
+                try:
+                    frame = _received(stdout, image)
+                finally:
+                    timer.cancel()
+                yield frame
     finally:
         process.kill()
         stdout.close()
@@ -212,8 +202,7 @@ def _received(stream: BinaryIO, image: Image) -> np.ndarray:
     if "error" in head:
         raise _undecodable(image, head["error"])
     dtype, shape = np.dtype(head["dtype"]), tuple(head["shape"])
-    if shape != (image.rows, image.columns):
-        raise _undecodable(image, f"a frame of shape {shape}")
+    _check_frame(shape, dtype, image)
     size = math.prod(shape) * dtype.itemsize
     content = stream.read(size)
     if len(content) < size:
@@ -221,10 +210,9 @@ def _received(stream: BinaryIO, image: Image) -> np.ndarray:
     return np.frombuffer(content, dtype).reshape(shape)
 
 
-def _checked(frame: np.ndarray, image: Image) -> np.ndarray:
-    if frame.shape != (image.rows, image.columns) or frame.dtype.kind not in "iu":
-        raise _undecodable(image, f"a frame of shape {frame.shape}")
-    return frame
+def _check_frame(shape: tuple[int, ...], dtype: np.dtype, image: Image) -> None:
+    if shape != (image.rows, image.columns) or dtype.kind not in "iu":
+        raise _undecodable(image, f"a frame of shape {shape} and type {dtype}")
 
 
 def _undecodable(image: Image, found: str) -> InputError:

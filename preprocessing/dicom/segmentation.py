@@ -1,8 +1,7 @@
 """Writes label maps as DICOM SEG, one segment per class, on the frames of the source images.
 
-The standard ties a SEG to its source: it belongs to the same study and frame of reference, refers
-to each source image, and repeats the attributes of patient and study. Unlike all other outputs it
-thus contains the patient's identity, like the images it is stored with.
+The standard demands that a SEG refers to each source image and repeats the attributes of patient
+and study. Unlike all other outputs it thus contains the patient's identity.
 """
 
 from __future__ import annotations
@@ -56,7 +55,6 @@ CONCEPTS: Mapping[str, tuple[Code, Code]] = {
 }
 # Designators of private coding schemes begin with 99.
 _OWN_SCHEME = "99AHNET"
-_MAMMOGRAPHY = "MG"
 # Maximum lengths in DICOM of a text (LO) and of a code (SH).
 _TEXT_LENGTH, _CODE_LENGTH = 64, 16
 
@@ -71,8 +69,8 @@ class Source:
     Attributes:
       name: their path without identifiers, for messages.
       headers: of the slices in volume order, or of the one multi-frame file.
-      places: for each source frame its slice in the volume; negative if left out.
-      rotated: whether the volume contains the frames rotated by 180 degrees.
+      places: the z of each frame in the volume; negative if left out.
+      rotated: whether the volume has the frames rotated by 180 degrees.
     """
 
     name: RedactedPath
@@ -83,12 +81,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Software:
-    """The program and model that made a label map.
+    """Name and version of the program that made a label map, its algorithm, and its model.
 
-    Attributes:
-      name, version: of the program.
-      algorithm: name of the algorithm.
-      serial_number: identifies the model; at most 64 characters.
+    The serial number identifies the model, in at most 64 characters.
     """
 
     name: str
@@ -132,7 +127,7 @@ def write_segmentation(
     """Writes a label map, uint8 [x, y, z] of the volume of the source, as a binary DICOM SEG.
 
     `class_names` has a name per label value, background first; each other class becomes a segment
-    with its label value as number. The file is written atomically.
+    numbered like its label value. The file is written atomically.
 
     Raises:
       InputError: the source's headers are too damaged to refer to.
@@ -140,7 +135,12 @@ def write_segmentation(
     # Imported here because it is slow and seldom needed.
     import highdicom as hd
 
-    frames = _on_source_frames(labels, source)
+    slices = labels.transpose(2, 1, 0)
+    if source.rotated:
+        slices = slices[:, ::-1, ::-1]
+    frames = np.zeros((len(source.places), *slices.shape[1:]), np.uint8)
+    inside = source.places >= 0
+    frames[inside] = slices[source.places[inside]]
     algorithm = hd.AlgorithmIdentificationSequence(
         name=software.algorithm,
         family=Code("123110", "DCM", "Artificial Intelligence"),
@@ -148,7 +148,11 @@ def write_segmentation(
         source=software.name,
     )
     first = source.headers[0]
-    regions = _organs(class_names, first)
+    # Lesions are in the organs among the classes, or else in the breast.
+    known = [CONCEPTS[name.lower()] for name in class_names if name.lower() in CONCEPTS]
+    regions = [kind for category, kind in known if category == _ANATOMY]
+    if not regions and first.get("Modality") == "MG":
+        regions = [_BREAST]
     segments = []
     for number, name in enumerate(class_names[1:], start=1):
         own = Code(name[:_CODE_LENGTH], _OWN_SCHEME, name[:_TEXT_LENGTH])
@@ -208,21 +212,3 @@ def _whole_header(image: Image) -> Dataset:
         found = f"a damaged one ({type(error).__name__})"
         raise InputError(image.name, "a DICOM header", found) from None
     return header
-
-
-def _on_source_frames(labels: np.ndarray, source: Source) -> np.ndarray:
-    """Returns the label map on the frames of the source, [frame, row, column]."""
-    slices = labels.transpose(2, 1, 0)
-    if source.rotated:
-        slices = slices[:, ::-1, ::-1]
-    frames = np.zeros((len(source.places), *slices.shape[1:]), np.uint8)
-    inside = source.places >= 0
-    frames[inside] = slices[source.places[inside]]
-    return frames
-
-
-def _organs(class_names: Sequence[str], header: Dataset) -> list[Code]:
-    """Returns the anatomic regions of lesions: the organs among the classes, or else the breast."""
-    known = [CONCEPTS[name.lower()] for name in class_names if name.lower() in CONCEPTS]
-    organs = [kind for category, kind in known if category == _ANATOMY]
-    return organs or ([_BREAST] if header.get("Modality") == _MAMMOGRAPHY else [])

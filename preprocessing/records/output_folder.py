@@ -36,7 +36,7 @@ from preprocessing.records.storage import (
     write_json,
 )
 from preprocessing.tasks import Task
-from preprocessing.volumes.quality_checks import duplicate_reason, find_duplicates
+from preprocessing.volumes.quality_checks import duplicate_reasons
 
 MANIFEST, TASK = "manifest.json", "task.json"
 # Files of the hidden folder only.
@@ -124,14 +124,13 @@ def reject_duplicates(entries: dict[str, dict[str, Any]]) -> None:
     Args:
       entries: the manifest's entries by case id, in the order of the cases.
     """
-    originals = find_duplicates(
-        (case_id, entry["fingerprint"])
+    reasons = duplicate_reasons(
+        (case_id, entry["image"], entry["fingerprint"])
         for case_id, entry in entries.items()
         if entry["status"] == CONVERTED
     )
-    for case_id, original in originals.items():
+    for case_id, reason in reasons.items():
         entry = entries[case_id]
-        reason = duplicate_reason(entry["image"], original)
         kept = {name: entry[name] for name in ("case_id", "source")}
         entries[case_id] = kept | {"status": REJECTED, "reason": reason}
 

@@ -1,8 +1,7 @@
 """Volumes, their geometry, and the conversion between file order [x, y, z] and tensors [z, y, x].
 
-On disk and in functions about geometry, voxels are [x, y, z] in file order, and a 4x4 affine maps
-voxel indices to RAS+ millimetres (nibabel's convention). Tensors are [z, y, x] with z as the slice
-axis. Only `to_target_grid` and `from_target_grid` convert between the two.
+A 4x4 affine maps voxel indices in file order to RAS+ mm (nibabel's convention). In tensors, z is
+the slice axis. Only `to_target_grid` and `from_target_grid` convert between the two.
 """
 
 from __future__ import annotations
@@ -30,12 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """Voxels in file order and their position in the patient.
-
-    Attributes:
-      voxels: array [x, y, z].
-      affine: 4x4 float64, voxel indices to RAS+ mm.
-    """
+    """Voxels [x, y, z] in file order, and their affine: 4x4 float64, voxel indices to RAS+ mm."""
 
     voxels: np.ndarray
     affine: np.ndarray
@@ -46,11 +40,9 @@ class TargetGrid:
     """The grid of a task's tensors for one volume, and how it maps to the grid of the input file.
 
     Attributes:
-      shape_zyx: size of the target grid; z is the slice axis.
-      spacing_mm: voxel spacing (x, y, z) of the target grid.
+      spacing_mm: of the target grid (x, y, z).
       affine: target indices in x, y, z order to RAS+ mm, four rows of four numbers.
-      input_shape: size of the input grid, in file order.
-      input_spacing_mm: voxel spacing of the input grid, in file order.
+      input_shape, input_spacing_mm: of the input grid, in file order.
       axes: the input axis along which the target's x, y and z run.
       flipped: whether the target's x, y and z run against that input axis.
     """
@@ -71,19 +63,14 @@ def checked_affine(affine: np.ndarray, where: object) -> np.ndarray:
       InputError: not a 4x4 matrix, not finite, or not invertible.
     """
     affine = np.asarray(affine, np.float64)
-    if affine.shape == (4, 4) and np.all(np.isfinite(affine)) and _is_invertible(affine):
-        return affine
+    if affine.shape == (4, 4) and np.all(np.isfinite(affine)):
+        shortest, longest = SPACING_LIMITS_MM
+        spacing = spacing_mm(np.clip(affine, -2 * longest, 2 * longest))
+        plausible = shortest <= min(spacing) <= max(spacing) <= longest
+        if plausible and np.isfinite(orientations.io_orientation(affine)).all():
+            return affine
     rows = "; ".join(" ".join(f"{v:g}" for v in row) for row in np.atleast_2d(affine))
     raise InputError(where, "a finite, invertible 4x4 affine", f"[{rows}]")
-
-
-def _is_invertible(affine: np.ndarray) -> bool:
-    """Returns whether the axes of a finite affine have plausible lengths and three directions."""
-    shortest, longest = SPACING_LIMITS_MM
-    spacing = spacing_mm(np.clip(affine, -2 * longest, 2 * longest))
-    if not shortest <= min(spacing) <= max(spacing) <= longest:
-        return False
-    return bool(np.isfinite(orientations.io_orientation(affine)).all())
 
 
 def spacing_mm(affine: np.ndarray) -> tuple[float, float, float]:
@@ -98,10 +85,7 @@ def axis_codes(affine: np.ndarray) -> str:
 
 
 def slice_axis(ras_spacing_mm: tuple[float, float, float]) -> int:
-    """Returns the axis along which slices are stacked, given the spacing of the RAS+ axes x, y, z.
-
-    It is the axis that is clearly coarser than both others (`ANISOTROPY`), or else z.
-    """
+    """Returns the RAS+ axis along which slices are stacked: a clearly coarser one, or else z."""
     _, second, largest = sorted(ras_spacing_mm)
     return ras_spacing_mm.index(largest) if largest > ANISOTROPY * second else 2
 
@@ -125,8 +109,7 @@ def target_grid(shape: tuple[int, ...], affine: np.ndarray, task: Task) -> Targe
     flipped = _triple(bool(orientation[axis, 1] < 0) for axis in axes)
 
     sizes, spacings = [], []
-    to_input = np.zeros((4, 4))
-    to_input[3, 3] = 1
+    to_input = np.diag([0.0, 0.0, 0.0, 1.0])
     for position, axis in enumerate(axes):
         size, spacing = int(shape[axis]), input_spacing[axis]
         resampled = task.resampling == "full" or (task.resampling == "in_plane" and position < 2)
@@ -191,10 +174,8 @@ def from_target_grid(array_zyx: np.ndarray, grid: TargetGrid, *, label: bool = T
         raise InputError("array", f"shape (z, y, x) {grid.shape_zyx}", tuple(array_zyx.shape))
     shape = tuple(grid.input_shape[axis] for axis in reversed(grid.axes))
     target = (grid.spacing_mm[::-1], shape, _reoriented_spacing(grid))
-    if label:
-        array = nearest(array_zyx, *target)
-    else:
-        array = linear(array_zyx, *target, np.dtype(np.float32))
+    dtype = np.dtype(np.float32)
+    array = nearest(array_zyx, *target) if label else linear(array_zyx, *target, dtype)
     return np.asfortranarray(array[_flips(grid)].transpose().transpose(np.argsort(grid.axes)))
 
 
@@ -204,11 +185,9 @@ def flips_to_memory_order(array: np.ndarray) -> tuple[slice, ...]:
 
 
 def contiguous(array: np.ndarray) -> np.ndarray:
-    """Returns an array in C order, without a copy if it already is.
-
-    Meant for small parts of flipped volumes: copying in memory order and then flipping the cached
-    copy is several times as fast as reading memory backwards.
-    """
+    """Returns a small part of a volume in C order, without a copy if it already is."""
+    # Copying in memory order and flipping the cached copy is several times as fast as reading
+    # memory backwards.
     flips = flips_to_memory_order(array)
     return np.ascontiguousarray(np.ascontiguousarray(array[flips])[flips])
 
@@ -221,9 +200,8 @@ def count_labels(label: np.ndarray, classes: int) -> list[int]:
 
 def count_labels_by_slice(label_zyx: np.ndarray, classes: int) -> np.ndarray:
     """Returns the number of voxels [slice, class] of a uint8 label map."""
-    return np.array(
-        [count_labels(each[flips_to_memory_order(each)], classes) for each in label_zyx]
-    )
+    planes = (plane[flips_to_memory_order(plane)] for plane in label_zyx)
+    return np.array([count_labels(plane, classes) for plane in planes])
 
 
 def _triple(values: Iterable[T]) -> tuple[T, T, T]:

@@ -30,10 +30,8 @@ class LesionBox:
     """A rectangle around a lesion in one slice, in voxels of the volume in file order.
 
     Attributes:
-      x: first column (file axis 0).
-      y: first row (file axis 1).
-      width: number of columns.
-      height: number of rows.
+      x, y: first column and row (file axes 0 and 1).
+      width, height: number of columns and rows.
       slice_index: central slice of the lesion (file axis 2), from 0.
       volume_slices: number of slices of the volume.
       lesion_class: "benign" or "cancer".
@@ -56,9 +54,8 @@ def box_ellipsoid(
     """Returns centre and radii (x, y, z), in voxels, of the ellipsoid of a box.
 
     In-plane, the ellipse touches the four sides of the box. The depth is the mean of the two sides
-    in mm, centred on the box's slice, but at most a quarter of the volume's slices to either side:
-    masses are about as deep as wide, and BCS-DBT's scoring counts detections up to a quarter of the
-    slices away as hits, so a target within that range never teaches a false positive.
+    in mm (masses are about as deep as wide), centred on the box's slice, but at most a quarter of
+    the volume's slices to either side: BCS-DBT's scoring counts detections up to there as hits.
     """
     mean_side_mm = (box.width * spacing_mm[0] + box.height * spacing_mm[1]) / 2
     half_depth = min(mean_side_mm / 2 / spacing_mm[2], box.volume_slices / 4)
@@ -76,20 +73,17 @@ def check_boxes(boxes: Sequence[LesionBox], shape: tuple[int, int, int]) -> None
     for box in boxes:
         right, bottom = box.x + box.width, box.y + box.height
         if box.volume_slices != slices:
-            expected = f"VolumeSlices {slices}, as in the volume"
-            raise InputError(box.where, expected, box.volume_slices)
+            raise InputError(box.where, f"VolumeSlices {slices} (the volume's)", box.volume_slices)
         if not 0 <= box.slice_index < slices:
             raise InputError(box.where, f"a Slice from 0 to {slices - 1}", box.slice_index)
         if min(box.width, box.height) < 1:
             found = f"{box.width} x {box.height}"
             raise InputError(box.where, "Width and Height of at least 1", found)
         if min(box.x, box.y) < 0 or right > columns or bottom > rows:
-            raise InputError(
-                box.where,
-                f"a box within the image's {columns} columns and {rows} rows",
-                f"X {box.x} to {right}, Y {box.y} to {bottom}",
-                "Box coordinates start at the upper left corner of the image as it is read.",
-            )
+            expected = f"a box within the image's {columns} columns and {rows} rows"
+            found = f"X {box.x} to {right}, Y {box.y} to {bottom}"
+            remedy = "Box coordinates start at the upper left corner of the image as it is read."
+            raise InputError(box.where, expected, found, remedy)
 
 
 def box_heat_map(boxes: Sequence[LesionBox], grid: TargetGrid) -> np.ndarray:
@@ -105,15 +99,22 @@ def box_heat_map(boxes: Sequence[LesionBox], grid: TargetGrid) -> np.ndarray:
     heat_map = np.zeros(grid.shape_zyx, np.uint8)
     for box in boxes:
         centre, radii = box_ellipsoid(box, grid.input_spacing_mm)
-        grid_centre, grid_radii = [], []
+        spans, squares = [], []
         for position, axis in enumerate(grid.axes):
             scale = grid.input_spacing_mm[axis] / grid.spacing_mm[position]
             from_middle = centre[axis] - (grid.input_shape[axis] - 1) / 2
             size = grid.shape_zyx[2 - position]
             sign = -1 if grid.flipped[position] else 1
-            grid_centre.append((size - 1) / 2 + sign * scale * from_middle)
-            grid_radii.append(max(SMALLEST_RADIUS, scale * radii[axis]))
-        _paint_ellipsoid(heat_map, grid_centre[::-1], grid_radii[::-1])
+            middle = (size - 1) / 2 + sign * scale * from_middle
+            radius = max(SMALLEST_RADIUS, scale * radii[axis])
+            first = max(0, math.ceil(middle - REACH * radius))
+            end = min(size, math.floor(middle + REACH * radius) + 1)
+            spans.append(slice(first, end))
+            squares.append(np.square((np.arange(first, end) - middle) / radius))
+        x, y, z = squares
+        plane = np.add.outer(y, x)
+        for square, target in zip(z, heat_map[tuple(reversed(spans))], strict=True):
+            np.maximum(target, _stored(square + plane), out=target)
     return heat_map
 
 
@@ -123,16 +124,15 @@ def mask_heat_map(label_zyx: np.ndarray, spacing_mm: tuple[float, float, float])
     It is at least `LESION_THRESHOLD` exactly on the mask. For each connected region (26
     neighbours), D is the largest distance in mm from the inside to the surface, half a voxel before
     the nearest outside voxel. At distance d from the surface, r is 1 - d / D inside and 1 + d / D
-    outside: for a ball the true radius, as for its box.
+    outside: for a ball, its true radius.
     """
     heat_map = np.zeros(label_zyx.shape, np.uint8)
     sampling = spacing_mm[::-1]
     half_mm = min(spacing_mm) / 2
-    filled = [np.flatnonzero(label_zyx.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-    if not filled[0].size:
+    boxes = ndimage.find_objects((label_zyx > 0).view(np.uint8))
+    if not boxes:
         return heat_map
-    corner = [int(indices[0]) for indices in filled]
-    box = tuple(slice(int(indices[0]), int(indices[-1]) + 1) for indices in filled)
+    (box,) = boxes
     regions, _ = ndimage.label(label_zyx[box] > 0, np.ones((3, 3, 3)))
     for number, bounds in enumerate(ndimage.find_objects(regions), start=1):
         inside = np.pad(regions[bounds] == number, 1)
@@ -144,30 +144,12 @@ def mask_heat_map(label_zyx: np.ndarray, spacing_mm: tuple[float, float, float])
         distance_mm -= ndimage.distance_transform_edt(inside, sampling)
         radius = 1 + (distance_mm - np.copysign(half_mm, distance_mm)) / depth_mm
         # Paste the part of the padded region that lies inside the volume.
-        first = [c + b.start - 1 - n for c, b, n in zip(corner, bounds, reach, strict=True)]
-        cut = tuple(slice(max(0, -start), None) for start in first)
-        place = tuple(slice(max(0, start), None) for start in first)
-        target = heat_map[place]
-        values = _stored(np.square(radius[cut]))[tuple(slice(0, n) for n in target.shape)]
-        target = target[tuple(slice(0, n) for n in values.shape)]
-        np.maximum(target, values, out=target)
+        corner = [c.start + b.start - 1 - n for c, b, n in zip(box, bounds, reach, strict=True)]
+        first = np.array(corner)
+        target = heat_map[tuple(map(slice, np.maximum(first, 0), first + radius.shape))]
+        values = radius[tuple(map(slice, np.maximum(-first, 0), heat_map.shape - first))]
+        np.maximum(target, _stored(np.square(values)), out=target)
     return heat_map
-
-
-def _paint_ellipsoid(heat_map: np.ndarray, centre: list[float], radii: list[float]) -> None:
-    """Raises a heat map to that of an ellipsoid; centre and radii in z, y, x order."""
-    spans = [
-        np.arange(max(0, math.ceil(c - REACH * r)), min(size, math.floor(c + REACH * r) + 1))
-        for c, r, size in zip(centre, radii, heat_map.shape, strict=True)
-    ]
-    z, y, x = (np.square((span - c) / r) for span, c, r in zip(spans, centre, radii, strict=True))
-    if not min(len(z), len(y), len(x)):
-        return
-    plane = np.add.outer(y, x)
-    rows, columns = (slice(int(span[0]), int(span[-1]) + 1) for span in spans[1:])
-    for index, square in zip(spans[0], z, strict=True):
-        target = heat_map[index, rows, columns]
-        np.maximum(target, _stored(square + plane), out=target)
 
 
 def _stored(squared_radius: np.ndarray) -> np.ndarray:

@@ -34,8 +34,7 @@ _GEOMETRY = (
 def read_image(path: str | os.PathLike) -> Volume:
     """Reads a 3D image as voxels [x, y, z] with the header's scaling applied.
 
-    The dtype is the file's own if it is an integer without scaling, the smaller of int16 and int32
-    that fits if the scaling is integral, else float32.
+    The dtype is the file's own without scaling, else int16 or int32 if exact, else float32.
 
     Raises:
       InputError: missing, damaged or truncated file, not NIfTI, not 3D, NaN or infinite voxels, or
@@ -58,14 +57,12 @@ def read_label(
 
     Raises:
       InputError: as in `read_image` (except for equal voxels), a value that is not a class, or not
-        the `shape` of the image, which is checked before reading the voxels.
+        the `shape` of the image (checked before reading the voxels).
     """
     header, voxels = read_stored(Path(path), expected=shape)
     voxels = _scaled(voxels, header)
     low, high = _finite_range(path, voxels)
-    integral = voxels.dtype.kind != "f" or all(
-        np.array_equal(slab, np.rint(slab)) for slab in _slabs(voxels)
-    )
+    integral = voxels.dtype.kind != "f" or all((s == np.rint(s)).all() for s in _slabs(voxels))
     if low < 0 or high >= len(class_names) or not integral:
         names = ", ".join(f"{value} {name}" for value, name in enumerate(class_names))
         raise InputError(path, f"label values {names}", f"values {_some_values(voxels)}")
@@ -84,7 +81,7 @@ def check_pair(image: Volume, label: Volume, where: object) -> None:
     apart = (corners.reshape(-1, 4) @ (image.affine - label.affine).T)[:, :3]
     distance_mm = float(np.linalg.norm(apart, axis=1).max())
     if distance_mm > SAME_GRID * min(spacing_mm(image.affine)):
-        grids = f"image {_described(image.affine)}, label {_described(label.affine)}"
+        grids = f"image {_grid_text(image.affine)}, label {_grid_text(label.affine)}"
         found = f"corners up to {distance_mm:.4g} mm apart ({grids})"
         raise InputError(where, "a label map with the image's affine", found)
 
@@ -92,11 +89,10 @@ def check_pair(image: Volume, label: Volume, where: object) -> None:
 def write_on_grid(path: str | os.PathLike, voxels: np.ndarray, like: str | os.PathLike) -> None:
     """Writes voxels [x, y, z] in their own dtype on the grid of the NIfTI file `like`, atomically.
 
-    Affine, codes and shape are copied, but no other header field, so that no text is passed on.
+    Only affine, codes and shape are copied, so that no text of the header is passed on.
 
     Raises:
-      InputError: `like` can't be read or has another shape, or an output that is not .nii or
-        .nii.gz.
+      InputError: `like` is unreadable or has another shape, or `path` is not .nii or .nii.gz.
     """
     source, shape = read_header(Path(like))
     if tuple(voxels.shape) != shape:
@@ -124,11 +120,10 @@ def has_nifti_suffix(path: str | os.PathLike) -> bool:
 
 def _scaled(voxels: np.ndarray, header: nib.Nifti1Header) -> np.ndarray:
     """Applies the header's slope and intercept, slab by slab."""
-    slope, intercept = (1.0, 0.0)
-    if header.get_slope_inter()[0] is not None:
-        slope, intercept = map(float, header.get_slope_inter())
-    if (slope, intercept) == (1.0, 0.0):
+    slope, intercept = header.get_slope_inter()
+    if slope is None or (slope, intercept) == (1.0, 0.0):
         return voxels
+    slope, intercept = float(slope), float(intercept)
     dtype: type[np.generic] = np.float32
     if voxels.dtype.kind in "iu" and voxels.size and slope.is_integer() and intercept.is_integer():
         ends = [int(v) * int(slope) + int(intercept) for v in (voxels.min(), voxels.max())]
@@ -159,13 +154,12 @@ def _finite_range(path: object, voxels: np.ndarray) -> tuple[float, float]:
 
 
 def _some_values(voxels: np.ndarray, most: int = 12) -> str:
-    """Returns the first values of a label map as text."""
     values = np.unique(np.concatenate([np.unique(slab) for slab in _slabs(voxels)]))
     text = ", ".join(f"{value:g}" for value in values[:most])
     return f"{text} and {len(values) - most} more" if len(values) > most else text
 
 
-def _described(affine: np.ndarray) -> str:
+def _grid_text(affine: np.ndarray) -> str:
     origin = ", ".join(f"{v:g}" for v in affine[:3, 3])
     spacing = " x ".join(f"{v:.4g}" for v in spacing_mm(affine))
     return f"{axis_codes(affine)} {spacing} mm from {origin}"

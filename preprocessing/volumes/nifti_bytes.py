@@ -38,15 +38,15 @@ def read_stored(
 ) -> tuple[nib.Nifti1Header, np.ndarray]:
     """Returns header and voxels [x, y, z] as stored: memory-mapped if uncompressed, else inflated.
 
-    Nothing is inflated if the header's shape is not the expected one, or if a large file would have
-    to be compressed further than `ratio`.
-
     Raises:
-      InputError: missing, damaged or truncated file, not NIfTI, not 3D, or not as expected.
+      InputError: missing, damaged or truncated file, not NIfTI, not 3D; before anything is inflated
+        also not of the `expected` shape, or a large file compressed further than `ratio`.
     """
     with _opened(path) as stream:
         header = _header(path, stream)
-        shape, dtype = _shape(path, header), _dtype(path, header)
+        shape, dtype = _shape(path, header), header.get_data_dtype()
+        if dtype.kind not in "iuf":
+            raise InputError(path, "integer or real voxels", f"voxels of type {dtype}")
         if expected is not None:
             check_shape(shape, expected, path)
         offset = header.get_data_offset()
@@ -84,9 +84,8 @@ def check_shape(shape: tuple[int, ...], expected: tuple[int, ...], where: object
       InputError: it has another shape.
     """
     if tuple(shape) != tuple(expected):
-        raise InputError(
-            where, f"a label map of the image's shape {tuple(expected)}", f"shape {tuple(shape)}"
-        )
+        wanted = f"a label map of the image's shape {tuple(expected)}"
+        raise InputError(where, wanted, f"shape {tuple(shape)}")
 
 
 def what_is(path: Path) -> str:
@@ -120,24 +119,23 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 def _header(path: Path, stream: BinaryIO) -> nib.Nifti1Header:
     first = stream.read(nib.Nifti2Header.sizeof_hdr)
-    kinds = [
-        kind for kind in (nib.Nifti1Header, nib.Nifti2Header) if kind.may_contain_header(first)
-    ]
-    if not kinds or first[344:347] == b"ni1":
+    kinds = (nib.Nifti1Header, nib.Nifti2Header)
+    kind = next((kind for kind in kinds if kind.may_contain_header(first)), None)
+    if kind is None or first[344:347] == b"ni1":
         found = f"{len(first)} bytes of something else"
         raise InputError(path, "a NIfTI header (.nii or .nii.gz)", found)
     level = nib.imageglobals.logger.level
     try:
         # nibabel logs what it can fix by itself.
         nib.imageglobals.logger.setLevel(logging.CRITICAL)
-        header = kinds[0](first[: kinds[0].sizeof_hdr])
+        header = kind(first[: kind.sizeof_hdr])
         # These may still fail on a header that passes nibabel's own checks.
         offset, _ = header.get_data_offset(), header.get_slope_inter()
     except (HeaderDataError, WrapStructError, ValueError, OverflowError) as error:
         raise InputError(path, "a valid NIfTI header", error) from None
     finally:
         nib.imageglobals.logger.setLevel(level)
-    if offset < kinds[0].sizeof_hdr:
+    if offset < kind.sizeof_hdr:
         raise InputError(path, "voxels after the header", f"an offset of {offset} bytes")
     return header
 
@@ -153,13 +151,6 @@ def _shape(path: object, header: nib.Nifti1Header) -> tuple[int, int, int]:
     if x * y * z > MAX_VOXELS:
         raise InputError(path, f"at most {MAX_VOXELS} voxels", f"a header of shape {(x, y, z)}")
     return x, y, z
-
-
-def _dtype(path: object, header: nib.Nifti1Header) -> np.dtype:
-    dtype = header.get_data_dtype()
-    if dtype.kind not in "iuf":
-        raise InputError(path, "integer or real voxels", f"voxels of type {dtype}")
-    return dtype
 
 
 def _inflated(path: Path, stream: BinaryIO, offset: int, promised: int) -> np.ndarray:

@@ -7,22 +7,15 @@ Unreadable or inconsistent files raise errors when they are read; what is only s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from isal import isal_zlib
 
+from preprocessing.errors import InputError
 from preprocessing.tasks import Task
-from preprocessing.volumes.geometry import (
-    TargetGrid,
-    Volume,
-    contiguous,
-    count_labels_by_slice,
-    flips_to_memory_order,
-    reoriented,
-    target_grid,
-)
+from preprocessing.volumes import geometry
 from preprocessing.volumes.resampling import to_dtype
 
 ERROR, WARNING = "error", "warning"
@@ -60,8 +53,7 @@ class CheckedImage:
 
     Attributes:
       fingerprint: equal for equal voxels, regardless of orientation, compression and position.
-      low: smallest intensity.
-      high: largest intensity.
+      low, high: smallest and largest intensity.
       findings: all observations.
     """
 
@@ -71,13 +63,13 @@ class CheckedImage:
     findings: tuple[Finding, ...]
 
 
-def check_image(image: Volume, task: Task) -> CheckedImage:
+def check_image(image: geometry.Volume, task: Task) -> CheckedImage:
     """Checks an image [x, y, z] that was read without an error."""
-    grid = target_grid(image.voxels.shape, image.affine, task)
-    image_zyx = reoriented(image.voxels, grid)
+    grid = geometry.target_grid(image.voxels.shape, image.affine, task)
+    image_zyx = geometry.reoriented(image.voxels, grid)
     lows, highs, sums, below = [], [], [], 0
     for plane in image_zyx:
-        plane = contiguous(plane)
+        plane = geometry.contiguous(plane)
         lows.append(plane.min())
         highs.append(plane.max())
         sums.append(isal_zlib.crc32(to_dtype(plane[None], np.dtype(task.image_dtype))))
@@ -99,22 +91,18 @@ def check_image(image: Volume, task: Task) -> CheckedImage:
 def check_labels(
     image_zyx: np.ndarray, label_zyx: np.ndarray, task: Task
 ) -> tuple[np.ndarray, tuple[Finding, ...]]:
-    """Checks a label map against its image, both [z, y, x] on the target grid.
+    """Checks a label map, uint8 classes of the task, against its image, both [z, y, x].
 
-    Label values are uint8 and classes of the task. Returns the number of voxels [slice, class], and
-    all findings.
+    Returns the number of voxels [slice, class], and all findings.
     """
-    counts = count_labels_by_slice(label_zyx, len(task.class_names))
+    counts = geometry.count_labels_by_slice(label_zyx, len(task.class_names))
     labelled = counts[:, 1:].any(axis=1)
     seen = in_air = at_edge = 0
     for z in np.flatnonzero(labelled):
-        flips = flips_to_memory_order(label_zyx[z])
+        flips = geometry.flips_to_memory_order(label_zyx[z])
         image, label = image_zyx[z][flips], label_zyx[z][flips]
         # A single row or column has no inside.
-        at_edge += any(
-            size > 2 and (line[0].any() or line[-1].any())
-            for size, line in zip(label.shape, (label, label.T), strict=True)
-        )
+        at_edge += any(len(lines) > 2 and lines[[0, -1]].any() for lines in (label, label.T))
         foreground = label[::_STEP] > 0
         seen += np.count_nonzero(foreground)
         in_air += np.count_nonzero(foreground & (image[::_STEP] < AIR_HU))
@@ -136,77 +124,61 @@ def check_labels(
     return counts, tuple(findings)
 
 
-def find_duplicates(fingerprints: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Returns the first case with the same voxels for each case that duplicates an earlier one.
+def duplicate_reasons(cases: Iterable[tuple[str, str, str]]) -> dict[str, str]:
+    """Returns why cases with the voxels of an earlier case are rejected, in one line, by case id.
 
-    Takes pairs of case id and `CheckedImage.fingerprint`. Duplicates in both splits would leak
-    training data into evaluation.
+    Takes case id, name of the image and `CheckedImage.fingerprint` of each case. Duplicates in both
+    splits would leak training data into evaluation.
     """
     first: dict[str, str] = {}
-    duplicates = {}
-    for case_id, fingerprint in fingerprints:
+    reasons = {}
+    for case_id, image, fingerprint in cases:
         original = first.setdefault(fingerprint, case_id)
         if original != case_id:
-            duplicates[case_id] = original
-    return duplicates
-
-
-def duplicate_reason(image: str, original: str) -> str:
-    """Returns in one line why an image with the voxels of the case `original` is rejected."""
-    return (
-        f"{image}: expected an image different from all others, "
-        f"found the voxels of case {original}. Keep one of the two."
-    )
+            expected, found = "an image different from all others", f"the voxels of case {original}"
+            reasons[case_id] = str(InputError(image, expected, found, "Keep one of the two."))
+    return reasons
 
 
 def _slice_findings(
     lows: Sequence[float], highs: Sequence[float], sums: Sequence[int]
-) -> list[Finding]:
-    constant = [z for z, (low, high) in enumerate(zip(lows, highs, strict=True)) if low == high]
-    repeated = [z for z in range(1, len(sums)) if sums[z] == sums[z - 1] and lows[z] != highs[z]]
-    findings = []
-    if constant:
-        text = f"no contrast in {_slices(constant, len(sums))}"
-        findings.append(Finding(WARNING, "constant_slices", text))
-    if repeated:
-        text = f"same voxels as the previous slice in {_slices(repeated, len(sums))}"
-        findings.append(Finding(WARNING, "repeated_slices", text))
-    return findings
+) -> Iterator[Finding]:
+    constant = np.equal(lows, highs)
+    repeated = np.equal(sums[1:], sums[:-1]) & ~constant[1:]
+    for code, text, slices in (
+        ("constant_slices", "no contrast", np.flatnonzero(constant)),
+        ("repeated_slices", "same voxels as the previous slice", np.flatnonzero(repeated) + 1),
+    ):
+        if len(slices):
+            shown = ", ".join(map(str, slices[:6])) + (", ..." if len(slices) > 6 else "")
+            text = f"{text} in {len(slices)} of {len(sums)} slices ({shown})"
+            yield Finding(WARNING, code, text)
 
 
-def _spacing_findings(grid: TargetGrid, task: Task) -> list[Finding]:
+def _spacing_findings(grid: geometry.TargetGrid, task: Task) -> Iterator[Finding]:
     in_plane, across = SPACING_MM[task.image_dtype]
     found = [grid.input_spacing_mm[axis] for axis in grid.axes]
     ranges = (in_plane, in_plane, across)
-    if all(low <= mm <= high for mm, (low, high) in zip(found, ranges, strict=True)):
-        return []
-    text = (
-        f"spacing {' x '.join(f'{mm:.4g}' for mm in found)} mm, expected {in_plane[0]:g} to "
-        f"{in_plane[1]:g} in the plane and {across[0]:g} to {across[1]:g} between slices"
-    )
-    return [Finding(WARNING, "spacing", text)]
+    if not all(low <= mm <= high for mm, (low, high) in zip(found, ranges, strict=True)):
+        text = (
+            f"spacing {' x '.join(f'{mm:.4g}' for mm in found)} mm, expected {in_plane[0]:g} to "
+            f"{in_plane[1]:g} in the plane and {across[0]:g} to {across[1]:g} between slices"
+        )
+        yield Finding(WARNING, "spacing", text)
 
 
-def _hounsfield_findings(low: float, high: float, share_below: float) -> list[Finding]:
-    findings = []
+def _hounsfield_findings(low: float, high: float, share_below: float) -> Iterator[Finding]:
     if low >= 0 and high >= NO_TISSUE_HU:
         range_found = f"no intensity below 0 (smallest {low:g}, largest {high:g})"
         text = f"{range_found}: raw values without their rescale intercept (often -1024)?"
-        findings.append(Finding(WARNING, "unscaled", text))
+        yield Finding(WARNING, "unscaled", text)
     elif low >= NO_AIR_HU:
         text = f"smallest intensity {low:g} HU, expected air near -1000: clipped or normalised?"
-        findings.append(Finding(WARNING, "no_air", text))
+        yield Finding(WARNING, "no_air", text)
     if high < NO_TISSUE_HU:
         text = f"largest intensity {high:g} HU, expected tissue above {NO_TISSUE_HU}"
-        findings.append(Finding(WARNING, "no_tissue", text))
+        yield Finding(WARNING, "no_tissue", text)
     if share_below:
         share = f"{100 * share_below:.2g} % of the voxels below air (smallest {low:g} HU)"
         text = f"{share}: padding outside the field of view?"
-        findings.append(Finding(WARNING, "below_air", text))
-    return findings
-
-
-def _slices(indices: list[int], total: int, most: int = 6) -> str:
-    """Returns slice numbers (from 0) as text, only the first ones if there are many."""
-    shown = ", ".join(map(str, indices[:most])) + (", ..." if len(indices) > most else "")
-    return f"{len(indices)} of {total} slices ({shown})"
+        yield Finding(WARNING, "below_air", text)

@@ -20,9 +20,8 @@ def linear(
 ) -> np.ndarray:
     """Resamples an array [z, y, x] linearly, after Gaussian smoothing of axes that get coarser.
 
-    All shapes and spacings are (z, y, x); values are rounded and clipped to an integer dtype. Works
-    slab by slab, in-plane first, so memory beyond the result is a few slabs. The order of
-    summation, and so the result, does not depend on the machine or its threads.
+    All shapes and spacings are (z, y, x); values are rounded and clipped to an integer dtype. Memory
+    beyond the result is a few slabs. The result does not depend on the machine or its threads.
     """
     if array.shape == tuple(new_shape) and tuple(spacing_mm) == tuple(new_spacing_mm):
         return to_dtype(array, dtype)
@@ -50,10 +49,7 @@ def nearest(
     new_shape: Sequence[int],
     new_spacing_mm: Sequence[float],
 ) -> np.ndarray:
-    """Resamples an array [z, y, x] by taking the nearest voxel; no copy if the grid is equal.
-
-    All shapes and spacings are (z, y, x).
-    """
+    """Resamples an array [z, y, x] by taking the nearest voxel; no copy if the grid is equal."""
     for axis, new_size in enumerate(new_shape):
         size = array.shape[axis]
         step, start = _positions(size, spacing_mm[axis], new_size, new_spacing_mm[axis])
@@ -88,22 +84,16 @@ def _positions(size: int, spacing: float, new_size: int, new_spacing: float) -> 
 
 
 def _operator(size: int, spacing: float, new_size: int, new_spacing: float) -> sparse.csr_matrix:
-    """Returns the resampling of one axis as a matrix [new, old], float32.
-
-    Its columns are the responses of SciPy's filter and interpolation to single old voxels.
-    """
+    """Returns the resampling of one axis as a matrix [new, old], float32."""
+    # Its columns are the responses of SciPy's filter and interpolation to single old voxels.
     step, start = _positions(size, spacing, new_size, new_spacing)
     units = np.eye(size)
     if step > 1:
         sigma = (step - 1) / 2
         units = ndimage.gaussian_filter1d(units, sigma, axis=0, mode="nearest", truncate=3.0)
+    shape = (new_size, size)
     sampled = ndimage.affine_transform(
-        units,
-        np.diag([step, 1.0]),
-        (start, 0.0),
-        output_shape=(new_size, size),
-        order=1,
-        mode="nearest",
+        units, np.diag([step, 1.0]), (start, 0.0), output_shape=shape, order=1, mode="nearest"
     )
     return sparse.csr_matrix(sampled, dtype=np.float32)
 

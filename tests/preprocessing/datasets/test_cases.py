@@ -14,7 +14,7 @@ from pydicom.data import get_testdata_file
 
 from preprocessing import verify
 from preprocessing.convert import main
-from preprocessing.datasets import case_files
+from preprocessing.datasets import discovery
 from preprocessing.datasets.case import Case
 from preprocessing.datasets.discovery import find_cases
 from preprocessing.datasets.reading import read_case_image, read_case_label
@@ -143,8 +143,8 @@ class TestFinding:
         dicom.ct_series(tmp_path / "a", STORED)
         dicom.ct_series(tmp_path / "b", STORED)
         seen = []
-        read = case_files.read_header
-        monkeypatch.setattr(case_files, "read_header", lambda p: seen.append(p) or read(p))
+        read = discovery.read_header
+        monkeypatch.setattr(discovery, "read_header", lambda p: seen.append(p) or read(p))
         find_cases([tmp_path], need_labels=False)
         assert len(seen) == 2
 

@@ -147,7 +147,7 @@ def test_every_box_leaves_a_lesion_on_every_grid(data):
         ({"x": 20}, r"boxes.csv, row 2: .* 24 columns and 20 rows, found X 20 to 27, Y 4 to 15"),
         ({"y": -1}, "within the image"),
         ({"slice_index": 20}, "a Slice from 0 to 19, found 20"),
-        ({"volume_slices": 21}, "expected VolumeSlices 20, as in the volume, found 21"),
+        ({"volume_slices": 21}, "expected VolumeSlices 20 .the volume's., found 21"),
         ({"width": 0}, "Width and Height of at least 1, found 0 x 11"),
     ],
 )

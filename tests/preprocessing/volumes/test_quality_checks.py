@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from preprocessing.tasks import PRESETS
 from preprocessing.volumes.geometry import Volume, to_target_grid
-from preprocessing.volumes.quality_checks import check_image, check_labels, find_duplicates
+from preprocessing.volumes.quality_checks import check_image, check_labels, duplicate_reasons
 
 CT, DBT = PRESETS["ct_liver"], PRESETS["dbt_lesion"]
 AFFINE = np.diag([0.8, 0.8, 5.0, 1.0])
@@ -134,5 +134,8 @@ def test_fingerprint_ignores_orientation_dtype_and_position(data):
 
 def test_later_cases_are_the_duplicates():
     fingerprints = [("c", "1"), ("a", "2"), ("b", "1"), ("d", "2"), ("e", "3"), ("f", "1")]
-    assert find_duplicates(fingerprints) == {"b": "c", "d": "a", "f": "c"}
-    assert find_duplicates([]) == {}
+    reasons = duplicate_reasons((case, f"{case}.nii", number) for case, number in fingerprints)
+    text = "{}.nii: expected an image different from all others, found the voxels of case {}. Keep "
+    pairs = {"b": "c", "d": "a", "f": "c"}
+    assert reasons == {n: text.format(n, o) + "one of the two." for n, o in pairs.items()}
+    assert duplicate_reasons([]) == {}
