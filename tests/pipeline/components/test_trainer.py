@@ -89,7 +89,7 @@ def test_a_killed_trainer_resumes_from_its_checkpoint(arguments, capsys):
 
     second = arguments(2)
     run_fn_2d(FnArgs(**second))
-    assert f"{work}: going on after step 5\n" in capsys.readouterr().out
+    assert f"{work}: resuming after step 5\n" in capsys.readouterr().out
     finished = Path(second["model_run_dir"])
     result = json.loads((finished / "result.json").read_text(encoding="utf-8"))
     assert result["steps"] == 20
