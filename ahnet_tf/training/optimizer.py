@@ -32,9 +32,9 @@ class WarmUpThenDecay(tf.keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
         """Returns the rate of the update that follows `step` updates, float32."""
-        step = tf.cast(step, tf.float32)
-        rising = self._learning_rate * (step + 1) / max(1, self._warmup_steps)
+        step = tf.cast(step, tf.int64)
         decayed = self._decay(tf.maximum(step - self._warmup_steps, 0))
+        rising = self._learning_rate * tf.cast(step + 1, decayed.dtype) / max(1, self._warmup_steps)
         return tf.where(step < self._warmup_steps, rising, decayed)
 
 
