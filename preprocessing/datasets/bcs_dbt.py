@@ -16,7 +16,7 @@ import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -154,7 +154,7 @@ def replace_rows(
     write_rows(path, columns, [*(line for line in lines if line[column] != value), *rows])
 
 
-def write_rows(path: Path, columns: Sequence[str], rows: Iterable[dict[str, object]]) -> None:
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
     """Writes the columns of rows as a table, atomically."""
     with (
         atomic_write(path) as temporary,

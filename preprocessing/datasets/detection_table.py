@@ -65,7 +65,7 @@ def read_detections(path: Path) -> tuple[dict[VolumeKey, list[Detection]], dict[
 
 def write_detections(path: Path, rows: Iterable[tuple[VolumeKey, Detection]]) -> None:
     """Writes a table of detected lesions, each with its volume, atomically."""
-    lines = []
+    lines: list[dict[str, object]] = []
     for volume, found in rows:
         box = (found.z, found.x, found.y, found.depth, found.width, found.height)
         values = (*volume, f"{found.score:.6g}", *box)

@@ -37,8 +37,7 @@ def read_image(path: str | os.PathLike) -> Volume:
     The dtype is the file's own without scaling, else int16 or int32 if exact, else float32.
 
     Raises:
-      InputError: missing, damaged or truncated file, not NIfTI, not 3D, NaN or infinite voxels, or
-        all voxels equal.
+      InputError: a missing or damaged file, not NIfTI or 3D, NaN or infinite or all equal voxels.
     """
     header, voxels = read_stored(Path(path), ratio=MAX_IMAGE_RATIO)
     voxels = _scaled(voxels, header)
@@ -65,7 +64,10 @@ def read_label(
     integral = voxels.dtype.kind != "f" or all((s == np.rint(s)).all() for s in _slabs(voxels))
     if low < 0 or high >= len(class_names) or not integral:
         names = ", ".join(f"{value} {name}" for value, name in enumerate(class_names))
-        raise InputError(path, f"label values {names}", f"values {_some_values(voxels)}")
+        values = np.unique(np.concatenate([np.unique(slab) for slab in _slabs(voxels)]))
+        more = f" and {len(values) - 12} more" if len(values) > 12 else ""
+        found = ", ".join(f"{value:g}" for value in values[:12]) + more
+        raise InputError(path, f"label values {names}", f"values {found}")
     affine = checked_affine(header.get_best_affine(), path)
     return Volume(voxels.astype(np.uint8, copy=False), affine)
 
@@ -151,12 +153,6 @@ def _finite_range(path: object, voxels: np.ndarray) -> tuple[float, float]:
         bad = sum(int(slab.size - np.isfinite(slab).sum()) for slab in _slabs(voxels))
         raise InputError(path, "finite voxels", f"{bad} NaN or infinite ones")
     return low, high
-
-
-def _some_values(voxels: np.ndarray, most: int = 12) -> str:
-    values = np.unique(np.concatenate([np.unique(slab) for slab in _slabs(voxels)]))
-    text = ", ".join(f"{value:g}" for value in values[:most])
-    return f"{text} and {len(values) - most} more" if len(values) > most else text
 
 
 def _grid_text(affine: np.ndarray) -> str:
