@@ -20,6 +20,7 @@ from ahnet_tf.evaluation.froc import count, curve, volume_rows
 from ahnet_tf.evaluation.lits import TOLERANCE_MM, CaseScores, score_case
 from ahnet_tf.evaluation.pairing import match_tables, pair_up, with_images
 from ahnet_tf.evaluation.summary import TABLE, case_row, summarise, summarise_detections
+from ahnet_tf.report.score_pages import write_detection_page, write_label_page
 from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import AHNetError, InputError, SettingsError
 from preprocessing.files import atomic_write, without_nan, write_json
@@ -33,15 +34,13 @@ LESION_TASK = PRESETS["dbt_lesion"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `python -m ahnet_tf.evaluate`."""
+    """Runs `python -m ahnet_tf.evaluate`; returns its exit code."""
     parser = make_parser(
         "ahnet_tf.evaluate",
         "Scores predicted label maps (1 liver, 2 tumour) by the measures of the LiTS challenge: "
         "liver (label >= 1), tumour (label 2), lesion detection, tumour burden; with surface Dice and "
-        "HD95. A table of detected lesions (CSV in BCS-DBT's prediction columns) is scored by that "
-        "challenge's FROC against BCS-DBT's tables. Prints a table; with --output writes scores.json "
-        "and scores.csv; with --report one HTML page with volumes, overlays, scores and curves. "
-        "Missing, extra and unreadable cases are named, the others are scored, and the exit code is 1.",
+        "HD95. Scores a table of detected lesions (CSV in BCS-DBT's prediction columns) by that "
+        "challenge's FROC. Missing, extra and unreadable cases are named; the exit code is then 1.",
         [
             "python -m ahnet_tf.evaluate --input predictions/ --reference cases/",
             "python -m ahnet_tf.evaluate --input predictions/ --reference cases/ --output scores/",
@@ -52,40 +51,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("paths", nargs="*", metavar="PRED REF", help="short for --input PRED --reference REF")
-    add(
-        "--input",
-        nargs="+",
-        metavar="IN",
-        help="predicted label maps, or a folder; or a table of detected lesions",
-    )
-    add(
-        "--reference",
-        nargs="+",
-        metavar="REF",
-        help="reference label maps in the same order, or a data-set folder; or BCS-DBT's tables",
-    )
+    input_help = "predicted label maps, or a folder; or a table of detected lesions"
+    add("--input", nargs="+", metavar="IN", help=input_help)
+    reference_help = "reference label maps in that order, or a data-set folder; or BCS-DBT's tables"
+    add("--reference", nargs="+", metavar="REF", help=reference_help)
     add("--output", metavar="DIR", help="folder for scores.json and scores.csv")
-    add(
-        "--tolerance-mm",
-        type=float,
-        default=TOLERANCE_MM,
-        metavar="MM",
-        help=f"tolerance of surface Dice (default: {TOLERANCE_MM:g})",
-    )
+    tolerance_help = f"tolerance of surface Dice (default: {TOLERANCE_MM:g})"
+    add("--tolerance-mm", type=float, default=TOLERANCE_MM, metavar="MM", help=tolerance_help)
     add("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     add_page_options(parser, "cases, the worst ones,")
-    add(
-        "--images",
-        nargs="+",
-        metavar="IMG",
-        help="images for the page, as files in the same order or as a folder (default: those beside "
-        "the references)",
-    )
+    images_help = "images for the page: files in that order, or a folder (default: beside REF)"
+    add("--images", nargs="+", metavar="IMG", help=images_help)
     return run_command(_run, parser.parse_args(argv))
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    arguments.input, arguments.reference = _paths(arguments)
+    inputs, references = arguments.input or [], arguments.reference or []
+    if arguments.paths:
+        if len(arguments.paths) != 2 or inputs or references:
+            raise SettingsError("PRED REF", "these two, or --input and --reference", "both or more")
+        inputs, references = arguments.paths[:1], arguments.paths[1:]
+    if not inputs or not references:
+        raise SettingsError("--input and --reference", "both", "one or none")
+    arguments.input, arguments.reference = list(map(Path, inputs)), list(map(Path, references))
     if not 0 <= arguments.tolerance_mm < float("inf"):
         raise SettingsError("--tolerance-mm", "a distance of at least 0", arguments.tolerance_mm)
     if arguments.seed < 0:
@@ -98,20 +86,8 @@ def _run(arguments: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _paths(arguments: argparse.Namespace) -> tuple[list[Path], list[Path]]:
-    """Returns the predictions and the references."""
-    inputs, references = arguments.input or [], arguments.reference or []
-    if arguments.paths:
-        if len(arguments.paths) != 2 or inputs or references:
-            raise SettingsError("PRED REF", "these two, or --input and --reference", "both or more")
-        inputs, references = arguments.paths[:1], arguments.paths[1:]
-    if not inputs or not references:
-        raise SettingsError("--input and --reference", "both", "one or none")
-    return [Path(path) for path in inputs], [Path(path) for path in references]
-
-
 def _score_label_maps(arguments: argparse.Namespace) -> list[str]:
-    """Scores label maps; prints and writes the scores, and returns what can't be scored."""
+    """Scores label maps; prints and writes the scores, and returns the cases without scores."""
     pairs, problems = pair_up(arguments.input, arguments.reference)
     scores: dict[str, CaseScores] = {}
     for pair in tqdm(pairs, desc="scoring", unit="case", leave=False):
@@ -119,11 +95,9 @@ def _score_label_maps(arguments: argparse.Namespace) -> list[str]:
             reference = read_label(pair.reference, TASK.class_names)
             prediction = read_label(pair.prediction, TASK.class_names)
             check_pair(reference, prediction, pair.prediction)
+            spacing = spacing_mm(reference.affine)
             scores[pair.case_id] = score_case(
-                prediction.voxels,
-                reference.voxels,
-                spacing_mm(reference.affine),
-                arguments.tolerance_mm,
+                prediction.voxels, reference.voxels, spacing, arguments.tolerance_mm
             )
         except (InputError, OSError) as error:
             if arguments.debug:
@@ -133,22 +107,15 @@ def _score_label_maps(arguments: argparse.Namespace) -> list[str]:
     rows = {case_id: case_row(case) for case_id, case in scores.items()}
     summary = summarise(scores.values(), arguments.seed)
     tolerance = f"Dice at {arguments.tolerance_mm:g} mm"
+    rvd = "rvd = (reference - prediction) / prediction"
     if rows:
         _print_table(rows)
-        _print_summary(
-            "summary with 95 % intervals (rvd = (reference - prediction) / prediction; lesion means "
-            f"over IoU > 0.5; surface {tolerance})",
-            summary,
-        )
-    record = {
-        "cases": {case_id: dataclasses.asdict(case) for case_id, case in scores.items()},
-        "summary": summary,
-        "tolerance_mm": arguments.tolerance_mm,
-    }
+        means = f"{rvd}; lesion means over IoU > 0.5; surface {tolerance}"
+        _print_summary(f"summary with 95 % intervals ({means})", summary)
+    cases = {case_id: dataclasses.asdict(case) for case_id, case in scores.items()}
+    record = {"cases": cases, "summary": summary, "tolerance_mm": arguments.tolerance_mm}
     _write_scores(arguments, record, rows, problems)
     if arguments.report is not None:
-        from ahnet_tf.report.score_pages import write_label_page
-
         write_label_page(
             arguments.report,
             with_images(pairs, arguments.images) if arguments.images else pairs,
@@ -158,7 +125,7 @@ def _score_label_maps(arguments: argparse.Namespace) -> list[str]:
             TASK,
             volumes=arguments.report_cases,
             problems=problems,
-            notes=[f"Surface {tolerance}; rvd = (reference - prediction) / prediction."],
+            notes=[f"Surface {tolerance}; {rvd}."],
         )
     return problems
 
@@ -174,23 +141,17 @@ def _score_detections(arguments: argparse.Namespace) -> list[str]:
         empty = sum(row["detections"] == 0 for row in rows.values())
         print(f"{len(rows)} volumes, {empty} of them without detections")
         print(", ".join(f"{name.replace('_', ' ')} {total}" for name, total in totals.items()))
-        _print_summary(
-            "summary with 95 % intervals (FROC; sensitivity = boxes hit / boxes)", summary
-        )
-    groups = {
-        "volumes_with_boxes": [volume for volume in matched.volumes.values() if volume.boxes],
-        "all_volumes": list(matched.volumes.values()),
-    }
-    names = ("false_positives_per_volume", "sensitivity")
+        froc = "FROC; sensitivity = boxes hit / boxes"
+        _print_summary(f"summary with 95 % intervals ({froc})", summary)
+    volumes = list(matched.volumes.values())
+    with_boxes = [volume for volume in volumes if volume.boxes]
     curves = {}
-    for group, volumes in groups.items():
-        axes = [values.tolist() for values in curve(count(volumes))]
-        curves[group] = dict(zip(names, axes, strict=True))
+    for group, own in (("volumes_with_boxes", with_boxes), ("all_volumes", volumes)):
+        rates, sensitivity = (values.tolist() for values in curve(count(own)))
+        curves[group] = {"false_positives_per_volume": rates, "sensitivity": sensitivity}
     record = {"cases": rows, "summary": summary, "curves": curves}
     _write_scores(arguments, record, rows, matched.problems)
     if arguments.report is not None:
-        from ahnet_tf.report.score_pages import write_detection_page
-
         images = arguments.images or [None]
         if len(images) != 1:
             raise SettingsError("--images", "one folder of volumes", len(images))
@@ -208,13 +169,10 @@ def _score_detections(arguments: argparse.Namespace) -> list[str]:
 
 
 def _print_table(rows: Mapping[str, Mapping[str, float | int]]) -> None:
-    """Prints a line per case."""
     width = max(len("case"), *map(len, rows))
     print("  ".join(["case".ljust(width)] + [heading for heading, _, _ in TABLE]))
     for case_id, row in rows.items():
-        cells = [
-            format(row[column], layout).rjust(len(heading)) for heading, column, layout in TABLE
-        ]
+        cells = (format(row[key], layout).rjust(len(heading)) for heading, key, layout in TABLE)
         print("  ".join([case_id.ljust(width), *cells]))
 
 
@@ -234,7 +192,7 @@ def _print_summary(heading: str, summary: Mapping[str, Mapping[str, float | int]
 def _write_scores(
     arguments: argparse.Namespace,
     record: dict[str, Any],
-    rows: Mapping[str, Mapping[str, Any]],
+    rows: Mapping[str, dict[str, Any]],
     problems: Sequence[str],
 ) -> None:
     """Writes `scores.json`, with null for NaN, and `scores.csv` to the folder `--output`, if any."""
@@ -248,15 +206,14 @@ def _write_scores(
         "problems": problems,
     }
     write_json(folder / "scores.json", without_nan(record | settings))
-    columns = list(next(iter(rows.values()), {}))
+    columns = ["case_id", *next(iter(rows.values()), {})]
     with (
         atomic_write(folder / "scores.csv") as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as file,
     ):
-        writer = csv.writer(file)
-        writer.writerow(["case_id", *columns])
-        for case_id, row in rows.items():
-            writer.writerow([case_id, *(row[column] for column in columns)])
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows({"case_id": case_id} | row for case_id, row in rows.items())
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from ahnet_tf.inference.case_output import (
 from ahnet_tf.inference.ensemble import flip_axes, flipped_predictor, mean_predictor
 from ahnet_tf.inference.lesion_nms import DetectionSettings
 from ahnet_tf.inference.postprocessing import check_has_organ
-from ahnet_tf.inference.predictor import Predictor, is_address, open_predictor
+from ahnet_tf.inference.predictor import is_address, open_predictor
 from ahnet_tf.inference.segment import PredictionSettings
 from ahnet_tf.inference.sliding_window import check_overlap
 from preprocessing.cli import add_allow_option, make_parser, parse_allowances, run_command
@@ -69,7 +69,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _add_input_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options for images, models and windows."""
     add = parser.add_argument
     add("input", nargs="+", metavar="IN", help="images (NIfTI, DICOM), or folders of cases")
     add("output", metavar="OUT", help="folder for label maps")
@@ -78,17 +77,12 @@ def _add_input_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         action="append",
         metavar="DIR",
-        help="SavedModel folder (or a folder of numbered versions: the newest), or checkpoint; "
-        "repeat it to average several",
+        help="SavedModel (or a folder of numbered versions: the newest), or checkpoint; repeat it to "
+        "average several",
     )
-    source.add_argument(
-        "--target", metavar="HOST:PORT[/NAME]", help="model server with TF Serving's gRPC interface"
-    )
-    add(
-        "--resume",
-        action="store_true",
-        help="skip the cases that an earlier run with the same settings has predicted",
-    )
+    server_help = "model server with TF Serving's gRPC interface"
+    source.add_argument("--target", metavar="HOST:PORT[/NAME]", help=server_help)
+    add("--resume", action="store_true", help="skip cases predicted earlier with these settings")
     add_allow_option(parser)
     add(
         "--overlap",
@@ -97,13 +91,7 @@ def _add_input_options(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="overlap of neighbouring windows, 0 to below 1 (default %(default)s)",
     )
-    add(
-        "--batch-size",
-        type=int,
-        default=PredictionSettings.batch_size,
-        metavar="N",
-        help="windows computed at a time (default %(default)s)",
-    )
+    add("--batch-size", type=int, default=1, metavar="N", help="windows at a time (default 1)")
     add(
         "--flips",
         default="",
@@ -114,17 +102,16 @@ def _add_input_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_result_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options for post-processing, lesions and additional outputs."""
     add = parser.add_argument
-    add(
-        "--largest-component",
-        action="store_true",
-        help="keep only the largest connected foreground region: the liver with its tumours",
-    )
-    add(
-        "--lesions-in-organ",
-        action="store_true",
-        help="remove lesions that don't touch the organ: tumours outside the liver",
+    flag = functools.partial(add, action="store_true")
+    flag("--largest-component", help="keep only the largest foreground region: liver with tumours")
+    flag("--lesions-in-organ", help="remove lesions that don't touch the organ (the liver)")
+    flag("--probabilities", help="also write a probability map of each class to OUT/probabilities")
+    flag("--overlay", help="also draw each case to OUT/overlays, with its reference labels if any")
+    flag(
+        "--dicom-seg",
+        help="also write a DICOM SEG of each DICOM image to OUT/dicom_seg; unlike all other outputs "
+        "it contains the patient's name and number, as the standard requires",
     )
     add(
         "--smallest-lesion-mm3",
@@ -147,30 +134,10 @@ def _add_result_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"largest number of lesions per volume in {LESION_FILE} (default %(default)s)",
     )
-    add(
-        "--probabilities",
-        action="store_true",
-        help="also write a probability map of each class to OUT/probabilities",
-    )
-    add(
-        "--dicom-seg",
-        action="store_true",
-        help="also write a DICOM SEG of each DICOM image to OUT/dicom_seg; unlike all other outputs "
-        "it contains the patient's name and number, as the standard requires",
-    )
-    add(
-        "--overlay",
-        action="store_true",
-        help="also draw each case to OUT/overlays, with its reference labels if there are any",
-    )
 
 
 def _settings(arguments: argparse.Namespace) -> PredictionSettings:
-    """Returns the settings from the command line, checked before anything slow happens.
-
-    Raises:
-      SettingsError: an option out of range.
-    """
+    """Returns the settings from the command line, checked before anything slow happens."""
     if arguments.target is not None and not is_address(arguments.target):
         raise SettingsError("--target", "HOST:PORT or HOST:PORT/NAME", arguments.target)
     if arguments.batch_size < 1:
@@ -197,23 +164,23 @@ def _run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output)
     cases = find_cases(arguments.input, need_labels=False)
     _check_output(arguments.input, cases, output)
-    if arguments.dicom_seg:
-        _check_dicom(cases)
+    for case in cases:
+        if arguments.dicom_seg and not is_dicom_image(case.path):
+            raise SettingsError("--dicom-seg", "DICOM images to refer to", f"case {case.case_id}")
     locations = [arguments.target] if arguments.target else arguments.model
     predictors = [open_predictor(each) for each in locations]
     predictor = mean_predictor(predictors, locations)
-    _check_channels(predictor, locations[0])
+    channels = predictor.settings.model.channels
+    if channels != 1:
+        raise ModelError(locations[0], "a network of 1 channel, which volumes have", channels)
     task = predictor.settings.task
     if settings.lesions_in_organ:
         check_has_organ(len(task.class_names))
-    models = [
-        {
-            "location": location,
-            "sha256": _content_digest(location),
-            "settings": each.settings.to_dict(),
-        }
-        for location, each in zip(locations, predictors, strict=True)
-    ]
+    models = []
+    for location, each in zip(locations, predictors, strict=True):
+        digest = _content_digest(location)
+        model = {"location": location, "sha256": digest, "settings": each.settings.to_dict()}
+        models.append(model)
     record = {
         "models": models,
         "precision": "float32",
@@ -259,38 +226,21 @@ def _check_output(inputs: Sequence[str], cases: Sequence[Case], output: Path) ->
 
     LiTS stores images and label maps side by side, with the same names as predictions.
     """
+    place = output.resolve()
     for path in map(Path, inputs):
-        place = output.resolve()
         if path.is_dir() and path.resolve() in (place, *place.parents):
-            raise SettingsError(
-                "OUT",
-                "a folder outside the input",
-                f"{output} in {path}",
-                "The next run would take predictions for cases.",
-            )
+            found = f"{output} in {path}"
+            remedy = "The next run would take predictions for cases."
+            raise SettingsError("OUT", "a folder outside the input", found, remedy)
     if (output / RECORD_FILE).is_file():
         return
     for case in cases:
         target = output / prediction_name(case.case_id)
         if target.exists():
-            raise SettingsError(
-                "OUT",
-                f"an empty folder or one of earlier predictions (with {RECORD_FILE})",
-                f"{target}, which would be overwritten",
-                "Give predictions a folder of their own.",
-            )
-
-
-def _check_dicom(cases: Sequence[Case]) -> None:
-    for case in cases:
-        if not is_dicom_image(case.path):
-            raise SettingsError("--dicom-seg", "DICOM images to refer to", f"case {case.case_id}")
-
-
-def _check_channels(predictor: Predictor, location: str) -> None:
-    channels = predictor.settings.model.channels
-    if channels != 1:
-        raise ModelError(location, "a network of 1 channel, which volumes have", channels)
+            expected = f"an empty folder or one of earlier predictions (with {RECORD_FILE})"
+            found = f"{target}, which would be overwritten"
+            remedy = "Give predictions a folder of their own."
+            raise SettingsError("OUT", expected, found, remedy)
 
 
 def _content_digest(location: str) -> str | None:

@@ -1,9 +1,8 @@
 """Free-response ROC (FROC) of lesion detections, by the rules of the BCS-DBT challenge.
 
 Follows the challenge's scorer (`evaluate` in duke_dbt_data.py, mazurowski-lab/duke-dbt-data; Buda et
-al., JAMA Network Open 2021): what a hit is, which box it hits, where the curve has its points, and how
-it is interpolated. Detections are matched volume by volume (`match_volume`); a curve over any volumes,
-each drawn once or several times, is then a sum over them.
+al., JAMA Network Open 2021) in what a hit is, which box it hits, and the curve's points and their
+interpolation. A curve is a sum over volumes, each counted once or several times.
 """
 
 from __future__ import annotations
@@ -42,16 +41,15 @@ class ScoredVolume:
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """What each volume contributes at each threshold; thresholds fall from column to column.
+    """What each volume contributes at each threshold, float64; thresholds fall along the columns.
 
-    There is one before any detection, one at the score of every hit, and one after the last detection.
+    They are infinity, the score of every hit, and minus infinity.
 
     Attributes:
       boxes: number of reference boxes [volume].
-      found: boxes hit by a detection of at least that score [volume, threshold].
-      false_positives: detections of at least that score that hit nothing [volume, threshold].
-      own: 1 where the volume has a hit of exactly that score, else 0 [volume, threshold]; all 1 in the
-        first and the last column.
+      found: boxes hit at or above the threshold [volume, threshold].
+      false_positives: detections at or above the threshold that hit nothing [volume, threshold].
+      own: 1 where the volume has a hit of that score, else 0 [volume, threshold]; 1 at infinities.
     """
 
     boxes: np.ndarray
@@ -95,13 +93,9 @@ def count(volumes: Sequence[ScoredVolume]) -> Counts:
     found, false_positives, own = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     own[:, [0, -1]] = 1
     for row, volume in enumerate(volumes):
-        missed = volume.scores[volume.hits < 0]
-        firsts = [
-            volume.scores[volume.hits == box].max()
-            for box in np.unique(volume.hits[volume.hits >= 0])
-        ]
-        false_positives[row] = _at_least(missed, thresholds)
-        found[row] = _at_least(np.array(firsts), thresholds)
+        false_positives[row] = (volume.scores[volume.hits < 0, None] >= thresholds).sum(axis=0)
+        for box in set(volume.hits[volume.hits >= 0]):
+            found[row] += volume.scores[volume.hits == box].max() >= thresholds
         own[row, np.isin(thresholds, hit_scores[row])] = 1
     boxes = np.array([volume.boxes for volume in volumes], float)
     return Counts(boxes, found, false_positives, own)
@@ -114,7 +108,7 @@ def curve(counts: Counts) -> tuple[np.ndarray, np.ndarray]:
 
 
 def score_names() -> tuple[str, ...]:
-    """Returns the names of the scores that `froc_scores` returns."""
+    """Returns the names of the scores of `froc_scores`."""
     at_rates = tuple(f"sensitivity_at_{rate:g}_fp_volumes_with_boxes" for rate in RATES)
     mean = "sensitivity_mean_volumes_with_boxes"
     return (*at_rates, mean, f"sensitivity_at_{RATE_OF_ALL:g}_fp_all_volumes")
@@ -129,9 +123,10 @@ def froc_scores(counts: Counts, weights: np.ndarray | None = None) -> np.ndarray
     NaN without boxes. `weights` says how often each volume counts [resample, volume]; once if None.
     """
     weights = np.ones((1, len(counts.boxes))) if weights is None else weights
-    of_positive = _interpolated(counts, np.where(counts.boxes > 0, weights, 0.0), RATES)
-    of_all = _interpolated(counts, weights, (RATE_OF_ALL,))
-    return np.column_stack([of_positive, of_positive.mean(axis=1), of_all])
+    with_boxes = np.where(counts.boxes > 0, weights, 0.0)
+    at_rates = np.array([np.interp(RATES, *points) for points in _curves(counts, with_boxes)])
+    of_all = [np.interp(RATE_OF_ALL, *points) for points in _curves(counts, weights)]
+    return np.column_stack([at_rates, at_rates.mean(axis=1), of_all])
 
 
 def volume_rows(volumes: Mapping[VolumeKey, ScoredVolume]) -> dict[str, dict[str, int]]:
@@ -150,10 +145,6 @@ def volume_rows(volumes: Mapping[VolumeKey, ScoredVolume]) -> dict[str, dict[str
     return rows
 
 
-def _interpolated(counts: Counts, weights: np.ndarray, rates: Sequence[float]) -> np.ndarray:
-    return np.array([np.interp(rates, *points) for points in _curves(counts, weights)])
-
-
 def _curves(counts: Counts, weights: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields the curve of each resample, with a point at each score of its own hits."""
     boxes, volumes = weights @ counts.boxes, weights.sum(axis=1)
@@ -164,8 +155,3 @@ def _curves(counts: Counts, weights: np.ndarray) -> Iterator[tuple[np.ndarray, n
             yield false_positives[row, kept] / volumes[row], found[row, kept] / boxes[row]
         else:
             yield np.full(2, math.nan), np.full(2, math.nan)
-
-
-def _at_least(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Returns how many scores reach each threshold."""
-    return len(scores) - np.searchsorted(np.sort(scores), thresholds, side="left")

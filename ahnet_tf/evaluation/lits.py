@@ -1,9 +1,9 @@
 """The measures of the Liver Tumor Segmentation challenge (LiTS) for one case.
 
 Follows the challenge's scorer (PatrickChrist/lits-challenge-scoring) on label maps with 0
-background, 1 liver, 2 tumour: the liver mask is label >= 1, the lesion mask label 2. Deliberate
-differences: a case without reference lesions is scored like any other; lesions keep their identity
-when they are merged; undefined values are NaN. Surface Dice and HD95 are not part of the challenge.
+background, 1 liver, 2 tumour: the liver mask is label >= 1, the lesion mask label 2. Unlike there, a
+case without reference lesions is scored like any other, lesions keep their identity when they are
+merged, and undefined values are NaN. Surface Dice and HD95 are not part of the challenge.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from preprocessing.errors import InputError
 LIVER, TUMOUR = 1, 2
 
 # Measures of one pair of masks, in the order of tables.
-OVERLAP_MEASURES = ("dice", "jaccard", "voe", "rvd")
-SURFACE_MEASURES = ("assd_mm", "rmsd_mm", "msd_mm")
 TOLERANCE_MEASURES = ("surface_dice", "hd95_mm")
+MEASURES = ("dice", "jaccard", "voe", "rvd", "assd_mm", "rmsd_mm", "msd_mm", *TOLERANCE_MEASURES)
 DETECTION_IOUS = (0.5, 0.0)
 TOLERANCE_MM = 2.0
 
@@ -42,16 +41,15 @@ class CaseScores:
     """The scores of one case; a summary needs nothing else.
 
     Attributes:
-      liver: overlap and surface measures of the liver mask.
+      liver: `MEASURES` of the liver mask.
       lesion_dice: Dice of the lesion mask.
       lesion_surface: surface Dice and HD95 of the lesion mask.
-      lesions: overlap and surface measures of each pair of lesions detected at IoU > 0.5.
-      predicted_lesions: number of 6-connected components in the prediction.
-      reference_lesions: number of 6-connected components in the reference.
+      lesions: `MEASURES` of each pair of lesions detected at IoU > 0.5.
+      predicted_lesions, reference_lesions: numbers of 6-connected components.
       detected_lesions: number of pairs above each IoU of `DETECTION_IOUS`.
       lesion_ious: IoU of each matched pair.
       voxels: sizes and intersections of the liver and lesion masks.
-      tumour_burden: lesion voxels / liver voxels of prediction and reference, and their error
+      tumour_burden: lesion voxels / liver voxels, predicted and reference, and their error
         (reference - prediction, the scorer's sign).
     """
 
@@ -79,9 +77,8 @@ def score_case(
       InputError: the shapes differ or are not three-dimensional.
     """
     if prediction.shape != reference.shape or reference.ndim != 3:
-        raise InputError(
-            "prediction and reference", f"one 3D shape, {reference.shape}", prediction.shape
-        )
+        expected = f"one 3D shape, {reference.shape}"
+        raise InputError("prediction and reference", expected, prediction.shape)
     boxes = ndimage.find_objects(((prediction > 0) | (reference > 0)).astype(np.uint8))
     box = boxes[0] if boxes else (slice(0, 1),) * 3
     prediction, reference = prediction[box], reference[box]
@@ -91,12 +88,10 @@ def score_case(
     pairs = match_lesions(predicted, true)
     detected = [pair for pair in pairs if pair.iou > DETECTION_IOUS[0]]
     voxels: dict[str, int] = {}
-    for name, masks in (("liver", liver), ("lesion", lesion)):
-        voxels |= {
-            f"{name}_predicted": int(np.count_nonzero(masks[0])),
-            f"{name}_reference": int(np.count_nonzero(masks[1])),
-            f"{name}_intersection": int(np.count_nonzero(masks[0] & masks[1])),
-        }
+    for name, (mask, true_mask) in (("liver", liver), ("lesion", lesion)):
+        voxels[f"{name}_predicted"] = np.count_nonzero(mask)
+        voxels[f"{name}_reference"] = np.count_nonzero(true_mask)
+        voxels[f"{name}_intersection"] = np.count_nonzero(mask & true_mask)
     burden = {
         kind: _ratio(voxels[f"lesion_{kind}"], voxels[f"liver_{kind}"])
         for kind in ("predicted", "reference")
@@ -117,8 +112,8 @@ def score_case(
 
 def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
     """Returns 2 |P and R| / (|P| + |R|) of two masks: 1 if both are empty, 0 if one is."""
-    sizes = int(np.count_nonzero(prediction)) + int(np.count_nonzero(reference))
-    return 2 * int(np.count_nonzero(prediction & reference)) / sizes if sizes else 1.0
+    sizes = np.count_nonzero(prediction) + np.count_nonzero(reference)
+    return 2 * np.count_nonzero(prediction & reference) / sizes if sizes else 1.0
 
 
 def mask_measures(
@@ -127,15 +122,14 @@ def mask_measures(
     spacing_mm: Sequence[float],
     tolerance_mm: float = TOLERANCE_MM,
 ) -> dict[str, float]:
-    """Returns the overlap and surface measures of two masks.
+    """Returns the `MEASURES` of two masks.
 
     jaccard = dice / (2 - dice); voe = 1 - jaccard; rvd = (|R| - |P|) / |P|, the scorer's sign (papers
-    often print the opposite one), NaN without a prediction; the surface measures as in
-    `symmetric_distances_mm` and `surface_dice_and_hd95`.
+    often print the opposite one), NaN without a prediction; the others as in `surface`.
     """
     overlap = dice(prediction, reference)
     jaccard = overlap / (2 - overlap)
-    predicted, true = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
+    predicted, true = np.count_nonzero(prediction), np.count_nonzero(reference)
     return {
         "dice": overlap,
         "jaccard": jaccard,
@@ -153,8 +147,7 @@ def match_lesions(predicted: np.ndarray, reference: np.ndarray) -> list[LesionPa
     prediction are merged. Each prediction then belongs to the (merged) reference it overlaps most;
     predictions of one reference are merged. Ties go to the lower component number.
 
-    Arrays hold component numbers [any axes], 0 for background. Pairs are in the order of their
-    reference. A component in no pair overlaps nothing, or lost what it overlaps to a greater overlap.
+    Arrays hold component numbers [any axes], 0 for background; pairs are in the reference's order.
     """
     both = (predicted > 0) & (reference > 0)
     predicted_ids, rows = np.unique(predicted[both], return_inverse=True)

@@ -13,9 +13,10 @@ from preprocessing.datasets.bcs_dbt import Tables, VolumeKey, read_tables
 from preprocessing.datasets.case import Case
 from preprocessing.datasets.detection_table import Detection, read_detections
 from preprocessing.datasets.discovery import find_cases
+from preprocessing.datasets.pairing import stem_of
 from preprocessing.errors import InputError, SettingsError
 from preprocessing.volumes.lesions import LesionBox
-from preprocessing.volumes.nifti import SUFFIXES, has_nifti_suffix
+from preprocessing.volumes.nifti import has_nifti_suffix
 
 
 @dataclass(frozen=True)
@@ -42,45 +43,38 @@ class MatchedTables:
     problems: list[str]
 
 
-def pair_up(
-    inputs: Sequence[str | Path], references: Sequence[str | Path]
-) -> tuple[list[Pair], list[str]]:
+def pair_up(inputs: Sequence[Path], references: Sequence[Path]) -> tuple[list[Pair], list[str]]:
     """Pairs predicted label maps with references by case.
 
     Single files are paired in the order given. In folders (but not their subfolders), the prediction
     of a case has the name that `python -m ahnet_tf.predict` gives it, or that of the case, its label
-    map or its image. Reference folders have the layouts of `find_cases`.
-
-    Returns:
-      The pairs, and a line for every missing or extra case.
+    map or its image. Reference folders have the layouts of `find_cases`. Also returns a line for every
+    missing or extra case.
 
     Raises:
       InputError: a path doesn't exist or holds no label maps.
       SettingsError: the numbers of files differ.
     """
-    predicted, true = [Path(path) for path in inputs], [Path(path) for path in references]
-    if all(path.is_file() for path in predicted + true):
-        if len(predicted) != len(true):
-            raise SettingsError(
-                "--input and --reference", f"as many files, {len(true)}", len(predicted)
-            )
-        stems = [_stem(path) for path in predicted]
-        names = stems if len(set(stems)) == len(stems) else list(map(str, predicted))
-        return [Pair(*files) for files in zip(names, predicted, true, strict=True)], []
-    predictions = _prediction_files(predicted)
-    cases = find_cases(true, need_labels=True)
+    if all(path.is_file() for path in (*inputs, *references)):
+        if len(inputs) != len(references):
+            expected = f"as many files, {len(references)}"
+            raise SettingsError("--input and --reference", expected, len(inputs))
+        stems = [stem_of(path) for path in inputs]
+        names = stems if len(set(stems)) == len(stems) else list(map(str, inputs))
+        return [Pair(*files) for files in zip(names, inputs, references, strict=True)], []
+    predictions = _prediction_files(inputs)
+    cases = find_cases(references, need_labels=True)
     if any(case.label_path for case in cases):
         # Images without label maps are no references; label maps without images are.
         cases = [case for case in cases if case.label_path]
     pairs, problems = [], []
     for case in cases:
         files = [path for path in (case.label_path, case.image_path) if path is not None]
-        names = [_stem(Path(prediction_name(case.case_id))), case.case_id, *map(_stem, files)]
+        names = [stem_of(Path(prediction_name(case.case_id))), case.case_id, *map(stem_of, files)]
         name = next((name for name in names if name in predictions), None)
         if name is None:
-            problems.append(
-                f"case {case.case_id}: expected a prediction named {names[0]}.nii.gz, found none"
-            )
+            expected = f"a prediction named {names[0]}.nii.gz"
+            problems.append(f"case {case.case_id}: expected {expected}, found none")
         else:
             image = case if case.label_path and case.image_path else None
             pairs.append(Pair(case.case_id, predictions.pop(name), files[0], image))
@@ -95,10 +89,7 @@ def with_images(pairs: Sequence[Pair], images: Sequence[str | Path]) -> list[Pai
     """Returns the pairs with the images that `--images` names.
 
     As many files as pairs are assigned in order. Otherwise an image belongs to the pair with its case
-    id, or with the prediction that is named after its case.
-
-    Raises:
-      InputError: see `preprocessing.datasets.discovery.find_cases`.
+    id, or with the prediction that is named after its case. Errors are those of `find_cases`.
     """
     cases = find_cases(images, need_labels=False)
     matched: Sequence[Case | None] = cases
@@ -142,11 +133,8 @@ def match_tables(inputs: Sequence[Path], references: Sequence[Path]) -> MatchedT
         else:
             boxes[key] = row.boxes if row is not None else []
     known = set(keys)
-    problems += [
-        f"{where}: expected a volume of the reference tables, found none with this row's names"
-        for key, where in places.items()
-        if key not in known
-    ]
+    expected = "expected a volume of the reference tables, found none with this row's names"
+    problems += [f"{where}: {expected}" for key, where in places.items() if key not in known]
     if not boxes and not problems:
         raise InputError(tables.folder, "volumes in the reference tables", "none")
     own = {key: detections.get(key, []) for key in boxes}
@@ -155,7 +143,6 @@ def match_tables(inputs: Sequence[Path], references: Sequence[Path]) -> MatchedT
 
 
 def _prediction_files(inputs: Sequence[Path]) -> dict[str, Path]:
-    """Returns the label maps by the stem of their names."""
     files: dict[str, Path] = {}
     for path in inputs:
         if not path.exists():
@@ -165,7 +152,7 @@ def _prediction_files(inputs: Sequence[Path]) -> dict[str, Path]:
         if not own:
             raise InputError(path, "predicted label maps (.nii, .nii.gz)", "none")
         for file in own:
-            twin = files.setdefault(_stem(file), file)
+            twin = files.setdefault(stem_of(file), file)
             if twin != file:
                 raise InputError(file, "one prediction per case", f"{twin} too")
     return files
@@ -185,8 +172,3 @@ def _reference_tables(references: Sequence[Path]) -> Tables:
         place = folder if is_folder else references[0]
         raise InputError(place, "a table of boxes whose name says so (boxes.csv)", "none")
     return tables
-
-
-def _stem(path: Path) -> str:
-    suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), "")
-    return path.name[: len(path.name) - len(suffix)]

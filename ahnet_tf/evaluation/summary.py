@@ -9,17 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ahnet_tf.evaluation.froc import ScoredVolume, count, froc_scores, score_names
-from ahnet_tf.evaluation.lits import (
-    DETECTION_IOUS,
-    OVERLAP_MEASURES,
-    SURFACE_MEASURES,
-    TOLERANCE_MEASURES,
-    CaseScores,
-)
+from ahnet_tf.evaluation.lits import DETECTION_IOUS, MEASURES, TOLERANCE_MEASURES, CaseScores
 from preprocessing.datasets.bcs_dbt import VolumeKey
 
 RESAMPLES = 9999
-CONFIDENCE = 0.95
+# Percentiles of the resamples that bound an interval of 95 %.
+INTERVAL = (2.5, 97.5)
 RMSE = "tumour_burden_rmse"
 # Resamples that are scored at a time, which bounds memory.
 _BATCH = 500
@@ -40,18 +35,14 @@ TABLE = (
 
 @dataclass(frozen=True)
 class _Ratio:
-    """A measure of the form sum(tops) / sum(bottoms) over cases; a bottom of 0 contributes nothing.
+    """A measure of the form sum(tops) / sum(bottoms) over cases; `if_none` if all bottoms are 0.
 
-    Attributes:
-      undefined: number of NaN values left out.
-      is_mean: whether the bottoms count values.
-      if_none: the measure's value if all bottoms are 0.
+    In a mean, the bottoms count values, and `undefined` counts the NaN values left out.
     """
 
     tops: Sequence[float]
     bottoms: Sequence[float]
-    undefined: int = 0
-    is_mean: bool = False
+    undefined: int | None = None
     if_none: float = math.nan
 
 
@@ -68,7 +59,7 @@ def bootstrap_intervals(
         [resample, measure].
       contributing: number of cases that each measure depends on [measure].
       cases: number of cases.
-      seed: of the random draws.
+      seed: seed of the random draws.
     """
     intervals = np.full((len(contributing), 2), np.nan)
     chosen = np.asarray(contributing) >= 2
@@ -80,46 +71,47 @@ def bootstrap_intervals(
         drawn = random.integers(0, cases, (min(_BATCH, RESAMPLES - start), cases))
         weights = np.array([np.bincount(row, minlength=cases) for row in drawn], np.float64)
         measures.append(statistic(weights)[:, chosen])
-    tail = 100 * (1 - CONFIDENCE) / 2
-    percentiles = np.nanpercentile(np.concatenate(measures), (tail, 100 - tail), axis=0)
-    intervals[chosen] = percentiles.T
+    intervals[chosen] = np.nanpercentile(np.concatenate(measures), INTERVAL, axis=0).T
     return intervals
 
 
 def summarise(
     cases: Iterable[CaseScores], seed: int | None = None
 ) -> dict[str, dict[str, float | int]]:
-    """Returns the LiTS scores of a data set, by measure.
+    """Returns the LiTS scores of a data set: {"value", "defined", "undefined", "low", "high"} by measure.
 
-    Lesion measures (lesion_dice, lesion_voe, ...) are means over the lesions detected at IoU > 0.5,
-    lesion_..._per_case and the liver measures means over cases. Precision and recall sum
-    TP = detected, FP = predicted - detected and FN = reference - detected over all cases and are 0
-    without a denominator. The tumour burden's maximal error is the largest of the signed errors
-    reference - prediction; it has no bootstrap interval.
-
-    Returns for each measure {"value", "defined", "undefined", "low", "high"}: its value over the
-    defined values, their number, the number of NaN values, and the 95 % interval (NaN without a seed).
+    These are its value over the defined values, their number, the number of NaN values, and the 95 %
+    interval (NaN without a seed). Lesion measures (lesion_dice, lesion_voe, ...) are means over the
+    lesions detected at IoU > 0.5, lesion_..._per_case and the liver measures means over cases.
+    Precision and recall sum TP = detected, FP = predicted - detected and FN = reference - detected
+    over all cases and are 0 without a denominator. The tumour burden's maximal error is the largest
+    of the signed errors reference - prediction; it has no interval.
     """
     cases = list(cases)
     ratios = _ratios(cases)
+    tops, bottoms = (
+        np.array([getattr(ratio, part) for ratio in ratios.values()], np.float64).T
+        for part in ("tops", "bottoms")
+    )
+
+    def measures(weights: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (weights @ tops) / (weights @ bottoms)
+
     intervals = np.full((len(ratios), 2), math.nan)
-    if seed is not None and cases:
-        intervals = _intervals(list(ratios.values()), seed)
+    if seed is not None:
+        contributing = (bottoms > 0).sum(axis=0)
+        intervals = bootstrap_intervals(measures, contributing, len(cases), seed)
     summary: dict[str, dict[str, float | int]] = {}
     for (name, ratio), (low, high) in zip(ratios.items(), intervals.tolist(), strict=True):
         bottom = sum(ratio.bottoms)
         value = sum(ratio.tops) / bottom if bottom else ratio.if_none
         defined, undefined = int(bottom), ratio.undefined
-        if not ratio.is_mean:
+        if undefined is None:
             undefined = int(math.isnan(value))
             defined = 1 - undefined
-        summary[name] = {
-            "value": value,
-            "defined": defined,
-            "undefined": undefined,
-            "low": low,
-            "high": high,
-        }
+        summary[name] = {"value": value, "defined": defined, "undefined": undefined}
+        summary[name] |= {"low": low, "high": high}
     for key in ("value", "low", "high"):
         summary[RMSE][key] = math.sqrt(summary[RMSE][key])
     errors = [case.tumour_burden["error"] for case in cases]
@@ -135,10 +127,8 @@ def case_row(scores: CaseScores) -> dict[str, float | int]:
     names = [name for name in summary if name.startswith(("lesion_", "liver_"))]
     row = {name: summary[name]["value"] for name in names if not name.endswith("_global")}
     row["liver_dice"] = row.pop("liver_dice_per_case")
-    row |= {
-        "reference_lesions": scores.reference_lesions,
-        "predicted_lesions": scores.predicted_lesions,
-    }
+    row["reference_lesions"] = scores.reference_lesions
+    row["predicted_lesions"] = scores.predicted_lesions
     row |= {f"detected_iou_over_{iou:g}": n for iou, n in scores.detected_lesions.items()}
     row |= {f"tumour_burden_{kind}": value for kind, value in scores.tumour_burden.items()}
     return row | {f"voxels_{name}": count for name, count in scores.voxels.items()}
@@ -167,17 +157,6 @@ def summarise_detections(
     }
 
 
-def _intervals(ratios: Sequence[_Ratio], seed: int) -> np.ndarray:
-    tops = np.array([ratio.tops for ratio in ratios], np.float64).T
-    bottoms = np.array([ratio.bottoms for ratio in ratios], np.float64).T
-
-    def measures(weights: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return (weights @ tops) / (weights @ bottoms)
-
-    return bootstrap_intervals(measures, (bottoms > 0).sum(axis=0), len(tops), seed)
-
-
 def _ratios(cases: Sequence[CaseScores]) -> dict[str, _Ratio]:
     """Returns every measure but the largest error, in the order of tables."""
     predicted = [case.predicted_lesions for case in cases]
@@ -187,21 +166,18 @@ def _ratios(cases: Sequence[CaseScores]) -> dict[str, _Ratio]:
         "lesion_dice_global": _dice_global(cases, "lesion"),
     }
     for name in TOLERANCE_MEASURES:
-        values = [[case.lesion_surface[name]] for case in cases]
-        ratios[f"lesion_{name}_per_case"] = _mean(values)
+        ratios[f"lesion_{name}_per_case"] = _mean([[case.lesion_surface[name]] for case in cases])
     for iou in DETECTION_IOUS:
         detected = [case.detected_lesions[iou] for case in cases]
-        ratios |= {
-            f"lesion_precision_iou_over_{iou:g}": _Ratio(detected, predicted, if_none=0.0),
-            f"lesion_recall_iou_over_{iou:g}": _Ratio(detected, reference, if_none=0.0),
-        }
-    measures = OVERLAP_MEASURES + SURFACE_MEASURES + TOLERANCE_MEASURES
-    for name in measures:
+        over = f"iou_over_{iou:g}"
+        ratios[f"lesion_precision_{over}"] = _Ratio(detected, predicted, if_none=0.0)
+        ratios[f"lesion_recall_{over}"] = _Ratio(detected, reference, if_none=0.0)
+    for name in MEASURES:
         values = [[lesion[name] for lesion in case.lesions] for case in cases]
         ratios[f"lesion_{name}"] = _mean(values)
     ratios["liver_dice_per_case"] = _mean([[case.liver["dice"]] for case in cases])
     ratios["liver_dice_global"] = _dice_global(cases, "liver")
-    for name in measures[1:]:
+    for name in MEASURES[1:]:
         ratios[f"liver_{name}"] = _mean([[case.liver[name]] for case in cases])
     ratios[RMSE] = _mean([[case.tumour_burden["error"] ** 2] for case in cases])
     return ratios
@@ -210,9 +186,8 @@ def _ratios(cases: Sequence[CaseScores]) -> dict[str, _Ratio]:
 def _mean(values: Sequence[Sequence[float]]) -> _Ratio:
     """Returns the mean of all values of all cases that are not NaN."""
     defined = [[value for value in own if not math.isnan(value)] for own in values]
-    counts = [len(own) for own in defined]
-    undefined = sum(map(len, values)) - sum(counts)
-    return _Ratio([math.fsum(own) for own in defined], counts, undefined, is_mean=True)
+    counts = list(map(len, defined))
+    return _Ratio(list(map(math.fsum, defined)), counts, sum(map(len, values)) - sum(counts))
 
 
 def _dice_global(cases: Sequence[CaseScores], organ: str) -> _Ratio:

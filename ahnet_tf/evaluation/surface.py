@@ -1,9 +1,8 @@
 """Distances between the surfaces of two masks: measures of LiTS, surface Dice, HD95.
 
-There are two definitions of a surface. LiTS takes the voxels at a mask's border, each with the same
-weight. Surface Dice and HD95 take the elements of a marching-cubes surface between the voxels,
-weighted by area, as google-deepmind/surface-distance defines them (Nikolov et al. 2018,
-arXiv 1809.04430), which is fair to anisotropic voxels.
+The surface of LiTS consists of the voxels at a mask's border, all of the same weight. That of surface
+Dice and HD95 consists of marching-cubes elements between the voxels, weighted by area, as in
+google-deepmind/surface-distance (Nikolov et al. 2018, arXiv 1809.04430).
 
 Masks are bool [any 3 axes], and spacings in mm are along these axes.
 """
@@ -26,14 +25,15 @@ def surface_distances_mm(
     """Returns the distance of every surface voxel of one mask to the nearest of the other.
 
     Surface voxels have a background voxel among their 18 neighbours; outside the array is
-    background (Heimann et al. 2009; surface.py of lits-challenge-scoring).
-
-    Returns:
-      (prediction to reference, reference to prediction), float64 distances in mm; both empty if
-      either mask is.
+    background (Heimann et al. 2009; surface.py of lits-challenge-scoring). The distances in mm,
+    float64, are those from prediction to reference and back; both empty if either mask is.
     """
-    predicted_mm = _surface_points_mm(prediction, spacing_mm)
-    reference_mm = _surface_points_mm(reference, spacing_mm)
+    neighbours = ndimage.generate_binary_structure(3, 2)
+    predicted_mm, reference_mm = (
+        np.argwhere(mask & ~ndimage.binary_erosion(mask, neighbours))
+        * np.asarray(spacing_mm, float)
+        for mask in (prediction, reference)
+    )
     if len(predicted_mm) == 0 or len(reference_mm) == 0:
         return np.empty(0), np.empty(0)
     return _nearest_mm(predicted_mm, reference_mm), _nearest_mm(reference_mm, predicted_mm)
@@ -49,7 +49,7 @@ def symmetric_distances_mm(
     """
     distances = np.concatenate(surface_distances_mm(prediction, reference, spacing_mm))
     if len(distances) == 0:
-        return {"assd_mm": math.nan, "rmsd_mm": math.nan, "msd_mm": math.nan}
+        return dict.fromkeys(("assd_mm", "rmsd_mm", "msd_mm"), math.nan)
     return {
         "assd_mm": float(distances.mean()),
         "rmsd_mm": float(np.sqrt(np.mean(distances**2))),
@@ -85,44 +85,31 @@ def _percentile(distances: np.ndarray, areas: np.ndarray) -> float:
     """Returns the smallest distance within which at least 95 % of the area lies."""
     order = np.argsort(distances)
     shares = np.cumsum(areas[order]) / areas.sum()
-    return float(distances[order[min(int(np.searchsorted(shares, 0.95)), len(order) - 1)]])
+    last = min(int(np.searchsorted(shares, 0.95)), len(order) - 1)
+    return float(distances[order[last]])
 
 
 def _surface_elements(
     mask: np.ndarray, spacing_mm: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the positions and areas in mm^2 of a mask's surface elements.
+    """Returns the positions in mm and the areas in mm^2 of a mask's surface elements.
 
     An element lies between eight voxels, some inside and some outside, whose bits make up a code;
     its area is that of the marching-cubes triangles of the code.
     """
-    boxes = ndimage.find_objects(mask.astype(np.uint8))
-    if not boxes:
-        return np.empty((0, 3)), np.empty(0)
-    codes = np.pad(mask[boxes[0]], 1).view(np.uint8)
+    codes = np.pad(mask, 1).view(np.uint8)
     codes = 2 * codes[:, :, :-1] + codes[:, :, 1:]
     codes = 4 * codes[:, :-1] + codes[:, 1:]
     codes = 16 * codes[:-1] + codes[1:]
     surface = (codes != 0) & (codes != 255)
     areas = _areas_by_code(tuple(map(float, spacing_mm)))[codes[surface]]
-    origin = [axis.start for axis in boxes[0]]
-    return (np.argwhere(surface) + origin) * np.asarray(spacing_mm, np.float64), areas
+    return np.argwhere(surface) * np.asarray(spacing_mm, float), areas
 
 
 # Cached: a case with many lesions needs the table for each of them.
 @functools.lru_cache(maxsize=4)
 def _areas_by_code(spacing_mm: tuple[float, ...]) -> np.ndarray:
     return create_table_neighbour_code_to_surface_area(spacing_mm)
-
-
-def _surface_points_mm(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
-    boxes = ndimage.find_objects(mask.astype(np.uint8))
-    if not boxes:
-        return np.empty((0, 3))
-    inside = mask[boxes[0]]
-    surface = inside & ~ndimage.binary_erosion(inside, ndimage.generate_binary_structure(3, 2))
-    origin = [axis.start for axis in boxes[0]]
-    return (np.argwhere(surface) + origin) * np.asarray(spacing_mm, np.float64)
 
 
 def _nearest_mm(points_mm: np.ndarray, others_mm: np.ndarray) -> np.ndarray:

@@ -30,19 +30,13 @@ from preprocessing.volumes.nifti import write_image, write_on_grid
 LESION_FILE = "lesions.csv"
 RECORD_FILE = "prediction.json"
 
-# StudyUID and View of a case that no table of its data set contains.
-_NO_TABLE = "-"
-_LITS_CASE = re.compile(r"^volume-(\d+)$")
-# Entries of the record that may differ between two runs with the same predictions.
-_NOT_COMPARED = ("cases", "input")
-
 
 def prediction_name(case_id: str) -> str:
     """Returns the file name of a case's label map; `python -m ahnet_tf.evaluate` looks for it.
 
     LiTS' volume-3 gives segmentation-3.nii.gz, every other case CASE.nii.gz.
     """
-    lits = _LITS_CASE.match(case_id)
+    lits = re.fullmatch(r"volume-(\d+)", case_id)
     return f"segmentation-{lits[1]}.nii.gz" if lits else f"{case_id}.nii.gz"
 
 
@@ -57,17 +51,16 @@ def predict_case(
     allow: Collection[str] = (),
     debug: bool = False,
 ) -> dict[str, Any]:
-    """Predicts a case and writes its outputs; returns its entry of the record.
+    """Predicts a case with an image and writes its outputs; returns its entry of the record.
 
-    An error of the case itself is printed and recorded, not raised.
+    An error of the case itself is printed and recorded, and only raised with `debug`.
 
     Args:
-      case: a case with an image.
+      case: the case.
       predictor: the network.
-      settings: of the prediction.
+      settings: settings of the prediction.
       output: folder of the predictions.
-      draw: draws the case, its volume and label map [x, y, z]; returns the picture's name in the
-        folder.
+      draw: draws a case with its label map [x, y, z]; returns the picture's name in `output`.
       dicom_seg: also write a DICOM SEG that names this software; the image must be DICOM.
       allow: names of `preprocessing.errors.ALLOWANCES`.
       debug: raise every error.
@@ -84,15 +77,13 @@ def predict_case(
         source = read_case_source(case, allow=allow) if dicom_seg else None
         volume = read_case_image(case, allow=allow)
         segmentation = _segmented(case, volume, predictor, settings)
-        task = predictor.settings.task
+        labels, task = segmentation.labels, predictor.settings.task
         names = _write_volumes(case, volume, segmentation, task, output)
         if dicom_seg is not None and source is not None:
             names.append(f"dicom_seg/{case.case_id}.dcm")
-            write_segmentation(
-                output / names[-1], segmentation.labels, task.class_names, source, dicom_seg
-            )
+            write_segmentation(output / names[-1], labels, task.class_names, source, dicom_seg)
         if draw is not None:
-            names.append(draw(case, volume, segmentation.labels))
+            names.append(draw(case, volume, labels))
     except (InputError, OSError) as error:
         if debug or (isinstance(error, OSError) and error.errno in DISK_FULL):
             raise
@@ -101,18 +92,19 @@ def predict_case(
         print(f"error: {problem}", file=sys.stderr)
         return entry | {"status": "failed", "problem": problem}
     seconds = round(time.perf_counter() - start, 2)
-    volumes_ml = _volumes_ml(segmentation.labels, task, volume.affine)
+    voxel_ml = float(np.prod(spacing_mm(volume.affine))) / 1000
+    voxels = np.bincount(labels.ravel(), minlength=len(task.class_names)).tolist()
+    volumes_ml = {
+        name: round(count * voxel_ml, 3)
+        for name, count in zip(task.class_names[1:], voxels[1:], strict=True)
+    }
     found = ", ".join(f"{name} {ml:,.1f} ml" for name, ml in volumes_ml.items())
     if task.target == "heat_map":
         found += f", {len(segmentation.lesions)} in the table"
         entry["lesions"] = [dataclasses.asdict(lesion) for lesion in segmentation.lesions]
     print(f"{case.case_id}: {output / names[0]} ({found}; {seconds:.1f} s)")
-    return entry | {
-        "status": "predicted",
-        "outputs": names,
-        "volumes_ml": volumes_ml,
-        "seconds": seconds,
-    }
+    entry |= {"status": "predicted", "outputs": names}
+    return entry | {"volumes_ml": volumes_ml, "seconds": seconds}
 
 
 def write_record(
@@ -134,12 +126,14 @@ def write_record(
     """
     done = [(case, entries[case.case_id]) for case in cases if case.case_id in entries]
     write_json(output / RECORD_FILE, record | {"cases": [entry for _, entry in done]})
+    rows = []
+    for case, entry in done:
+        key = (case.case_id, "-", case.view or "-")
+        # Cases have boxes only from tables; their identifiers are then PatientID and StudyUID.
+        if case.boxes is not None and len(case.identifiers) == 2:
+            key = (*case.identifiers, case.view)
+        rows += [(key, Detection(**lesion)) for lesion in entry.get("lesions", ())]
     if any("lesions" in entry for _, entry in done):
-        rows = [
-            (_table_key(case), Detection(**lesion))
-            for case, entry in done
-            for lesion in entry.get("lesions", ())
-        ]
         write_detections(output / LESION_FILE, rows)
 
 
@@ -149,7 +143,6 @@ def finished_cases(
     """Returns the entries of cases that an earlier run into the same folder finished, by case id.
 
     A case is finished if the record says so, all its outputs exist and its image has not changed.
-    `record` and `cases` are those of the run that resumes.
 
     Raises:
       SettingsError: the earlier run had another model or other settings.
@@ -164,15 +157,12 @@ def finished_cases(
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(path, "the record of an earlier run", error) from None
     now = json.loads(json.dumps(record))
-    names = sorted((now.keys() | earlier.keys()) - set(_NOT_COMPARED))
+    names = sorted((now.keys() | earlier.keys()) - {"cases", "input"})
     changed = [name for name in names if earlier.get(name) != now.get(name)]
     if changed:
-        raise SettingsError(
-            "--resume",
-            f"the model and settings of the earlier run in {output}",
-            f"other {', '.join(changed)}",
-            "Leave --resume out to predict all cases again, or give another folder OUT.",
-        )
+        expected = f"the model and settings of the earlier run in {output}"
+        remedy = "Leave --resume out to predict all cases again, or give another folder OUT."
+        raise SettingsError("--resume", expected, f"other {', '.join(changed)}", remedy)
     return {
         case.case_id: entry
         for case in cases
@@ -209,23 +199,6 @@ def _write_volumes(
         else:
             write_on_grid(output / name, each, like=case.path)
     return names
-
-
-def _volumes_ml(labels: np.ndarray, task: Task, affine: np.ndarray) -> dict[str, float]:
-    """Returns the volume of each foreground class in ml."""
-    voxel_ml = float(np.prod(spacing_mm(affine))) / 1000
-    counts = np.bincount(labels.ravel(), minlength=len(task.class_names))
-    return {
-        class_name: round(float(count) * voxel_ml, 3)
-        for class_name, count in zip(task.class_names[1:], counts[1:], strict=True)
-    }
-
-
-def _table_key(case: Case) -> tuple[str, str, str]:
-    # Cases have boxes only from tables; their identifiers are then PatientID and StudyUID.
-    if case.boxes is not None and len(case.identifiers) == 2:
-        return (*case.identifiers, case.view)
-    return (case.case_id, _NO_TABLE, case.view or _NO_TABLE)
 
 
 def _image_state(image: Path) -> str:

@@ -11,7 +11,6 @@ import numpy as np
 
 from ahnet_tf.inference.predictor import Predictor
 from preprocessing.errors import ModelError, SettingsError
-from preprocessing.tasks import Task
 
 # Tensors are [batch, z, y, x, channel].
 _AXES = {"z": 1, "y": 2, "x": 3}
@@ -21,7 +20,7 @@ def mean_predictor(predictors: Sequence[Predictor], names: Sequence[object]) -> 
     """Returns a predictor of the mean of several networks' probabilities; `names` are for messages.
 
     Raises:
-      ModelError: they differ in task, window or channels; names the model and the difference.
+      ModelError: they differ in task, window or channels.
     """
     first = predictors[0]
     expected = _common_settings(first)
@@ -43,16 +42,15 @@ def mean_predictor(predictors: Sequence[Predictor], names: Sequence[object]) -> 
 
 
 def flipped_predictor(predictor: Predictor, axes: str) -> Predictor:
-    """Returns a predictor of the mean over every window and its mirror images.
+    """Returns a predictor of the mean over a window and its mirror images, mirrored back.
 
-    Each prediction is mirrored back before the mean; two axes, "xy" for example, give four. Without
-    axes it is the predictor itself.
+    Two axes, "xy" for example, give four predictions per window.
 
     Raises:
-      SettingsError: another letter, or one twice.
+      SettingsError: see `flip_axes`.
     """
     flips = flip_axes(axes)
-    if len(flips) == 1:
+    if not axes:
         return predictor
 
     def predict(windows: np.ndarray) -> np.ndarray:
@@ -83,6 +81,7 @@ def _common_settings(predictor: Predictor) -> dict[str, object]:
     """Returns what the members of an ensemble must agree in, by name."""
     settings = predictor.settings
     task = {
-        f"task's {field.name}": getattr(settings.task, field.name) for field in attrs.fields(Task)
+        f"task's {name}": value
+        for name, value in attrs.asdict(settings.task, recurse=False).items()
     }
     return task | {"window": settings.window_shape_zyx, "channels": settings.model.channels}

@@ -22,8 +22,8 @@ class DetectionSettings:
     """Which peaks of a heat map are lesions.
 
     Attributes:
-      threshold: lowest peak, above 0 and up to 1. Low by default: FROC evaluates all thresholds, and
-        a lesion missing from the table is missed at every one of them.
+      threshold: lowest peak, above 0 and up to 1. Low by default, because FROC evaluates all
+        thresholds.
       most: lesions per volume; the highest peaks are kept.
       minimum_distance_mm: of two peaks closer than this, the lower one is removed. The BCS-DBT scorer
         counts a detection within 100 pixels (8.5 mm) as a hit.
@@ -60,10 +60,17 @@ def detect_lesions(
       settings: threshold, number and distance; the defaults if None.
     """
     settings = settings or DetectionSettings()
+    spacing = np.asarray(spacing_mm)
     peaks, scores = _peaks(heat_map, settings.threshold)
-    kept = _kept(peaks, scores, np.asarray(spacing_mm), settings)
+    kept: list[int] = []
+    left = np.arange(len(scores))
+    while left.size and len(kept) < settings.most:
+        highest, left = int(left[0]), left[1:]
+        kept.append(highest)
+        away_mm = np.linalg.norm((peaks[left] - peaks[highest]) * spacing, axis=1)
+        left = left[away_mm >= settings.minimum_distance_mm]
     return [
-        _lesion(heat_map, number, peaks[kept], float(scores[peak]), np.asarray(spacing_mm))
+        _lesion(heat_map, number, peaks[kept], float(scores[peak]), spacing)
         for number, peak in enumerate(kept)
     ]
 
@@ -90,28 +97,10 @@ def _middles(plateaus: np.ndarray, count: int) -> np.ndarray:
     """Returns the voxel nearest to the centre of each labelled plateau, [plateau, axis]."""
     voxels = np.argwhere(plateaus)
     numbers = plateaus[tuple(voxels.T)]
-    voxels = voxels[np.argsort(numbers, kind="stable")]
-    sizes = np.bincount(numbers, minlength=count + 1)[1:]
-    first = np.cumsum(sizes) - sizes
-    middles = voxels[first]
-    for plateau in np.flatnonzero(sizes > 1):
-        own = voxels[first[plateau] : first[plateau] + sizes[plateau]]
-        middles[plateau] = own[np.square(own - own.mean(axis=0)).sum(axis=1).argmin()]
-    return middles
-
-
-def _kept(
-    peaks: np.ndarray, scores: np.ndarray, spacing_mm: np.ndarray, settings: DetectionSettings
-) -> list[int]:
-    """Returns the indices of the peaks that non-maximum suppression keeps, the highest first."""
-    kept: list[int] = []
-    left = np.arange(len(scores))
-    while left.size and len(kept) < settings.most:
-        highest, left = int(left[0]), left[1:]
-        kept.append(highest)
-        away_mm = np.linalg.norm((peaks[left] - peaks[highest]) * spacing_mm, axis=1)
-        left = left[away_mm >= settings.minimum_distance_mm]
-    return kept
+    centres = np.array(ndimage.center_of_mass(plateaus > 0, plateaus, np.arange(1, count + 1)))
+    off_centre = np.square(voxels - centres[numbers - 1]).sum(axis=1)
+    voxels = voxels[np.lexsort((off_centre, numbers))]
+    return voxels[np.searchsorted(np.sort(numbers), np.arange(1, count + 1))]
 
 
 def _lesion(

@@ -15,11 +15,9 @@ ORGAN = 1
 
 
 def keep_largest_component(labels: np.ndarray) -> np.ndarray:
-    """Returns a label map with the largest 6-connected foreground region only.
+    """Returns a label map [any axes] with the largest 6-connected foreground region only.
 
-    Args:
-      labels: label values [any axes]; all values above 0 are one foreground, so tumours are kept if
-        they touch the largest organ region.
+    All values above 0 are one foreground, so tumours that touch the largest organ region are kept.
     """
     regions, count = ndimage.label(labels > 0)
     if count < 2:
@@ -30,11 +28,7 @@ def keep_largest_component(labels: np.ndarray) -> np.ndarray:
 
 
 def keep_lesions_in_organ(labels: np.ndarray) -> np.ndarray:
-    """Returns a label map without the lesions that have no 6-neighbour in the organ.
-
-    Args:
-      labels: label values [x, y, z], 1 in the organ and higher in lesions.
-    """
+    """Returns a label map [x, y, z] without the lesions that have no 6-neighbour in the organ."""
     regions, count = ndimage.label(labels > ORGAN)
     return _without(labels, regions, ~_touches(regions, count, labels == ORGAN), 0)
 
@@ -42,16 +36,10 @@ def keep_lesions_in_organ(labels: np.ndarray) -> np.ndarray:
 def remove_small_lesions(
     labels: np.ndarray, classes: int, voxel_mm3: float, smallest_mm3: float
 ) -> np.ndarray:
-    """Returns a label map without the lesions that are smaller than a volume.
+    """Returns a label map [x, y, z] without the lesions below the volume `smallest_mm3`.
 
     A removed lesion becomes organ if it touches the organ, which leaves no holes in it, and
-    background otherwise.
-
-    Args:
-      labels: label values [x, y, z].
-      classes: number of classes, background included; with two, class 1 is the lesion.
-      voxel_mm3: volume of a voxel.
-      smallest_mm3: volume of the smallest lesion that is kept.
+    background otherwise. The number of classes includes the background.
     """
     organ = classes > 2
     regions, count = ndimage.label(labels > ORGAN if organ else labels > 0)
@@ -71,19 +59,14 @@ def check_has_organ(classes: int) -> None:
       SettingsError: a task of two classes has none.
     """
     if classes < 3:
-        raise SettingsError(
-            "--lesions-in-organ", "a task of an organ and its lesions", "a task without an organ"
-        )
+        expected = "a task of an organ and its lesions"
+        raise SettingsError("--lesions-in-organ", expected, "a task without an organ")
 
 
 def _touches(regions: np.ndarray, count: int, organ: np.ndarray) -> np.ndarray:
     """Returns for each region number, 0 included, whether it has a 6-neighbour in the organ."""
     touching = np.zeros(count + 1, bool)
-    for axis in range(regions.ndim):
-        lower = tuple(slice(None, -1 if at == axis else None) for at in range(regions.ndim))
-        upper = tuple(slice(1 if at == axis else None, None) for at in range(regions.ndim))
-        for own, other in ((lower, upper), (upper, lower)):
-            touching[regions[own][organ[other]]] = True
+    touching[regions[ndimage.binary_dilation(organ)]] = True
     return touching
 
 
@@ -91,8 +74,7 @@ def _without(
     labels: np.ndarray, regions: np.ndarray, removed: np.ndarray, value: int
 ) -> np.ndarray:
     """Returns labels with `value` in the regions whose entry in `removed` is True."""
-    removed = removed.copy()
-    removed[0] = False
+    removed = removed & (np.arange(len(removed)) > 0)
     if not removed.any():
         return labels
     return np.where(removed[regions], value, labels).astype(labels.dtype)

@@ -45,7 +45,7 @@ class ExportSettings:
       task: classes, intensity window, spacing and dtype of the volumes it was trained on.
       model: the network's configuration.
       window_shape_zyx: window size in voxels to predict with; the result depends on it.
-      versions: versions of the software that exported it, by package name.
+      versions: versions of the exporting software by package name.
       precision: "float32" or "bfloat16" arithmetic; probabilities are float32 in either case.
     """
 
@@ -98,8 +98,7 @@ class Predictor:
       settings: what it was trained for.
       predict: maps raw intensities [batch, z, y, x, channel] of any numeric dtype to float32
         probabilities [batch, z, y, x, class].
-      in_flight: useful number of concurrent calls of `predict`: more than one hides the latency of a
-        server.
+      in_flight: useful number of concurrent calls of `predict`; more than 1 for a server.
     """
 
     settings: ExportSettings
@@ -110,9 +109,8 @@ class Predictor:
 def open_predictor(location: str | Path) -> Predictor:
     """Opens the network at `location`.
 
-    Args:
-      location: a SavedModel folder, a folder of numbered SavedModel versions (the highest is
-        taken), a checkpoint folder (`model.json`), or HOST:PORT or HOST:PORT/MODEL of a server.
+    That is a SavedModel folder, a folder of numbered SavedModel versions (the highest is taken), a
+    checkpoint folder (`model.json`), or HOST:PORT or HOST:PORT/MODEL of a server.
 
     Raises:
       ModelError: no model there, or a SavedModel that this project did not export.
@@ -120,13 +118,14 @@ def open_predictor(location: str | Path) -> Predictor:
     """
     folder = Path(location)
     if not folder.exists() and is_address(str(location)):
-        return _open_remote(str(location))
+        clients = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+        if not clients:
+            expected = f"an installed client (entry point group {ENTRY_POINT_GROUP})"
+            raise ServingError(location, expected, "none", "Install it: pip install -e .")
+        return next(iter(clients)).load()(str(location))
     if not folder.is_dir():
-        raise ModelError(
-            location,
-            "a SavedModel folder, a checkpoint folder or HOST:PORT",
-            "a file" if folder.exists() else "nothing there",
-        )
+        found = "a file" if folder.exists() else "nothing there"
+        raise ModelError(location, "a SavedModel or checkpoint folder, or HOST:PORT", found)
     if (folder / "model.json").is_file():
         return _open_checkpoint(folder)
     return _open_saved_model(_newest_version(folder))
@@ -141,29 +140,19 @@ def _newest_version(folder: Path) -> Path:
     """Returns the SavedModel folder itself, or the highest numbered one in it."""
     if (folder / "saved_model.pb").is_file():
         return folder
-    versions = [
-        child
-        for child in folder.iterdir()
-        if child.name.isdigit() and (child / "saved_model.pb").is_file()
-    ]
-    if not versions:
-        raise ModelError(
-            folder,
-            "saved_model.pb, numbered versions of it, or model.json of a checkpoint",
-            ", ".join(sorted(child.name for child in folder.iterdir())[:5]) or "an empty folder",
-        )
-    return max(versions, key=lambda child: int(child.name))
+    files = [file for file in folder.glob("*/saved_model.pb") if file.parent.name.isdigit()]
+    if not files:
+        found = ", ".join(sorted(child.name for child in folder.iterdir())[:5])
+        expected = "saved_model.pb, numbered versions of it, or model.json of a checkpoint"
+        raise ModelError(folder, expected, found or "an empty folder")
+    return max((file.parent for file in files), key=lambda version: int(version.name))
 
 
 def _open_saved_model(folder: Path) -> Predictor:
     path = folder / SETTINGS_FILE
     if not path.is_file():
-        raise ModelError(
-            folder,
-            f"a SavedModel with {SETTINGS_FILE}",
-            "none",
-            "It was exported by another program; export it with python -m serving.export.",
-        )
+        remedy = "It was exported by another program; export it with python -m serving.export."
+        raise ModelError(folder, f"a SavedModel with {SETTINGS_FILE}", "none", remedy)
     settings = settings_from_json(path.read_bytes(), path)
     import tensorflow as tf
 
@@ -171,21 +160,15 @@ def _open_saved_model(folder: Path) -> Predictor:
         model = tf.saved_model.load(str(folder))
     except (OSError, ValueError, tf.errors.OpError) as error:
         raise ModelError(folder, "a readable SavedModel", error) from None
+    expected = f"the signature {PREDICT_SIGNATURE}({IMAGE_INPUT}) -> {PROBABILITIES_OUTPUT}"
+    remedy = "Export it again with python -m serving.export."
     if PREDICT_SIGNATURE not in model.signatures:
-        raise ModelError(
-            folder,
-            f"a signature {PREDICT_SIGNATURE!r}",
-            ", ".join(model.signatures) or "no signature",
-            "Export it again with python -m serving.export.",
-        )
+        raise ModelError(folder, expected, ", ".join(model.signatures) or "no signature", remedy)
     signature = model.signatures[PREDICT_SIGNATURE]
-    inputs = signature.structured_input_signature[1]
-    if list(inputs) != [IMAGE_INPUT] or PROBABILITIES_OUTPUT not in signature.structured_outputs:
-        raise ModelError(
-            folder,
-            f"the signature {PREDICT_SIGNATURE}({IMAGE_INPUT}) -> {PROBABILITIES_OUTPUT}",
-            f"({', '.join(inputs)}) -> {', '.join(signature.structured_outputs)}",
-        )
+    inputs, outputs = signature.structured_input_signature[1], signature.structured_outputs
+    if list(inputs) != [IMAGE_INPUT] or PROBABILITIES_OUTPUT not in outputs:
+        found = f"({', '.join(inputs)}) -> {', '.join(outputs)}"
+        raise ModelError(folder, expected, found, remedy)
 
     def predict(windows: np.ndarray) -> np.ndarray:
         image = tf.constant(check_channels(windows, settings, folder), tf.float32)
@@ -197,13 +180,9 @@ def _open_saved_model(folder: Path) -> Predictor:
 
 
 def load_checkpoint(folder: str | Path) -> tuple[tf.keras.Model, ExportSettings]:
-    """Loads a trained network and the settings that its export must contain.
+    """Loads the network (raw intensities to logits) of a checkpoint, and the settings of its export.
 
-    Args:
-      folder: as written by training, with `model.json`, weights and `task.json`.
-
-    Returns:
-      The network (raw intensities to logits) and its settings; windows have the task's patch shape.
+    The folder has `model.json`, weights and `task.json`; windows have the task's patch shape.
 
     Raises:
       ModelError: no network or no task in the folder, or weights that do not fit.
@@ -213,12 +192,8 @@ def load_checkpoint(folder: str | Path) -> tuple[tf.keras.Model, ExportSettings]
 
     path = Path(folder) / "task.json"
     if not path.is_file():
-        raise ModelError(
-            folder,
-            "a checkpoint folder with task.json",
-            "none",
-            "python -m ahnet_tf.train writes one.",
-        )
+        remedy = "python -m ahnet_tf.train writes one."
+        raise ModelError(folder, "a checkpoint folder with task.json", "none", remedy)
     model, config = load_network(folder)
     task = load_task(str(path))
     versions = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras")}
@@ -244,18 +219,6 @@ def _open_checkpoint(folder: Path) -> Predictor:
     return Predictor(settings, predict)
 
 
-def _open_remote(address: str) -> Predictor:
-    entry_points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
-    if not entry_points:
-        raise ServingError(
-            address,
-            f"an installed client (entry point group {ENTRY_POINT_GROUP})",
-            "none",
-            "Install the package: pip install -e .",
-        )
-    return next(iter(entry_points)).load()(address)
-
-
 def check_channels(windows: np.ndarray, settings: ExportSettings, where: object) -> np.ndarray:
     """Returns `windows` if they have the axes [batch, z, y, x, channel] and the network's channels.
 
@@ -264,10 +227,7 @@ def check_channels(windows: np.ndarray, settings: ExportSettings, where: object)
     """
     channels = settings.model.channels
     if windows.ndim != 5 or windows.shape[-1] != channels:
-        raise ModelError(
-            where,
-            f"windows [batch, z, y, x, {channels}]",
-            f"shape {windows.shape}",
-            "The network takes volumes with another number of channels.",
-        )
+        remedy = "The network takes volumes with another number of channels."
+        expected = f"windows [batch, z, y, x, {channels}]"
+        raise ModelError(where, expected, f"shape {windows.shape}", remedy)
     return windows

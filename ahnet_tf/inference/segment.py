@@ -28,17 +28,14 @@ from preprocessing.volumes.geometry import (
 
 @dataclass(frozen=True)
 class PredictionSettings:
-    """How the windows cover a volume, and how the labels are post-processed.
-
-    Post-processing is off by default and is done in the order of the attributes.
+    """How the windows cover a volume, and the steps of post-processing, in their order.
 
     Attributes:
       overlap: share of a window covered by its neighbour along each axis, from 0 to below 1.
       batch_size: windows per call of the network.
-      largest_component: keep only the largest connected foreground region; in CT that is the liver
-        with the tumours in it.
-      lesions_in_organ: keep only lesions that touch the organ, see `postprocessing`.
-      smallest_lesion_mm3: smaller lesions are removed; 0 keeps all.
+      largest_component: keep only the largest connected foreground region.
+      lesions_in_organ: keep only lesions that touch the organ.
+      smallest_lesion_mm3: remove smaller lesions; 0 keeps all.
       probabilities: also return a probability map of each class.
       detection: which peaks become lesions where the task's target is a heat map.
     """
@@ -58,8 +55,8 @@ class Segmentation:
 
     Attributes:
       labels: label values uint8 [x, y, z].
-      probabilities: a float32 map [x, y, z] of each class, background first; empty unless
-        requested. Post-processing does not change them.
+      probabilities: a float32 map [x, y, z] of each class, not post-processed; empty unless
+        requested.
       lesions: detected in the heat map, if the task's target is one; the highest score first.
     """
 
@@ -81,9 +78,9 @@ def segment_volume(
     most probable class is chosen, which gives smoother borders than resampled labels.
 
     Args:
-      volume: raw intensities [x, y, z] as on disk, and affine.
+      volume: raw intensities [x, y, z] as on disk.
       predictor: the network, with the task it was trained for.
-      settings: overlap, post-processing and so on; the defaults if None.
+      settings: the defaults if None.
       progress: called after each batch with (windows in the batch, windows in total).
 
     Raises:
@@ -96,7 +93,8 @@ def segment_volume(
     if settings.lesions_in_organ:
         check_has_organ(classes)
     array, space = to_target_grid(volume, task)
-    resampled = _is_resampled(space)
+    # Otherwise the task's grid is the input's, reoriented.
+    resampled = tuple(space.input_shape[axis] for axis in space.axes[::-1]) != space.shape_zyx
     # Maps of the whole volume are kept only where something needs them.
     kept = range(1, 2) if task.target == "heat_map" else range(0)
     if resampled or settings.probabilities:
@@ -123,40 +121,31 @@ def segment_volume(
         voxels = _most_probable_on_input_grid(list(maps.values()), space)
     else:
         voxels = from_target_grid(labels, space)
-    voxels = _postprocessed(voxels, settings, classes, spacing_mm(volume.affine))
+    voxel_mm = spacing_mm(volume.affine)
+    voxels = _postprocessed(voxels, settings, classes, float(np.prod(voxel_mm)))
     lesions: Sequence[Detection] = ()
     if task.target == "heat_map":
         heat_map = from_target_grid(maps[1], space, label=False)
-        lesions = detect_lesions(heat_map, spacing_mm(volume.affine), settings.detection)
-    if not settings.probabilities:
-        return Segmentation(voxels, lesions=tuple(lesions))
-    on_input_grid = (from_target_grid(one, space, label=False) for one in maps.values())
+        lesions = detect_lesions(heat_map, voxel_mm, settings.detection)
+    returned = maps.values() if settings.probabilities else ()
+    on_input_grid = (from_target_grid(one, space, label=False) for one in returned)
     return Segmentation(voxels, tuple(on_input_grid), tuple(lesions))
 
 
-def _is_resampled(space: TargetGrid) -> bool:
-    """Returns whether the grid of the task differs from the reoriented grid of the input."""
-    return tuple(space.input_shape[axis] for axis in reversed(space.axes)) != space.shape_zyx
-
-
 def _postprocessed(
-    labels: np.ndarray,
-    settings: PredictionSettings,
-    classes: int,
-    voxel_mm: tuple[float, float, float],
+    labels: np.ndarray, settings: PredictionSettings, classes: int, voxel_mm3: float
 ) -> np.ndarray:
     if settings.largest_component:
         labels = keep_largest_component(labels)
     if settings.lesions_in_organ:
         labels = keep_lesions_in_organ(labels)
     if settings.smallest_lesion_mm3 > 0:
-        voxel_mm3 = float(np.prod(voxel_mm))
         labels = remove_small_lesions(labels, classes, voxel_mm3, settings.smallest_lesion_mm3)
     return labels
 
 
 def _most_probable_on_input_grid(maps: Sequence[np.ndarray], space: TargetGrid) -> np.ndarray:
-    """Resamples one class at a time: at most two maps are held at the input's resolution."""
+    """Returns labels on the input's grid; holds at most two maps of its resolution."""
     best = from_target_grid(maps[0], space, label=False)
     labels = np.zeros(best.shape, np.uint8)
     for value, one in enumerate(maps[1:], start=1):

@@ -1,8 +1,8 @@
 """Sliding-window prediction: overlapping windows, predicted in batches and blended slab by slab.
 
 The windows form a regular grid, so the Gaussian weight of a window is a product of one weight per
-axis. Each axis is normalised on its own: at every voxel the weights of all windows over it sum to
-one. The weighted sum is then the mean, and no volume of weights is needed.
+axis. On each axis the weights of all windows over a voxel sum to one, so the weighted sum is the mean
+and no volume of weights is needed.
 """
 
 from __future__ import annotations
@@ -85,8 +85,7 @@ def predict_slabs(
       overlap: share of a window covered by its neighbour along each axis, from 0 to below 1.
       batch_size: windows per call of `predict`; the last call may have fewer.
       outside_value: intensity of voxels beyond the edge of the volume.
-      in_flight: concurrent calls of `predict`, each in its own thread; more than one needs a
-        thread-safe predictor, such as a server. The result does not depend on it.
+      in_flight: concurrent calls of `predict` in threads; more than one needs a thread-safe one.
       progress: called after each batch with (windows in the batch, windows in total).
 
     Yields:
@@ -171,17 +170,12 @@ def _axis_weights(starts: tuple[int, ...], size: int, window: int) -> dict[int, 
 def _ahead(
     compute: Callable[[_Item], _Result], items: Iterable[_Item], in_flight: int
 ) -> Iterator[_Result]:
-    """Yields `compute(item)` of each item, in order.
-
-    While one item is computed, the next one is fetched and the previous result is used.
-    """
+    """Yields `compute(item)` of each item in order; fetches the next one and yields meanwhile."""
     items = iter(items)
-    # No more items are submitted than run at once, so nothing is computed after a failure. One
-    # thread by default, because predictors need not be thread-safe.
+    # No more items are submitted than run at once, so nothing is computed after a failure.
     with ThreadPoolExecutor(in_flight, "windows") as threads:
-        running = deque(
-            threads.submit(compute, item) for item in itertools.islice(items, in_flight)
-        )
+        first = itertools.islice(items, in_flight)
+        running = deque(threads.submit(compute, item) for item in first)
         for item in items:
             result = running.popleft().result()
             running.append(threads.submit(compute, item))
@@ -194,30 +188,21 @@ def _cut_out(
     array: np.ndarray, corners: _Corners, window_zyx: tuple[int, int, int], outside_value: float
 ) -> np.ndarray:
     """Returns windows [batch, z, y, x, channel] with their first voxels at `corners`."""
-    shape = (len(corners), *window_zyx, array.shape[-1])
-    batch = np.full(shape, outside_value, array.dtype)
+    d, h, w = window_zyx
+    batch = np.full((len(corners), d, h, w, array.shape[-1]), outside_value, array.dtype)
     for window, (z, y, x) in zip(batch, corners, strict=True):
-        d, h, w = window_zyx
         inside = array[z : z + d, y : y + h, x : x + w]
         window[: inside.shape[0], : inside.shape[1], : inside.shape[2]] = inside
     return batch
 
 
 def _checked(probabilities: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    probabilities = np.asarray(probabilities)
+    where, probabilities = "the network's output", np.asarray(probabilities)
     if probabilities.shape != shape:
-        raise ModelError(
-            "the network's output",
-            f"probabilities of shape {shape}",
-            probabilities.shape,
-            "Is this the network for this task?",
-        )
+        remedy = "Is this the network for this task?"
+        raise ModelError(where, f"probabilities of shape {shape}", probabilities.shape, remedy)
     # A sum reveals NaN and infinite values without a temporary array.
     if not np.isfinite(probabilities.sum(dtype=np.float64)):
-        raise ModelError(
-            "the network's output",
-            "finite probabilities",
-            "NaN or infinite values",
-            "Its weights are damaged or its training diverged.",
-        )
+        remedy = "Its weights are damaged or its training diverged."
+        raise ModelError(where, "finite probabilities", "NaN or infinite values", remedy)
     return probabilities

@@ -9,15 +9,8 @@ import numpy as np
 
 from ahnet_tf.evaluation.froc import RATES, ScoredVolume, count, curve
 from ahnet_tf.evaluation.lits import LIVER, TUMOUR, CaseScores
-from preprocessing.page.contents import (
-    CLASS_COLOURS,
-    Axis,
-    BoxPlot,
-    Chart,
-    Curves,
-    Scatter,
-    class_colour,
-)
+from preprocessing.page.contents import CLASS_COLOURS as COLOURS
+from preprocessing.page.contents import Axis, BoxPlot, Chart, Curves, Scatter, class_colour
 
 # Columns of `scores.csv` by the name of their box.
 OVERLAPS = {
@@ -34,45 +27,28 @@ DISTANCES = {
 VOLUMES = {"liver RVD": "liver_rvd"}
 # IoU thresholds of detection.
 _IOUS = np.arange(0, 100) / 100
-# Range of the FROC chart in false positives per volume, depending on where the curves end.
+# The FROC chart ends where its curves end, within this range of false positives per volume.
 _LEAST_RATE, _MOST_RATE = 5.0, 10.0
 
 
 def label_charts(
     rows: Sequence[Mapping[str, float]], scores: Collection[CaseScores]
 ) -> list[Chart]:
-    """Returns the charts of label maps.
-
-    Args:
-      rows: the lines of `scores.csv`, in the order of the page's cases.
-      scores: the scores of these cases.
-    """
+    """Returns the charts of label maps; `rows` are the lines of `scores.csv` in the page's order."""
     if not rows:
         return []
     liver, tumour = class_colour(LIVER), class_colour(TUMOUR)
     burden = _points(rows, "tumour_burden_reference", "tumour_burden_predicted")
     lesions = _points(rows, "reference_lesions", "detected_iou_over_0")
+    colours = [liver, liver, tumour]
+    reference, predicted = Axis("reference"), Axis("predicted")
+    note = "Tumour voxels / liver voxels. On the dashed line both agree."
+    found = Axis("found at IoU > 0")
     return [
         BoxPlot("Overlap", Axis("Dice", (0, 1)), _groups(rows, OVERLAPS), [liver, tumour] * 2),
-        BoxPlot(
-            "Distances", Axis("mm"), _groups(rows, DISTANCES), [liver, liver, tumour], digits=2
-        ),
-        Scatter(
-            "Tumour burden",
-            Axis("reference"),
-            Axis("predicted"),
-            burden,
-            tumour,
-            note="Tumour voxels / liver voxels. On the dashed line both agree.",
-        ),
-        Scatter(
-            "Tumours per case",
-            Axis("reference"),
-            Axis("found at IoU > 0"),
-            lesions,
-            tumour,
-            digits=0,
-        ),
+        BoxPlot("Distances", Axis("mm"), _groups(rows, DISTANCES), colours, digits=2),
+        Scatter("Tumour burden", reference, predicted, burden, tumour, note=note),
+        Scatter("Tumours per case", reference, found, lesions, tumour, digits=0),
         BoxPlot("Volume", Axis("relative volume difference"), _groups(rows, VOLUMES), [liver]),
         Curves(
             "Tumours found",
@@ -86,10 +62,7 @@ def label_charts(
 
 
 def found_by_iou(scores: Collection[CaseScores]) -> dict[str, list[tuple[float, float]]]:
-    """Returns lesion precision and recall over the IoU that a lesion must exceed to be found.
-
-    As in `summary.summarise`, both are 0 without a denominator.
-    """
+    """Returns lesion precision and recall, 0 without a denominator, by the IoU to exceed."""
     ious = np.sort([iou for case in scores for iou in case.lesion_ious])
     found = len(ious) - np.searchsorted(ious, _IOUS, side="right")
     totals = {
@@ -108,10 +81,10 @@ def detection_charts(volumes: Sequence[ScoredVolume]) -> list[Chart]:
     if not with_boxes:
         return []
     groups = {"volumes with boxes": with_boxes, "all volumes": list(volumes)}
-    colours = [CLASS_COLOURS[6], CLASS_COLOURS[5]]
+    colours = [COLOURS[6], COLOURS[5]]
     froc = {name: curve(count(group)) for name, group in groups.items()}
-    limit = max(_LEAST_RATE, *(float(false_positives[-1]) for false_positives, _ in froc.values()))
-    limit = min(limit, _MOST_RATE)
+    ends = [float(false_positives[-1]) for false_positives, _ in froc.values()]
+    limit = min(max(_LEAST_RATE, *ends), _MOST_RATE)
     by_kind: dict[str, list[tuple[float, int]]] = {"on a box": [], "false positives": []}
     for index, volume in enumerate(volumes):
         for score, hit in zip(volume.scores, volume.hits, strict=True):
@@ -136,9 +109,7 @@ def detection_charts(volumes: Sequence[ScoredVolume]) -> list[Chart]:
             legend_low=True,
             note="Boxes found / (boxes found + false positives), by falling score.",
         ),
-        BoxPlot(
-            "Scores of detections", Axis("score"), by_kind, [CLASS_COLOURS[0], CLASS_COLOURS[5]]
-        ),
+        BoxPlot("Scores of detections", Axis("score"), by_kind, [COLOURS[0], COLOURS[5]]),
     ]
 
 

@@ -1,9 +1,11 @@
-"""Overlay pictures: slices of a case with prediction and reference drawn on them."""
+"""Overlay pictures: slices and planes of a case with prediction and reference drawn on them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import attrs
 import numpy as np
@@ -15,7 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ahnet_tf.report.reformat import Plane, focus_voxel, reformatted_plane, slices_to_show
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_write
 from preprocessing.page.contents import class_colour
@@ -31,6 +32,30 @@ WIDTH_INCHES, MAX_HEIGHT_INCHES, DPI = 15.0, 5.2, 110
 FILL_OPACITY = 0.36
 # Around planes and above them, in inches.
 _GAP, _TITLE, _HEADER = 0.12, 0.3, 0.45
+_TEXT_STYLE: dict[str, Any] = {"color": TEXT, "weight": "bold"}
+
+# Directions that point right or up in a picture; the patient's left is at the right.
+_TO_THE_RIGHT, _UPWARD = "LPI", "SAR"
+_OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
+_PLANES = {"R": "sagittal", "L": "sagittal", "A": "coronal", "P": "coronal"}
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One plane through a case; row 0 is at the bottom.
+
+    Attributes:
+      image: raw intensities [row, column].
+      labels: label values [row, column] of the prediction and, if there is one, the reference.
+      size_mm: width and height.
+      letters: anatomical directions at the left, right, bottom and top edges.
+    """
+
+    name: str
+    image: np.ndarray
+    labels: Sequence[np.ndarray]
+    size_mm: tuple[float, float]
+    letters: tuple[str, str, str, str]
 
 
 def overlay_case(
@@ -44,16 +69,9 @@ def overlay_case(
     """Draws a case as a PNG at its own resolution: slices chosen by content, two planes across them.
 
     Predictions are translucent areas (outlined too if there is no reference), references are
-    outlines of the same colour. Slices are chosen where labels and disagreement are; the two planes
-    go through the last class. All are drawn at true aspect ratio in radiological convention.
-
-    Args:
-      path: output, written atomically.
-      image: raw intensities.
-      prediction: label values [x, y, z] on the image's grid.
-      reference: label values on the same grid, or None.
-      task: gives class names and intensity window.
-      title: headline of the picture.
+    outlines of the same colour; both are label values [x, y, z] on the image's grid. Slices are
+    chosen where labels and disagreement are; the two planes go through the last class. All are drawn
+    at true aspect ratio in radiological convention.
 
     Raises:
       InputError: the shapes differ.
@@ -73,21 +91,85 @@ def overlay_case(
     slices = slices_to_show(labels_zyx, classes, SLICES)
     focus = focus_voxel(labels_zyx, classes)
     region = foreground_region(labels_zyx, grid.spacing_mm[::-1], MARGIN_MM)
-    tall = (slice(None), *region[1:])
-    closeups = [
-        reformatted_plane(arrays, 0, index, region, grid.spacing_mm, orientation)
-        for index in slices
-    ]
-    across = [
-        reformatted_plane(arrays, axis, focus[axis], tall, grid.spacing_mm, orientation)
-        for axis in (1, 2)
-    ]
+
+    def plane_at(axis: int, index: int) -> Plane:
+        shown = region if axis == 0 else (slice(None), *region[1:])
+        return reformatted_plane(arrays, axis, index, shown, grid.spacing_mm, orientation)
+
+    closeups = [plane_at(0, index) for index in slices]
+    across = [plane_at(axis, focus[axis]) for axis in (1, 2)]
     figure, axes = _layout(closeups, across)
     for own, plane in zip(axes, closeups + across, strict=True):
         _draw(own, plane, task.intensity_window, classes)
     _describe(figure, title, task.class_names, labels_zyx, float(np.prod(grid.spacing_mm)) / 1000)
     with atomic_write(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))
+
+
+def slices_to_show(labels: Sequence[np.ndarray], classes: int, count: int) -> list[int]:
+    """Returns up to `count` slices, spread over the content of label maps [z, y, x].
+
+    Every class and the disagreement with the reference have the same weight, whatever their size.
+    """
+    highest = np.maximum(labels[0], labels[-1])
+    contents = [highest == value for value in range(1, classes)]
+    contents.append(labels[0] != labels[-1])
+    areas = np.array([content.sum(axis=(1, 2)) for content in contents], np.float64)
+    shares = areas / np.maximum(areas.sum(axis=1, keepdims=True), 1)
+    weight = shares.sum(axis=0)
+    if not weight.any():
+        weight = np.ones(len(highest))
+    middles = (np.arange(count) + 0.5) / count
+    found = np.searchsorted(np.cumsum(weight) / weight.sum(), middles)
+    return sorted({int(min(z, len(weight) - 1)) for z in found})
+
+
+def focus_voxel(labels: Sequence[np.ndarray], classes: int) -> tuple[int, ...]:
+    """Returns the z, y, x whose planes hold most of the last class that exists, or the centre."""
+    highest = np.maximum(labels[0], labels[-1])
+    for value in range(classes - 1, 0, -1):
+        mask = highest == value
+        if mask.any():
+            others = ((1, 2), (0, 2), (0, 1))
+            return tuple(int(mask.sum(axis=axes).argmax()) for axes in others)
+    return tuple(size // 2 for size in highest.shape)
+
+
+def reformatted_plane(
+    arrays: Sequence[np.ndarray],
+    axis: int,
+    index: int,
+    region: tuple[slice, ...],
+    spacing_mm: tuple[float, float, float],
+    orientation: str,
+) -> Plane:
+    """Returns the plane at an index of an axis (0, 1, 2 for z, y, x), turned upright.
+
+    Args:
+      arrays: image and label maps [z, y, x].
+      axis: perpendicular to the plane.
+      index: position along that axis.
+      region: part of the arrays to show; ignored along `axis`.
+      spacing_mm: voxel spacing (x, y, z).
+      orientation: direction in which x, y and z grow, as in "RAS".
+    """
+    where = tuple(index if other == axis else region[other] for other in range(3))
+    rows, columns = (2 - other for other in range(3) if other != axis)
+    right, up = orientation[columns], orientation[rows]
+    flip_columns, flip_rows = right not in _TO_THE_RIGHT, up not in _UPWARD
+    steps = slice(None, None, -1 if flip_rows else 1), slice(None, None, -1 if flip_columns else 1)
+    image, *labels = (array[where][steps] for array in arrays)
+    right = _OPPOSITE[right] if flip_columns else right
+    up = _OPPOSITE[up] if flip_rows else up
+    height, width = image.shape
+    direction = _PLANES.get(orientation[2 - axis], "axial")
+    return Plane(
+        name=f"{direction} {index + 1} of {arrays[0].shape[axis]}",
+        image=image,
+        labels=labels,
+        size_mm=(width * spacing_mm[columns], height * spacing_mm[rows]),
+        letters=(_OPPOSITE[right], right, _OPPOSITE[up], up),
+    )
 
 
 def _layout(closeups: Sequence[Plane], across: Sequence[Plane]) -> tuple[Figure, list[Axes]]:
@@ -112,17 +194,14 @@ def _layout(closeups: Sequence[Plane], across: Sequence[Plane]) -> tuple[Figure,
 
 def _draw(axes: Axes, plane: Plane, intensity_window: tuple[float, float], classes: int) -> None:
     width, height = plane.size_mm
-    extent = (0, width, 0, height)
+    placed: dict[str, Any] = {"origin": "lower", "extent": (0, width, 0, height)}
     low, high = intensity_window
-    axes.imshow(
-        plane.image, cmap="gray", vmin=low, vmax=high, origin="lower", extent=extent,
-        interpolation="bilinear",
-    )  # fmt: skip
+    axes.imshow(plane.image, "gray", vmin=low, vmax=high, interpolation="bilinear", **placed)
     prediction, outlined = plane.labels[0], plane.labels[-1]
     for value in range(1, classes):
         area = np.zeros((*prediction.shape, 4))
         area[prediction == value] = to_rgba(class_colour(value), FILL_OPACITY)
-        axes.imshow(area, origin="lower", extent=extent, interpolation="nearest")
+        axes.imshow(area, interpolation="nearest", **placed)
         _outline(axes, outlined == value, plane.size_mm, class_colour(value))
     axes.set_xlim(0, width)
     axes.set_ylim(0, height)
@@ -137,11 +216,9 @@ def _draw(axes: Axes, plane: Plane, intensity_window: tuple[float, float], class
         (top, 0.5, 0.985, "center", "top"),
     )
     for letter, x, y, horizontal, vertical in places:
-        axes.text(
-            x, y, letter, transform=axes.transAxes, color=TEXT, fontsize=9, weight="bold",
-            ha=horizontal, va=vertical,
-            path_effects=[patheffects.withStroke(linewidth=2, foreground=BACKGROUND)],
-        )  # fmt: skip
+        aligned: dict[str, Any] = {"ha": horizontal, "va": vertical, "transform": axes.transAxes}
+        text = axes.text(x, y, letter, fontsize=9, **aligned, **_TEXT_STYLE)
+        text.set_path_effects([patheffects.withStroke(linewidth=2, foreground=BACKGROUND)])
 
 
 def _outline(axes: Axes, mask: np.ndarray, size_mm: tuple[float, float], colour: str) -> None:
@@ -161,19 +238,13 @@ def _outline(axes: Axes, mask: np.ndarray, size_mm: tuple[float, float], colour:
 
 
 def _describe(
-    figure: Figure,
-    title: str,
-    class_names: Sequence[str],
-    labels: Sequence[np.ndarray],
-    voxel_ml: float,
+    figure: Figure, title: str, names: Sequence[str], labels: Sequence[np.ndarray], voxel_ml: float
 ) -> None:
     """Writes the headline and, in the free corner, the legend with the volume of each class."""
     width, height = figure.get_size_inches()
-    figure.text(
-        0.12 / width, 1 - 0.14 / height, title, color=TEXT, fontsize=15, weight="bold", va="top"
-    )
+    figure.text(0.12 / width, 1 - 0.14 / height, title, fontsize=15, va="top", **_TEXT_STYLE)
     handles: list[Patch | Line2D] = []
-    for value, name in enumerate(class_names[1:], start=1):
+    for value, name in enumerate(names[1:], start=1):
         colour = class_colour(value)
         # Short where there is no reference.
         for kind, array in zip(("prediction", "reference"), labels, strict=False):
@@ -182,7 +253,8 @@ def _describe(
                 handles.append(Patch(facecolor=to_rgba(colour, 0.6), label=text))
             else:
                 handles.append(Line2D([], [], color=colour, linewidth=2, label=text))
-    figure.legend(
-        handles=handles, loc="lower right", frameon=False, labelcolor=TEXT, fontsize=11,
-        bbox_to_anchor=(1 - 0.2 / width, 0.25 / height), handlelength=2.2, labelspacing=0.7,
-    )  # fmt: skip
+    corner = (1 - 0.2 / width, 0.25 / height)
+    legend = figure.legend(handles=handles, loc="lower right", bbox_to_anchor=corner, fontsize=11)
+    legend.set_frame_on(False)
+    for entry in legend.get_texts():
+        entry.set_color(TEXT)

@@ -45,23 +45,21 @@ def write_label_page(
     """Writes the page of scored label maps, the worst cases first.
 
     Args:
-      path: of the page.
-      pairs: of which the scored ones are shown.
-      scores: of each case.
+      path: the HTML file to write.
+      pairs: files of the cases; those without scores are left out.
+      scores: scores by case.
       rows: the lines of `scores.csv` by case.
       summary: result of `summary.summarise`.
       task: gives classes and intensity window.
       volumes: number of cases whose volumes are on the page.
-      problems: of scoring; images that can't be used are added.
+      problems: messages on cases that were not scored; those on unusable images are added.
       notes: sentences at the end of the page.
     """
     shown = [pair for pair in pairs if pair.case_id in rows]
     own = [rows[pair.case_id] for pair in shown]
     # By the lower Dice, then by the other one.
-    order = sorted(
-        range(len(own)),
-        key=lambda index: sorted((own[index]["liver_dice"], own[index]["lesion_dice_per_case"])),
-    )
+    dice = [sorted((row["liver_dice"], row["lesion_dice_per_case"])) for row in own]
+    order = sorted(range(len(own)), key=dice.__getitem__)
     cases = []
     for pair, row in zip(shown, own, strict=True):
         texts = {
@@ -120,10 +118,8 @@ def write_detection_page(
     keys = list(matched.volumes)
     ids = [dbt_case_id(*key) for key in keys]
     own = [rows[case_id] for case_id in ids]
-    order = sorted(
-        range(len(own)),
-        key=lambda i: (own[i]["boxes_hit"] - own[i]["boxes"], -own[i]["false_positives"]),
-    )
+    missed = [(row["boxes_hit"] - row["boxes"], -row["false_positives"]) for row in own]
+    order = sorted(range(len(own)), key=missed.__getitem__)
     names = [name.replace("_", " ") for name in own[0]] if own else []
     cases = [
         {"id": case_id, "facts": list(zip(names, map(str, row.values()), strict=True))}
@@ -137,21 +133,18 @@ def write_detection_page(
         note="Worst first: by boxes missed, then by false positives. A click on a header sorts.",
     )
     found = _images(matched, images)
+    folders = [matched.tables.folder]
     shown = [i for i in order if ids[i] in found][:volumes]
     content = page_content(
         task,
         f"{len(keys)} volumes by the FROC of BCS-DBT.",
         cases,
         order,
-        tables=[
-            by_case,
-            _summary_table(summary),
-            *_problem_table(problems, [matched.tables.folder]),
-        ],
+        tables=[by_case, _summary_table(summary), *_problem_table(problems, folders)],
         charts=detection_charts(list(matched.volumes.values())),
         notes=[
-            "A reference box belongs to one slice. It is drawn through as many slices as make it "
-            "as deep as it is wide, at most half of all.",
+            "A reference box belongs to one slice. It is drawn as deep as it is wide, through at "
+            "most half of all slices.",
             *([] if found else ["No image of any volume was found."]),
             *_left_out(len(keys), len(shown)),
         ],
@@ -170,7 +163,6 @@ def write_detection_page(
 
 
 def _summary_table(summary: Mapping[str, Mapping[str, float]]) -> Table:
-    """Returns the scores of the data set as a table."""
     columns = [
         Column("measure"),
         Column("value", 4),
@@ -178,32 +170,29 @@ def _summary_table(summary: Mapping[str, Mapping[str, float]]) -> Table:
         Column("to", 4),
         Column("undefined", 0, help="values left out of the mean"),
     ]
-    rows = [
-        (None, [name, *(entry[key] for key in ("value", "low", "high")), entry.get("undefined", 0)])
-        for name, entry in summary.items()
-    ]
+    rows: list[tuple[None, list[object]]] = []
+    for name, entry in summary.items():
+        values = (entry["value"], entry["low"], entry["high"], entry.get("undefined", 0))
+        rows.append((None, [name, *values]))
     return Table("Data set", columns, rows)
 
 
 def _problem_table(problems: Sequence[str], folders: Iterable[str | Path]) -> list[Table]:
-    """Returns the problems without their folders as a table; none if there are none."""
+    """Returns a table of the problems, without their folders, if there are any."""
     rows = [(None, [without_folders(problem, folders)]) for problem in problems]
     return [Table("Not scored", [Column("problem", wide=True)], rows)] if rows else []
 
 
 def _left_out(cases: int, volumes: int) -> list[str]:
     """Returns a note if a page has fewer volumes than cases."""
-    if cases <= volumes:
-        return []
-    return [
-        f"Volumes of {volumes} of the {cases} cases are on this page, the worst by their scores."
-    ]
+    note = f"Volumes of {volumes} of the {cases} cases are on this page, the worst by their scores."
+    return [note] if volumes < cases else []
 
 
 def _read_image(
     case: Case | None, labels: Volume | None, problems: list[str]
 ) -> tuple[Volume | None, str]:
-    """Returns the image of a case, on the grid of its labels if given, or None; and a note."""
+    """Returns the image of a case, which must be on the grid of its labels, or None; and a note."""
     if case is None or case.image_path is None:
         return None, "No image of this case was found."
     try:
@@ -219,9 +208,8 @@ def _read_image(
 def _detection_boxes(detections: Sequence[Detection], volume: ScoredVolume) -> list[Box]:
     """Returns the boxes of a volume's detections by falling score, with what they were scored as."""
     first: dict[int, int] = {}
-    falling = np.argsort(-volume.scores, kind="stable").tolist()
     boxes = []
-    for number in falling:
+    for number in np.argsort(-volume.scores, kind="stable").tolist():
         each, hit = detections[number], int(volume.hits[number])
         kind = "false positive"
         if hit >= 0:

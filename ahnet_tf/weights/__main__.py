@@ -27,31 +27,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="action", required=True, metavar="import")
     command = commands.add_parser("import", help="read a weight file, write a checkpoint")
-    command.add_argument(
-        "file", nargs="?", metavar="FILE", help=".h5, .safetensors, .npz, or .pth (needs torch)"
-    )
-    command.add_argument(
-        "--weights",
-        choices=["imagenet"],
-        help="download Keras' ImageNet weights instead of reading FILE",
-    )
-    command.add_argument("--to", required=True, metavar="FOLDER", help="the checkpoint to write")
-    command.add_argument(
-        "--config", help="model.json of the network whose encoder gets the ImageNet weights"
-    )
-    command.add_argument(
-        "--architecture", choices=["mcgcn", "ahnet"], help="without --config (default: mcgcn)"
-    )
-    command.add_argument("--classes", type=int, help="number of classes of a fresh decoder")
-    command.add_argument(
-        "--intensity-window",
-        nargs=2,
-        type=float,
-        metavar=("LOW", "HIGH"),
-        help="raw intensities that are scaled to -1 and +1",
-    )
-    command.add_argument("--seed", type=int, default=0, help="seed of weights not in the file")
-    command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS)
+    add = command.add_argument
+    add("file", nargs="?", metavar="FILE", help=".h5, .safetensors, .npz, or .pth (needs torch)")
+    add("--weights", choices=["imagenet"], help="download Keras' ImageNet weights, without FILE")
+    add("--to", required=True, metavar="FOLDER", help="the checkpoint to write")
+    add("--config", help="model.json of the network whose encoder gets the ImageNet weights")
+    add("--architecture", choices=["mcgcn", "ahnet"], help="without --config (default: mcgcn)")
+    add("--classes", type=int, help="number of classes of a fresh decoder")
+    window_help = "raw intensities that are scaled to -1 and +1"
+    ends = ("LOW", "HIGH")
+    add("--intensity-window", nargs=2, type=float, metavar=ends, help=window_help)
+    add("--seed", type=int, default=0, help="seed of weights not in the file")
+    add("--debug", action="store_true", default=argparse.SUPPRESS)
     return run_command(_run, parser.parse_args(argv))
 
 

@@ -5,6 +5,7 @@ A file is data: nothing in it is executed.
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -22,8 +23,6 @@ from ahnet_tf.weights.keras_resnet50 import keras_encoder_weight
 from ahnet_tf.weights.torch_names import ahnet_source, encoder_source
 from preprocessing.errors import ModelError
 
-SUFFIXES = (".pth", ".pt", ".safetensors", ".npz", ".h5")
-
 # Each family's name in messages, and a key that only its files have.
 FAMILIES = {
     "keras": ("Keras' ResNet-50", "conv1_conv/kernel"),
@@ -37,13 +36,11 @@ def import_network(
 ) -> tuple[tf.keras.Model, ModelConfig, TransferReport]:
     """Builds a network with the weights of a file.
 
-    ImageNet weights fill the encoder of the network that `config` describes. For a whole AH-Net, all
-    settings that follow from the shapes of its weights are taken from there and the others, such as
-    the intensity window, from `config`.
+    ImageNet weights fill the encoder of the network that `config` describes. For a whole AH-Net,
+    `config` gives only the settings that don't follow from its weights, such as the intensity window.
 
     Raises:
-      ModelError: an unreadable or unknown file, or weights that are missing or of another shape, all
-        of them listed.
+      ModelError: an unreadable or unknown file, or missing weights or other shapes, all listed.
     """
     arrays = read_arrays(path)
     family = _family(arrays, path)
@@ -53,9 +50,8 @@ def import_network(
     model = build_network(config, seed=seed)
     wanted = named_weights(model) if whole else encoder_weights(model)
     if not wanted:
-        raise ModelError(
-            path, "a network with ResNet-50's encoder (ahnet, mcgcn)", config.architecture
-        )
+        expected = "a network with ResNet-50's encoder (ahnet, mcgcn)"
+        raise ModelError(path, expected, config.architecture)
     values, problems = {}, []
     for name, variable in wanted.items():
         shape = tuple(variable.shape)
@@ -97,15 +93,15 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     The names in a Keras `.h5` are "layer/weight".
 
     Raises:
-      ModelError: no such file, an unknown suffix, a damaged file, one that needs torch where it is
-        not installed, or one that contains other things than arrays.
+      ModelError: no such file, an unknown suffix, torch is needed but not installed, or the file is
+        damaged or contains other things than arrays.
     """
     path = Path(path)
-    readers = dict(zip(SUFFIXES, (_torch, _torch, read_safetensors, _npz, _keras), strict=True))
+    readers = {".pth": _torch, ".pt": _torch, ".npz": _npz, ".h5": _keras}
+    readers[".safetensors"] = read_safetensors
     if path.suffix not in readers:
-        raise ModelError(
-            path, f"a file of weights ({', '.join(SUFFIXES)})", path.suffix or "no suffix"
-        )
+        expected = f"a file of weights ({', '.join(readers)})"
+        raise ModelError(path, expected, path.suffix or "no suffix")
     if not path.is_file():
         raise ModelError(path, "a file of weights", "no such file")
     arrays = readers[path.suffix](path)
@@ -127,8 +123,8 @@ def _keras(path: Path) -> dict[str, np.ndarray]:
         with h5py.File(path, "r") as file:
             root = file.get("model_weights", file)
             arrays = {}
-            for layer in map(_text, root.attrs["layer_names"]):
-                for weight in map(_text, root[layer].attrs["weight_names"]):
+            for layer in np.asarray(root.attrs["layer_names"], str).tolist():
+                for weight in np.asarray(root[layer].attrs["weight_names"], str).tolist():
                     leaf = weight.rsplit("/", 1)[-1].removesuffix(":0")
                     arrays[f"{layer}/{leaf}"] = np.asarray(root[layer][weight])
             return arrays
@@ -136,20 +132,13 @@ def _keras(path: Path) -> dict[str, np.ndarray]:
         raise _damaged(path, "Keras .h5", error) from None
 
 
-def _text(name: bytes | str) -> str:
-    return name.decode() if isinstance(name, bytes) else name
-
-
 def _torch(path: Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError:
-        raise ModelError(
-            path,
-            "torch to read a .pth file",
-            "no torch here",
-            "Where torch is: safetensors.torch.save_file(torch.load(FILE, weights_only=True), OUT).",
-        ) from None
+        convert = "safetensors.torch.save_file(torch.load(FILE, weights_only=True), OUT)"
+        remedy = f"Where torch is installed, run {convert}."
+        raise ModelError(path, "torch to read a .pth file", "no torch here", remedy) from None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError):
@@ -167,11 +156,7 @@ def _damaged(path: Path, kind: str, error: object) -> ModelError:
 
 
 def _family(arrays: Mapping[str, np.ndarray], where: object) -> str:
-    """Returns the family of the weights, a key of FAMILIES.
-
-    Raises:
-      ModelError: the names belong to no known family.
-    """
+    """Returns the family of the weights, a key of FAMILIES."""
     for family, (_, key) in FAMILIES.items():
         if key in arrays:
             return family
@@ -183,12 +168,7 @@ def _family(arrays: Mapping[str, np.ndarray], where: object) -> str:
 def _weight(
     name: str, arrays: Mapping[str, np.ndarray], family: str, config: ModelConfig
 ) -> np.ndarray:
-    """Returns the value of one of this project's weights.
-
-    Raises:
-      KeyError: the name in the file that is missing.
-      ValueError: the array in the file has other axes.
-    """
+    """Returns a weight of this project; KeyError if it is missing, ValueError for other axes."""
     if family == "keras":
         return keras_encoder_weight(name, arrays)
     if family == "torchvision":
@@ -203,8 +183,7 @@ def _weight(
 def _colours_to_slices(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Turns an ImageNet stem kernel [7, 7, 3 colours, out] into one of 3 slices, of shape `shape`.
 
-    Several image channels share the kernel of a slice equally, so identical channels give the same
-    result as one.
+    Several image channels share the kernel of a slice equally.
     """
     channels = shape[-2] if len(shape) == 5 else shape[-2] // 3
     kernel = np.repeat(kernel, channels, axis=2) / np.float32(channels)
@@ -241,7 +220,4 @@ def _monai_config(
 
 
 def _count(arrays: Mapping[str, np.ndarray], pattern: str, start: int = 0) -> int:
-    count = 0
-    while pattern.format(start + count) in arrays:
-        count += 1
-    return count
+    return next(n for n in itertools.count() if pattern.format(start + n) not in arrays)

@@ -1,8 +1,8 @@
 """Keras' ResNet-50 with ImageNet weights as an encoder: download, and weights by name.
 
 Its convolutions have biases, which are folded into the norms. Its stages 2 to 4 stride in the first
-1x1 convolution, this encoder (as torchvision's) in the 3x3 one. The weights have the same shapes and
-are usable either way; features equal those of Keras up to res1 only.
+1x1 convolution, this encoder (as torchvision's) in the 3x3 one: the weights have the same shapes, but
+features equal those of Keras up to res1 only.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ MD5 = "4d473c1dd8becc155b73f8504c6f6626"
 def keras_encoder_weight(name: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     """Returns an encoder weight from the arrays of Keras' ResNet-50, exact in inference.
 
-    A convolution's bias is subtracted from the mean of the norm after it, and the difference between
-    the epsilons is added to the variance.
+    The bias of a convolution and the difference between the epsilons go into the norm after it.
 
     Raises:
       KeyError: the weight's name in Keras, if `arrays` lacks it.
@@ -51,10 +50,7 @@ def keras_encoder_weight(name: str, arrays: Mapping[str, np.ndarray]) -> np.ndar
 
 
 def imagenet_file(cache: str | Path | None = None) -> Path:
-    """Returns the file of Keras' ImageNet weights, downloaded unless Keras' cache has it.
-
-    Args:
-      cache: Keras' cache folder; ~/.keras by default.
+    """Returns the file of Keras' ImageNet weights, downloaded unless `cache` (~/.keras) has it.
 
     Raises:
       ModelError: the download failed, or the checksum differs; names the file and where it belongs.
@@ -64,21 +60,16 @@ def imagenet_file(cache: str | Path | None = None) -> Path:
     cache = Path(cache or Path.home() / ".keras")
     target = cache / "models" / NAME
     if target.is_file():
-        md5 = _md5(target)
+        md5 = hashlib.md5(target.read_bytes(), usedforsecurity=False).hexdigest()
         if md5 != MD5:
             raise ModelError(target, f"MD5 {MD5}", f"MD5 {md5}", f"Download it again from {URL}.")
         return target
     # Keras raises a bare Exception if the download fails.
     try:
         tf.keras.utils.get_file(
-            NAME, URL, cache_dir=str(cache), cache_subdir="models", file_hash=MD5
+            NAME, URL, file_hash=MD5, cache_dir=str(cache), cache_subdir="models"
         )
     except Exception as error:
-        raise ModelError(
-            URL, "a download", error, f"Put the file at {target} by other means, then repeat."
-        ) from error
+        remedy = f"Put the file at {target} by other means, then repeat."
+        raise ModelError(URL, "a download", error, remedy) from error
     return target
-
-
-def _md5(path: Path) -> str:
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()

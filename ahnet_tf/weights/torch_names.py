@@ -1,7 +1,4 @@
-"""Names and layouts of weights in the PyTorch state dicts of torchvision's ResNet-50 and MONAI's AHNet.
-
-Weights are paired by name, never by order.
-"""
+"""Names and layouts of weights in the PyTorch state dicts of torchvision's ResNet-50 and MONAI's AHNet."""
 
 from __future__ import annotations
 
@@ -35,8 +32,7 @@ class Source:
 
     Attributes:
       keys: names in the state dict; several are concatenated along this project's last axis.
-      layout: the axes in PyTorch and in this project. An axis that only one of them has is of
-        length one.
+      layout: axes in PyTorch and in this project; one that only one of them has is of length one.
     """
 
     keys: tuple[str, ...]
@@ -62,11 +58,9 @@ class Source:
 
 
 def encoder_source(name: str, *, volumetric: bool) -> Source | None:
-    """Returns the source of an encoder weight; None for other weights.
+    """Returns the source of an encoder weight ("res1_block1/conv1/norm/gamma"); None for others.
 
-    Args:
-      name: as in "res1_block1/conv1/norm/gamma".
-      volumetric: True for MONAI's 3D kernels, False for torchvision's 2D ones.
+    `volumetric` selects MONAI's 3D kernels instead of torchvision's 2D ones.
     """
     layer, _, rest = name.partition("/")
     leaf = rest.rsplit("/", 1)[-1]
@@ -90,9 +84,7 @@ def encoder_source(name: str, *, volumetric: bool) -> Source | None:
 def ahnet_source(name: str, levels: int) -> Source | None:
     """Returns the source of an AH-Net weight in MONAI's state dict; None if unknown.
 
-    Args:
-      name: of the weight in this project.
-      levels: number of levels of the pyramid volumetric pooling.
+    `levels` is the number of levels of the pyramid volumetric pooling.
     """
     layer, *middle, leaf = name.split("/")
     if layer in TRANSITIONS or layer == "final":

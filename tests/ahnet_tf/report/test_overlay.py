@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 from matplotlib import colors, image
 
-from ahnet_tf.report.overlay import DPI, WIDTH_INCHES, overlay_case
-from ahnet_tf.report.reformat import focus_voxel, reformatted_plane, slices_to_show
+from ahnet_tf.report.overlay import (
+    DPI,
+    WIDTH_INCHES,
+    focus_voxel,
+    overlay_case,
+    reformatted_plane,
+    slices_to_show,
+)
 from preprocessing.errors import InputError
 from preprocessing.page.contents import CLASS_COLOURS
 from preprocessing.tasks import PRESETS
