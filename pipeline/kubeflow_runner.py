@@ -112,7 +112,8 @@ def compile_pipeline(
 
     set_resources(dag, cluster)
     job = V2Runner(cluster, output, f"{pipeline.name}.json").run(dag)
-    write_yaml(job, cluster, output / f"{pipeline.name}-kfp2.yaml")
+    if job is not None:
+        write_yaml(job, cluster, output / f"{pipeline.name}-kfp2.yaml")
     return [output / f"{pipeline.name}.json", output / f"{pipeline.name}-kfp2.yaml"]
 
 
