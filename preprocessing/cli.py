@@ -20,9 +20,8 @@ def make_parser(module: str, purpose: str, examples: Sequence[str]) -> argparse.
         epilog="examples:\n" + "\n".join(f"  {example}" for example in examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--debug", action="store_true", help="show framework logs, and a traceback on errors"
-    )
+    debug = "show framework logs, and a traceback on errors"
+    parser.add_argument("--debug", action="store_true", help=debug)
     return parser
 
 
@@ -34,20 +33,12 @@ def own_options(parser: argparse.ArgumentParser) -> list[str]:
 def add_allow_option(parser: argparse.ArgumentParser) -> None:
     """Adds `--allow`; see `parse_allowances`."""
     checks = "; ".join(f"{name}: {what}" for name, what in ALLOWANCES.items())
-    parser.add_argument(
-        "--allow",
-        default="",
-        metavar="CHECK,...",
-        help=f"accept DICOM series that fail a check: {checks}",
-    )
+    what = f"accept DICOM series that fail a check: {checks}"
+    parser.add_argument("--allow", default="", metavar="CHECK,...", help=what)
 
 
 def parse_allowances(text: str) -> frozenset[str]:
-    """Returns the names in a comma-separated list.
-
-    Raises:
-      SettingsError: a name that is not in `ALLOWANCES`.
-    """
+    """Returns the names in a comma-separated list; raises SettingsError unless in `ALLOWANCES`."""
     names = frozenset(name.strip() for name in text.split(",") if name.strip())
     unknown = sorted(names - set(ALLOWANCES))
     if unknown:
@@ -64,9 +55,8 @@ def quiet_frameworks(debug: bool = False) -> None:
     # Beam raises the errors that it logs.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="tensorflow_addons")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=UserWarning)
+    for category in (FutureWarning, DeprecationWarning, UserWarning):
+        warnings.filterwarnings("ignore", category=category)
 
 
 def run_command(
@@ -89,12 +79,8 @@ def run_command(
     except (AHNetError, OSError) as error:
         if arguments.debug:
             raise
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        text = " ".join(str(error).split())
+        if isinstance(error, OSError) and error.strerror:
+            text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        print(f"error: {text}", file=sys.stderr)
         return 1
-
-
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror}"
-    return " ".join(str(error).split())

@@ -5,9 +5,8 @@ OUTPUT/eval/CASE-00000.tfrecord    exact tilings of the evaluation cases
 OUTPUT/task.json                   the task, for training and serving
 OUTPUT/manifest.json               every case found: converted, or rejected with the reason
 
-The same input, task, seed and settings give the same bytes, whatever the runner and the number of
-workers. Everything is written to a hidden folder beside OUTPUT, which is renamed at the end;
-`--resume` continues a run that was stopped.
+The same input, task, seed and settings give the same bytes with any runner and number of workers.
+Everything is written to a hidden folder beside OUTPUT, which is renamed at the end.
 """
 
 from __future__ import annotations
@@ -57,25 +56,21 @@ def convert(
       inputs: data-set folders, see `preprocessing.datasets.discovery`.
       output: the new folder, an address on one of Beam's file systems.
       task: classes, resampling and patches.
-      seed: of the training patches.
-      splits_file: the user's splits, see `preprocessing.records.splits.load_splits`; cases that it
-        does not name are rejected.
+      splits_file: see `preprocessing.records.splits.load_splits`; cases that it does not name are
+        rejected.
       eval_fraction: without a splits file, the share of cases for evaluation.
       shard_mib: largest size of a shard file in MiB.
       allow: irregularities to accept, names of `preprocessing.errors.ALLOWANCES`.
-      overwrite: replace a finished data set.
-      resume: continue a run that was stopped, with the same settings: its finished cases are kept if
-        the checksums of their records match. Otherwise they are deleted.
+      resume: continue a stopped run with the same settings; its intact finished cases are kept.
       beam_options: options of Beam's command line.
-      progress: show a progress bar.
 
     Returns:
       The manifest. If every case was rejected, nothing else was written.
 
     Raises:
       InputError: an input folder is missing or empty.
-      SettingsError: the output exists, another run is writing to it, a setting is invalid, or differs
-        from those of the run to resume.
+      SettingsError: the output exists, another run is writing to it, or a setting is invalid or
+        differs from that of the run to resume.
       PipelineError: the Beam job failed; `resume` keeps its finished cases.
     """
     if shard_mib < 1 or seed < 0:
@@ -85,16 +80,9 @@ def convert(
 
     cases = find_cases(inputs, need_labels=True)
 
+    from preprocessing.records import output_folder
     from preprocessing.records.beam_runner import beam_runner, run_pipeline
     from preprocessing.records.case_conversion import CONVERTED, ConversionSettings, outcome_path
-    from preprocessing.records.output_folder import (
-        check_output,
-        make_manifest,
-        partial_folder,
-        publish,
-        reject_duplicates,
-        run_settings,
-    )
     from preprocessing.records.storage import read_json
 
     output = output.rstrip("/")
@@ -107,9 +95,9 @@ def convert(
         splits = split_by_hash([c.case_id for c in cases if not c.problem], eval_fraction)
 
     settings = ConversionSettings(task, seed, shard_mib * 2**20, tuple(sorted(allow)))
-    run = run_settings(settings, eval_fraction=fraction, shard_mib=shard_mib)
-    with partial_folder(output, run, resume=resume) as partial:
-        check_output(output, overwrite)
+    run = output_folder.run_settings(settings, eval_fraction=fraction, shard_mib=shard_mib)
+    with output_folder.partial_folder(output, run, resume=resume) as partial:
+        output_folder.check_output(output, overwrite)
         entries: dict[str, dict[str, Any]] = {}
         already_finished = 0
         pending = cases
@@ -118,7 +106,7 @@ def convert(
             already_finished += run_pipeline(jobs, settings, partial, runner, progress=progress)
             for case in pending:
                 entries[case.case_id] = read_json(outcome_path(partial, case.case_id))["entry"]
-            reject_duplicates(entries)
+            output_folder.reject_duplicates(entries)
             if fraction is None:
                 break
             # If a rejected case leaves a split empty, another case has to move there.
@@ -126,12 +114,10 @@ def convert(
             splits = split_by_hash(converted, fraction)
             pending = [c for c in cases if splits.get(c.case_id) != entries[c.case_id].get("split")]
         if already_finished:
-            print(
-                f"{already_finished} of {len(cases)} cases were finished already", file=sys.stderr
-            )
-        manifest = make_manifest([entries[case.case_id] for case in cases], run)
-        publish(partial, output, manifest, task)
-    return manifest
+            text = f"{already_finished} of {len(cases)} cases were finished already"
+            print(text, file=sys.stderr)
+        in_order = [entries[case.case_id] for case in cases]
+        return output_folder.publish(partial, output, in_order, run, task)
 
 
 def _with_split(case: Case, splits: dict[str, str], splits_file: str) -> Case:
@@ -140,20 +126,17 @@ def _with_split(case: Case, splits: dict[str, str], splits_file: str) -> Case:
         return case
     from preprocessing.datasets.case import redact_case_path
 
-    problem = (
-        f"{redact_case_path(case, case.image_path)}: expected {case.case_id!r} in a split of {splits_file}, "
-        "found none"
-    )
-    return dataclasses.replace(case, problem=problem)
+    image = redact_case_path(case, case.image_path)
+    expected = f"{case.case_id!r} in a split of {splits_file}"
+    return dataclasses.replace(case, problem=f"{image}: expected {expected}, found none")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "preprocessing.convert",
-        "Converts CT or DBT volumes with label maps into TFRecords of patches, split by case. "
-        "Reads LiTS, Decathlon, 3D-IRCADb and BCS-DBT layouts, DICOM series, one folder per case, "
-        "and pairs of files (docs/data.md). "
-        "Options of Apache Beam (--runner, --direct_num_workers, ...) are passed on.",
+        "Converts CT or DBT volumes with label maps into TFRecords of patches, split by case. Reads "
+        "LiTS, Decathlon, 3D-IRCADb and BCS-DBT layouts, DICOM series, one folder per case, and pairs "
+        "of files (docs/data.md). Options of Apache Beam (--runner, ...) are passed on.",
         [
             "python -m preprocessing.convert --task ct_liver --input lits --output records",
             "python -m preprocessing.convert --task ct_liver_small --input a b --output records "
@@ -171,21 +154,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--task", default="ct_liver", help="preset or JSON file (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the training patches (default: 0)")
     add("--splits", metavar="FILE", help='your splits: {"train": [case ids], "eval": [case ids]}')
-    add(
-        "--eval-fraction",
-        type=float,
-        default=EVAL_FRACTION,
-        help="share of cases for evaluation, chosen by a hash of the case id; with two or more cases "
-        "neither split is empty (default: %(default)s)",
-    )
+    share = "share of cases for evaluation, by a hash of the case id (default: %(default)s)"
+    add("--eval-fraction", type=float, default=EVAL_FRACTION, help=share)
     add("--patches-per-case", type=int, metavar="N", help="training patches (default: the task's)")
     add("--patch-shape", type=int, nargs=3, metavar=("Z", "Y", "X"), help="default: the task's")
-    add(
-        "--shard-mib",
-        type=int,
-        default=128,
-        help="largest size of a shard file in MiB (default: %(default)s)",
-    )
+    add("--shard-mib", type=int, default=128, help="largest shard file in MiB (default: 128)")
     add_allow_option(parser)
     add("--overwrite", action="store_true", help="replace a finished data set")
     add("--resume", action="store_true", help="continue a stopped run with the same settings")
@@ -224,23 +197,19 @@ def _run(arguments: argparse.Namespace, beam_options: Sequence[str]) -> int:
         print(f"rejected {entry['case_id']}: {entry['reason']}", file=sys.stderr)
     questionable = [entry for entry in manifest["cases"] if entry.get("warnings")]
     if questionable:
-        count = sum(len(entry["warnings"]) for entry in questionable)
-        print(
-            f"warning: {count} warnings about {len(questionable)} cases, see the manifest or "
-            "python -m preprocessing.verify",
-            file=sys.stderr,
-        )
-    if manifest["converted"] and not all(split["cases"] for split in manifest["splits"].values()):
-        empty = [name for name, split in manifest["splits"].items() if not split["cases"]]
+        text = f"{sum(len(e['warnings']) for e in questionable)} warnings about {len(questionable)}"
+        where = "see the manifest or python -m preprocessing.verify"
+        print(f"warning: {text} cases, {where}", file=sys.stderr)
+    empty = [name for name, split in manifest["splits"].items() if not split["cases"]]
+    if manifest["converted"] and empty:
         print(f"warning: no case in the split {', '.join(empty)}", file=sys.stderr)
     counts = ", ".join(
         f"{name} {split['cases']} cases with {split['patches']} patches"
         for name, split in manifest["splits"].items()
     )
-    print(
-        f"{manifest['converted']} of {manifest['found']} cases converted ({counts}), "
-        f"{len(rejected)} rejected, in {time.monotonic() - start:.1f} s: {arguments.output}"
-    )
+    converted = f"{manifest['converted']} of {manifest['found']} cases converted ({counts})"
+    seconds = time.monotonic() - start
+    print(f"{converted}, {len(rejected)} rejected, in {seconds:.1f} s: {arguments.output}")
     if not manifest["converted"]:
         raise PipelineError(arguments.output, "at least one valid case", "none; see its manifest")
     return 1 if rejected and not arguments.allow_rejected else 0

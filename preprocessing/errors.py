@@ -27,14 +27,12 @@ class AHNetError(Exception):
 
     def __init__(self, where: object, expected: str, found: object, remedy: str = ""):
         super().__init__(where, expected, found, remedy)
-        self.where = str(where)
-        self.expected = expected
-        self.found = str(found)
-        self.remedy = remedy
+        self.where, self.found = str(where), str(found)
+        self.expected, self.remedy = expected, remedy
 
     def __str__(self) -> str:
-        line = f"{self.where}: expected {self.expected}, found {self.found}"
-        line = f"{line}. {self.remedy}" if self.remedy else line
+        remedy = f". {self.remedy}" if self.remedy else ""
+        line = f"{self.where}: expected {self.expected}, found {self.found}{remedy}"
         return " ".join(line.split())
 
 
@@ -99,17 +97,11 @@ class PipelineError(AHNetError):
 
 
 class Stopped(Exception):  # noqa: N818
-    """A signal stopped the work; its state is saved, so that it can be resumed.
-
-    Args:
-      signal: its number; the command exits with 128 plus this.
-      message: what was stopped where, and how to resume.
-    """
+    """A signal (its number) stopped the work, whose state is saved; the message says how to resume."""
 
     def __init__(self, signal: int, message: str):
         super().__init__(signal, message)
         self.signal = signal
-        self.message = message
 
     def __str__(self) -> str:
-        return self.message
+        return self.args[1]

@@ -25,8 +25,7 @@ _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path with the suffixes of `path`; on success it is renamed to `path`.
 
-    What is written there may be a file or a folder. On an error it is removed and `path` stays as
-    it was.
+    It may become a file or a folder. On an error it is removed and `path` stays as it was.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +43,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def remove_stale_temporaries(folder: str | os.PathLike) -> None:
-    """Removes what killed processes left of `atomic_write`; no other process may write there now."""
+    """Removes what killed processes left of `atomic_write`; no process may be writing there."""
     for path in Path(folder).glob(".*"):
         if path.is_dir() and _TEMPORARY.fullmatch(path.name):
             shutil.rmtree(path)

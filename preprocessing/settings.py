@@ -1,4 +1,4 @@
-"""Settings as frozen attrs classes: structured from JSON by their type hints, checked, dumped again.
+"""Settings as frozen attrs classes: read from JSON, checked, and dumped again.
 
 A field's type hint decides which JSON fits (cattrs, without any conversion between types), its
 `Requirement` which values; whatever is wrong with a field, the error names the requirement.
@@ -28,6 +28,7 @@ _JSON_NAMES = {
     str: "a text",
     bool: "true or false",
 }
+_CONVERTER = cattrs.Converter(forbid_extra_keys=True)
 
 
 @attrs.frozen
@@ -37,7 +38,7 @@ class Requirement:
     Attributes:
       expected: the values that are accepted, as error messages say it.
       holds: whether a value of the field's type is accepted.
-      choices: the accepted names, where there are only so many; the nearest one is suggested.
+      choices: the accepted names, if any; the nearest one is suggested.
     """
 
     expected: str
@@ -71,20 +72,17 @@ def is_number(value: Any) -> bool:
 
 def whole(least: int, most: int | None = None) -> Requirement:
     """Returns the requirement of a whole number from `least` to `most`, both included."""
-    if most is None:
-        return Requirement(
-            f"a whole number of at least {least}", lambda v: is_whole(v) and v >= least
-        )
+    limits = f"of at least {least}" if most is None else f"from {least} to {most}"
     return Requirement(
-        f"a whole number from {least} to {most}", lambda v: is_whole(v) and least <= v <= most
+        f"a whole number {limits}",
+        lambda v: is_whole(v) and least <= v and (most is None or v <= most),
     )
 
 
 def number(least: float) -> Requirement:
     """Returns the requirement of a finite number of at least `least`."""
-    return Requirement(
-        f"a finite number of at least {least}", lambda v: is_number(v) and v >= least
-    )
+    expected = f"a finite number of at least {least}"
+    return Requirement(expected, lambda v: is_number(v) and v >= least)
 
 
 def fraction(kind: str = "a fraction") -> Requirement:
@@ -104,11 +102,7 @@ def did_you_mean(name: object, names: Collection[str]) -> str:
 
 
 def check_names(content: Any, names: Collection[str], where: object) -> dict[str, Any]:
-    """Returns a JSON object whose keys are all among `names`.
-
-    Raises:
-      SettingsError: it is not an object, or has another key (the nearest name is suggested).
-    """
+    """Returns the content; raises SettingsError unless it is a JSON object with keys among `names`."""
     if not isinstance(content, dict):
         raise SettingsError(where, "a JSON object of settings", type(content).__name__)
     for name in content:
@@ -119,11 +113,7 @@ def check_names(content: Any, names: Collection[str], where: object) -> dict[str
 
 
 def read_object(path: str | Path) -> dict[str, Any]:
-    """Reads a JSON object of settings.
-
-    Raises:
-      SettingsError: the file cannot be read or holds anything else.
-    """
+    """Reads a JSON object of settings; raises SettingsError if the file can't be read as one."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -136,11 +126,7 @@ def read_object(path: str | Path) -> dict[str, Any]:
 
 
 def load_settings(path: str | Path, kind: type[Settings]) -> Settings:
-    """Reads settings of class `kind` from a JSON file.
-
-    Raises:
-      SettingsError: see `read_object` and `from_dict`.
-    """
+    """Reads settings of class `kind` from a JSON file; raises as `read_object` and `from_dict`."""
     return from_dict(kind, read_object(path), where=path)
 
 
@@ -148,8 +134,8 @@ def from_dict(kind: type[Settings], content: Any, where: object = "settings") ->
     """Returns settings of class `kind` from plain JSON types.
 
     Raises:
-      SettingsError: an unknown setting (the nearest name is suggested), a missing one, one of
-        another type or a value that is not accepted; names the setting after `where`.
+      SettingsError: an unknown setting (the nearest name is suggested), a missing one, or a value
+        that is not accepted; names the setting after `where`.
     """
     try:
         return _CONVERTER.structure(content, kind)
@@ -167,12 +153,11 @@ def _first_error(error: Exception, content: Any, where: str) -> SettingsError:
     while isinstance(error, cattrs.BaseValidationError):
         kind, errors = error.cl, error.exceptions
         # A misspelt name explains a missing one.
-        error = next(
-            (e for e in errors if isinstance(e, cattrs.ForbiddenExtraKeysError)), errors[0]
-        )
-        if isinstance(error, cattrs.ForbiddenExtraKeysError):
+        unknown = [e for e in errors if isinstance(e, cattrs.ForbiddenExtraKeysError)]
+        error = (unknown or errors)[0]
+        if unknown:
             names = [field.name for field in attrs.fields(kind)]
-            expected, name = f"settings among {', '.join(names)}", min(error.extra_fields)
+            expected, name = f"settings among {', '.join(names)}", min(unknown[0].extra_fields)
             return SettingsError(where, expected, repr(name), did_you_mean(name, names))
         for note in getattr(error, "__notes__", ()):
             if isinstance(note, cattrs.AttributeValidationNote):
@@ -192,8 +177,7 @@ def _first_error(error: Exception, content: Any, where: str) -> SettingsError:
 
 
 def _structure_value(value: Any, kind: type) -> Any:
-    fits = is_number(value) if kind is float else type(value) is kind
-    if not fits:
+    if not (is_number(value) if kind is float else type(value) is kind):
         raise SettingsError("", _JSON_NAMES[kind], repr(value))
     return value
 
@@ -211,10 +195,10 @@ def _structure_tuple(values: Any, kind: Any) -> tuple:
 
 def _object_hook(kind: Any) -> Callable[[Any, Any], Any]:
     """Returns the cattrs hook of an attrs class or dict, which takes JSON objects only."""
-    is_class = attrs.has(kind)
-    expected = "a JSON object of settings" if is_class else "a JSON object"
-    make = make_dict_structure_fn if is_class else make_mapping_structure_fn
-    structure = make(kind, _CONVERTER)
+    if attrs.has(kind):
+        expected, structure = "a JSON object of settings", make_dict_structure_fn(kind, _CONVERTER)
+    else:
+        expected, structure = "a JSON object", make_mapping_structure_fn(kind, _CONVERTER)
 
     def hook(content: Any, kind: Any) -> Any:
         if not isinstance(content, dict):
@@ -224,15 +208,9 @@ def _object_hook(kind: Any) -> Callable[[Any, Any], Any]:
     return hook
 
 
-def _make_converter() -> cattrs.Converter:
-    converter = cattrs.Converter(forbid_extra_keys=True)
-    for kind in _JSON_NAMES:
-        converter.register_structure_hook(kind, _structure_value)
-    converter.register_structure_hook_func(lambda kind: get_origin(kind) is tuple, _structure_tuple)
-    converter.register_structure_hook_factory(
-        lambda kind: attrs.has(kind) or get_origin(kind) is dict, _object_hook
-    )
-    return converter
-
-
-_CONVERTER = _make_converter()
+for _kind in _JSON_NAMES:
+    _CONVERTER.register_structure_hook(_kind, _structure_value)
+_CONVERTER.register_structure_hook_func(lambda kind: get_origin(kind) is tuple, _structure_tuple)
+_CONVERTER.register_structure_hook_factory(
+    lambda kind: attrs.has(kind) or get_origin(kind) is dict, _object_hook
+)

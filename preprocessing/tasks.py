@@ -48,8 +48,7 @@ class Task:
       patch_shape_zyx: patch size in voxels (z, y, x), for training and for the evaluation tiling.
       patches_per_case: training patches drawn from each case.
       foreground_fraction: share of training patches centred on foreground, balanced over classes.
-      target: what a network learns: the "labels" of voxels, or a "heat_map" of lesions (two classes),
-        see `preprocessing.volumes.lesions`.
+      target: the "labels" of voxels, or a "heat_map" (`preprocessing.volumes.lesions`; two classes).
       label_classes: for each value of a data set's label maps the label's name and the class it counts
         as, for example ("tumour", "liver"); None: labels are the classes.
     """
@@ -72,8 +71,7 @@ class Task:
     spacing_mm: tuple[float, float, float] | None = attrs.field(
         default=None,
         validator=Requirement(
-            _POSITIVE_MM,
-            lambda spacing: spacing is None or _are_positive(spacing, is_number),
+            _POSITIVE_MM, lambda spacing: spacing is None or _are_positive(spacing, is_number)
         ),
     )
     patch_shape_zyx: tuple[int, int, int] = attrs.field(
@@ -126,48 +124,39 @@ class Task:
         return to_dict(self)
 
 
-PRESETS = {
-    task.name: task
-    for task in (
-        Task(
-            name="ct_liver",
-            class_names=("background", "liver", "tumour"),
-            intensity_window=(-200.0, 250.0),
-        ),
-        # Coarse in the plane, for training in minutes on a laptop.
-        Task(
-            name="ct_liver_small",
-            class_names=("background", "liver", "tumour"),
-            intensity_window=(-200.0, 250.0),
-            resampling="full",
-            spacing_mm=(2.5, 2.5, 5.0),
-            patch_shape_zyx=(16, 128, 128),
-            patches_per_case=8,
-        ),
-        Task(
-            name="dbt_lesion",
-            class_names=("background", "lesion"),
-            intensity_window=(0.0, 1023.0),
-            image_dtype="uint16",
-            outside_value=0,
-            patch_shape_zyx=(32, 256, 256),
-            target="heat_map",
-        ),
-        # A lesion of 8 mm is still ten pixels wide, and a patch holds most of a breast's plane.
-        Task(
-            name="dbt_lesion_small",
-            class_names=("background", "lesion"),
-            intensity_window=(0.0, 1023.0),
-            image_dtype="uint16",
-            outside_value=0,
-            resampling="in_plane",
-            spacing_mm=(0.8, 0.8, 1.0),
-            patch_shape_zyx=(16, 96, 96),
-            patches_per_case=8,
-            target="heat_map",
-        ),
-    )
-}
+_CT_LIVER = Task(
+    name="ct_liver",
+    class_names=("background", "liver", "tumour"),
+    intensity_window=(-200.0, 250.0),
+)
+_DBT_LESION = Task(
+    name="dbt_lesion",
+    class_names=("background", "lesion"),
+    intensity_window=(0.0, 1023.0),
+    image_dtype="uint16",
+    outside_value=0,
+    patch_shape_zyx=(32, 256, 256),
+    target="heat_map",
+)
+# Coarse in the plane, for training in minutes on a laptop.
+_CT_LIVER_SMALL = attrs.evolve(
+    _CT_LIVER,
+    name="ct_liver_small",
+    resampling="full",
+    spacing_mm=(2.5, 2.5, 5.0),
+    patch_shape_zyx=(16, 128, 128),
+    patches_per_case=8,
+)
+# A lesion of 8 mm is still ten pixels wide, and a patch holds most of a breast's plane.
+_DBT_LESION_SMALL = attrs.evolve(
+    _DBT_LESION,
+    name="dbt_lesion_small",
+    resampling="in_plane",
+    spacing_mm=(0.8, 0.8, 1.0),
+    patch_shape_zyx=(16, 96, 96),
+    patches_per_case=8,
+)
+PRESETS = {task.name: task for task in (_CT_LIVER, _CT_LIVER_SMALL, _DBT_LESION, _DBT_LESION_SMALL)}
 
 
 def load_task(name_or_path: str) -> Task:
@@ -182,18 +171,13 @@ def load_task(name_or_path: str) -> Task:
         return PRESETS[name_or_path]
     if not Path(name_or_path).is_file():
         expected = f"a preset ({', '.join(PRESETS)}) or a JSON file"
-        raise SettingsError(
-            "task", expected, repr(name_or_path), did_you_mean(name_or_path, PRESETS)
-        )
+        remedy = did_you_mean(name_or_path, PRESETS)
+        raise SettingsError("task", expected, repr(name_or_path), remedy)
     return task_from_dict(read_object(name_or_path), where=name_or_path)
 
 
 def task_from_dict(content: dict[str, Any], where: object = "task") -> Task:
-    """Returns a task from plain JSON types (see `load_task`).
-
-    Raises:
-      SettingsError: a setting that doesn't fit.
-    """
+    """Returns a task from plain JSON types; raises as `load_task`."""
     if not isinstance(content, dict) or content.get("base") is None:
         return from_dict(Task, content, where)
     base = content["base"]

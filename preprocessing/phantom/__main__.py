@@ -27,28 +27,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             "python -m preprocessing.phantom --kind dbt --output breasts --cases 24",
         ],
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the cases")
-    parser.add_argument("--kind", choices=list(KINDS), default="ct", help="default: ct")
-    parser.add_argument("--cases", type=int, default=8, help="number of cases (default: 8)")
-    parser.add_argument(
-        "--first", type=int, default=0, metavar="N", help="number of the first case"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="case N depends only on N and the seed")
-    parser.add_argument(
-        "--shape",
-        type=int,
-        nargs=3,
-        metavar=("X", "Y", "Z"),
-        help="mean size in voxels (default: 128 128 32 for CT, 160 288 40 for DBT)",
-    )
-    parser.add_argument(
-        "--spacing-mm",
-        type=float,
-        nargs=3,
-        metavar=("X", "Y", "Z"),
-        help="voxel spacing (default: 2.5 2.5 5 for CT, 0.4 0.4 1 for DBT)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace cases of the same name")
+    add = parser.add_argument
+    add("--output", required=True, metavar="DIR", help="folder for the cases")
+    add("--kind", choices=list(KINDS), default="ct", help="default: ct")
+    add("--cases", type=int, default=8, help="number of cases (default: 8)")
+    add("--first", type=int, default=0, metavar="N", help="number of the first case")
+    add("--seed", type=int, default=0, help="case N depends only on N and the seed")
+    shape = "mean size in voxels (default: 128 128 32 for CT, 160 288 40 for DBT)"
+    add("--shape", type=int, nargs=3, metavar=("X", "Y", "Z"), help=shape)
+    spacing = "voxel spacing (default: 2.5 2.5 5 for CT, 0.4 0.4 1 for DBT)"
+    add("--spacing-mm", type=float, nargs=3, metavar=("X", "Y", "Z"), help=spacing)
+    add("--overwrite", action="store_true", help="replace cases of the same name")
     return run_command(_run, parser.parse_args(argv))
 
 

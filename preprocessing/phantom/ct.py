@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -16,7 +17,8 @@ from preprocessing.errors import SettingsError
 from preprocessing.volumes.geometry import Volume
 
 AIR_HU = -1000.0
-ORIENTATIONS = ("RAS", "LPS", "LAS")
+# Signs of the axes in a file: RAS, LPS and LAS.
+ORIENTATIONS = ((1, 1, 1), (-1, -1, 1), (-1, 1, 1))
 # A tumour is darker than the liver by a value in this range.
 TUMOUR_CONTRAST_HU = (35.0, 60.0)
 # Size of a texture's structures (standard deviation of a Gaussian).
@@ -52,19 +54,20 @@ class PhantomSettings:
     flat_lookalikes: int = 0
 
     def __post_init__(self) -> None:
-        check_grid(self.shape_xyz, self.spacing_mm, smallest=4)
-        if not 0 <= self.fewest_tumours <= self.most_tumours:
-            counts = (self.fewest_tumours, self.most_tumours)
-            raise SettingsError("phantom", "0 <= fewest_tumours <= most_tumours", counts)
+        check_settings(vars(self), "tumours", smallest=4)
 
 
-def check_grid(shape_xyz: Sequence[int], spacing_mm: Sequence[float], *, smallest: int) -> None:
-    """Raises SettingsError unless a phantom's shape and spacing are possible."""
+def check_settings(settings: dict[str, Any], lesions: str, *, smallest: int) -> None:
+    """Raises SettingsError unless a phantom's shape, spacing and numbers of lesions are possible."""
+    shape_xyz, spacing_mm = settings["shape_xyz"], settings["spacing_mm"]
     if len(shape_xyz) != 3 or min(shape_xyz) < smallest:
         expected = f"a shape of at least {smallest} voxels per axis"
         raise SettingsError("phantom", expected, shape_xyz)
     if len(spacing_mm) != 3 or not min(spacing_mm) > 0:
         raise SettingsError("phantom", "a positive spacing in mm", spacing_mm)
+    numbers = (settings[f"fewest_{lesions}"], settings[f"most_{lesions}"])
+    if not 0 <= numbers[0] <= numbers[1]:
+        raise SettingsError("phantom", f"0 <= fewest_{lesions} <= most_{lesions}", numbers)
 
 
 def make_case(
@@ -72,36 +75,28 @@ def make_case(
 ) -> tuple[Volume, Volume]:
     """Makes one case; the same seed, number and settings always give the same voxels.
 
-    The label map is exact: it is computed from the shapes, before blur and noise.
-
-    Args:
-      seed: of the data set.
-      number: of the case in the data set.
-      settings: of the data set.
-
     Returns:
-      The image (int16 HU) and its label map (uint8: 0 background, 1 liver, 2 tumour).
+      The image (int16 HU) and its label map (uint8: 0 background, 1 liver, 2 tumour), which is exact:
+      it is computed from the shapes, before blur and noise.
     """
     settings = settings or PhantomSettings()
     random = np.random.default_rng([seed, number])
-    slices = settings.shape_xyz[2]
-    slices += int(random.integers(-(slices // 8), slices // 8 + 1))
-    shape = (*settings.shape_xyz[:2], slices)
-    x, y, z = _coordinates_mm(shape, settings.spacing_mm)
+    shape, axes_mm = varied_grid(random, settings.shape_xyz, settings.spacing_mm)
+    x, y, z = (axis.astype(np.float32) for axis in axes_mm)
     # The anatomy is defined for a field of view of 320 mm and 160 mm of slices.
     scale = min(n * s for n, s in zip(shape[:2], settings.spacing_mm[:2], strict=True)) / 320.0
     height = shape[2] * settings.spacing_mm[2] / 160.0
     x, y, z = x / scale, y / scale, z / height
     x, y = x - random.uniform(-6, 6), y - random.uniform(-6, 6)
+    axes = (x, y, z)
 
     hu = np.full(shape, AIR_HU, np.float32)
-    axes = (x, y, z)
     body = _paint_body(hu, random, axes)
     liver_hu = random.uniform(70, 110)
     _paint_distractors(hu, random, liver_hu, axes)
     liver = _liver(random, axes) & body
     hu[liver] = liver_hu
-    axes_mm = (x * scale, y * scale, z * height)
+    axes_mm = [x * scale, y * scale, z * height]
     # A second generator: the rest of the case does not depend on lookalikes and texture.
     own_random = np.random.default_rng([seed, number, 1])
     textured = _paint_lookalikes(hu, own_random, liver, liver_hu, axes_mm, settings)
@@ -112,19 +107,35 @@ def make_case(
         label[tumour] = 2
     if settings.texture_hu:
         textured |= label == 2
-        hu[textured] += settings.texture_hu * _texture(own_random, settings, shape)[textured]
+        # Band-limited noise, independent in each slice.
+        noise = own_random.standard_normal(shape, np.float32)
+        fine = [TEXTURE_MM / spacing for spacing in settings.spacing_mm[:2]]
+        texture = ndimage.gaussian_filter(noise, (*fine, 0))
+        texture -= ndimage.gaussian_filter(noise, (2 * fine[0], 2 * fine[1], 0))
+        hu[textured] += settings.texture_hu * (texture / texture.std())[textured]
     _paint_bones(hu, random, axes)
     label[hu > 300] = 0
-    image = _scanned(hu, random, settings)
+    # The scanner's blur, the partial-volume effect between slices, and noise.
+    in_plane = [settings.blur_mm / spacing for spacing in settings.spacing_mm[:2]]
+    blurred = ndimage.gaussian_filter(hu, (*in_plane, 0.4), mode="nearest")
+    noise = ndimage.gaussian_filter(random.standard_normal(shape, np.float32), (0.5, 0.5, 0))
+    noise *= settings.noise_hu * random.uniform(0.5, 1) / noise.std()
+    image = np.rint(np.clip(blurred + noise, -1024, 3071)).astype(np.int16)
 
-    codes = ORIENTATIONS[int(random.integers(len(ORIENTATIONS)))]
-    return _stored(image, codes, settings), _stored(label, codes, settings)
+    signs = np.array(ORIENTATIONS[int(random.integers(len(ORIENTATIONS)))])
+    flips = tuple(slice(None, None, sign) for sign in signs.tolist())
+    steps_mm = signs * settings.spacing_mm
+    return centred_volume(image[flips], steps_mm), centred_volume(label[flips], steps_mm)
 
 
-def _coordinates_mm(shape, spacing_mm) -> list[np.ndarray]:
-    """Returns broadcastable coordinates x (right), y (anterior), z (up) from the grid's centre."""
+def varied_grid(
+    random: np.random.Generator, shape_xyz: Sequence[int], spacing_mm: Sequence[float]
+) -> tuple[tuple[int, ...], list[np.ndarray]]:
+    """Returns a shape, with a random number of slices, and broadcastable mm from its centre."""
+    vary = shape_xyz[2] // 8
+    shape = (*shape_xyz[:2], shape_xyz[2] + int(random.integers(-vary, vary + 1)))
     axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing_mm, strict=True)]
-    return [axis.astype(np.float32) for axis in np.ix_(*axes)]
+    return shape, list(np.ix_(*axes))
 
 
 def _ellipsoid(axes, centre, radii, degrees: float = 0.0) -> np.ndarray:
@@ -200,23 +211,19 @@ def _liver(random, axes) -> np.ndarray:
 
 
 def _tumour(random, liver, axes_mm, radius_mm) -> np.ndarray:
-    """Returns the mask of an ellipsoid around a random voxel of the liver, clipped to the liver."""
+    """Returns the mask of an ellipsoid around a random liver voxel, clipped to the liver."""
     inside = np.flatnonzero(liver)
     if not inside.size:
         return np.zeros_like(liver)
     i, j, k = np.unravel_index(int(random.choice(inside)), liver.shape)
-    radius = random.uniform(*radius_mm)
-    radii = radius * random.uniform(0.8, 1.2, 3)
+    radii = random.uniform(*radius_mm) * random.uniform(0.8, 1.2, 3)
     x, y, z = axes_mm
     centre = (x[i, 0, 0], y[0, j, 0], z[0, 0, k])
     return liver & (_ellipsoid(axes_mm, centre, radii, random.uniform(0, 90)) < 1)
 
 
 def _paint_lookalikes(hu, random, liver, liver_hu, axes_mm, settings) -> np.ndarray:
-    """Paints cysts and single slices of tumours; returns the mask of the slices.
-
-    The slices get the texture of tumours, the cysts do not.
-    """
+    """Paints cysts and single slices of tumours; returns the slices' mask, where texture follows."""
     for _ in range(at_least_half(random, settings.cysts)):
         cyst = _tumour(random, liver, axes_mm, settings.tumour_radius_mm)
         hu[cyst] = liver_hu - random.uniform(*TUMOUR_CONTRAST_HU)
@@ -236,15 +243,6 @@ def at_least_half(random: np.random.Generator, most: int) -> int:
     return int(random.integers((most + 1) // 2, most + 1))
 
 
-def _texture(random, settings: PhantomSettings, shape) -> np.ndarray:
-    """Returns band-limited noise of standard deviation 1, each slice independent."""
-    noise = random.standard_normal(shape, np.float32)
-    fine = [TEXTURE_MM / spacing for spacing in settings.spacing_mm[:2]]
-    texture = ndimage.gaussian_filter(noise, (*fine, 0))
-    texture -= ndimage.gaussian_filter(noise, (2 * fine[0], 2 * fine[1], 0))
-    return texture / texture.std()
-
-
 def _paint_bones(hu, random, axes) -> None:
     """Paints the spine and ribs that slope downwards to the front."""
     x, y, z = axes
@@ -256,22 +254,8 @@ def _paint_bones(hu, random, axes) -> None:
     hu[ribs & (hu > -300)] = random.uniform(400, 600)
 
 
-def _scanned(hu, random, settings: PhantomSettings) -> np.ndarray:
-    """Returns int16 HU with blur, partial-volume effect between slices, and noise."""
-    in_plane = [settings.blur_mm / spacing for spacing in settings.spacing_mm[:2]]
-    blurred = ndimage.gaussian_filter(hu, (*in_plane, 0.4), mode="nearest")
-    noise = random.standard_normal(hu.shape, np.float32)
-    noise = ndimage.gaussian_filter(noise, (0.5, 0.5, 0))
-    noise *= settings.noise_hu * random.uniform(0.5, 1) / noise.std()
-    return np.rint(np.clip(blurred + noise, -1024, 3071)).astype(np.int16)
-
-
-def _stored(voxels, codes: str, settings: PhantomSettings) -> Volume:
-    """Returns a volume in an orientation on disk, with the grid's centre as origin."""
-    affine = np.diag([*settings.spacing_mm, 1.0])
-    for axis, (code, positive) in enumerate(zip(codes, "RAS", strict=True)):
-        if code != positive:
-            voxels = np.flip(voxels, axis)
-            affine[axis, axis] *= -1
+def centred_volume(voxels: np.ndarray, steps_mm: np.ndarray) -> Volume:
+    """Returns a volume whose axes have these steps along x, y, z, with its centre as origin."""
+    affine = np.diag([*steps_mm, 1.0])
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(voxels.shape) - 1) / 2)
     return Volume(np.asfortranarray(voxels), affine)

@@ -7,14 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from preprocessing.datasets.bcs_dbt import (
-    BOX_COLUMNS,
-    LABEL_COLUMNS,
-    OUTCOMES,
-    dbt_case_id,
-    replace_rows,
-)
+from preprocessing.datasets import bcs_dbt
 from preprocessing.errors import SettingsError
 from preprocessing.files import write_json
 from preprocessing.phantom import ct, dbt
@@ -33,31 +28,24 @@ def write_cases(
     """Writes cases `first` to `first + count - 1`; CT by default.
 
     CT: volume-N.nii.gz and segmentation-N.nii.gz. DBT: PHANTOM-N_VIEW.nii.gz, its _mask.nii.gz, and
-    rows of boxes.csv and labels.csv. phantom.json holds the settings and each case's voxels per label
-    value.
-
-    Returns:
-      The entries of the cases in phantom.json.
+    rows of boxes.csv and labels.csv. phantom.json holds the settings and the returned entries: each
+    case's id and voxels per label value.
 
     Raises:
       SettingsError: a number is negative, or a case exists and `overwrite` is not given.
     """
-    from tqdm import tqdm
-
     settings = settings or ct.PhantomSettings()
     output = Path(output)
     if count < 1 or first < 0 or seed < 0:
         raise SettingsError("phantom", "cases >= 1, first >= 0, seed >= 0", (count, first, seed))
-    patterns = ["volume-{}.nii.gz", "segmentation-{}.nii.gz"]
-    if isinstance(settings, dbt.DBTSettings):
-        patterns = ["PHANTOM-{:05d}_*.nii.gz"]
     numbers = range(first, first + count)
+    patterns = ["volume-{}.nii.gz", "segmentation-{}.nii.gz", "PHANTOM-{:05d}_*.nii.gz"]
+    patterns = patterns[2:] if isinstance(settings, dbt.DBTSettings) else patterns[:2]
     names = [pattern.format(number) for number in numbers for pattern in patterns]
     existing = [path for name in names for path in sorted(output.glob(name))]
     if existing and not overwrite:
-        raise SettingsError(
-            "--output", "a folder without these cases", existing[0], "Give --overwrite to replace."
-        )
+        expected = "a folder without these cases"
+        raise SettingsError("--output", expected, existing[0], "Give --overwrite to replace.")
     cases = []
     for number in tqdm(numbers, "phantom", unit="case"):
         if isinstance(settings, dbt.DBTSettings):
@@ -86,30 +74,20 @@ def _write_dbt(output: Path, seed: int, number: int, settings: dbt.DBTSettings) 
     name = f"{patient}_{case.view}"
     write_image(output / f"{name}.nii.gz", case.image)
     write_image(output / f"{name}_mask.nii.gz", case.label)
-    volume: dict[str, Any] = {
-        "PatientID": patient,
-        "StudyUID": f"0.{seed}.{number}",
-        "View": case.view,
-    }
-    boxes = [
-        volume
-        | {
-            "Subject": number,
-            "Slice": box.slice_index,
-            "X": box.x,
-            "Y": box.y,
-            "Width": box.width,
-            "Height": box.height,
-            "Class": box.lesion_class,
-            "AD": 0,
-            "VolumeSlices": box.volume_slices,
-        }
-        for box in case.boxes
-    ]
-    classes = {box.lesion_class for box in case.boxes}
+    volume = (patient, f"0.{seed}.{number}", case.view)
+    classes = [box.lesion_class for box in case.boxes]
     outcome = next((each for each in ("cancer", "benign") if each in classes), "normal")
-    outcomes = {each: int(each.lower() == outcome) for each in OUTCOMES}
-    replace_rows(output / "boxes.csv", BOX_COLUMNS, "PatientID", patient, boxes)
-    replace_rows(output / "labels.csv", LABEL_COLUMNS, "PatientID", patient, [volume | outcomes])
+    outcomes = [int(each.lower() == outcome) for each in bcs_dbt.OUTCOMES]
+    boxes = []
+    for box in case.boxes:
+        place = (box.slice_index, box.x, box.y, box.width, box.height)
+        boxes.append((*volume, number, *place, box.lesion_class, 0, box.volume_slices))
+    tables = {
+        "boxes.csv": (bcs_dbt.BOX_COLUMNS, boxes),
+        "labels.csv": (bcs_dbt.LABEL_COLUMNS, [(*volume, *outcomes)]),
+    }
+    for table, (columns, values) in tables.items():
+        rows = [dict(zip(columns, row, strict=True)) for row in values]
+        bcs_dbt.replace_rows(output / table, columns, "PatientID", patient, rows)
     voxels = np.bincount(case.label.voxels.ravel(), minlength=2)
-    return {"case_id": dbt_case_id(*volume.values()), "label_voxels": [int(n) for n in voxels]}
+    return {"case_id": bcs_dbt.dbt_case_id(*volume), "label_voxels": [int(n) for n in voxels]}

@@ -2,8 +2,6 @@
 
 Single slices are not enough to detect the masses: every volume has clutter that looks like a mass in
 one slice but is absent in its neighbours. The tissue has the 1/f^3 power spectrum of mammograms.
-Reconstruction from a limited angle blurs each slice into the others, coarse structures more than fine
-ones.
 """
 
 from __future__ import annotations
@@ -13,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import fft, ndimage
 
-from preprocessing.errors import SettingsError
-from preprocessing.phantom.ct import at_least_half, check_grid
+from preprocessing.phantom.ct import at_least_half, centred_volume, check_settings, varied_grid
 from preprocessing.volumes.geometry import Volume
 from preprocessing.volumes.lesions import LesionBox
 
@@ -51,10 +48,7 @@ class DBTSettings:
     flat_masses: int = 0
 
     def __post_init__(self) -> None:
-        check_grid(self.shape_xyz, self.spacing_mm, smallest=8)
-        if not 0 <= self.fewest_masses <= self.most_masses:
-            counts = (self.fewest_masses, self.most_masses)
-            raise SettingsError("phantom", "0 <= fewest_masses <= most_masses", counts)
+        check_settings(vars(self), "masses", smallest=8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,41 +73,38 @@ def make_case(seed: int, number: int = 0, settings: DBTSettings | None = None) -
 
     Label map and boxes are exact: they are computed from the shapes, before blur and noise. The chest
     wall is on the left of the image in left views and on the right in right views.
-
-    Args:
-      seed: of the data set.
-      number: of the case in the data set.
-      settings: of the data set.
     """
     settings = settings or DBTSettings()
     random = np.random.default_rng([seed, number])
     view = VIEWS[int(random.integers(len(VIEWS)))]
-    slices = settings.shape_xyz[2]
-    slices += int(random.integers(-(slices // 8), slices // 8 + 1))
-    shape = (*settings.shape_xyz[:2], slices)
-    x, y, z = _coordinates_mm(shape, settings.spacing_mm)
+    shape, (x, y, z) = varied_grid(random, settings.shape_xyz, settings.spacing_mm)
+    # x counts from the chest wall.
+    axes = [axis.astype(np.float32) for axis in (x - x[0], y, z)]
     extent_mm = [n * step for n, step in zip(shape, settings.spacing_mm, strict=True)]
 
-    depth_mm = _depth_below_skin(random, x, y, z, extent_mm)
-    breast = depth_mm > 0
+    depth_mm = _depth_below_skin(random, axes, extent_mm)
     tissue = _tissue(random, depth_mm, shape, settings.spacing_mm)
     if view.endswith("mlo"):
-        _paint_pectoral(tissue, random, x, y, extent_mm)
+        # The pectoral muscle is a wedge in the upper corner at the chest wall.
+        width = extent_mm[0] * random.uniform(0.2, 0.4)
+        height = extent_mm[1] * random.uniform(0.4, 0.6)
+        wedge = axes[0] / width + (axes[1] + extent_mm[1] / 2) / height < 1
+        muscle = np.broadcast_to(wedge, shape)
+        tissue[muscle] = GLAND + 0.06 + 0.25 * (tissue[muscle] - GLAND)
     tissue[(depth_mm > 0) & (depth_mm < 1.4)] = GLAND + 0.12
     label = np.zeros(shape, np.uint8)
     regions = []
     for _ in range(int(random.integers(settings.fewest_masses, settings.most_masses + 1))):
-        mass = _paint_mass(tissue, random, depth_mm, label, (x, y, z), extent_mm[2])
+        mass = _paint_mass(tissue, random, depth_mm, label, axes, extent_mm[2])
         if mass is not None:
             regions.append(mass)
-    tissue[~breast] = AIR
-    _paint_clutter(tissue, random, depth_mm, label, (x, y), settings)
+    tissue[depth_mm <= 0] = AIR
+    _paint_clutter(tissue, random, depth_mm, label, axes, settings)
     noise = random.standard_normal(tissue.shape, np.float32)
     image = _reconstructed(tissue + settings.noise * noise, settings)
     # A second generator: the rest of the case does not depend on flat masses.
     own_random = np.random.default_rng([seed, number, 1])
-    place = (depth_mm, label, (x, y, z), extent_mm[2])
-    _add_flat_masses(image, tissue, own_random, *place, settings)
+    _add_flat_masses(image, tissue, own_random, depth_mm, label, axes, extent_mm[2], settings)
     image = np.rint(np.clip(image, 0, 1) * WHITE).astype(np.uint16)
 
     if view.startswith("r"):
@@ -121,22 +112,14 @@ def make_case(seed: int, number: int = 0, settings: DBTSettings | None = None) -
         regions = [(mass[::-1], kind) for mass, kind in regions]
     boxes = tuple(_box(mass, kind) for mass, kind in regions)
     # In half of the cases x and y have the opposite direction.
-    signs = np.array([[1.0, 1.0], [-1.0, -1.0]][int(random.integers(2))] + [1.0])
-    affine = np.diag([*(signs * settings.spacing_mm), 1.0])
-    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
-    stored_image = Volume(np.asfortranarray(image), affine)
-    stored_label = Volume(np.asfortranarray(label), affine)
-    return DBTCase(stored_image, stored_label, boxes, view)
+    steps_mm = np.array([(1, 1, 1), (-1, -1, 1)][int(random.integers(2))]) * settings.spacing_mm
+    volumes = (centred_volume(image, steps_mm), centred_volume(label, steps_mm))
+    return DBTCase(*volumes, boxes, view)
 
 
-def _coordinates_mm(shape, spacing_mm) -> list[np.ndarray]:
-    """Returns broadcastable coordinates: x from the chest wall, y and z from the grid's centre."""
-    x, y, z = ((np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing_mm, strict=True))
-    return [axis.astype(np.float32) for axis in np.ix_(x - x[0], y, z)]
-
-
-def _depth_below_skin(random, x, y, z, extent_mm) -> np.ndarray:
+def _depth_below_skin(random, axes, extent_mm) -> np.ndarray:
     """Returns the approximate depth below the skin in mm; negative outside the compressed breast."""
+    x, y, z = axes
     length = extent_mm[0] * random.uniform(0.72, 0.9)
     half_height = extent_mm[1] / 2 * random.uniform(0.8, 0.95)
     half_thickness = extent_mm[2] / 2 * random.uniform(0.85, 0.95)
@@ -150,10 +133,7 @@ def _depth_below_skin(random, x, y, z, extent_mm) -> np.ndarray:
 
 
 def _power_law_field(random, shape, spacing_mm, exponent, band_mm=(0.0, 1e6)) -> np.ndarray:
-    """Returns a Gaussian random field with power 1 / f^exponent and standard deviation 1.
-
-    It contains only wavelengths in `band_mm`.
-    """
+    """Returns a Gaussian random field of power 1 / f^exponent in a band, standard deviation 1."""
     noise = random.standard_normal(shape, np.float32)
     frequencies = [fft.fftfreq(n, s) for n, s in zip(shape[:2], spacing_mm[:2], strict=True)]
     frequencies.append(fft.rfftfreq(shape[2], spacing_mm[2]))
@@ -178,16 +158,12 @@ def _tissue(random, depth_mm, shape, spacing_mm) -> np.ndarray:
     return FAT + (GLAND - FAT) * gland + 0.2 * septa * (1 - 0.4 * gland) + 0.03 * fine
 
 
-def _paint_pectoral(tissue, random, x, y, extent_mm) -> None:
-    """Paints the pectoral muscle of an oblique view, a wedge in the upper corner at the chest wall."""
-    width, height = extent_mm[0] * random.uniform(0.2, 0.4), extent_mm[1] * random.uniform(0.4, 0.6)
-    wedge = x / width + (y + extent_mm[1] / 2) / height < 1
-    muscle = np.broadcast_to(wedge, tissue.shape)
-    tissue[muscle] = GLAND + 0.06 + 0.25 * (tissue[muscle] - GLAND)
+def _ellipse(random, depth_mm, label, axes, radius_mm, margin_mm, z_index):
+    """Returns a random ellipse inside the breast and away from masses, or None without room.
 
-
-def _place(random, depth_mm, label, x, margin_mm, z_index) -> tuple[int, int] | None:
-    """Returns a random pixel of a slice inside the breast and away from masses; None without room."""
+    It is given by the squared distance from its centre in radii and the angle around it, [x, y, 1].
+    """
+    x, y, _ = axes
     free = (depth_mm[:, :, z_index] > margin_mm) & (x[:, :, 0] > margin_mm)
     near = label.any(axis=2)
     if near.any():
@@ -196,13 +172,8 @@ def _place(random, depth_mm, label, x, margin_mm, z_index) -> tuple[int, int] | 
     if not candidates.size:
         return None
     i, j = np.unravel_index(int(random.choice(candidates)), free.shape)
-    return int(i), int(j)
-
-
-def _squared_radius(random, x, y, centre_mm, radius_mm) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the squared distance from an ellipse's centre in radii, and the angle around it."""
     rotation, flat = random.uniform(0, np.pi), random.uniform(0.8, 1.0)
-    dx, dy = x - centre_mm[0], y - centre_mm[1]
+    dx, dy = x - x[i, 0, 0], y - y[0, j, 0]
     u = np.cos(rotation) * dx + np.sin(rotation) * dy
     v = np.cos(rotation) * dy - np.sin(rotation) * dx
     return (u / radius_mm) ** 2 + (v / (flat * radius_mm)) ** 2, np.arctan2(v, u)
@@ -212,15 +183,14 @@ def _paint_mass(
     tissue, random, depth_mm, label, axes, thickness_mm
 ) -> tuple[np.ndarray, str] | None:
     """Paints and labels an ellipsoid, half of them with spicules; returns its mask and class."""
-    x, y, z = axes
+    z = axes[2]
     radius_mm = random.uniform(4.5, 8.0)
     spiculated = bool(random.random() < 0.5)
-    z_index = int(len(z.ravel()) * random.uniform(0.3, 0.7))
-    place = _place(random, depth_mm, label, x, radius_mm + 3, z_index)
-    if place is None:
+    z_index = int(z.size * random.uniform(0.3, 0.7))
+    ellipse = _ellipse(random, depth_mm, label, axes, radius_mm, radius_mm + 3, z_index)
+    if ellipse is None:
         return None
-    centre = (x[place[0], 0, 0], y[0, place[1], 0])
-    squared, angle = _squared_radius(random, x, y, centre, radius_mm)
+    squared, angle = ellipse
     z_radius = min(radius_mm * random.uniform(0.85, 1.1), thickness_mm / 4)
     squared = squared + ((z - z.ravel()[z_index]) / z_radius) ** 2
     waves = random.uniform(0, 2 * np.pi, 2)
@@ -244,37 +214,29 @@ def _paint_mass(
 
 def _paint_clutter(tissue, random, depth_mm, label, axes, settings) -> None:
     """Adds discs one slice thin that are as wide, and after the blur as bright, as a mass."""
-    x, y = (axis[:, :, 0] for axis in axes)
     gain = 1 / _kernel_weights(settings)[0]
     half = settings.clutter // 2
     for _ in range(int(random.integers(half, settings.clutter + half + 1))):
         radius_mm = random.uniform(4.5, 8.0)
         z_index = int(tissue.shape[2] * random.uniform(0.15, 0.85))
-        place = _place(random, depth_mm, label, axes[0], radius_mm + 2, z_index)
-        if place is None:
-            continue
-        squared, _ = _squared_radius(random, x, y, (x[place[0], 0], y[0, place[1]]), radius_mm)
-        contrast = gain * random.uniform(0.12, 0.2)
-        tissue[:, :, z_index] += contrast * np.clip(2.5 * (1 - squared), 0, 1)
+        ellipse = _ellipse(random, depth_mm, label, axes, radius_mm, radius_mm + 2, z_index)
+        if ellipse is not None:
+            contrast = gain * random.uniform(0.12, 0.2)
+            tissue[:, :, z_index] += contrast * np.clip(2.5 * (1 - ellipse[0][:, :, 0]), 0, 1)
 
 
 def _add_flat_masses(image, tissue, random, depth_mm, label, axes, thickness_mm, settings) -> None:
-    """Adds single slices of masses to a reconstructed image.
-
-    In its own slice each looks like the mass; along z it fades with the depth resolution.
-    """
-    slices = np.arange(image.shape[2])
-    sigma = _depth_sigma(settings)
+    """Adds single slices of masses to a reconstructed image; they fade with the depth resolution."""
+    slices, sigma = np.arange(image.shape[2]), _depth_sigma(settings)
     for _ in range(at_least_half(random, settings.flat_masses)):
         whole = tissue.copy()
         mass = _paint_mass(whole, random, depth_mm, label.copy(), axes, thickness_mm)
-        if mass is None:
-            continue
-        areas = mass[0].sum(axis=(0, 1))
-        z_index = int(random.choice(np.flatnonzero(areas > 0.5 * areas.max())))
-        added = np.where(depth_mm > 0, whole - tissue, np.float32(0))
-        seen = _reconstructed(added, settings)[:, :, z_index, np.newaxis]
-        image += seen * np.exp(-0.5 * np.square((slices - z_index) / sigma)).astype(np.float32)
+        if mass is not None:
+            areas = mass[0].sum(axis=(0, 1))
+            z_index = int(random.choice(np.flatnonzero(areas > 0.5 * areas.max())))
+            added = np.where(depth_mm > 0, whole - tissue, np.float32(0))
+            seen = _reconstructed(added, settings)[:, :, z_index, np.newaxis]
+            image += seen * np.exp(-0.5 * np.square((slices - z_index) / sigma)).astype(np.float32)
 
 
 def _depth_sigma(settings: DBTSettings) -> float:
@@ -285,8 +247,7 @@ def _depth_sigma(settings: DBTSettings) -> float:
 def _kernel_weights(settings: DBTSettings) -> np.ndarray:
     """Returns the blur's weights 0, 1, 2... slices away; over both sides they sum to 1."""
     sigma = _depth_sigma(settings)
-    steps = np.arange(int(np.ceil(3 * sigma)) + 1)
-    weights = np.exp(-0.5 * np.square(steps / sigma))
+    weights = np.exp(-0.5 * np.square(np.arange(int(np.ceil(3 * sigma)) + 1) / sigma))
     return weights / (2 * weights.sum() - weights[0])
 
 
@@ -318,12 +279,7 @@ def _reconstructed(tissue, settings: DBTSettings) -> np.ndarray:
 def _box(mass: np.ndarray, lesion_class: str) -> LesionBox:
     """Returns the box around a mass, in the first slice where it has the most voxels."""
     columns, rows = (np.flatnonzero(mass.any(axis=axes)) for axes in ((1, 2), (0, 2)))
-    return LesionBox(
-        x=int(columns[0]),
-        y=int(rows[0]),
-        width=int(columns[-1] - columns[0] + 1),
-        height=int(rows[-1] - rows[0] + 1),
-        slice_index=int(np.argmax(mass.sum(axis=(0, 1)))),
-        volume_slices=mass.shape[2],
-        lesion_class=lesion_class,
-    )
+    width, height = (int(each[-1] - each[0] + 1) for each in (columns, rows))
+    z_index = int(np.argmax(mass.sum(axis=(0, 1))))
+    place = (int(columns[0]), int(rows[0]), width, height, z_index)
+    return LesionBox(*place, volume_slices=mass.shape[2], lesion_class=lesion_class)

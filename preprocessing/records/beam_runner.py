@@ -13,7 +13,6 @@ import shlex
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import apache_beam as beam
 import grpc
@@ -48,18 +47,15 @@ def beam_runner(
 ) -> tuple[beam.runners.PipelineRunner, PipelineOptions]:
     """Returns the runner and the options for a Beam command line.
 
-    Beam's DirectRunner may download a program (Prism), so its in-process engine is used instead.
-
-    Args:
-      beam_options: the options that the command itself does not have.
-      own_options: the command's own options, to suggest one for a misspelled option.
+    Beam's DirectRunner may download a program (Prism), so its in-process engine is used instead. The
+    command's own options serve to suggest one for a misspelled option.
 
     Raises:
-      SettingsError: an option or a runner that Beam does not have either.
+      SettingsError: an unknown option, or a runner that loses outputs or would download a program.
     """
     # Several of Beam's option classes define the same option.
     known = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
-    for kind in _subclasses(PipelineOptions):
+    for kind in PipelineOptions.__subclasses__():
         kind._add_argparse_args(known)
     _, unknown = known.parse_known_args(list(beam_options))
     options = PipelineOptions(list(beam_options), save_main_session=False)
@@ -75,7 +71,15 @@ def beam_runner(
         _choose_workers(options, beam_options)
         _check_processes(options)
         return FnApiRunner(), options
-    _check_runner(short, options)
+    if short == "DaskRunner":
+        expected, found = "a runner that runs every step", f"{short}, which silently skips steps"
+        remedy = "Use DirectRunner on one machine, FlinkRunner on several."
+        raise SettingsError("--runner", expected, found, remedy)
+    program, given = _PROGRAMS.get(short), options.get_all_options()
+    if program and not given[program] and not given["job_endpoint"]:
+        expected = f"--{program} FILE or --job_endpoint HOST:PORT"
+        remedy = "Beam would download the program; see docs/engines.md for where to get it."
+        raise SettingsError(f"--runner {short}", expected, "neither", remedy)
     try:
         return create_runner(name), options
     except (ValueError, ImportError) as error:
@@ -85,8 +89,7 @@ def beam_runner(
 def _choose_workers(options: PipelineOptions, beam_options: Sequence[str]) -> None:
     """Sets one thread per core, up to `MOST_THREADS`, unless the command line sets workers.
 
-    Threads start immediately, processes take seconds. But threads share the interpreter's lock, so
-    more of them hardly help, and each holds a volume in memory.
+    More threads hardly help, as they share the interpreter's lock, and each holds a volume in memory.
     """
     if any(option.startswith("--direct_") for option in beam_options):
         return
@@ -96,39 +99,13 @@ def _choose_workers(options: PipelineOptions, beam_options: Sequence[str]) -> No
         direct.direct_running_mode, direct.direct_num_workers = "multi_threading", threads
 
 
-def _check_runner(name: str, options: PipelineOptions) -> None:
-    """Rejects runners that lose outputs or would download a program."""
-    if name == "DaskRunner":
-        raise SettingsError(
-            "--runner",
-            "a runner that runs every step of a job",
-            f"{name}, which silently skips steps",
-            "Use DirectRunner on one machine, FlinkRunner on several.",
-        )
-    option = _PROGRAMS.get(name)
-    everything = options.get_all_options()
-    if option and not everything[option] and not everything["job_endpoint"]:
-        raise SettingsError(
-            f"--runner {name}",
-            f"--{option} FILE or --job_endpoint HOST:PORT",
-            "neither",
-            "Beam would download the program; see docs/engines.md for where to get it.",
-        )
-
-
 def _check_processes(options: PipelineOptions, interpreter: str = sys.executable) -> None:
-    """Rejects worker processes where Beam would wait forever for them to start.
-
-    Beam starts them with a shell command in which it does not quote the interpreter's path.
-    """
+    """Rejects worker processes that never start: Beam does not quote the interpreter's path."""
     mode = options.view_as(DirectOptions).direct_running_mode
     if mode == "multi_processing" and interpreter != shlex.quote(interpreter):
-        raise SettingsError(
-            "--direct_running_mode",
-            "a Python interpreter in a folder without spaces for multi_processing",
-            interpreter,
-            "Use multi_threading, or move the environment.",
-        )
+        expected = "a Python interpreter in a folder without spaces for multi_processing"
+        remedy = "Use multi_threading, or move the environment."
+        raise SettingsError("--direct_running_mode", expected, interpreter, remedy)
 
 
 def run_pipeline(
@@ -147,10 +124,12 @@ def run_pipeline(
     Raises:
       PipelineError: a worker failed, for example because the disk is full.
     """
+    # Otherwise the tracebacks are hidden that Beam prints in addition to raising the error.
+    debug = logging.getLogger("apache_beam").isEnabledFor(logging.ERROR)
     try:
         with (
             _progress_bar(folder, len(jobs), progress),
-            _quiet_workers(),
+            contextlib.nullcontext() if debug else contextlib.redirect_stderr(io.StringIO()),
             beam.Pipeline(runner=runner[0], options=runner[1]) as pipeline,
         ):
             _ = (
@@ -163,12 +142,8 @@ def run_pipeline(
         endpoint = runner[1].view_as(PortableOptions).job_endpoint
         raise PipelineError(f"--job_endpoint {endpoint}", "a job server", "no answer") from error
     except (RuntimeError, ValueError, grpc.RpcError) as error:
-        raise PipelineError(
-            folder,
-            "a Beam job that finishes",
-            _cause(error),
-            "Fix the cause and run again; --resume keeps the finished cases.",
-        ) from error
+        remedy = "Fix the cause and run again; --resume keeps the finished cases."
+        raise PipelineError(folder, "a Beam job that finishes", _cause(error), remedy) from error
     counter = MetricsFilter().with_namespace(TAKEN_OVER[0]).with_name(TAKEN_OVER[1])
     counters = pipeline.result.metrics().query(counter)["counters"]
     return sum(each.result or 0 for each in counters)
@@ -194,22 +169,9 @@ def _progress_bar(folder: str, total: int, visible: bool) -> Iterator[None]:
         bar.update(total - bar.n)
 
 
-def _quiet_workers() -> contextlib.AbstractContextManager:
-    """Hides the tracebacks that Beam prints in addition to raising the error."""
-    if logging.getLogger("apache_beam").isEnabledFor(logging.ERROR):
-        return contextlib.nullcontext()
-    return contextlib.redirect_stderr(io.StringIO())
-
-
 def _cause(error: Exception) -> str:
-    """Returns the error of a worker, which Beam passes on as the text of a traceback."""
+    """Returns a worker's error, which Beam passes on as the text of a traceback."""
     lines = [line.strip() for line in str(error).splitlines()]
     raised = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b", line)]
     cause = raised[-1] if raised else " ".join(lines)
     return re.sub(r"^(RuntimeError: )*|\s*\[while running .*$", "", cause)
-
-
-def _subclasses(kind: type) -> Iterator[Any]:
-    for subclass in kind.__subclasses__():
-        yield subclass
-        yield from _subclasses(subclass)

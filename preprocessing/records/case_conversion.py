@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from apache_beam.metrics import Metrics
 from preprocessing.datasets.case import Case, redact_case_path
 from preprocessing.datasets.reading import read_case_image
 from preprocessing.errors import AHNetError
-from preprocessing.records.case_volume import CaseVolume, read_case_volume, rejection_reason
+from preprocessing.records.case_volume import read_case_volume, rejection_reason
 from preprocessing.records.patches import evaluation_tiles, training_patches
 from preprocessing.records.schema import encode_patch
 from preprocessing.records.storage import Shard, is_intact, read_json, write_json, write_shards
@@ -53,9 +53,7 @@ def convert_case(
     """Writes a case's records to `folder/split`; a case that can't be read is rejected with a reason.
 
     Args:
-      case: image and annotation.
       split: "train" for foreground-balanced patches, "eval" for the exact tiling.
-      settings: see `ConversionSettings`.
       folder: address on one of Beam's file systems, with a folder for the split.
 
     Returns:
@@ -66,7 +64,9 @@ def convert_case(
         return entry | {"status": REJECTED, "reason": case.problem}
     task = settings.task
     try:
-        volume, facts = _read_case(case, task, settings.allow)
+        image = read_case_image(case, allow=settings.allow)
+        checked = check_image(image, task)
+        volume, facts, findings = read_case_volume(case, image, task, allow=settings.allow)
     except (AHNetError, OSError, MemoryError) as error:
         return entry | {"status": REJECTED, "reason": rejection_reason(case, error)}
     if split == "train":
@@ -85,26 +85,12 @@ def convert_case(
         "patches": sum(shard.records for shard in shards),
         "shards": [dataclasses.asdict(shard) for shard in shards],
         **facts,
-    }
-
-
-def _read_case(case: Case, task: Task, allow: Collection[str]) -> tuple[CaseVolume, dict[str, Any]]:
-    """Returns a case on the task's grid and facts about its files for the manifest.
-
-    Raises:
-      InputError: a file is missing or damaged, or image and annotation do not match.
-    """
-    image = read_case_image(case, allow=allow)
-    checked = check_image(image, task)
-    volume, facts, findings = read_case_volume(case, image, task, allow=allow)
-    grid = volume.grid
-    return volume, facts | {
         "image": Path(redact_case_path(case, case.image_path)).name,
         "orientation": axis_codes(image.affine),
-        "input_shape_xyz": list(grid.input_shape),
-        "input_spacing_mm": list(grid.input_spacing_mm),
-        "shape_zyx": list(grid.shape_zyx),
-        "spacing_mm": list(grid.spacing_mm),
+        "input_shape_xyz": list(volume.grid.input_shape),
+        "input_spacing_mm": list(volume.grid.input_spacing_mm),
+        "shape_zyx": list(volume.grid.shape_zyx),
+        "spacing_mm": list(volume.grid.spacing_mm),
         "fingerprint": checked.fingerprint,
         "warnings": [{"code": f.code, "text": f.text} for f in (*checked.findings, *findings)],
     }
@@ -113,14 +99,12 @@ def _read_case(case: Case, task: Task, allow: Collection[str]) -> tuple[CaseVolu
 class ConvertCase(beam.DoFn):
     """Converts (case, split) pairs and writes each case's entry to `folder/outcomes/CASE.json`.
 
-    The entries are files beside the records, so that the launching process finds them with any
-    runner, and a later run finds them if this one is killed: a case that is finished in the folder
-    is not converted again.
+    The launching process finds these files with any runner, and a later run does if this one is
+    killed: it does not convert a finished case again.
     """
 
     def __init__(self, settings: ConversionSettings, folder: str):
-        self.settings = settings
-        self.folder = folder
+        self.settings, self.folder = settings, folder
 
     def process(self, element: tuple[Case, str]) -> Iterator[str]:
         case, split = element
@@ -151,10 +135,7 @@ def _is_finished(case_id: str, split: str, inputs: str, folder: str) -> bool:
 
 
 def _state_of_inputs(case: Case) -> str:
-    """Returns a digest of a case's description and of the size and time of each of its files.
-
-    The folders of the files are left out, so that a mount may be in another place the next time.
-    """
+    """Returns a digest of a case and the names (not the folders), sizes and times of its files."""
     state: list[object] = []
     for value in dataclasses.astuple(case):
         if not isinstance(value, Path):

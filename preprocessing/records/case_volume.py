@@ -24,8 +24,8 @@ class CaseVolume:
     """A case on its task's grid.
 
     Attributes:
-      case_id: the case; no patient identifier.
-      source: the data set that the case comes from.
+      case_id: no patient identifier.
+      source: the case's data set.
       image_zyx: raw intensities [z, y, x] in the task's `image_dtype`.
       label_zyx: label values, uint8 [z, y, x]; for a heat map 1 where it is at least 1/2.
       heat_map_zyx: uint8 [z, y, x], 255 means 1; None where the task's target is labels.
@@ -51,8 +51,7 @@ def read_case_volume(
     mask. Labels are read from label maps only: a box does not say which voxels belong to a lesion.
 
     Args:
-      case: its boxes or its label map.
-      image: the case's image as read from its file.
+      image: as read from the case's file.
       task: classes, target and resampling.
       allow: names of `preprocessing.errors.ALLOWANCES`.
 
@@ -69,9 +68,15 @@ def read_case_volume(
         facts = {"boxes": len(case.boxes)}
         heat_map = box_heat_map(case.boxes, grid)
         label_zyx = np.greater_equal(heat_map, LESION_THRESHOLD).view(np.uint8)
+    elif case.label_path is None:
+        where = redact_case_path(case, case.image_path)
+        found = "none" if case.boxes is None else "boxes alone"
+        raise InputError(where, f"a label map for the task {task.name}", found)
     else:
-        path, label = _read_label(case, image, task, allow)
+        path = Path(redact_case_path(case, case.label_path))
         facts = {"label": path.name}
+        label = read_case_label(case, task, shape=image.voxels.shape, allow=allow)
+        check_pair(image, label, path)
         label_zyx, _ = to_target_grid(label, task, label=True)
         if task.target == "heat_map":
             heat_map = mask_heat_map(label_zyx, grid.spacing_mm)
@@ -81,22 +86,7 @@ def read_case_volume(
     return volume, facts, findings
 
 
-def _read_label(
-    case: Case, image: Volume, task: Task, allow: Collection[str]
-) -> tuple[Path, Volume]:
-    """Returns the label map of a case, checked against its image, and its path for messages."""
-    if case.label_path is None:
-        found = "none" if case.boxes is None else "boxes alone"
-        where = redact_case_path(case, case.image_path)
-        raise InputError(where, f"a label map for the task {task.name}", found)
-    path = Path(redact_case_path(case, case.label_path))
-    label = read_case_label(case, task, shape=image.voxels.shape, allow=allow)
-    check_pair(image, label, path)
-    return path, label
-
-
 def rejection_reason(case: Case, error: Exception) -> str:
     """Returns an error of reading a case as one line without the case's identifiers."""
-    return redact_message(
-        case, str(error) or "expected a volume that fits into memory, found a larger one"
-    )
+    text = str(error) or "expected a volume that fits into memory, found a larger one"
+    return redact_message(case, text)

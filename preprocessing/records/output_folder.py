@@ -14,7 +14,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,9 @@ from typing import Any
 from apache_beam.io.filesystems import FileSystems
 
 from preprocessing.errors import SettingsError
+from preprocessing.records import storage
 from preprocessing.records.case_conversion import CONVERTED, OUTCOMES, REJECTED, ConversionSettings
 from preprocessing.records.splits import SPLITS
-from preprocessing.records.storage import (
-    delete_file,
-    delete_folder,
-    hidden_beside,
-    is_local,
-    list_files,
-    make_folder,
-    read_json,
-    replace_folder,
-    write_json,
-)
 from preprocessing.tasks import Task
 from preprocessing.volumes.quality_checks import duplicate_reasons
 
@@ -46,22 +36,13 @@ _LIBRARIES = ("apache-beam", "isal", "nibabel", "numpy", "pydicom", "scipy", "te
 
 
 def run_settings(settings: ConversionSettings, **further: Any) -> dict[str, Any]:
-    """Returns everything but the input that determines a conversion's bytes: settings and versions.
-
-    The version of this package is a digest of its source code.
-    """
+    """Returns the settings and versions (a digest of this package) that determine the output's bytes."""
     versions = {library: metadata.version(library) for library in _LIBRARIES}
     sources = sorted(Path(__file__).parents[1].rglob("*.py"))
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
-    return {
-        "settings": {
-            "seed": settings.seed,
-            "task": settings.task.to_dict(),
-            "allow": list(settings.allow),
-            **further,
-        },
-        "versions": versions | {"python": platform.python_version(), "preprocessing": code},
-    }
+    own = {"seed": settings.seed, "task": settings.task.to_dict(), "allow": list(settings.allow)}
+    versions |= {"python": platform.python_version(), "preprocessing": code}
+    return {"settings": own | further, "versions": versions}
 
 
 def check_output(output: str, overwrite: bool) -> None:
@@ -70,9 +51,8 @@ def check_output(output: str, overwrite: bool) -> None:
     Raises:
       SettingsError: `output` holds a finished data set and `overwrite` is not given, or other files.
     """
-    names = list_files(output)
-    own = (MANIFEST, TASK, LOCK)
-    foreign = [name for name in names if name not in own and not _RECORDS.match(name)]
+    names = storage.list_files(output)
+    foreign = [n for n in names if n not in (MANIFEST, TASK, LOCK) and not _RECORDS.match(n)]
     if foreign:
         raise SettingsError("--output", "a new or empty folder", f"{foreign[0]} in {output}")
     if TASK in names and not overwrite:
@@ -86,111 +66,104 @@ def partial_folder(output: str, run: dict[str, Any], *, resume: bool) -> Iterato
 
     After an error the folder is kept if it holds the outcome of a case, and deleted otherwise.
 
-    Args:
-      output: address of the finished data set.
-      run: see `run_settings`.
-      resume: keep what an earlier run with the same settings has left.
+    With `resume`, what an earlier run with the same settings (see `run_settings`) has left is kept.
 
     Raises:
       SettingsError: another run is writing there, or the earlier run had other settings.
     """
-    folder = hidden_beside(output, "partial")
-    make_folder(folder)
+    folder = storage.hidden_beside(output, "partial")
+    storage.make_folder(folder)
     with _locked(folder):
         try:
-            if resume and SETTINGS in list_files(folder):
+            if resume and SETTINGS in storage.list_files(folder):
                 _check_same_run(folder, run)
             else:
-                _clear(folder)
-                write_json(FileSystems.join(folder, SETTINGS), run)
+                if count := finished_cases(folder):
+                    unfinished = f"an unfinished run with {count} finished cases"
+                    print(f"removed {unfinished}: {folder}", file=sys.stderr)
+                _delete_files(folder, {LOCK})
+                storage.write_json(FileSystems.join(folder, SETTINGS), run)
             for name in (*SPLITS, OUTCOMES):
-                make_folder(FileSystems.join(folder, name))
+                storage.make_folder(FileSystems.join(folder, name))
             yield folder
         except BaseException:
             if not finished_cases(folder):
-                delete_folder(folder)
+                storage.delete_folder(folder)
             raise
 
 
 def finished_cases(partial: str) -> int:
     """Returns the number of cases with an outcome in a hidden folder."""
-    names = list_files(FileSystems.join(partial, OUTCOMES))
+    names = storage.list_files(FileSystems.join(partial, OUTCOMES))
     return sum(name.endswith(".json") for name in names)
 
 
 def reject_duplicates(entries: dict[str, dict[str, Any]]) -> None:
     """Rejects, in place, each converted case with the same voxels as an earlier one.
 
-    Args:
-      entries: the manifest's entries by case id, in the order of the cases.
+    The manifest's entries are in the order of the cases, by case id.
     """
-    reasons = duplicate_reasons(
-        (case_id, entry["image"], entry["fingerprint"])
-        for case_id, entry in entries.items()
-        if entry["status"] == CONVERTED
-    )
+    converted = [each for each in entries.values() if each["status"] == CONVERTED]
+    reasons = duplicate_reasons((e["case_id"], e["image"], e["fingerprint"]) for e in converted)
     for case_id, reason in reasons.items():
-        entry = entries[case_id]
-        kept = {name: entry[name] for name in ("case_id", "source")}
+        kept = {name: entries[case_id][name] for name in ("case_id", "source")}
         entries[case_id] = kept | {"status": REJECTED, "reason": reason}
 
 
-def make_manifest(entries: Sequence[dict[str, Any]], run: dict[str, Any]) -> dict[str, Any]:
-    """Returns the manifest of a conversion; it does not depend on when or where it ran.
+def publish(
+    partial: str, output: str, entries: Sequence[dict[str, Any]], run: dict[str, Any], task: Task
+) -> dict[str, Any]:
+    """Completes the hidden folder and renames it to `output`, replacing what is there.
+
+    Records of no entry are deleted: killed runs and cases that changed their split leave them. If no
+    case was converted, only the manifest is written.
 
     Args:
+      partial: the hidden folder.
+      output: address of the data set.
       entries: one per case, see `preprocessing.records.case_conversion.convert_case`.
       run: see `run_settings`.
+      task: written beside the records.
+
+    Returns:
+      The manifest; it does not depend on when or where the conversion ran.
     """
-    statuses = [entry["status"] for entry in entries]
     splits = {}
     for split in SPLITS:
         patches = [entry["patches"] for entry in entries if entry.get("split") == split]
         splits[split] = {"cases": len(patches), "patches": sum(patches)}
-    return {
-        "found": len(entries),
-        CONVERTED: statuses.count(CONVERTED),
-        REJECTED: statuses.count(REJECTED),
-        "splits": splits,
-        "cases": list(entries),
-        **run,
-    }
-
-
-def publish(partial: str, output: str, manifest: dict[str, Any], task: Task) -> None:
-    """Completes the hidden folder and renames it to `output`, replacing what is there.
-
-    Records that the manifest does not list are deleted: killed runs and cases that changed their
-    split leave them. If no case was converted, only the manifest is written.
-    """
+    statuses = [entry["status"] for entry in entries]
+    counts = {status: statuses.count(status) for status in (CONVERTED, REJECTED)}
+    manifest = {"found": len(entries), **counts, "splits": splits, "cases": list(entries), **run}
+    storage.write_json(FileSystems.join(partial, MANIFEST), manifest)
+    if counts[CONVERTED]:
+        storage.write_json(FileSystems.join(partial, TASK), task.to_dict())
     kept = {MANIFEST, TASK, LOCK}
-    for entry in manifest["cases"]:
+    for entry in entries:
         kept |= {f"{entry['split']}/{shard['name']}" for shard in entry.get("shards", ())}
-    if manifest[CONVERTED]:
-        write_json(FileSystems.join(partial, TASK), task.to_dict())
-    write_json(FileSystems.join(partial, MANIFEST), manifest)
-    for name in (OUTCOMES, *(SPLITS if not manifest[CONVERTED] else ())):
-        delete_folder(FileSystems.join(partial, name))
-    for name in list_files(partial):
-        if name not in kept:
-            delete_file(FileSystems.join(partial, name))
-    replace_folder(partial, output, last=MANIFEST)
-    if is_local(output):
+    for name in (OUTCOMES, *(SPLITS if not counts[CONVERTED] else ())):
+        storage.delete_folder(FileSystems.join(partial, name))
+    _delete_files(partial, kept)
+    storage.replace_folder(partial, output, last=MANIFEST)
+    if storage.is_local(output):
         # It was moved along, so that no other run could lock the folder in the meantime.
-        delete_file(FileSystems.join(output, LOCK))
+        storage.delete_file(FileSystems.join(output, LOCK))
+    return manifest
+
+
+def _delete_files(partial: str, kept: Collection[str]) -> None:
+    for name in storage.list_files(partial):
+        if name not in kept:
+            storage.delete_file(FileSystems.join(partial, name))
 
 
 def _check_same_run(partial: str, run: dict[str, Any]) -> None:
-    before = _flat(read_json(FileSystems.join(partial, SETTINGS)))
-    now = _flat(run)
+    before, now = _flat(storage.read_json(FileSystems.join(partial, SETTINGS))), _flat(run)
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
-            raise SettingsError(
-                "--resume",
-                f"the settings of the run that stopped ({name} {before.get(name)})",
-                f"{name} {now.get(name)}",
-                "Give the same ones, or leave --resume out to start from the beginning.",
-            )
+            expected = f"the settings of the run that stopped ({name} {before.get(name)})"
+            remedy = "Give the same ones, or leave --resume out to start from the beginning."
+            raise SettingsError("--resume", expected, f"{name} {now.get(name)}", remedy)
 
 
 def _flat(settings: Any, name: str = "") -> dict[str, Any]:
@@ -203,19 +176,10 @@ def _flat(settings: Any, name: str = "") -> dict[str, Any]:
     return flat
 
 
-def _clear(partial: str) -> None:
-    count = finished_cases(partial)
-    if count:
-        print(f"removed an unfinished run with {count} finished cases: {partial}", file=sys.stderr)
-    for name in list_files(partial):
-        if name != LOCK:
-            delete_file(FileSystems.join(partial, name))
-
-
 @contextlib.contextmanager
 def _locked(folder: str) -> Iterator[None]:
     """Holds a lock that the system releases when the process ends; object stores have none."""
-    if not is_local(folder):
+    if not storage.is_local(folder):
         yield
         return
     path = os.path.join(folder, LOCK)
@@ -227,10 +191,6 @@ def _locked(folder: str) -> Iterator[None]:
         except BlockingIOError:
             mine = False
         if not mine:
-            raise SettingsError(
-                "--output",
-                "a folder that no other run is writing to",
-                f"another run in {folder}",
-                "Wait for it, or choose another folder.",
-            )
+            expected, found = "a folder that no other run is writing to", f"another run in {folder}"
+            raise SettingsError("--output", expected, found, "Wait, or choose another folder.")
         yield

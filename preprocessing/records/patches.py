@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -15,8 +14,7 @@ from preprocessing.records.schema import INTENSITY_QUANTILES, Patch
 from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import contiguous
 
-# Quantiles of this many voxels approximate the volume's: for a random sample the standard error of
-# the median's rank is 0.001.
+# In a random sample of this size the standard error of the median's rank is 0.001.
 QUANTILE_VOXELS = 2**18
 
 
@@ -29,11 +27,12 @@ def training_patches(volume: CaseVolume, task: Task, *, seed: int) -> Iterator[P
     """
     digest = hashlib.sha256(volume.case_id.encode()).digest()
     random = np.random.default_rng([seed, *np.frombuffer(digest[:16], "<u4").tolist()])
-    counts = volume.label_counts
-    present = [value for value in range(1, counts.shape[1]) if counts[:, value].any()]
+    present = [
+        value for value in range(1, len(task.class_names)) if volume.label_counts[:, value].any()
+    ]
     foreground = round(task.foreground_fraction * task.patches_per_case) if present else 0
     last_origin = np.maximum(0, np.array(volume.image_zyx.shape) - task.patch_shape_zyx)
-    facts = _facts_of_case(volume)
+    origins = []
     for index in range(task.patches_per_case):
         if index < foreground:
             value = present[int(random.integers(len(present)))]
@@ -41,19 +40,14 @@ def training_patches(volume: CaseVolume, task: Task, *, seed: int) -> Iterator[P
             origin = np.clip(centre - np.array(task.patch_shape_zyx) // 2, 0, last_origin)
         else:
             origin = random.integers(0, last_origin, endpoint=True)
-        z, y, x = (int(start) for start in origin)
-        yield _cut(volume, task, facts, index, (z, y, x))
+        origins.append(tuple(origin.tolist()))
+    return _cut(volume, task, origins)
 
 
 def evaluation_tiles(volume: CaseVolume, task: Task) -> Iterator[Patch]:
     """Yields patches that contain every voxel of the volume exactly once, padded at its far edges."""
-    facts = _facts_of_case(volume)
-    z, y, x = (
-        range(0, size, step)
-        for size, step in zip(volume.image_zyx.shape, task.patch_shape_zyx, strict=True)
-    )
-    for index, origin in enumerate(itertools.product(z, y, x)):
-        yield _cut(volume, task, facts, index, origin)
+    sizes = zip(volume.image_zyx.shape, task.patch_shape_zyx, strict=True)
+    return _cut(volume, task, itertools.product(*(range(0, size, step) for size, step in sizes)))
 
 
 def intensity_quantiles(image_zyx: np.ndarray) -> tuple[float, ...]:
@@ -71,47 +65,36 @@ def intensity_quantiles(image_zyx: np.ndarray) -> tuple[float, ...]:
     return tuple(float(np.searchsorted(cumulated, int(r), "right") + lowest) for r in ranks)
 
 
-def _facts_of_case(volume: CaseVolume) -> dict[str, Any]:
-    """Returns the fields of `Patch` that all patches of a case share."""
-    return {
-        "case_id": volume.case_id,
-        "source": volume.source,
-        "volume_shape_zyx": tuple(volume.image_zyx.shape),
-        "spacing_mm": volume.grid.spacing_mm,
-        "intensity_quantiles": intensity_quantiles(volume.image_zyx),
-        "case_label_voxels": tuple(int(n) for n in volume.label_counts.sum(axis=0)),
-    }
-
-
-def _cut(
-    volume: CaseVolume,
-    task: Task,
-    facts: Mapping[str, Any],
-    index: int,
-    origin_zyx: tuple[int, int, int],
-) -> Patch:
-    """Returns the patch at an origin, padded where it reaches beyond the volume."""
+def _cut(volume: CaseVolume, task: Task, origins_zyx: Iterable[tuple[int, ...]]) -> Iterator[Patch]:
+    """Yields the patches at some origins, padded where they reach beyond the volume."""
     shape = task.patch_shape_zyx
-    box = tuple(slice(o, o + n) for o, n in zip(origin_zyx, shape, strict=True))
-
-    def cut(voxels: np.ndarray, outside: int) -> np.ndarray:
-        part = contiguous(voxels[box])
-        if part.shape == shape:
-            return part
-        missing = [(0, n - found) for n, found in zip(shape, part.shape, strict=True)]
-        return np.pad(part, missing, constant_values=outside)
-
-    valid_z, valid_y, valid_x = volume.image_zyx[box].shape
+    quantiles = intensity_quantiles(volume.image_zyx)
+    voxels_of_case = tuple(volume.label_counts.sum(axis=0).tolist())
     heat_map = volume.heat_map_zyx
-    return Patch(
-        image_zyx=cut(volume.image_zyx, task.outside_value),
-        label_zyx=cut(volume.label_zyx, 0),
-        index=index,
-        origin_zyx=origin_zyx,
-        valid_zyx=(valid_z, valid_y, valid_x),
-        heat_map_zyx=None if heat_map is None else cut(heat_map, 0),
-        **facts,
-    )
+    for index, origin in enumerate(origins_zyx):
+        box = tuple(slice(o, o + n) for o, n in zip(origin, shape, strict=True))
+        yield Patch(
+            image_zyx=_padded(volume.image_zyx[box], shape, task.outside_value),
+            label_zyx=_padded(volume.label_zyx[box], shape, 0),
+            case_id=volume.case_id,
+            source=volume.source,
+            index=index,
+            origin_zyx=origin,
+            valid_zyx=volume.image_zyx[box].shape,
+            volume_shape_zyx=volume.image_zyx.shape,
+            spacing_mm=volume.grid.spacing_mm,
+            intensity_quantiles=quantiles,
+            case_label_voxels=voxels_of_case,
+            heat_map_zyx=None if heat_map is None else _padded(heat_map[box], shape, 0),
+        )
+
+
+def _padded(part: np.ndarray, shape: tuple[int, ...], outside: int) -> np.ndarray:
+    part = contiguous(part)
+    if part.shape == shape:
+        return part
+    missing = [(0, n - found) for n, found in zip(shape, part.shape, strict=True)]
+    return np.pad(part, missing, constant_values=outside)
 
 
 def _random_voxel(volume: CaseVolume, value: int, random: np.random.Generator) -> np.ndarray:

@@ -23,6 +23,7 @@ SOURCE = "source"
 SPACING_CLASS = "spacing_class"
 PATCH_INDEX = "patch_index"
 INTENSITY_QUANTILES = {"intensity_p01": 0.01, "intensity_p50": 0.5, "intensity_p99": 0.99}
+_TRIPLES_ZYX = ("origin", "valid", "shape", "volume")
 
 # Upper limits in mm of the slice spacing of "thin" and "medium" cases; others are "thick".
 SPACING_CLASSES_MM = (("thin", 2.0), ("medium", 4.0))
@@ -35,12 +36,11 @@ class Patch:
     Attributes:
       image_zyx: raw intensities [z, y, x].
       label_zyx: label values [z, y, x], uint8.
-      case_id: the case it was cut from; no patient identifier.
-      source: the data set that the case comes from, to slice the evaluation by.
+      case_id: no patient identifier.
+      source: the case's data set.
       index: number of the patch in its case.
       origin_zyx: the patch's first voxel in the case's grid.
-      valid_zyx: extent [z, y, x] of the part in the volume, from the first voxel on; the rest is
-        padding and has weight 0.
+      valid_zyx: extent of the part in the volume, from the first voxel on; the rest is padding.
       volume_shape_zyx: size of the case's grid.
       spacing_mm: voxel spacing of the case's grid (x, y, z).
       intensity_quantiles: quantiles `INTENSITY_QUANTILES` of the whole case's raw intensities.
@@ -53,9 +53,9 @@ class Patch:
     case_id: str
     source: str
     index: int
-    origin_zyx: tuple[int, int, int]
-    valid_zyx: tuple[int, int, int]
-    volume_shape_zyx: tuple[int, int, int]
+    origin_zyx: tuple[int, ...]
+    valid_zyx: tuple[int, ...]
+    volume_shape_zyx: tuple[int, ...]
     spacing_mm: tuple[float, float, float]
     intensity_quantiles: tuple[float, ...]
     case_label_voxels: tuple[int, ...]
@@ -83,41 +83,34 @@ def encode_patch(patch: Patch, task: Task) -> bytes:
     if voxels.keys() != voxel_features(task).keys():
         found = ", ".join(voxels)
         raise InputError(where, f"voxels of {', '.join(voxel_features(task))}", found)
-    features = {}
+    features: dict[str, bytes | int | float] = {}
     for name, array in voxels.items():
         dtype = np.dtype(task.image_dtype if name == IMAGE else np.uint8)
         if (array.dtype, array.shape) != (dtype, task.patch_shape_zyx):
             expected = f"{name} patches of {dtype}, shape (z, y, x) {task.patch_shape_zyx}"
             raise InputError(where, expected, f"{array.dtype}, shape {array.shape}")
-        little_endian = np.ascontiguousarray(array, dtype.newbyteorder("<"))
-        features[name] = _bytes(little_endian.tobytes())
+        features[name] = np.ascontiguousarray(array, dtype.newbyteorder("<")).tobytes()
     valid = patch.label_zyx[tuple(slice(size) for size in patch.valid_zyx)]
     counts = count_labels(valid, len(task.class_names))
     if sum(counts) != valid.size:
         raise InputError(where, f"label values below {len(task.class_names)}", int(valid.max()))
     features |= {
-        CASE_ID: _bytes(patch.case_id.encode()),
-        SOURCE: _bytes(patch.source.encode()),
-        SPACING_CLASS: _bytes(spacing_class(patch.spacing_mm[2]).encode()),
-        PATCH_INDEX: _int(patch.index),
+        CASE_ID: patch.case_id.encode(),
+        SOURCE: patch.source.encode(),
+        SPACING_CLASS: spacing_class(patch.spacing_mm[2]).encode(),
+        PATCH_INDEX: patch.index,
     }
-    triples = {
-        "origin": patch.origin_zyx,
-        "valid": patch.valid_zyx,
-        "shape": patch.image_zyx.shape,
-        "volume": patch.volume_shape_zyx,
-    }
-    for name, triple in triples.items():
-        for axis, value in zip("zyx", triple, strict=True):
-            features[f"{name}_{axis}"] = _int(value)
+    shapes = (patch.origin_zyx, patch.valid_zyx, patch.image_zyx.shape, patch.volume_shape_zyx)
+    for name, triple in zip(_TRIPLES_ZYX, shapes, strict=True):
+        features |= {f"{name}_{axis}": int(n) for axis, n in zip("zyx", triple, strict=True)}
     for axis, spacing_mm in zip("xyz", patch.spacing_mm, strict=True):
-        features[f"spacing_{axis}_mm"] = _float(spacing_mm)
-    for name, intensity in zip(INTENSITY_QUANTILES, patch.intensity_quantiles, strict=True):
-        features[name] = _float(intensity)
-    for value, _ in enumerate(task.class_names):
-        features[f"voxels_label_{value}"] = _int(counts[value])
-        features[f"case_voxels_label_{value}"] = _int(patch.case_label_voxels[value])
-    example = tf.train.Example(features=tf.train.Features(feature=dict(sorted(features.items()))))
+        features[f"spacing_{axis}_mm"] = float(spacing_mm)
+    features |= zip(INTENSITY_QUANTILES, map(float, patch.intensity_quantiles), strict=True)
+    for value in range(len(task.class_names)):
+        features[f"voxels_label_{value}"] = counts[value]
+        features[f"case_voxels_label_{value}"] = int(patch.case_label_voxels[value])
+    stored = {name: _feature(features[name]) for name in sorted(features)}
+    example = tf.train.Example(features=tf.train.Features(feature=stored))
     return example.SerializeToString(deterministic=True)
 
 
@@ -127,7 +120,7 @@ def scalar_features(task: Task) -> list[str]:
 
 
 def voxel_features(task: Task) -> dict[str, int]:
-    """Returns the names of the features that hold voxels, with their bytes per voxel."""
+    """Returns the features that hold voxels, with their bytes per voxel."""
     features = {IMAGE: np.dtype(task.image_dtype).itemsize, LABEL: 1}
     return features | ({HEAT_MAP: 1} if task.target == "heat_map" else {})
 
@@ -148,8 +141,8 @@ def parse_example(serialized: tf.Tensor, task: Task) -> dict[str, tf.Tensor]:
         stored = tf.reshape(tf.io.decode_raw(features.pop(HEAT_MAP), tf.uint8), (z, y, x))
         features[HEAT_MAP] = tf.cast(stored, tf.float32) / 255
     inside = [
-        tf.cast(tf.range(size) < tf.cast(features[f"valid_{axis}"], tf.int32), tf.float32)
-        for size, axis in zip((z, y, x), "zyx", strict=True)
+        tf.sequence_mask(features[f"valid_{axis}"], size, tf.float32)
+        for axis, size in zip("zyx", (z, y, x), strict=True)
     ]
     return features | {
         "image": tf.reshape(image, (z, y, x, 1)),
@@ -161,21 +154,17 @@ def parse_example(serialized: tf.Tensor, task: Task) -> dict[str, tf.Tensor]:
 def _specification(task: Task) -> dict[str, tf.io.FixedLenFeature]:
     text = [*voxel_features(task), CASE_ID, SOURCE, SPACING_CLASS]
     whole = [PATCH_INDEX]
-    whole += [f"{n}_{axis}" for n in ("origin", "valid", "shape", "volume") for axis in "zyx"]
-    for value, _ in enumerate(task.class_names):
+    whole += [f"{n}_{axis}" for n in _TRIPLES_ZYX for axis in "zyx"]
+    for value in range(len(task.class_names)):
         whole += [f"voxels_label_{value}", f"case_voxels_label_{value}"]
     real = [f"spacing_{axis}_mm" for axis in "xyz"] + list(INTENSITY_QUANTILES)
     kinds = [(text, tf.string), (whole, tf.int64), (real, tf.float32)]
     return {name: tf.io.FixedLenFeature((), kind) for names, kind in kinds for name in names}
 
 
-def _bytes(value: bytes) -> tf.train.Feature:
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-
-
-def _int(value: int) -> tf.train.Feature:
-    return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
-
-
-def _float(value: float) -> tf.train.Feature:
+def _feature(value: bytes | int | float) -> tf.train.Feature:
+    if isinstance(value, bytes):
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+    if isinstance(value, int):
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
     return tf.train.Feature(float_list=tf.train.FloatList(value=[value]))

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from preprocessing.errors import SettingsError
 
@@ -24,16 +25,10 @@ def split_place(case_id: str) -> float:
 def split_by_hash(case_ids: Sequence[str], eval_fraction: float) -> dict[str, str]:
     """Assigns each case to a split by a stable hash of its id.
 
-    A case is in "eval" if its `split_place` is below `eval_fraction`, whatever other cases there are,
-    with one exception: of two or more cases the one with the lowest place is in "eval" and the one
-    with the highest in "train", so that neither split is empty. A single case is in "train".
-
-    Args:
-      case_ids: unique ids.
-      eval_fraction: expected share of "eval", at least 0 (none) and less than 1.
-
-    Returns:
-      "train" or "eval" for each case id.
+    A case is in "eval" if its `split_place` is below `eval_fraction` (at least 0, less than 1),
+    whatever other cases there are. With two or more cases, though, the one with the lowest place is
+    in "eval" unless the fraction is 0, and the one with the highest in "train". A single case is in
+    "train".
 
     Raises:
       SettingsError: the fraction is out of range.
@@ -59,25 +54,19 @@ def load_splits(path: str | os.PathLike, case_ids: Sequence[str]) -> dict[str, s
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(path, "a JSON object", error) from None
-    lists = content if isinstance(content, dict) else {}
-    well_formed = (
-        set(lists) == set(SPLITS)
-        and all(isinstance(ids, list) for ids in lists.values())
-        and all(isinstance(each, str) for ids in lists.values() for each in ids)
-    )
-    if not well_formed:
+    names: dict[str, Any] = content if isinstance(content, dict) else {}
+    lists: list[Any] = [names.get(split) for split in SPLITS]
+    are_lists = len(names) == len(SPLITS) and all(isinstance(ids, list) for ids in lists)
+    if not are_lists or not all(isinstance(each, str) for ids in lists for each in ids):
         raise SettingsError(path, '{"train": [case ids], "eval": [case ids]}', _brief(content))
-    both = sorted(set(lists["train"]) & set(lists["eval"]))
+    both = sorted(set(lists[0]) & set(lists[1]))
     if both:
         raise SettingsError(path, "each case in one split", f"in both: {', '.join(both)}")
-    splits = {case_id: split for split in SPLITS for case_id in lists[split]}
+    splits = {case_id: split for split in SPLITS for case_id in names[split]}
     missing = sorted(set(splits) - set(case_ids))
     if missing:
-        raise SettingsError(
-            path,
-            f"case ids among {_brief(sorted(case_ids))}",
-            f"unknown ones: {', '.join(missing)}",
-        )
+        expected = f"case ids among {_brief(sorted(case_ids))}"
+        raise SettingsError(path, expected, f"unknown ones: {', '.join(missing)}")
     return splits
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -25,32 +26,12 @@ _CHUNK = 2**20
 
 @dataclass(frozen=True)
 class Shard:
-    """One finished TFRecord file.
-
-    Attributes:
-      name: file name.
-      records: number of records in it.
-      size: bytes.
-      sha256: of the whole file, hexadecimal.
-    """
+    """A finished TFRecord file: the number of its records, its bytes and its hexadecimal SHA-256."""
 
     name: str
     records: int
     size: int
     sha256: str
-
-
-class _HashedFile:
-    """A file handle that counts and hashes what is written."""
-
-    def __init__(self, file: BinaryIO):
-        self.file = file
-        self.size, self.hash = 0, hashlib.sha256()
-
-    def write(self, content: bytes) -> None:
-        self.file.write(content)
-        self.hash.update(content)
-        self.size += len(content)
 
 
 def write_shards(
@@ -62,40 +43,40 @@ def write_shards(
       folder: address on one of Beam's file systems.
       stem: start of the file names.
       records: serialized examples, consumed one at a time.
-      limit_bytes: a file ends before the record that would make it larger than this; a record that
-        is larger by itself gets a file of its own.
-
-    Returns:
-      The shards in order; none if there are no records.
+      limit_bytes: largest size of a file; a larger record gets a file of its own.
     """
     shards: list[Shard] = []
     iterator = iter(records)
     record = next(iterator, None)
     while record is not None:
         name, count = f"{stem}-{len(shards):05d}.tfrecord", 0
+        size, digest = 0, hashlib.sha256()
         with _atomic_file(FileSystems.join(folder, name)) as file:
-            hashed = _HashedFile(file)
             while record is not None:
-                if count and hashed.size + tfrecord.encoded_num_bytes(record) > limit_bytes:
+                if count and size + tfrecord.encoded_num_bytes(record) > limit_bytes:
                     break
-                tfrecord.write_record(hashed, record)
+                framed = io.BytesIO()
+                tfrecord.write_record(framed, record)
+                content = framed.getvalue()
+                file.write(content)
+                digest.update(content)
+                size += len(content)
                 count += 1
                 record = next(iterator, None)
-        shards.append(Shard(name, count, hashed.size, hashed.hash.hexdigest()))
+        shards.append(Shard(name, count, size, digest.hexdigest()))
     return shards
 
 
 def is_intact(folder: str, shard: Shard) -> bool:
-    """Returns whether a shard's file exists with the same size and SHA-256."""
+    """Returns whether a shard's file exists with the same SHA-256."""
     path = FileSystems.join(folder, shard.name)
     if not FileSystems.exists(path):
         return False
-    digest, size = hashlib.sha256(), 0
+    digest = hashlib.sha256()
     with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
-            size += len(chunk)
-    return (size, digest.hexdigest()) == (shard.size, shard.sha256)
+    return digest.hexdigest() == shard.sha256
 
 
 def write_json(path: str, content: Any) -> None:
@@ -131,7 +112,7 @@ def _atomic_file(path: str) -> Iterator[BinaryIO]:
 def hidden_beside(path: str, what: str) -> str:
     """Returns the address of a hidden folder beside `path`."""
     parent, name = FileSystems.split(path)
-    return FileSystems.join(parent, f".{name}.{what}") if parent else f".{name}.{what}"
+    return FileSystems.join(parent, f".{name}.{what}")
 
 
 def list_files(folder: str) -> list[str]:
@@ -173,8 +154,8 @@ def delete_file(path: str) -> None:
 def replace_folder(source: str, target: str, *, last: str) -> None:
     """Moves the folder `source` to `target`, replacing it; a rename on a local disk.
 
-    An object store can't rename folders: there the files are moved one by one, `last` after all
-    others, so that its presence means that the rest is complete.
+    An object store can't rename folders: the files are moved one by one, `last` after all others, so
+    that its presence means that the rest is complete.
     """
     if is_local(target):
         old = hidden_beside(target, "replaced")
@@ -185,8 +166,7 @@ def replace_folder(source: str, target: str, *, last: str) -> None:
         delete_folder(old)
         return
     delete_folder(target)
-    names = sorted(list_files(source), key=lambda name: name == last)
-    for name in names:
+    for name in sorted(list_files(source), key=lambda name: name == last):
         FileSystems.rename([FileSystems.join(source, name)], [FileSystems.join(target, name)])
 
 
