@@ -11,30 +11,19 @@ from tfx import components
 from tfx.dsl.components.base.base_node import BaseNode
 from tfx.dsl.components.common.resolver import Resolver, ResolverStrategy
 from tfx.orchestration.pipeline import Pipeline
-from tfx.proto import example_gen_pb2, infra_validator_pb2, pusher_pb2, trainer_pb2
+from tfx.proto.example_gen_pb2 import Input
+from tfx.proto.infra_validator_pb2 import ServingSpec, ValidationSpec
+from tfx.proto.pusher_pb2 import PushDestination
+from tfx.proto.trainer_pb2 import EvalArgs, TrainArgs
 from tfx.types import Channel
 
 from ahnet_tf.data.records import RECORD_PATTERN
 from pipeline.code_version import code_version
+from pipeline.components import resolvers, schema
 from pipeline.components.anomaly_gate import ExampleValidator, stop_on_anomalies
 from pipeline.components.convert_volumes import ConvertVolumes
 from pipeline.components.evaluator import make_eval_config
 from pipeline.components.report import write_report
-from pipeline.components.resolvers import (
-    EarlierBlessedModel,
-    EvaluatorAgainstPushed,
-    NewestSpans,
-    SpanBefore,
-    UnseenByModel,
-    last_pushed_model,
-)
-from pipeline.components.schema import (
-    make_validations,
-    read_schema,
-    schema_text,
-    statistics_options,
-    task_schema,
-)
 from pipeline.components.serving_check import answer_requests
 from pipeline.configs import BEAM_ARGUMENTS, SPAN_FOLDER, PipelineSettings
 from preprocessing.errors import SettingsError
@@ -58,7 +47,7 @@ def create_pipeline(
       metadata: the metadata store; None if the engine brings its own.
       has_metadata: components can query a store. Otherwise a new model is compared with the one
         pushed last instead of the one blessed last, and nothing is cached.
-      beam_arguments: Beam's command line for all components on Beam.
+      beam_arguments: Beam's command line.
 
     Raises:
       SettingsError: spans, a warm start or volumes, which need metadata, without it.
@@ -78,7 +67,8 @@ def create_pipeline(
     nodes = [source, *checks]
     learned = examples
     if settings.spans:
-        newest = _resolver("NewestSpans", NewestSpans, {"spans": settings.spans}, current=examples)
+        spans = settings.spans
+        newest = _resolver("NewestSpans", resolvers.NewestSpans, examples, spans=spans)
         newest.add_upstream_node(gate)
         nodes.append(newest)
         learned = newest.outputs["examples"]
@@ -87,10 +77,10 @@ def create_pipeline(
     serving_models = f"{output}/serving_model"
     if has_metadata:
         evaluator_class = components.Evaluator
-        baseline = _resolver("LatestBlessedModel", EarlierBlessedModel, current=model)
+        baseline = _resolver("LatestBlessedModel", resolvers.EarlierBlessedModel, model)
     else:
-        evaluator_class = EvaluatorAgainstPushed
-        baseline = last_pushed_model(pushed=serving_models).with_id("LastPushedModel")
+        evaluator_class = resolvers.EvaluatorAgainstPushed
+        baseline = resolvers.last_pushed_model(pushed=serving_models).with_id("LastPushedModel")
     evaluator = evaluator_class(
         examples=learned,
         model=model,
@@ -103,7 +93,7 @@ def create_pipeline(
         model=model,
         model_blessing=evaluator.outputs["blessing"],
         infra_blessing=serving.outputs["blessing"],
-        push_destination=pusher_pb2.PushDestination(filesystem={"base_directory": serving_models}),
+        push_destination=PushDestination(filesystem={"base_directory": serving_models}),
     )
     report = write_report(
         examples=examples,
@@ -139,37 +129,31 @@ def _source(settings: PipelineSettings) -> BaseNode:
         return ConvertVolumes(settings.input, conversion, settings.spans)
     folder = f"{SPAN_FOLDER}/" if settings.spans else ""
     splits = [{"name": name, "pattern": f"{folder}{name}/{RECORD_PATTERN}"} for name in SPLITS]
-    return components.ImportExampleGen(
-        input_base=settings.input, input_config=example_gen_pb2.Input(splits=splits)
-    )
+    return components.ImportExampleGen(settings.input, input_config=Input(splits=splits))
 
 
 def _checks(settings: PipelineSettings, examples: Channel) -> tuple[list[BaseNode], Channel]:
     """Returns the components of data validation, the gate last, and the channel of statistics."""
     task, inferred = settings.task, settings.schema == "inferred"
-    options = statistics_options(task, inferred=inferred)
+    options = schema.statistics_options(task, inferred=inferred)
     if inferred:
-        statistics = components.StatisticsGen(examples=examples, stats_options=options)
-        found = statistics.outputs["statistics"]
-        schema = components.SchemaGen(statistics=found, infer_feature_shape=True)
-        first = [statistics, schema]
+        gather = components.StatisticsGen(examples, stats_options=options)
+        statistics = gather.outputs["statistics"]
+        source = components.SchemaGen(statistics, infer_feature_shape=True)
+        first = [gather, source]
     else:
         curated = settings.schema == "curated"
-        text = schema_text(task) if curated else read_schema(settings.schema, task)
-        schema = task_schema(text=text).with_id("TaskSchema")
-        statistics = components.StatisticsGen(
-            examples=examples, schema=schema.outputs["schema"], stats_options=options
-        )
-        found = statistics.outputs["statistics"]
-        first = [schema, statistics]
+        text = schema.schema_text(task) if curated else schema.read_schema(settings.schema, task)
+        source = schema.task_schema(text=text).with_id("TaskSchema")
+        gather = components.StatisticsGen(examples, source.outputs["schema"], options)
+        statistics = gather.outputs["statistics"]
+        first = [source, gather]
     validator = ExampleValidator(
-        statistics=found,
-        schema=schema.outputs["schema"],
-        custom_validation_config=make_validations(task, with_voxels=not inferred),
+        statistics=statistics,
+        schema=source.outputs["schema"],
+        custom_validation_config=schema.make_validations(task, with_voxels=not inferred),
     )
-    before = []
-    if settings.spans:
-        before = [_resolver("SpanBefore", SpanBefore, current=examples)]
+    before = [_resolver("SpanBefore", resolvers.SpanBefore, examples)] if settings.spans else []
     content = {
         "task": task.to_dict(),
         "allow": list(settings.allow),
@@ -177,12 +161,12 @@ def _checks(settings: PipelineSettings, examples: Channel) -> tuple[list[BaseNod
     }
     gate = stop_on_anomalies(
         examples=examples,
-        statistics=found,
+        statistics=statistics,
         anomalies=validator.outputs["anomalies"],
         baseline=before[0].outputs["statistics"] if before else None,
         settings=json.dumps(content),
     ).with_id("AnomalyGate")
-    return [*first, validator, *before, gate], found
+    return [*first, validator, *before, gate], statistics
 
 
 def _trainers(
@@ -190,61 +174,50 @@ def _trainers(
 ) -> list[BaseNode]:
     """Returns the components from the start model to the 3D network's Trainer, in order."""
     if settings.warm_start:
-        start = _resolver("EarlierModel", UnseenByModel, current=examples)
+        start = _resolver("EarlierModel", resolvers.UnseenByModel, examples)
     else:
-        start = _trainer(settings, "2d", learned)
+        start = components.Trainer(
+            run_fn="pipeline.components.trainer.run_fn_2d", **_training(settings, "2d", learned)
+        ).with_id("Trainer2D")
     start.add_upstream_node(gate)
     base = start.outputs["model"]
-    if not settings.tuner_trials:
-        return [start, _trainer(settings, "3d", learned, base)]
-    tuner = _tuner(settings, learned, base)
-    best = tuner.outputs["best_hyperparameters"]
-    return [start, tuner, _trainer(settings, "3d", learned, base, best)]
+    tuners = []
+    if settings.tuner_trials:
+        common = _training(settings, "3d", learned, base, settings.tuner_trials)
+        tuners = [components.Tuner(tuner_fn="pipeline.components.trainer.tuner_fn", **common)]
+    trainer = components.Trainer(
+        run_fn="pipeline.components.trainer.run_fn_3d",
+        hyperparameters=tuners[0].outputs["best_hyperparameters"] if tuners else None,
+        **_training(settings, "3d", learned, base),
+    )
+    return [start, *tuners, trainer.with_id("Trainer3D")]
 
 
-def _trainer(
+def _training(
     settings: PipelineSettings,
     stage: str,
     examples: Channel,
     base_model: Channel | None = None,
-    hyperparameters: Channel | None = None,
-) -> components.Trainer:
+    trials: int = 0,
+) -> dict[str, Any]:
+    """Returns the arguments that a Trainer and the Tuner, which has `trials`, have in common."""
     config = settings.config.to_dict()[stage] | {
         "task": settings.task.to_dict(),
         "code_version": code_version("pipeline.components.trainer"),
     }
-    return components.Trainer(
-        run_fn=f"pipeline.components.trainer.run_fn_{stage}",
-        examples=examples,
-        base_model=base_model,
-        hyperparameters=hyperparameters,
-        train_args=trainer_pb2.TrainArgs(splits=["train"], num_steps=config["training"]["steps"]),
-        eval_args=trainer_pb2.EvalArgs(splits=["eval"]),
-        custom_config=config,
-    ).with_id(f"Trainer{stage.upper()}")
-
-
-def _tuner(settings: PipelineSettings, examples: Channel, base_model: Channel) -> components.Tuner:
-    config = settings.config.to_dict()["3d"]
-    steps = settings.tuner_steps
-    config["training"] |= {
-        "steps": steps,
-        "evaluate_every": steps,
-        "warmup_steps": min(config["training"]["warmup_steps"], steps // 10),
+    training = config["training"]
+    if trials:
+        steps = settings.tuner_steps
+        training |= {"steps": steps, "evaluate_every": steps}
+        training["warmup_steps"] = min(training["warmup_steps"], steps // 10)
+        config["trials"] = trials
+    return {
+        "examples": examples,
+        "base_model": base_model,
+        "train_args": TrainArgs(splits=["train"], num_steps=training["steps"]),
+        "eval_args": EvalArgs(splits=["eval"]),
+        "custom_config": config,
     }
-    config |= {
-        "task": settings.task.to_dict(),
-        "trials": settings.tuner_trials,
-        "code_version": code_version("pipeline.components.tuner"),
-    }
-    return components.Tuner(
-        tuner_fn="pipeline.components.tuner.tuner_fn",
-        examples=examples,
-        base_model=base_model,
-        train_args=trainer_pb2.TrainArgs(splits=["train"], num_steps=steps),
-        eval_args=trainer_pb2.EvalArgs(splits=["eval"]),
-        custom_config=config,
-    )
 
 
 def _serving_check(settings: PipelineSettings, model: Channel, examples: Channel) -> BaseNode:
@@ -255,36 +228,31 @@ def _serving_check(settings: PipelineSettings, model: Channel, examples: Channel
     repository, _, tag = settings.serving_image.rpartition(":")
     return components.InfraValidator(
         model=model,
-        serving_spec=infra_validator_pb2.ServingSpec(
+        serving_spec=ServingSpec(
             tensorflow_serving={"image_name": repository, "tags": [tag]}, local_docker={}
         ),
-        validation_spec=infra_validator_pb2.ValidationSpec(
-            max_loading_time_seconds=300, num_tries=2
-        ),
+        validation_spec=ValidationSpec(max_loading_time_seconds=300, num_tries=2),
     )
 
 
 def _resolver(
-    name: str,
-    strategy: type[ResolverStrategy],
-    config: dict[str, Any] | None = None,
-    **current: Channel,
+    name: str, strategy: type[ResolverStrategy], current: Channel, **config: int
 ) -> Resolver:
     """Returns a resolver of `pipeline.components.resolvers` over all artifacts of its inputs."""
     inputs = {key: Channel(type=kind) for key, kind in strategy.INPUTS.items()}
-    return Resolver(strategy_class=strategy, config=config, **current, **inputs).with_id(name)
+    return Resolver(strategy, config, current=current, **inputs).with_id(name)
 
 
 def _report_settings(settings: PipelineSettings) -> str:
-    config = settings.config.to_dict()
+    stages = settings.config.to_dict()
     start = "the encoder of the 2D network"
     if settings.warm_start:
-        config.pop("2d")
+        stages.pop("2d")
         start = "the last blessed model that had not seen this data"
     content = {
         "name": settings.name,
         "task": settings.task.to_dict(),
-        "config": config,
+        "config": stages,
         "thresholds": settings.score_thresholds(),
         "start": start,
         "code_version": code_version("pipeline.components.trainer"),

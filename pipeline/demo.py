@@ -1,7 +1,4 @@
-"""End-to-end demonstration: volumes, records, pipeline, model server, prediction, scores, picture.
-
-Every stage is a command, printed and run as a user would type it.
-"""
+"""End-to-end demonstration, each stage by the command that a user would type."""
 
 from __future__ import annotations
 
@@ -26,6 +23,7 @@ from preprocessing.tasks import Task, load_task
 from preprocessing.volumes.nifti import check_pair
 
 MODEL_NAME = "ahnet"
+PRESET = "ct_liver_small"
 PHANTOM_CASES = 32
 # Outside the numbers of the training cases: no stage before the prediction sees it.
 UNSEEN_CASE = 1000
@@ -45,34 +43,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         "An interrupted run resumes after its last finished stage; a finished run starts over.",
         EXAMPLES,
     )
-    parser.add_argument("--output", default="demo", help="output folder (default: demo)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--output", default="demo", help="output folder (default: demo)")
+    add(
         "--input",
         nargs="+",
         metavar="DIR",
         help="your own labelled cases, at least two (any layout that preprocessing.convert reads); "
         "one is held out of training and predicted (default: synthetic cases)",
     )
-    parser.add_argument(
-        "--task", default="ct_liver_small", help="preset or JSON file (default: ct_liver_small)"
-    )
-    parser.add_argument(
-        "--preset", default="ct_liver_small", help="training preset (default: ct_liver_small)"
-    )
-    parser.add_argument(
+    add("--task", default=PRESET, help=f"preset or JSON file (default: {PRESET})")
+    add("--preset", default=PRESET, help=f"training preset (default: {PRESET})")
+    add(
         "--threshold-liver",
         type=float,
         help="mean liver Dice per case that blesses the model (default: 0.8 on synthetic cases, 0 on "
         "your own, where a short training is only a first look)",
     )
-    parser.add_argument(
+    add(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
         help="a training setting, passed to the pipeline; repeatable",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of data, sampling and training")
+    add("--seed", type=int, default=0, help="seed of data, sampling and training")
     return run_command(run, parser.parse_args(argv))
 
 
@@ -95,23 +90,20 @@ def run_stages(arguments: argparse.Namespace, output: Path, stages: Stages) -> N
     seed = ["--seed", str(arguments.seed)]
     data, unseen, records = output / "data", output / "unseen", output / "records"
     convert = ["preprocessing.convert", "--task", arguments.task, "--output", records, *seed]
-    threshold = arguments.threshold_liver
-    task = load_task(arguments.task)
-    if arguments.input:
-        stages.call(
-            "data", lambda: hold_one_out(arguments.input, task, data, unseen), arguments.input
-        )
+    threshold = 0.0 if arguments.input else 0.8
+    if arguments.threshold_liver is not None:
+        threshold = arguments.threshold_liver
+    inputs, task = arguments.input, load_task(arguments.task)
+    if inputs:
+        stages.call("data", lambda: hold_one_out(inputs, task, data, unseen), inputs)
         convert += ["--allow-rejected"]
-        default_threshold = 0.0
     else:
         phantom = ["preprocessing.phantom", *seed]
         stages.run("data", [*phantom, "--output", data, "--cases", PHANTOM_CASES])
         stages.run("unseen", [*phantom, "--output", unseen, "--cases", 1, "--first", UNSEEN_CASE])
-        default_threshold = 0.8
     stages.run("convert", [*convert, "--overwrite", "--input", data])
     pipeline = ["pipeline.local_runner", "--input", records, "--output", output / "pipeline", *seed]
-    pipeline += ["--preset", arguments.preset]
-    pipeline += ["--threshold-liver", default_threshold if threshold is None else threshold]
+    pipeline += ["--preset", arguments.preset, "--threshold-liver", threshold]
     for setting in arguments.set:
         pipeline += ["--set", setting]
     stages.run("pipeline", pipeline)
@@ -128,10 +120,8 @@ def run_stages(arguments: argparse.Namespace, output: Path, stages: Stages) -> N
 def hold_one_out(inputs: Sequence[str], task: Task, data: Path, unseen: Path) -> float:
     """Links the user's cases into `data`, and the last readable one into `unseen`.
 
-    With only two cases, the one in the eval split is also predicted: it is not trained on.
-
-    Returns:
-      0.0, the peak memory in MiB: links need none.
+    With only two cases, the one in the eval split is also predicted: it is not trained on. Returns
+    0.0, the peak memory in MiB.
 
     Raises:
       InputError: fewer than two readable labelled cases.
@@ -151,13 +141,13 @@ def hold_one_out(inputs: Sequence[str], task: Task, data: Path, unseen: Path) ->
     if len(cases) == 2:
         splits = split_by_hash([case.case_id for case in cases], EVAL_FRACTION)
         held_out = next(case for case in cases if splits[case.case_id] == "eval")
-    for case in cases:
-        if case is not held_out or len(cases) == 2:
-            link(case, data)
-    link(held_out, unseen)
-    print(
-        f"{len(cases)} cases; {held_out.case_id} is held out of training and predicted at the end"
-    )
+    placed = [(case, data) for case in cases if case is not held_out or len(cases) == 2]
+    for case, folder in [*placed, (held_out, unseen)]:
+        place = folder / case.case_id
+        place.mkdir()
+        for path in filter(None, (case.image_path, case.label_path)):
+            (place / path.name).symlink_to(path.resolve())
+    print(f"{len(cases)} cases; {held_out.case_id} is held out of training and predicted last")
     return 0.0
 
 
@@ -166,19 +156,10 @@ def is_readable(case: Case, task: Task) -> bool:
     if case.problem:
         return False
     try:
-        label = read_case_label(case, task)
-        check_pair(read_case_image(case), label, case.case_id)
+        check_pair(read_case_image(case), read_case_label(case, task), case.case_id)
     except InputError:
         return False
     return True
-
-
-def link(case: Case, folder: Path) -> None:
-    """Links the files of a case into a folder named after it."""
-    place = folder / case.case_id
-    place.mkdir()
-    for path in filter(None, (case.image_path, case.label_path)):
-        (place / path.name).symlink_to(path.resolve())
 
 
 def summarize(output: Path, stages: Stages) -> dict[str, Any]:

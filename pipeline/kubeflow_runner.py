@@ -24,7 +24,7 @@ from pipeline.options import add_pipeline_options, pipeline_settings
 from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import SettingsError
 from preprocessing.files import write_json
-from preprocessing.settings import one_of
+from preprocessing.settings import one_of, to_dict
 
 ENGINES = ("kubeflow", "vertex")
 # Pipeline names that both engines accept.
@@ -101,7 +101,7 @@ def compile_pipeline(
     cluster.check_components([node.id for node in dag.components])
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "pipeline.json", pipeline.to_dict())
-    write_json(output / "kubeflow.json", cluster.to_dict())
+    write_json(output / "kubeflow.json", to_dict(cluster))
     if engine == "kubeflow":
         from pipeline.kubeflow.argo import ArgoRunner
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ml_metadata import MetadataStore
-from ml_metadata.proto import metadata_store_pb2
+from ml_metadata.proto.metadata_store_pb2 import Event, Execution
 
 from pipeline.local.metadata_store import METADATA_FILE, open_store
 from preprocessing.cli import make_parser, run_command
@@ -25,8 +25,6 @@ EXAMPLES = (
     "python -m pipeline.lineage run/serving_model      (the newest version)",
     "python -m pipeline.lineage run/serving_model/1732600000 --json",
 )
-_INPUT, _OUTPUT = metadata_store_pb2.Event.INPUT, metadata_store_pb2.Event.OUTPUT
-_COMPLETE = metadata_store_pb2.Execution.COMPLETE
 # Parameters to show; those of TFX's own components are long and redundant.
 _SHOWN = ("span", "fingerprint", "input_fingerprint", "volumes", "input_base", "run_fn", "requests")
 
@@ -38,10 +36,7 @@ class Step:
     Attributes:
       name: id of the component.
       execution: id of the execution in the metadata.
-      state: COMPLETE, CACHED, ...
-      parameters: execution parameters.
-      inputs: ids and addresses of the input artifacts, by name.
-      outputs: ids and addresses of the output artifacts, by name.
+      inputs: ids and addresses of the input artifacts, by name; `outputs` likewise.
     """
 
     name: str
@@ -55,15 +50,14 @@ class Step:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `python -m pipeline.lineage`."""
     parser = make_parser("pipeline.lineage", PURPOSE, EXAMPLES)
-    parser.add_argument(
-        "model", metavar="MODEL", help="a pushed version, or the folder with all versions (newest)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a pushed version, or the folder of all versions (newest)")
+    add(
         "--metadata",
         metavar="FILE",
         help=f"the pipeline's metadata (default: {METADATA_FILE} beside the folder of versions)",
     )
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    add("--json", action="store_true", help="print everything as JSON")
     return run_command(_run, parser.parse_args(argv))
 
 
@@ -77,17 +71,19 @@ def lineage_of(store: MetadataStore, model: Path) -> list[Step]:
     Raises:
       InputError: the model is not in the metadata.
     """
-    pushed = [
+    pushed = {
         artifact.id
         for artifact in store.get_artifacts_by_type("PushedModel")
         if artifact.custom_properties["pushed_destination"].string_value == str(model)
-    ]
+    }
     if not pushed:
         raise InputError(model, "a model that this pipeline pushed", "none in its metadata")
-    makers, artifacts = _makers(store, set(pushed))
+    makers, artifacts = _makers(store, pushed)
     judges = _takers(store, artifacts, "stop_on_anomalies") | _takers(store, pushed, "write_report")
-    validated = {artifact for artifact, _ in _sides(store, judges, _INPUT)}
-    return _steps(store, sorted(makers | judges | _makers(store, validated)[0]))
+    validated = {event.artifact_id for event in _inputs(store, judges)}
+    executions = makers | judges | _makers(store, validated)[0]
+    steps = [_step(store, each) for each in store.get_executions_by_id(list(executions))]
+    return sorted(steps, key=lambda step: step.execution)
 
 
 def _makers(store: MetadataStore, artifacts: set[int]) -> tuple[set[int], set[int]]:
@@ -96,91 +92,67 @@ def _makers(store: MetadataStore, artifacts: set[int]) -> tuple[set[int], set[in
     The lineage of a baseline model is not followed.
     """
     executions: set[int] = set()
-    waiting, seen = set(artifacts), set(artifacts)
+    waiting, seen = artifacts, set(artifacts)
     while waiting:
         events = store.get_events_by_artifact_ids(list(waiting))
-        makers = {event.execution_id for event in events if event.type == _OUTPUT} - executions
-        makers = set(_finished(store, makers))
-        executions |= makers
-        inputs = _sides(store, makers, _INPUT)
-        waiting = {artifact for artifact, name in inputs if name != "baseline_model"} - seen
+        makers = {event.execution_id for event in events if event.type == Event.OUTPUT}
+        new = {each.id for each in _finished(store, makers - executions)}
+        executions |= new
+        inputs = [each for each in _inputs(store, new) if _name(each) != "baseline_model"]
+        waiting = {event.artifact_id for event in inputs} - seen
         seen |= waiting
     return executions, seen
 
 
-def _takers(store: MetadataStore, artifacts: Iterable[int], function: str) -> set[int]:
+def _takers(store: MetadataStore, artifacts: set[int], function: str) -> set[int]:
     """Returns the finished executions of one of our components with any of `artifacts` as input.
 
     Data validation and the report have no outputs upstream of a model, so `_makers` misses them.
     """
-    takers = {
-        event.execution_id
-        for event in store.get_events_by_artifact_ids(list(artifacts))
-        if event.type == _INPUT
-    }
-    types = {kind.id: kind.name for kind in store.get_execution_types()}
+    events = store.get_events_by_artifact_ids(list(artifacts))
+    takers = {event.execution_id for event in events if event.type == Event.INPUT}
     return {
-        number
-        for number, kind in _finished(store, takers).items()
-        if types[kind].rpartition(".")[2] == function
+        execution.id
+        for execution in _finished(store, takers)
+        if execution.type.rpartition(".")[2] == function
     }
 
 
-def _finished(store: MetadataStore, executions: Iterable[int]) -> dict[int, int]:
-    """Returns id and type of those executions that ran to completion.
-
-    Cached executions of later runs have the same output artifacts.
-    """
-    return {
-        execution.id: execution.type_id
-        for execution in store.get_executions_by_id(list(executions))
-        if execution.last_known_state == _COMPLETE
-    }
+def _finished(store: MetadataStore, executions: Iterable[int]) -> list[Execution]:
+    """Returns those executions that ran to completion; cached ones have the same outputs."""
+    found = store.get_executions_by_id(list(executions))
+    return [each for each in found if each.last_known_state == Execution.COMPLETE]
 
 
-def _sides(store: MetadataStore, executions: set[int], kind: int) -> Iterator[tuple[int, str]]:
-    """Yields id and name of every input (or output) artifact of `executions`."""
-    for event in store.get_events_by_execution_ids(list(executions)):
-        if event.type == kind:
-            yield event.artifact_id, event.path.steps[0].key
-
-
-def _steps(store: MetadataStore, executions: Sequence[int]) -> list[Step]:
+def _inputs(store: MetadataStore, executions: Iterable[int]) -> list[Event]:
     events = store.get_events_by_execution_ids(list(executions))
-    addresses = {
-        artifact.id: artifact.uri
-        for artifact in store.get_artifacts_by_id(list({event.artifact_id for event in events}))
-    }
-    steps = []
-    for execution in store.get_executions_by_id(list(executions)):
-        sides: dict[int, dict[str, list[tuple[int, str]]]] = {}
-        for event in events:
-            if event.execution_id == execution.id:
-                side = sides.setdefault(event.type, {})
-                found = (event.artifact_id, addresses[event.artifact_id])
-                side.setdefault(event.path.steps[0].key, []).append(found)
-        steps.append(
-            Step(
-                _component(store, execution),
-                execution.id,
-                metadata_store_pb2.Execution.State.Name(execution.last_known_state),
-                dict(_parameters(execution)),
-                sides.get(metadata_store_pb2.Event.INPUT, {}),
-                sides.get(metadata_store_pb2.Event.OUTPUT, {}),
-            )
-        )
-    return sorted(steps, key=lambda step: step.execution)
+    return [event for event in events if event.type == Event.INPUT]
 
 
-def _component(store: MetadataStore, execution: metadata_store_pb2.Execution) -> str:
-    """Returns the id of an execution's component: its node context without the pipeline's name."""
-    names = {
-        context.type: context.name for context in store.get_contexts_by_execution(execution.id)
-    }
-    return names.get("node", "").removeprefix(names.get("pipeline", "") + ".")
+def _name(event: Event) -> str:
+    """Returns the name of the input or output that an artifact was."""
+    return event.path.steps[0].key
 
 
-def _parameters(execution: metadata_store_pb2.Execution) -> Iterator[tuple[str, Any]]:
+def _step(store: MetadataStore, execution: Execution) -> Step:
+    sides: dict[int, dict[str, list[tuple[int, str]]]] = {Event.INPUT: {}, Event.OUTPUT: {}}
+    for event in store.get_events_by_execution_ids([execution.id]):
+        (artifact,) = store.get_artifacts_by_id([event.artifact_id])
+        side = sides.setdefault(event.type, {})
+        side.setdefault(_name(event), []).append((artifact.id, artifact.uri))
+    contexts = {each.type: each.name for each in store.get_contexts_by_execution(execution.id)}
+    return Step(
+        # The context of a node is called PIPELINE.NODE.
+        contexts.get("node", "").removeprefix(contexts.get("pipeline", "") + "."),
+        execution.id,
+        Execution.State.Name(execution.last_known_state),
+        dict(_parameters(execution)),
+        sides[Event.INPUT],
+        sides[Event.OUTPUT],
+    )
+
+
+def _parameters(execution: Execution) -> Iterator[tuple[str, Any]]:
     for name, value in execution.custom_properties.items():
         kind = value.WhichOneof("value")
         if kind and not name.startswith("__"):
@@ -214,31 +186,25 @@ def _version(model: Path) -> Path:
 
 def _lines(model: Path, steps: Sequence[Step]) -> Iterator[str]:
     """Yields the lines of the printed report, starting with the model card of the run."""
-    from pipeline.components.model_card import model_card
-
     reports = [address for step in steps for _, address in step.outputs.get("report", [])]
-    facts = Path(reports[-1]) / "facts.json" if reports else None
-    if facts is not None and facts.is_file():
-        yield model_card(json.loads(facts.read_text(encoding="utf-8")))
+    card = Path(reports[-1]) / "model_card.md" if reports else None
+    if card is not None and card.is_file():
+        yield card.read_text(encoding="utf-8")
     yield f"## Lineage of {model}"
     for step in steps:
         yield f"\n{step.name} (execution {step.execution}, {step.state.lower()})"
         for name, value in step.parameters.items():
-            yield from _parameter_lines(name, value)
+            if name == "custom_config" and value and "training" in value:
+                yield f"  code version {value['code_version']}"
+                for section in ("model", "training"):
+                    settings = ", ".join(f"{key}={each}" for key, each in value[section].items())
+                    yield f"  {section}: {settings}"
+            elif name in _SHOWN:
+                yield f"  {name}: {value}"
         for arrow, side in (("<-", step.inputs), ("->", step.outputs)):
             for name, artifacts in sorted(side.items()):
                 for number, address in artifacts:
                     yield f"  {arrow} {name}: artifact {number}, {address}"
-
-
-def _parameter_lines(name: str, value: Any) -> Iterator[str]:
-    if name == "custom_config" and value and "training" in value:
-        yield f"  code version {value['code_version']}"
-        for section in ("model", "training"):
-            settings = ", ".join(f"{key}={each}" for key, each in value[section].items())
-            yield f"  {section}: {settings}"
-    elif name in _SHOWN:
-        yield f"  {name}: {value}"
 
 
 if __name__ == "__main__":

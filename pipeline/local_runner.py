@@ -74,8 +74,7 @@ class PipelineResult:
     Attributes:
       seconds: wall-clock seconds by component, in order of execution.
       executed: components that were executed; the others were cached.
-      blessed: whether the model reached every threshold.
-      refusals: reasons why it was not blessed, one sentence each.
+      refusals: reasons why the model was not blessed, one sentence each.
       thresholds: lowest value that blesses, by score (dice_CLASS).
       scores: by slice ("overall", "spacing_class=thick", "case_id=...") and name.
       pushed: folder of the pushed SavedModel; None if the model was refused.
@@ -110,7 +109,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_launch(settings, beam_options, own_options(parser))
         with only_run_in(Path(settings.output)):
             result = run_local(settings, beam_options, debug=arguments.debug)
-        return 0 if result is None else _report(result)
+        if result is None:
+            return 0
+        print(summary_table(result))
+        if result.blessed:
+            return 0
+        print(f"the model is refused: {'; '.join(result.refusals)}", file=sys.stderr)
+        return EXIT_CODE_REFUSED
 
     return run_command(run, arguments)
 
@@ -137,15 +142,11 @@ def run_local(
     from pipeline.local.dag_runner import ReportingRunner, quiet_logs
 
     imported = time.monotonic() - start
+    metadata = sqlite_metadata_connection_config(str(output / METADATA_FILE))
+    beam = beam_arguments(beam_options)
     with quiet_logs(debug):
-        runner = ReportingRunner(announce=lambda line: print(line, flush=True))
-        runner.run(
-            create_pipeline(
-                settings,
-                metadata=sqlite_metadata_connection_config(str(output / METADATA_FILE)),
-                beam_arguments=beam_arguments(beam_options),
-            )
-        )
+        runner = ReportingRunner()
+        runner.run(create_pipeline(settings, metadata=metadata, beam_arguments=beam))
         if not runner.components:
             return None
         result = _result(settings, runner.components, imported, start)
@@ -168,12 +169,10 @@ def _result(
         refusals.append(serving_sentence(check.outputs["blessing"], False))
     pushed = components["Pusher"].properties["pushed_model"].get("pushed_destination")
     if pushed and not Path(pushed).is_dir():
-        raise PipelineError(
-            pushed,
-            "the model that an earlier run pushed",
-            "no such folder",
-            f"Remove {Path(settings.output) / 'artifacts' / 'Pusher'} to have it pushed again.",
-        )
+        pusher = Path(settings.output) / "artifacts" / "Pusher"
+        remedy = f"Remove {pusher} to have it pushed again."
+        expected = "the model that an earlier run pushed"
+        raise PipelineError(pushed, expected, "no such folder", remedy)
     return PipelineResult(
         seconds={IMPORTS: imported} | {run.name: run.seconds for run in runs},
         executed=[run.name for run in runs if run.executed],
@@ -187,21 +186,12 @@ def _result(
     )
 
 
-def _report(result: PipelineResult) -> int:
-    print(summary_table(result))
-    if result.blessed:
-        return 0
-    print(f"the model is refused: {'; '.join(result.refusals)}", file=sys.stderr)
-    return EXIT_CODE_REFUSED
-
-
 def summary_table(result: PipelineResult) -> str:
     """Returns the printed summary: seconds, scores and thresholds, the pushed model."""
-    rows = [
-        f"{name:<20} {seconds:8.1f} s" + ("" if ran else "  (not executed)")
-        for name, seconds in result.seconds.items()
-        for ran in [name == IMPORTS or name in result.executed]
-    ]
+    rows = []
+    for name, seconds in result.seconds.items():
+        note = "" if name in (IMPORTS, *result.executed) else "  (not executed)"
+        rows.append(f"{name:<20} {seconds:8.1f} s{note}")
     rows.append(f"{'total':<20} {result.total_seconds:8.1f} s")
     overall = result.scores["overall"]
     rows.append(f"evaluated on {overall['cases']:.0f} cases, Dice per case (mean):")
@@ -210,8 +200,7 @@ def summary_table(result: PipelineResult) -> str:
             least = result.thresholds.get(score)
             against = "" if least is None else f"  threshold {least:g}"
             rows.append(f"  {score.removeprefix('dice_'):<18} {value:.4f}{against}")
-    rows.append("blessed" if result.blessed else "not blessed")
-    rows.append(f"model card in {result.report}")
+    rows += ["blessed" if result.blessed else "not blessed", f"model card in {result.report}"]
     if result.pushed:
         rows.append(f"pushed to {result.pushed}")
     return "\n".join(rows)

@@ -28,7 +28,7 @@ class Stages:
     """Runs commands in order and records on disk which have finished and what they cost.
 
     Args:
-      folder: folder for one small JSON file per finished stage.
+      folder: receives one small JSON file per finished stage.
       debug: pass `--debug` to every command.
 
     Attributes:
@@ -52,12 +52,8 @@ class Stages:
             print(f"\n$ python -m {shlex.join(words)}", flush=True)
             code, peak_memory_mib = _wait(subprocess.Popen([sys.executable, "-m", *words]))
             if code:
-                raise PipelineError(
-                    f"stage {name}",
-                    "exit code 0",
-                    code,
-                    "Its message is above; fix the cause and run the same command again.",
-                )
+                remedy = "Its message is above; fix the cause and run the same command again."
+                raise PipelineError(f"stage {name}", "exit code 0", code, remedy)
             return peak_memory_mib
 
         self.call(name, work, words)
@@ -95,14 +91,13 @@ def served(
 ) -> Iterator[tuple[str, Callable[[], float]]]:
     """Serves the folder `models` by `python -m serving.server` until the context ends.
 
+    Yields HOST:PORT, and a function that returns the server's peak memory in MiB afterwards.
+
     Args:
       models: numbered SavedModel folders.
       model_name: name that requests must give.
       options: further options of the command.
       announce: print the command and its output.
-
-    Yields:
-      HOST:PORT, and a function that returns the server's peak memory in MiB after the context ends.
 
     Raises:
       PipelineError: the server exits before it is ready, or is not ready within `START_S`.
@@ -112,26 +107,28 @@ def served(
     if announce:
         print(f"\n$ python -m {shlex.join(words)} &", flush=True)
     with tempfile.TemporaryFile("w+") as messages:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *words],
-            stdout=subprocess.PIPE,
-            stderr=None if announce else messages,
-            text=True,
-        )
+        errors = None if announce else messages
+        command = [sys.executable, "-m", *words]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
         output = cast(IO[str], process.stdout)
         peaks = [0.0]
         deadline = threading.Timer(START_S, process.kill)
         deadline.start()
         try:
-            address = _address(output, announce)
+            ready = None
+            for line in output:
+                if announce:
+                    print(line, end="", flush=True)
+                ready = re.search(r"[\w.\[\]:-]+:\d+", line)
+                if ready:
+                    break
             deadline.cancel()
-            if address is None:
+            if ready is None:
                 messages.seek(0)
-                last = messages.read().strip().splitlines()[-1:] or ["no message"]
-                raise PipelineError(
-                    f"model server of {models}", "a line saying that it is ready", last[0]
-                )
-            yield address, lambda: peaks[0]
+                last = (messages.read().strip() or "no message").splitlines()[-1]
+                where = f"model server of {models}"
+                raise PipelineError(where, "a line saying that it is ready", last)
+            yield ready.group(), lambda: peaks[0]
         finally:
             deadline.cancel()
             # send_signal would reap a server that has exited, and `_wait` needs its exit status.
@@ -150,14 +147,3 @@ def _wait(process: subprocess.Popen) -> tuple[int, float]:
         raise
     process.returncode = os.waitstatus_to_exitcode(status)
     return process.returncode, usage.ru_maxrss / 1024
-
-
-def _address(output: IO[str], announce: bool) -> str | None:
-    """Returns HOST:PORT from the server's ready line; None if the server exits before."""
-    for line in output:
-        if announce:
-            print(line, end="", flush=True)
-        found = re.search(r"[\w.\[\]:-]+:\d+", line)
-        if found:
-            return found.group()
-    return None

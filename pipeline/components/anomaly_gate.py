@@ -8,9 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import tensorflow_data_validation as tfdv
-from tensorflow_data_validation.anomalies.proto.custom_validation_config_pb2 import (
-    CustomValidationConfig,
-)
+from tensorflow_data_validation.anomalies.proto import custom_validation_config_pb2
 from tensorflow_metadata.proto.v0 import anomalies_pb2
 from tfx import components
 from tfx.components.example_validator import executor as example_validator
@@ -25,6 +23,9 @@ from tfx.utils import io_utils, proto_utils
 from pipeline.components.data_checks import Statistics, differences, leaks, swapped_labels
 from preprocessing.errors import PipelineError
 from preprocessing.tasks import Task, task_from_dict
+
+ERROR = anomalies_pb2.AnomalyInfo.ERROR
+CUSTOM_VALIDATION = anomalies_pb2.AnomalyInfo.CUSTOM_VALIDATION
 
 
 class ExampleValidatorExecutor(example_validator.Executor):
@@ -41,7 +42,8 @@ class ExampleValidatorExecutor(example_validator.Executor):
     ) -> None:
         checks = exec_properties.get(CUSTOM_VALIDATION_CONFIG_KEY)
         if isinstance(checks, str):
-            message = proto_utils.json_to_proto(checks, CustomValidationConfig())
+            message = custom_validation_config_pb2.CustomValidationConfig()
+            proto_utils.json_to_proto(checks, message)
             exec_properties = exec_properties | {CUSTOM_VALIDATION_CONFIG_KEY: message}
         super().Do(input_dict, output_dict, exec_properties)
 
@@ -70,11 +72,9 @@ def stop_on_anomalies(
       baseline: statistics of the span before.
     """
     content = json.loads(settings)
+    folders = _split_folders(anomalies)
     faults = find_faults(
-        {
-            split: read_anomalies(artifact_utils.get_split_uri([anomalies], split))
-            for split in artifact_utils.decode_split_names(anomalies.split_names)
-        },
+        {split: read_anomalies(folder) for split, folder in folders.items()},
         read_statistics(statistics),
         read_statistics(baseline) if baseline else {},
         task_from_dict(content["task"]),
@@ -97,12 +97,11 @@ def read_anomalies(folder: str) -> anomalies_pb2.Anomalies:
 
 def read_statistics(artifact: standard_artifacts.ExampleStatistics) -> dict[str, Statistics]:
     """Reads StatisticsGen's output by split."""
-    found = {}
-    for split in artifact_utils.decode_split_names(artifact.split_names):
-        folder = artifact_utils.get_split_uri([artifact], split)
-        datasets = tfdv.load_stats_binary(f"{folder}/{statistics_gen.DEFAULT_FILE_NAME}").datasets
-        found[split] = datasets[0]
-    return found
+    name = statistics_gen.DEFAULT_FILE_NAME
+    return {
+        split: tfdv.load_stats_binary(f"{folder}/{name}").datasets[0]
+        for split, folder in _split_folders(artifact).items()
+    }
 
 
 def find_faults(
@@ -122,21 +121,20 @@ def find_faults(
     warnings: list[str] = []
     for split, found in anomalies.items():
         for severity, sentence in _findings(found):
-            grave = severity == anomalies_pb2.AnomalyInfo.ERROR or split == "train"
+            grave = severity == ERROR or split == "train"
             (faults if grave else warnings).append(f"{sentence} ({split} split)")
     faults += leaks(statistics)
     filled = {split: each for split, each in statistics.items() if each.num_examples}
     for split, each in filled.items():
         faults += [f"{sentence} ({split} split)" for sentence in swapped_labels(each, task)]
-    comparisons = []
-    if {"train", "eval"} <= filled.keys():
-        comparisons.append(("skew", "eval split against train", "eval", statistics))
-    if "train" in filled and "train" in baseline:
-        comparisons.append(("drift", "this span against the one before", "train", baseline))
-    for name, what, split, against in comparisons:
-        for sentence in differences(statistics[split], against["train"], task):
-            line = f"{sentence} ({name}: {what}; --allow {name} ignores it)"
-            (warnings if name in allow else faults).append(line)
+    for name, what, split, against in (
+        ("skew", "eval split against train", "eval", filled),
+        ("drift", "this span against the one before", "train", baseline),
+    ):
+        if split in filled and "train" in against:
+            for sentence in differences(filled[split], against["train"], task):
+                line = f"{sentence} ({name}: {what}; --allow {name} ignores it)"
+                (warnings if name in allow else faults).append(line)
     for line in warnings:
         print(f"warning: {line}", file=sys.stderr)
     return faults
@@ -145,16 +143,19 @@ def find_faults(
 def _findings(found: anomalies_pb2.Anomalies) -> Iterator[tuple[int, str]]:
     """Yields the severity of each anomaly with a sentence that describes it."""
     if found.data_missing:
-        yield anomalies_pb2.AnomalyInfo.ERROR, "no records"
+        yield ERROR, "no records"
     if found.HasField("dataset_anomaly_info"):
         yield found.dataset_anomaly_info.severity, found.dataset_anomaly_info.description
     for name, information in sorted(found.anomaly_info.items()):
         sentences = [
             # The long description of a custom check is its SQL expression.
-            reason.short_description
-            if reason.type == anomalies_pb2.AnomalyInfo.CUSTOM_VALIDATION
-            else reason.description
-            for reason in information.reason
+            each.short_description if each.type == CUSTOM_VALIDATION else each.description
+            for each in information.reason
         ]
         text = " ".join(" ".join(sentences).split())
         yield information.severity, f"{name}: {text.rstrip('.')}"
+
+
+def _split_folders(artifact: Artifact) -> dict[str, str]:
+    splits = artifact_utils.decode_split_names(artifact.split_names)
+    return {split: artifact_utils.get_split_uri([artifact], split) for split in splits}

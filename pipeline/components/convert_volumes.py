@@ -164,17 +164,11 @@ def _check(manifest: dict[str, Any], volumes: str, settings: dict[str, Any]) -> 
     rejected = [case for case in manifest["cases"] if case["status"] == "rejected"]
     if rejected and REJECTED not in settings["allow"]:
         first = f"{rejected[0]['case_id']}: {rejected[0]['reason']}"
-        raise PipelineError(
-            volumes,
-            f"{manifest['found']} valid cases",
-            f"{len(rejected)} that the conversion rejects, first {first}",
-            f"Correct or remove them, or leave them out by --allow {REJECTED}.",
-        )
+        found = f"{len(rejected)} that the conversion rejects, first {first}"
+        remedy = f"Correct or remove them, or leave them out by --allow {REJECTED}."
+        raise PipelineError(volumes, f"{manifest['found']} valid cases", found, remedy)
     empty = [name for name in SPLITS if not manifest["splits"][name]["cases"]]
     if empty:
-        raise PipelineError(
-            volumes,
-            "cases for both splits",
-            f"none for {', '.join(empty)}",
-            "A data set needs at least two cases.",
-        )
+        remedy = "A data set needs at least two cases."
+        found = f"none for {', '.join(empty)}"
+        raise PipelineError(volumes, "cases for both splits", found, remedy)

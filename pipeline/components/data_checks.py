@@ -1,4 +1,4 @@
-"""What the statistics of records show: drift, skew, cases in two splits, swapped labels.
+"""Checks of the statistics of records: drift, skew, cases in two splits, swapped labels.
 
 Also collects them as plain facts for the model card.
 """
@@ -101,15 +101,9 @@ def swapped_labels(statistics: Statistics, task: Task) -> Iterator[str]:
     A part (`PARTS`, a tumour of its liver) is on average smaller than the rest of the whole that
     contains it, and the background fills most of a volume.
     """
-    features = numeric_features(statistics)
-    voxels = {
-        class_name: features[f"case_voxels_label_{value}"].mean
-        for value, class_name in enumerate(task.class_names)
-    }
-    for whole, parts in PARTS.items():
-        if whole not in voxels:
-            continue
-        for part in parts:
+    voxels = _voxels_per_case(statistics, task)
+    for whole in PARTS.keys() & voxels:
+        for part in PARTS[whole]:
             if voxels.get(part, 0) > voxels[whole]:
                 yield (
                     f"labels: {voxels[part]:.0f} voxels per case are {part} and only "
@@ -140,9 +134,15 @@ def data_facts(statistics: Mapping[str, Statistics], task: Task) -> dict[str, di
                 name: {"mean": found.mean, "low": found.min, "high": found.max}
                 for name, found in quantiles.items()
             },
-            "mean_voxels_a_case": {
-                class_name: features[f"case_voxels_label_{value}"].mean
-                for value, class_name in enumerate(task.class_names)
-            },
+            "mean_voxels_a_case": _voxels_per_case(each, task),
         }
     return facts
+
+
+def _voxels_per_case(statistics: Statistics, task: Task) -> dict[str, float]:
+    """Returns the mean number of voxels of each class."""
+    features = numeric_features(statistics)
+    return {
+        class_name: features[f"case_voxels_label_{value}"].mean
+        for value, class_name in enumerate(task.class_names)
+    }

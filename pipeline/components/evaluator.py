@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import apache_beam as beam
@@ -59,11 +60,9 @@ def region_counts(confusion: np.ndarray, labels: Sequence[int]) -> tuple[int, in
       labels: the label values that make up the region.
     """
     inside = np.isin(np.arange(len(confusion)), labels)
-    return (
-        int(confusion[np.ix_(inside, inside)].sum()),
-        int(confusion[:, inside].sum()),
-        int(confusion[inside].sum()),
-    )
+    parts = (confusion[np.ix_(inside, inside)], confusion[:, inside], confusion[inside])
+    intersection, predicted, reference = (int(part.sum()) for part in parts)
+    return intersection, predicted, reference
 
 
 def summarize(
@@ -111,9 +110,8 @@ class CombineCases(beam.CombineFn):
 
     def merge_accumulators(self, accumulators: Iterable[Cases]) -> Cases:
         merged: Cases = {}
-        for cases in accumulators:
-            for case_id, value in cases.items():
-                _add(merged, case_id, value)
+        for case_id, value in chain.from_iterable(cases.items() for cases in accumulators):
+            _add(merged, case_id, value)
         return merged
 
     def extract_output(self, cases: Cases) -> dict[tfma.metrics.MetricKey, float]:
@@ -132,18 +130,15 @@ def case_computations(
 
     `contribution` needs the given features of a patch beside its case id.
     """
-    preprocessor = tfma.metrics.FeaturePreprocessor([CASE_ID, *features])
+    preprocessors = [tfma.metrics.FeaturePreprocessor([CASE_ID, *features])]
     computations = []
-    for model_name in model_names or [""]:
-        keys = {
-            # Thresholds by name are looked up under keys without an example weight.
-            name: tfma.metrics.MetricKey(name, model_name=model_name, example_weighted=None)
-            for name in names
-        }
-        combiner = CombineCases(contribution, score, keys, model_name)
-        computations.append(
-            tfma.metrics.MetricComputation([*keys.values()], [preprocessor], combiner)
-        )
+    for model in model_names or [""]:
+        # Thresholds by name are looked up under keys without an example weight.
+        key = functools.partial(tfma.metrics.MetricKey, model_name=model, example_weighted=None)
+        keys = {name: key(name) for name in names}
+        combiner = CombineCases(contribution, score, keys, model)
+        made = tfma.metrics.MetricComputation([*keys.values()], preprocessors, combiner)
+        computations.append(made)
     return computations
 
 
@@ -176,19 +171,12 @@ def make_eval_config(
         scores (`pipeline.components.lesion_metrics`).
       largest_loss: how far those may fall below the last blessed model's.
     """
-    metrics = tfma.MetricsSpec(
-        metrics=[
-            tfma.MetricConfig(
-                class_name=DicePerCase.__name__,
-                module=__name__,
-                config=json.dumps({"region_labels": regions(task)}),
-            )
-        ],
-    )
+    metrics = tfma.MetricsSpec()
+    config = json.dumps({"region_labels": regions(task)})
+    metrics.metrics.add(class_name=DicePerCase.__name__, module=__name__, config=config)
     if task.target == "heat_map":
-        metrics.metrics.add(
-            class_name="LesionsPerCase", module="pipeline.components.lesion_metrics"
-        )
+        module = "pipeline.components.lesion_metrics"
+        metrics.metrics.add(class_name="LesionsPerCase", module=module)
     for name, least in thresholds.items():
         # An empty slicing spec: for all cases together, not for each slice.
         threshold = metrics.per_slice_thresholds[score_name(name, task)].thresholds.add()
@@ -197,23 +185,18 @@ def make_eval_config(
         change = threshold.threshold.change_threshold
         change.direction = tfma.MetricDirection.HIGHER_IS_BETTER
         change.absolute.value = -largest_loss
+    # TFX adds the same for the baseline model, if there is one.
+    model = tfma.ModelSpec(
+        # TFMA would load it as a Keras model, whose classes it does not have.
+        model_type=tfma.TF_GENERIC,
+        signature_name=SIGNATURE,
+        inference_batch_size=INFERENCE_BATCH_SIZE,
+    )
+    slices = ([], [SPACING_CLASS], [SOURCE], [CASE_ID])
     return tfma.EvalConfig(
-        # TFX adds the same for the baseline model, if there is one.
-        model_specs=[
-            tfma.ModelSpec(
-                # TFMA would load it as a Keras model, whose classes it does not have.
-                model_type=tfma.TF_GENERIC,
-                signature_name=SIGNATURE,
-                inference_batch_size=INFERENCE_BATCH_SIZE,
-            )
-        ],
+        model_specs=[model],
         metrics_specs=[metrics],
-        slicing_specs=[
-            tfma.SlicingSpec(),
-            tfma.SlicingSpec(feature_keys=[SPACING_CLASS]),
-            tfma.SlicingSpec(feature_keys=[SOURCE]),
-            tfma.SlicingSpec(feature_keys=[CASE_ID]),
-        ],
+        slicing_specs=[tfma.SlicingSpec(feature_keys=keys) for keys in slices],
         options=tfma.Options(include_default_metrics={"value": False}),
     )
 
@@ -221,8 +204,7 @@ def make_eval_config(
 def read_scores(evaluation: str) -> dict[str, dict[str, float]]:
     """Returns the candidate's scores from an Evaluator's output folder.
 
-    Returns:
-      The scores by name, for each slice by its name: "overall" or FEATURE=VALUE.
+    They are by slice ("overall" or FEATURE=VALUE) and name.
     """
     return {
         _slice_name(metrics.slice_key): {
@@ -237,12 +219,8 @@ def read_scores(evaluation: str) -> dict[str, dict[str, float]]:
 
 def read_refusals(evaluation: str) -> list[str]:
     """Returns the reasons why a model was not blessed, a short sentence each."""
-    result = tfma.load_validation_result(evaluation)
-    return [
-        _describe(failure)
-        for checked_slice in result.metric_validations_per_slice
-        for failure in checked_slice.failures
-    ]
+    slices = tfma.load_validation_result(evaluation).metric_validations_per_slice
+    return [_describe(failure) for each in slices for failure in each.failures]
 
 
 def _slice_name(slice_key: Any) -> str:

@@ -98,18 +98,21 @@ def score_maps(patches: Sequence[PatchMaps]) -> ScoredVolume:
     for patch in patches:
         np.put(heat_map, patch.places, patch.heights)
         np.put(lesions, patch.lesions, True)
-    scale = [size / CHALLENGE_PIXEL_MM for size in spacing_mm[:2]]
-    detections = [
-        replace(
-            found,
-            x=found.x * scale[0],
-            y=found.y * scale[1],
-            width=found.width * scale[0],
-            height=found.height * scale[1],
+    regions, _ = ndimage.label(lesions, np.ones((3, 3, 3), bool))
+    boxes = [
+        LesionBox(
+            x=x.start,
+            y=y.start,
+            width=x.stop - x.start,
+            height=y.stop - y.start,
+            slice_index=(z.start + z.stop) / 2,
+            volume_slices=len(lesions),
+            lesion_class="",
         )
-        for found in detect_lesions(heat_map.transpose(), spacing_mm)
+        for z, y, x in ndimage.find_objects(regions)
     ]
-    return match_volume(detections, _boxes(lesions, scale))
+    detections = detect_lesions(heat_map.transpose(), spacing_mm)
+    return match_volume(_in_pixels(detections, spacing_mm), _in_pixels(boxes, spacing_mm))
 
 
 def cut_maps(
@@ -148,20 +151,12 @@ def cut_maps(
     return [PatchMaps(volume, spacing_mm, places(kept), heights, places(reference))]
 
 
-def _boxes(lesions: np.ndarray, scale: Sequence[float]) -> list[LesionBox]:
-    """Returns the box of each connected region of a mask [z, y, x], at its middle slice."""
-    regions, _ = ndimage.label(lesions, np.ones((3, 3, 3), bool))
+def _in_pixels(boxes: Sequence[Any], spacing_mm: Sequence[float]) -> list[Any]:
+    """Returns boxes or detections in voxels in units of the challenge's pixels."""
+    x, y = (size / CHALLENGE_PIXEL_MM for size in spacing_mm[:2])
     return [
-        LesionBox(
-            x=x.start * scale[0],
-            y=y.start * scale[1],
-            width=(x.stop - x.start) * scale[0],
-            height=(y.stop - y.start) * scale[1],
-            slice_index=(z.start + z.stop) / 2,
-            volume_slices=len(lesions),
-            lesion_class="",
-        )
-        for z, y, x in ndimage.find_objects(regions)
+        replace(box, x=box.x * x, y=box.y * y, width=box.width * x, height=box.height * y)
+        for box in boxes
     ]
 
 

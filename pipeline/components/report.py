@@ -1,16 +1,20 @@
-"""Report: the model card of a run, and its evaluation cases scored as whole volumes."""
+"""Report: the model card of a run, and its evaluation cases scored as whole volumes.
+
+The card in Markdown states intended use, data, training, scores and limits of the model.
+"""
 
 # TFX reads the annotations of `write_report` at run time: no postponed evaluation here.
 
 import contextlib
+import io
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
-import tensorflow as tf
 from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
 from tfx.dsl.component.experimental.decorators import component
 from tfx.types import standard_artifacts
@@ -24,7 +28,6 @@ from ahnet_tf.inference.predictor import Predictor, open_predictor
 from pipeline.components.anomaly_gate import read_statistics
 from pipeline.components.data_checks import data_facts
 from pipeline.components.evaluator import read_refusals, read_scores
-from pipeline.components.model_card import model_card
 from pipeline.components.serving_check import BLESSED, evaluation_files, serving_sentence
 from preprocessing.errors import PipelineError
 from preprocessing.files import without_nan
@@ -39,6 +42,8 @@ FACTS_FILE = "facts.json"
 SCORES_FOLDER = "scores"
 # Largest difference between the Evaluator's Dice and the scorer's, which count the same voxels.
 AGREEMENT = 1e-6
+# Slices with fewer evaluation cases have little meaning.
+FEW_CASES = 5
 _KINDS = ("images", "references", "predictions")
 
 
@@ -93,16 +98,61 @@ def write_report(
     io_utils.write_string_file(f"{report.uri}/{CARD_FILE}", model_card(facts))
 
 
+def model_card(facts: Mapping[str, Any]) -> str:
+    """Returns the card in Markdown from the content of a report's facts.json."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    scores, config = facts["scores"], facts["config"]
+    slices = {name: each for name, each in scores.items() if not name.startswith("case_id=")}
+    return environment.get_template("report.md.jinja").render(
+        facts,
+        stages=[(stage, config[stage]) for stage in ("2d", "3d") if stage in config],
+        slices=sorted(slices.items(), key=lambda item: item[0] != "overall"),
+        limits=limits(facts),
+    )
+
+
+def limits(facts: Mapping[str, Any]) -> list[str]:
+    """Returns the limits of the scores, and scores that speak against the model, a sentence each."""
+    scores = facts["scores"]
+    overall = scores["overall"]
+    cases = int(overall["cases"])
+    sentences = [f"All scores come from {cases} evaluation cases of the data described above."]
+    for name in facts["task"]["class_names"][1:]:
+        without = int(overall[f"cases_without_{name}"])
+        if without:
+            sentences.append(
+                f"{without} of them have no {name}: their Dice is 1 if none is found either, else 0."
+            )
+        worst, case = min(
+            (of_case[f"dice_{name}"], slice_name.removeprefix("case_id="))
+            for slice_name, of_case in scores.items()
+            if slice_name.startswith("case_id=")
+        )
+        sentences.append(f"The worst Dice of {name} is {worst:.3f} (case {case}).")
+    for name, of_slice in scores.items():
+        if not name.startswith(("case_id=", "overall")) and of_slice["cases"] < FEW_CASES:
+            sentences.append(
+                f"{name} has {of_slice['cases']:.0f} cases, too few to judge the model there."
+            )
+    seen = facts["data"].get("train", {}).get("spacing_classes", {})
+    for name in ("thin", "medium", "thick"):
+        if name not in seen:
+            sentences.append(f"No training case has {name} slices.")
+    return sentences
+
+
 def conversion_facts(folder: str) -> dict[str, Any]:
     """Returns the outcome of a conversion from the folder of its manifest."""
     manifest = json.loads(io_utils.read_string_file(f"{folder}/{MANIFEST}"))
-    reasons = [
-        f"{case['case_id']}: {case['reason']}"
-        for case in manifest["cases"]
-        if case["status"] == "rejected"
-    ]
+    rejected = [case for case in manifest["cases"] if case["status"] == "rejected"]
     kept = ("found", "converted", "rejected", "splits", "settings")
-    return {name: manifest[name] for name in kept} | {"reasons": reasons}
+    return {name: manifest[name] for name in kept} | {
+        "reasons": [f"{case['case_id']}: {case['reason']}" for case in rejected]
+    }
 
 
 def write_cases(files: Sequence[str], predictor: Predictor, folder: Path) -> None:
@@ -117,22 +167,27 @@ def write_cases(files: Sequence[str], predictor: Predictor, folder: Path) -> Non
       folder: its folders images, references and predictions receive CASE.nii on the task's grid; the
         origin is the first voxel, because records don't store the case's own.
     """
-    task = predictor.settings.task
     spacings_mm: dict[str, list[float]] = {}
     for kind in _KINDS:
         (folder / kind).mkdir(parents=True, exist_ok=True)
     for serialized in read_files(files):
-        record = parse_example(serialized, task)
+        record = parse_example(serialized, predictor.settings.task)
         case_id = record[CASE_ID].numpy().decode()
         image = record["image"].numpy()
         labels = predictor.predict(image[None])[0].argmax(axis=-1).astype(np.uint8)
+        shape, origin, valid = (
+            tuple(int(record[f"{name}_{axis}"]) for axis in "zyx")
+            for name in ("volume", "origin", "valid")
+        )
+        place = tuple(slice(start, start + size) for start, size in zip(origin, valid, strict=True))
         patches = (image[..., 0], record["label"].numpy(), labels)
         for kind, patch_zyx in zip(_KINDS, patches, strict=True):
             path = folder / kind / f"{case_id}.npy"
             if case_id not in spacings_mm:
-                shape = _integers(record, "volume")
                 np.lib.format.open_memmap(path, "w+", patch_zyx.dtype, shape)
-            _paste(path, patch_zyx, record)
+            volume = np.load(path, mmap_mode="r+")
+            volume[place] = patch_zyx[tuple(slice(size) for size in valid)]
+            volume.flush()
         spacings_mm[case_id] = [float(record[f"spacing_{axis}_mm"]) for axis in "xyz"]
     for case_id, spacing_mm in spacings_mm.items():
         for kind in _KINDS:
@@ -150,15 +205,13 @@ def score_cases(cases: Path, output: Path) -> None:
     Raises:
       PipelineError: a case can't be scored; the command has printed the reason.
     """
-    images, references, predictions = (cases / kind for kind in _KINDS)
-    arguments = ["--input", predictions, "--reference", references, "--output", output]
-    arguments += ["--report", output / "report.html", "--images", images]
+    images, references, predictions = (str(cases / kind) for kind in _KINDS)
+    arguments = ["--input", predictions, "--reference", references, "--output", str(output)]
+    arguments += ["--report", str(output / "report.html"), "--images", images]
     output.mkdir(parents=True)
-    with (
-        (output / "scores.txt").open("w", encoding="utf-8") as printed,
-        contextlib.redirect_stdout(printed),
-    ):
-        code = evaluate([str(each) for each in arguments])
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        code = evaluate(arguments)
+    (output / "scores.txt").write_text(printed.getvalue(), encoding="utf-8")
     if code:
         raise PipelineError("scores of whole cases", "every case scored", "see above")
 
@@ -184,17 +237,3 @@ def compare_scores(evaluated: Mapping[str, Mapping[str, float]], output: Path) -
                 )
             largest = max(largest, difference)
     return largest
-
-
-def _paste(path: Path, patch_zyx: np.ndarray, record: Mapping[str, tf.Tensor]) -> None:
-    """Writes the part of a patch that lies inside its volume to the volume's file."""
-    volume = np.load(path, mmap_mode="r+")
-    origin, valid = _integers(record, "origin"), _integers(record, "valid")
-    place = tuple(slice(start, start + size) for start, size in zip(origin, valid, strict=True))
-    volume[place] = patch_zyx[tuple(slice(size) for size in valid)]
-    volume.flush()
-
-
-def _integers(record: Mapping[str, tf.Tensor], name: str) -> tuple[int, ...]:
-    """Returns a feature's values along z, y and x."""
-    return tuple(int(record[f"{name}_{axis}"]) for axis in "zyx")

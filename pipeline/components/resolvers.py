@@ -25,20 +25,14 @@ from tfx.utils import io_utils, path_utils
 from pipeline.components.anomaly_gate import stop_on_anomalies
 
 ArtifactsByKey = dict[str, list[Artifact]]
-MODELS = {
-    "model": standard_artifacts.Model,
-    "model_blessing": standard_artifacts.ModelBlessing,
-}
+MODELS = {"model": standard_artifacts.Model, "model_blessing": standard_artifacts.ModelBlessing}
 
 
 class NewestSpans(ResolverStrategy):
-    """Resolves the examples of the newest spans up to the current one, newest first.
+    """Resolves the examples of up to `spans` newest spans including the current one, newest first.
 
     If a span was imported several times, its latest import counts. Examples that failed data
     validation are left out.
-
-    Args:
-      spans: how many.
     """
 
     INPUTS: ClassVar = {"examples": standard_artifacts.Examples}
@@ -47,7 +41,6 @@ class NewestSpans(ResolverStrategy):
         self._spans = spans
 
     def resolve_artifacts(self, store: MetadataStore, input_dict: ArtifactsByKey) -> ArtifactsByKey:
-        """Returns `examples` with up to `spans` artifacts."""
         (current,) = input_dict["current"]
         earlier = _earlier_spans(input_dict, passed_validation(store))
         by_span = {span_of(examples): examples for examples in [*earlier, current]}
@@ -64,11 +57,10 @@ class SpanBefore(ResolverStrategy):
     }
 
     def resolve_artifacts(self, store: MetadataStore, input_dict: ArtifactsByKey) -> ArtifactsByKey:
-        """Returns `statistics` with one artifact or none."""
         passed = passed_validation(store)
         before = [passed[examples.id] for examples in _earlier_spans(input_dict, passed)][-1:]
         found = [statistics for statistics in input_dict["statistics"] if statistics.id in before]
-        return {**input_dict, "statistics": found}
+        return input_dict | {"statistics": found}
 
 
 class UnseenByModel(ResolverStrategy):
@@ -81,11 +73,14 @@ class UnseenByModel(ResolverStrategy):
     INPUTS: ClassVar = MODELS
 
     def resolve_artifacts(self, store: MetadataStore, input_dict: ArtifactsByKey) -> ArtifactsByKey:
-        """Returns `model` and `model_blessing` with one artifact each or none."""
         (current,) = input_dict["current"]
-        return _latest_blessed(
-            input_dict, lambda model: current.id not in trained_on(store, model.id)
-        )
+
+        def is_unseen(model: Artifact) -> bool:
+            events = store.get_events_by_artifact_ids([model.id])
+            makers = [event.execution_id for event in events if event.type == Event.OUTPUT]
+            return current.id not in {artifact for _, artifact in _inputs(store, makers)}
+
+        return _latest_blessed(input_dict, is_unseen)
 
 
 class EarlierBlessedModel(ResolverStrategy):
@@ -98,7 +93,6 @@ class EarlierBlessedModel(ResolverStrategy):
     INPUTS: ClassVar = MODELS
 
     def resolve_artifacts(self, store: MetadataStore, input_dict: ArtifactsByKey) -> ArtifactsByKey:
-        """Returns `model` and `model_blessing` with one artifact each or none."""
         (current,) = input_dict["current"]
         return _latest_blessed(input_dict, lambda model: model.id != current.id)
 
@@ -115,8 +109,7 @@ def last_pushed_model(
     versions = [int(name.rstrip("/")) for name in names if name.rstrip("/").isdigit()]
     fileio.makedirs(model.uri)
     if versions:
-        target = path_utils.serving_model_dir(model.uri)
-        io_utils.copy_dir(f"{pushed}/{max(versions)}", target)
+        io_utils.copy_dir(f"{pushed}/{max(versions)}", path_utils.serving_model_dir(model.uri))
 
 
 class _AgainstPushed(executor.Executor):
@@ -128,12 +121,10 @@ class _AgainstPushed(executor.Executor):
         output_dict: ArtifactsByKey,
         exec_properties: dict[str, Any],
     ) -> None:
-        found = [
-            model
-            for model in input_dict.get(BASELINE_MODEL_KEY, [])
-            if fileio.exists(path_utils.serving_model_dir(model.uri))
-        ]
-        super().Do(input_dict | {BASELINE_MODEL_KEY: found}, output_dict, exec_properties)
+        (model,) = input_dict[BASELINE_MODEL_KEY]
+        if not fileio.exists(path_utils.serving_model_dir(model.uri)):
+            input_dict = input_dict | {BASELINE_MODEL_KEY: []}
+        super().Do(input_dict, output_dict, exec_properties)
 
 
 class EvaluatorAgainstPushed(components.Evaluator):
@@ -154,36 +145,24 @@ def passed_validation(store: MetadataStore) -> dict[int, int]:
     kinds = [kind.name for kind in store.get_execution_types() if kind.name.endswith(gate)]
     passed = {}
     for execution in [each for kind in kinds for each in store.get_executions_by_type(kind)]:
-        if execution.last_known_state not in (Execution.COMPLETE, Execution.CACHED):
-            continue
-        inputs = {
-            event.path.steps[0].key: event.artifact_id
-            for event in store.get_events_by_execution_ids([execution.id])
-            if event.type == Event.INPUT
-        }
-        passed[inputs["examples"]] = inputs["statistics"]
+        if execution.last_known_state in (Execution.COMPLETE, Execution.CACHED):
+            inputs = dict(_inputs(store, [execution.id]))
+            passed[inputs["examples"]] = inputs["statistics"]
     return passed
 
 
-def trained_on(store: MetadataStore, model: int) -> set[int]:
-    """Returns the ids of all inputs of the execution that made a model."""
-    makers = [
-        event.execution_id
-        for event in store.get_events_by_artifact_ids([model])
-        if event.type == Event.OUTPUT
-    ]
-    events = store.get_events_by_execution_ids(makers)
-    return {event.artifact_id for event in events if event.type == Event.INPUT}
+def _inputs(store: MetadataStore, executions: list[int]) -> list[tuple[str, int]]:
+    """Returns name and artifact id of every input of some executions."""
+    events = store.get_events_by_execution_ids(executions)
+    inputs = [event for event in events if event.type == Event.INPUT]
+    return [(event.path.steps[0].key, event.artifact_id) for event in inputs]
 
 
 def _earlier_spans(input_dict: ArtifactsByKey, passed: Collection[int]) -> list[Artifact]:
     """Returns the examples of spans before the current one that passed, the newest last."""
     (current,) = input_dict["current"]
-    earlier = [
-        examples
-        for examples in input_dict["examples"]
-        if examples.id in passed and span_of(examples) < span_of(current)
-    ]
+    known = [examples for examples in input_dict["examples"] if examples.id in passed]
+    earlier = [examples for examples in known if span_of(examples) < span_of(current)]
     return sorted(earlier, key=lambda examples: (span_of(examples), examples.id))
 
 
@@ -197,9 +176,8 @@ def _latest_blessed(
         if blessing.get_int_custom_property("blessed") == 1
     }
     models = [model for model in input_dict["model"] if model.id in blessings and qualifies(model)]
-    latest = max(models, key=lambda model: model.id, default=None)
-    return {
-        **input_dict,
-        "model": [latest] if latest else [],
-        "model_blessing": [blessings[latest.id]] if latest else [],
+    latest = sorted(models, key=lambda model: model.id)[-1:]
+    return input_dict | {
+        "model": latest,
+        "model_blessing": [blessings[model.id] for model in latest],
     }

@@ -12,7 +12,8 @@ import tensorflow as tf
 import tensorflow_data_validation as tfdv
 from google.protobuf import text_format
 from tensorflow_data_validation.anomalies.proto import custom_validation_config_pb2
-from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2
+from tensorflow_metadata.proto.v0 import schema_pb2
+from tensorflow_metadata.proto.v0.anomalies_pb2 import AnomalyInfo
 from tfx.dsl.component.experimental.annotations import OutputArtifact, Parameter
 from tfx.dsl.component.experimental.decorators import component
 from tfx.types import standard_artifacts
@@ -53,11 +54,7 @@ _DBT: dict[str, Range] = {
     "spacing_z_mm": (0.5, 2.0),
 }
 # Any medical volume, for the user's own tasks.
-_ANY: dict[str, Range] = {
-    "spacing_x_mm": (0.01, 20.0),
-    "spacing_y_mm": (0.01, 20.0),
-    "spacing_z_mm": (0.01, 20.0),
-}
+_ANY: dict[str, Range] = {f"spacing_{axis}_mm": (0.01, 20.0) for axis in "xyz"}
 # By the names of the presets, without "_small".
 CURATED_RANGES = {"ct_liver": _CT, "dbt_lesion": _DBT}
 
@@ -104,22 +101,23 @@ def make_validations(
       with_voxels: the statistics include the voxel bytes, see `statistics_options`.
     """
     config = custom_validation_config_pb2.CustomValidationConfig()
+
+    def add(name: str, sql: str, severity: int, description: str) -> None:
+        checks = config.feature_validations.add()
+        checks.feature_path.step.append(name)
+        checks.validations.add(sql_expression=sql, severity=severity, description=description)
+
     voxels = math.prod(task.patch_shape_zyx)
     shape = " x ".join(str(size) for size in task.patch_shape_zyx)
     for name, voxel_bytes in (voxel_features(task) if with_voxels else {}).items():
         count = voxels * voxel_bytes
-        check = _add_check(config, name)
-        check.sql_expression = (
-            f"feature.bytes_stats.min_num_bytes = {count} "
-            f"AND feature.bytes_stats.max_num_bytes_int = {count}"
-        )
-        check.severity = anomalies_pb2.AnomalyInfo.Severity.ERROR
-        check.description = f"not {count} bytes long, as patches of {shape} voxels (z, y, x) are"
+        least, most = "feature.bytes_stats.min_num_bytes", "feature.bytes_stats.max_num_bytes_int"
+        description = f"not {count} bytes long, as patches of {shape} voxels (z, y, x) are"
+        add(name, f"{least} = {count} AND {most} = {count}", AnomalyInfo.ERROR, description)
     for value, class_name in enumerate(task.class_names[1:], start=1):
-        check = _add_check(config, f"case_voxels_label_{value}")
-        check.sql_expression = "feature.num_stats.max > 0"
-        check.severity = anomalies_pb2.AnomalyInfo.Severity.WARNING
-        check.description = f"label {value} ({class_name}) is present in no case"
+        description = f"label {value} ({class_name}) is present in no case"
+        name = f"case_voxels_label_{value}"
+        add(name, "feature.num_stats.max > 0", AnomalyInfo.WARNING, description)
     return config
 
 
@@ -156,11 +154,8 @@ def read_schema(path: str, task: Task) -> str:
     for axis, size in zip("zyx", task.patch_shape_zyx, strict=True):
         domain = tfdv.get_feature(schema, f"shape_{axis}").int_domain
         if not domain.min <= size <= (domain.max or size):
-            raise InputError(
-                path,
-                f"patches of {size} voxels along {axis}, as task {task.name} has",
-                f"{domain.min} to {domain.max}",
-            )
+            expected = f"patches of {size} voxels along {axis}, as task {task.name} has"
+            raise InputError(path, expected, f"{domain.min} to {domain.max}")
     return text
 
 
@@ -194,8 +189,7 @@ def _float_ranges(task: Task) -> dict[str, Range]:
 def _add(schema: schema_pb2.Schema, name: str, kind: int) -> schema_pb2.Feature:
     """Adds a feature that every record has exactly once."""
     feature = schema.feature.add(name=name, type=kind)
-    feature.presence.min_fraction = 1.0
-    feature.presence.min_count = 1
+    feature.presence.min_fraction = feature.presence.min_count = 1
     feature.shape.dim.add(size=1)
     return feature
 
@@ -203,14 +197,5 @@ def _add(schema: schema_pb2.Schema, name: str, kind: int) -> schema_pb2.Feature:
 def _add_integer(
     schema: schema_pb2.Schema, name: str, least: int | None = None, most: int | None = None
 ) -> None:
-    _add(schema, name, schema_pb2.INT).int_domain.MergeFrom(
-        schema_pb2.IntDomain(min=least, max=most)
-    )
-
-
-def _add_check(
-    config: custom_validation_config_pb2.CustomValidationConfig, feature_name: str
-) -> custom_validation_config_pb2.Validation:
-    checks = config.feature_validations.add()
-    checks.feature_path.step.append(feature_name)
-    return checks.validations.add()
+    domain = schema_pb2.IntDomain(min=least, max=most)
+    _add(schema, name, schema_pb2.INT).int_domain.MergeFrom(domain)

@@ -2,6 +2,7 @@
 
 # TFX reads the annotations of `answer_requests` at run time: no postponed evaluation here.
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -50,9 +51,9 @@ def answer_requests(
       blessing: its custom property `blessed` is 1 or 0.
       requests: number of patches, each of another case.
     """
+    export = path_utils.serving_model_path(model.uri)
     reason = None
     try:
-        export = path_utils.serving_model_path(model.uri)
         check_answers(export, evaluation_files(examples), requests)
     except AHNetError as error:
         reason = str(error)
@@ -70,8 +71,8 @@ def check_answers(export: str, files: Sequence[str], requests: int) -> None:
 
     Args:
       export: SavedModel folder.
-      files: record files.
-      requests: number of patches to send.
+      files: record files, of which the first patches of up to `requests` cases are sent.
+      requests: number of patches.
 
     Raises:
       ModelError: the export can't be loaded here.
@@ -81,20 +82,16 @@ def check_answers(export: str, files: Sequence[str], requests: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         version = Path(folder) / "1"
         io_utils.copy_dir(export, str(version))
-        with ThreadPoolExecutor(1) as beside:
+        with ThreadPoolExecutor(1) as beside, contextlib.ExitStack() as stack:
             # This process loads the export and predicts while the server starts.
             expecting = beside.submit(_answers_here, version, files, requests)
-            with (
-                served(Path(folder), MODEL_NAME) as (address, _),
-                AHNetClient(address, MODEL_NAME) as client,
-            ):
-                settings, expected = expecting.result()
-                if client.describe() != settings:
-                    raise ServingError(
-                        export, "the settings of the export", "others from the server"
-                    )
-                for case_id, (image, answer) in expected.items():
-                    _compare(client.predict_windows(image), answer, export, case_id)
+            address, _ = stack.enter_context(served(Path(folder), MODEL_NAME))
+            client = stack.enter_context(AHNetClient(address, MODEL_NAME))
+            settings, expected = expecting.result()
+            if client.describe() != settings:
+                raise ServingError(export, "the settings of the export", "others from the server")
+            for case_id, (image, answer) in expected.items():
+                _compare(client.predict_windows(image), answer, export, case_id)
 
 
 def first_patches(files: Sequence[str], task: Task, count: int) -> dict[str, np.ndarray]:
@@ -113,10 +110,10 @@ def serving_sentence(folder: str, blessed: bool) -> str:
     if blessed:
         return "a server in another process loaded the model and answered"
     path = f"{folder}/{REFUSAL_FILE}"
-    if not fileio.exists(path):
-        return "no server could answer with the model"
-    reason = json.loads(io_utils.read_string_file(path))["reason"]
-    return f"no server could answer with the model ({reason})"
+    reason = ""
+    if fileio.exists(path):
+        reason = f" ({json.loads(io_utils.read_string_file(path))['reason']})"
+    return f"no server could answer with the model{reason}"
 
 
 def _answers_here(
@@ -133,8 +130,6 @@ def _compare(answer: np.ndarray, expected: np.ndarray, export: str, case_id: str
     difference = np.abs(answer - expected).max()
     # The difference to NaN is NaN, which must fail.
     if not difference <= TOLERANCE:
-        raise ServingError(
-            f"{export}, case {case_id}",
-            f"probabilities within {TOLERANCE:g} of the export's own",
-            f"a difference of {difference:.3g}",
-        )
+        expected = f"probabilities within {TOLERANCE:g} of the export's own"
+        found = f"a difference of {difference:.3g}"
+        raise ServingError(f"{export}, case {case_id}", expected, found)

@@ -1,16 +1,19 @@
-"""The functions of TFX's two Trainers: train on the pipeline's records, then export the network."""
+"""The functions of TFX's Trainers and Tuner: train on the pipeline's records, export the network."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
+import keras_tuner
 import tensorflow as tf
+from keras_tuner.errors import FatalError
 from tfx.components.trainer.fn_args_utils import FnArgs
+from tfx.components.tuner.component import TunerFnResult
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.inference.predictor import ExportSettings, load_checkpoint
@@ -18,6 +21,7 @@ from ahnet_tf.networks.checkpoint import save_network
 from ahnet_tf.training.distribution import check_alone, set_up_devices
 from ahnet_tf.training.run_folder import FREE_SETTINGS, TrainingResult
 from ahnet_tf.training.trainer import train_network
+from ahnet_tf.training.validation import mean_over_classes
 from preprocessing.errors import PipelineError
 from preprocessing.files import write_json
 from preprocessing.settings import from_dict
@@ -26,12 +30,15 @@ from serving.export.exporter import export_model
 
 # Folder of the trained network beside a 3D model's export, for warm starts.
 CHECKPOINT = "checkpoint"
+OBJECTIVE = "dice"
+# The Tuner tries learning rates from a quarter of the setting to four times it.
+FACTOR = 4.0
 
 
 def run_fn_2d(fn_args: FnArgs) -> None:
     """Trains the 2D network for Trainer2D; the model artifact is a checkpoint, not a SavedModel."""
     work = working_folder(fn_args)
-    network, settings = _train(fn_args, work, initial=None)
+    network, settings = _train_in(work, fn_args, initial=None)
     save_network(fn_args.serving_model_dir, network, settings.model)
     _move_to_model_run(work, fn_args)
 
@@ -55,7 +62,7 @@ def run_fn_3d(fn_args: FnArgs) -> None:
         )
     earlier = Path(base).parent / CHECKPOINT
     work = working_folder(fn_args)
-    network, settings = _train(fn_args, work, initial=str(earlier) if earlier.is_dir() else base)
+    network, settings = _train_in(work, fn_args, str(earlier) if earlier.is_dir() else base)
     checkpoint = Path(fn_args.serving_model_dir).parent / CHECKPOINT
     save_network(checkpoint, network, settings.model)
     write_json(checkpoint / "task.json", settings.task.to_dict())
@@ -63,28 +70,60 @@ def run_fn_3d(fn_args: FnArgs) -> None:
     _move_to_model_run(work, fn_args)
 
 
-def training_of(fn_args: FnArgs) -> dict[str, Any]:
-    """Returns the training settings, with the values that a Tuner found."""
-    training = dict(fn_args.custom_config["training"])
-    if fn_args.hyperparameters:
-        training |= fn_args.hyperparameters["values"]
-    return training
+class LearningRateSearch(keras_tuner.RandomSearch):
+    """Keras Tuner's random search, in which each trial is a whole, short training.
+
+    Args:
+      fn_args: TFX's arguments.
+      training: its learning rate is replaced by that of the trial.
+      options: of `keras_tuner.RandomSearch`.
+    """
+
+    def __init__(self, fn_args: FnArgs, training: TrainingConfig, **options: Any):
+        self._fn_args, self._training = fn_args, training
+        super().__init__(**options)
+
+    def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Returns the mean Dice over classes at a trial's learning rate.
+
+        Raises:
+          FatalError: the training failed. Keras Tuner ignores other errors and starts another trial.
+        """
+        learning_rate = trial.hyperparameters.get("learning_rate")
+        training = attrs.evolve(self._training, learning_rate=learning_rate)
+        output = Path(self.get_trial_dir(trial.trial_id)) / "training"
+        try:
+            result = _train(self._fn_args, training, output, self._fn_args.base_model)
+            score = mean_over_classes(result.dice)
+        except Exception as error:
+            raise FatalError("a trial failed") from error
+        shutil.rmtree(output)
+        return {OBJECTIVE: max(0.0, score)}
 
 
-def train(
-    fn_args: FnArgs, training: TrainingConfig, output: Path, initial: str | None
-) -> TrainingResult:
-    """Trains the network that TFX's arguments describe in the folder `output`."""
-    settings = fn_args.custom_config
-    return train_network(
-        from_dict(ModelConfig, settings["model"]),
+def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
+    """Returns the search that TFX's Tuner runs: random learning rates on a logarithmic scale.
+
+    Raises:
+      SettingsError: TF_CONFIG describes several workers; a trial uses one.
+    """
+    check_alone("Tuner")
+    training = from_dict(TrainingConfig, fn_args.custom_config["training"])
+    set_up_devices(training.replicas)
+    space = keras_tuner.HyperParameters()
+    rate = training.learning_rate
+    space.Float("learning_rate", rate / FACTOR, rate * FACTOR, sampling="log", default=rate)
+    search = LearningRateSearch(
+        fn_args,
         training,
-        task_from_dict(settings["task"]),
-        record_files(fn_args.train_files),
-        record_files(fn_args.eval_files),
-        output,
-        initial=initial,
+        objective=keras_tuner.Objective(OBJECTIVE, "max"),
+        max_trials=fn_args.custom_config["trials"],
+        seed=training.seed,
+        hyperparameters=space,
+        directory=fn_args.working_dir,
+        project_name="trials",
     )
+    return TunerFnResult(search, {})
 
 
 def working_folder(fn_args: FnArgs) -> Path:
@@ -94,8 +133,8 @@ def working_folder(fn_args: FnArgs) -> Path:
     named after everything that determines the training, so that the next run resumes from its
     checkpoints.
     """
-    training = training_of(fn_args)
-    content: Mapping[str, Any] = fn_args.custom_config | {
+    training = _tuned(fn_args)
+    content = fn_args.custom_config | {
         "training": {name: training[name] for name in training if name not in FREE_SETTINGS},
         "files": [sorted(fn_args.train_files), sorted(fn_args.eval_files)],
         "base_model": fn_args.base_model,
@@ -109,15 +148,35 @@ def record_files(patterns: list[str]) -> list[str]:
     return sorted(tf.io.gfile.glob(patterns))
 
 
-def _train(
-    fn_args: FnArgs, work: Path, initial: str | None
+def _tuned(fn_args: FnArgs) -> dict[str, Any]:
+    """Returns the training settings, with the values that a Tuner found."""
+    found = (fn_args.hyperparameters or {}).get("values", {})
+    return fn_args.custom_config["training"] | found
+
+
+def _train_in(
+    work: Path, fn_args: FnArgs, initial: str | None
 ) -> tuple[tf.keras.Model, ExportSettings]:
     """Trains in the working folder and returns the best network."""
     check_alone("Trainer")
-    training = from_dict(TrainingConfig, training_of(fn_args))
+    training = from_dict(TrainingConfig, _tuned(fn_args))
     set_up_devices(training.replicas)
-    train(fn_args, training, work, initial)
+    _train(fn_args, training, work, initial)
     return load_checkpoint(work)
+
+
+def _train(
+    fn_args: FnArgs, training: TrainingConfig, output: Path, initial: str | None
+) -> TrainingResult:
+    return train_network(
+        from_dict(ModelConfig, fn_args.custom_config["model"]),
+        training,
+        task_from_dict(fn_args.custom_config["task"]),
+        record_files(fn_args.train_files),
+        record_files(fn_args.eval_files),
+        output,
+        initial=initial,
+    )
 
 
 def _move_to_model_run(work: Path, fn_args: FnArgs) -> None:

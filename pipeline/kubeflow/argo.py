@@ -60,12 +60,10 @@ def _shorten(op: dsl.ContainerOp) -> dsl.ContainerOp:
     arguments = list(op.arguments)
     place = arguments.index("--tfx_ir") + 1
     description = json.dumps(json.loads(arguments[place]), separators=(",", ":"), sort_keys=True)
-    if len(description.encode()) >= LONGEST_ARGUMENT:
-        raise PipelineError(
-            f"component {op.human_name}",
-            f"a pipeline description below {LONGEST_ARGUMENT} bytes, Linux' limit for an argument",
-            f"{len(description.encode())} bytes",
-        )
+    size = len(description.encode())
+    if size >= LONGEST_ARGUMENT:
+        expected = f"a pipeline description below Linux' limit of {LONGEST_ARGUMENT} bytes"
+        raise PipelineError(f"component {op.human_name}", expected, f"{size} bytes")
     arguments[place] = description
     op.arguments = arguments
     return op
@@ -74,11 +72,14 @@ def _shorten(op: dsl.ContainerOp) -> dsl.ContainerOp:
 def _storage(settings: KubeflowSettings) -> Callable[[dsl.ContainerOp], dsl.ContainerOp]:
     """Returns a function that mounts volumes and secrets into a pod."""
 
+    def mount(op: dsl.ContainerOp, path: str, name: str, **source: object) -> None:
+        op.add_volume(client.V1Volume(name=name, **source))
+        op.container.add_volume_mount(client.V1VolumeMount(name=name, mount_path=path))
+
     def change(op: dsl.ContainerOp) -> dsl.ContainerOp:
         for number, volume in enumerate(settings.volumes):
             claim = client.V1PersistentVolumeClaimVolumeSource(claim_name=volume.claim)
-            source = client.V1Volume(name=f"volume-{number}", persistent_volume_claim=claim)
-            _mount(op, source, volume.mount_path)
+            mount(op, volume.mount_path, f"volume-{number}", persistent_volume_claim=claim)
         for number, secret in enumerate(settings.secrets):
             for key, variable in secret.variables.items():
                 selector = client.V1SecretKeySelector(name=secret.name, key=key)
@@ -86,16 +87,10 @@ def _storage(settings: KubeflowSettings) -> Callable[[dsl.ContainerOp], dsl.Cont
                 op.container.add_env_variable(client.V1EnvVar(name=variable, value_from=source))
             if secret.mount_path:
                 content = client.V1SecretVolumeSource(secret_name=secret.name)
-                source = client.V1Volume(name=f"secret-{number}", secret=content)
-                _mount(op, source, secret.mount_path)
+                mount(op, secret.mount_path, f"secret-{number}", secret=content)
         return op
 
     return change
-
-
-def _mount(op: dsl.ContainerOp, volume: client.V1Volume, path: str) -> None:
-    op.add_volume(volume)
-    op.container.add_volume_mount(client.V1VolumeMount(name=volume.name, mount_path=path))
 
 
 def _resources(settings: KubeflowSettings) -> Callable[[dsl.ContainerOp], dsl.ContainerOp]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import attrs
 
 from preprocessing.errors import SettingsError
-from preprocessing.settings import Requirement, check_names, load_settings, one_of, to_dict, whole
+from preprocessing.settings import Requirement, check_names, load_settings, one_of, whole
 
 # The key of `pods` for components without an entry of their own.
 DEFAULT_POD = "default"
@@ -38,16 +37,22 @@ _VARIABLES = Requirement(
 _VARIABLES_BY_KEY = Requirement(
     "names of environment variables by key", lambda names: _VARIABLES.holds(names.values())
 )
+_RESOURCE = Requirement("the name of a resource", bool)
+_TOLERATIONS = Requirement(
+    f"a list of objects with keys among {', '.join(_TOLERATION_KEYS)}",
+    lambda tolerations: all({*each} <= {*_TOLERATION_KEYS} for each in tolerations),
+)
+_IMAGE = Requirement("the name of an image", lambda name: name.split() == [name])
+_NAMES = Requirement("a list of names in Kubernetes", lambda names: all(map(_NAME.holds, names)))
+_OPTIONS = Requirement(
+    'a list of options like "--runner=..."',
+    lambda options: all(option.startswith("--") for option in options),
+)
 
 
 @attrs.frozen
 class VolumeSettings:
-    """A persistent volume, mounted in every pod.
-
-    Attributes:
-      claim: name of the PersistentVolumeClaim, in the namespace of the runs.
-      mount_path: mount point in the pods.
-    """
+    """A persistent volume, mounted in every pod; `claim` names its PersistentVolumeClaim."""
 
     claim: str = attrs.field(validator=_NAME)
     mount_path: str = attrs.field(validator=_PATH)
@@ -79,28 +84,17 @@ class PodSettings:
     Attributes:
       cpu: cores as a Kubernetes quantity ("4", "500m"); empty for no limit.
       memory: bytes as a Kubernetes quantity ("32Gi"); empty for no limit.
-      gpus: number of GPUs.
       gpu_type: resource name in Kubernetes, accelerator type on Vertex AI.
       node_selector: labels that the node must have.
       tolerations: Kubernetes tolerations of node taints.
-      environment: environment variables of the pod.
-      labels: labels of the pod.
     """
 
     cpu: str = attrs.field(default="", validator=_QUANTITY)
     memory: str = attrs.field(default="", validator=_QUANTITY)
     gpus: int = attrs.field(default=0, validator=whole(0))
-    gpu_type: str = attrs.field(
-        default="nvidia.com/gpu", validator=Requirement("the name of a resource", bool)
-    )
+    gpu_type: str = attrs.field(default="nvidia.com/gpu", validator=_RESOURCE)
     node_selector: dict[str, str] = attrs.field(factory=dict)
-    tolerations: tuple[dict[str, str], ...] = attrs.field(
-        default=(),
-        validator=Requirement(
-            f"a list of objects with keys among {', '.join(_TOLERATION_KEYS)}",
-            lambda value: all({*toleration} <= {*_TOLERATION_KEYS} for toleration in value),
-        ),
-    )
+    tolerations: tuple[dict[str, str], ...] = attrs.field(default=(), validator=_TOLERATIONS)
     environment: dict[str, str] = attrs.field(factory=dict, validator=_VARIABLES)
     labels: dict[str, str] = attrs.field(factory=dict)
 
@@ -112,37 +106,21 @@ class KubeflowSettings:
     Attributes:
       image: the project's image (see Dockerfile), used by every component.
       storage_root: folder of the pipeline's outputs: a path on one of `volumes`, or gs://...
-      image_pull_policy: "Always", "IfNotPresent" or "Never".
       image_pull_secrets: names of secrets for the image's registry.
-      volumes: persistent volumes.
-      secrets: secrets of the cluster.
       pods: resources by component; "default" for all others.
       beam_options: Beam's command line for every component that runs on Beam.
     """
 
-    image: str = attrs.field(
-        validator=Requirement("the name of an image", lambda name: name.split() == [name])
-    )
+    image: str = attrs.field(validator=_IMAGE)
     storage_root: str
     image_pull_policy: str = attrs.field(
         default="IfNotPresent", validator=one_of("Always", "IfNotPresent", "Never")
     )
-    image_pull_secrets: tuple[str, ...] = attrs.field(
-        default=(),
-        validator=Requirement(
-            "a list of names in Kubernetes", lambda names: all(map(_NAME.holds, names))
-        ),
-    )
+    image_pull_secrets: tuple[str, ...] = attrs.field(default=(), validator=_NAMES)
     volumes: tuple[VolumeSettings, ...] = ()
     secrets: tuple[SecretSettings, ...] = ()
     pods: dict[str, PodSettings] = attrs.field(factory=dict)
-    beam_options: tuple[str, ...] = attrs.field(
-        default=(),
-        validator=Requirement(
-            'a list of options like "--runner=..."',
-            lambda options: all(option.startswith("--") for option in options),
-        ),
-    )
+    beam_options: tuple[str, ...] = attrs.field(default=(), validator=_OPTIONS)
 
     def __attrs_post_init__(self) -> None:
         root = self.storage_root
@@ -152,16 +130,9 @@ class KubeflowSettings:
             raise SettingsError("storage_root", _PATH.expected, repr(root))
         mounts = [volume.mount_path for volume in self.volumes]
         if not any(PurePosixPath(root).is_relative_to(mount) for mount in mounts):
-            raise SettingsError(
-                "storage_root",
-                f"an address {OBJECT_STORE}... or a folder on one of the volumes",
-                f"{root}, with {', '.join(mounts) if mounts else 'no volume'}",
-                "Pods share no other folder.",
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the settings as plain JSON types."""
-        return to_dict(self)
+            expected = f"an address {OBJECT_STORE}... or a folder on one of the volumes"
+            found = f"{root}, with {', '.join(mounts) or 'no volume'}"
+            raise SettingsError("storage_root", expected, found, "Pods share no other folder.")
 
     def pod(self, component: str) -> PodSettings:
         """Returns the pod settings of a component."""

@@ -24,7 +24,6 @@ class Node:
     Attributes:
       name: id of the component.
       needs: ids of the components that it depends on.
-      image: container image.
       command: command with all arguments; placeholders are left as compiled.
       driver: command that the engine runs before it (example generators in v2 specs); may be empty.
       inputs: parameters and artifacts, as in the v2 spec.
@@ -46,7 +45,6 @@ class CompiledPipeline:
 
     Attributes:
       format: `ARGO` or `V2`.
-      name: name of the pipeline.
       root: folder or address of its outputs, as seen by the pods.
       nodes: in topological order.
     """
@@ -55,10 +53,6 @@ class CompiledPipeline:
     name: str
     root: str
     nodes: tuple[Node, ...]
-
-    def node(self, name: str) -> Node:
-        """Returns the node called `name`."""
-        return next(node for node in self.nodes if node.name == name)
 
 
 def read_compiled(path: str | Path) -> CompiledPipeline:

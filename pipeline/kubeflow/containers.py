@@ -75,36 +75,28 @@ def run_node(
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
     if pipeline.format == ARGO:
-        _execute(_argo_command(pipeline, node, context), node, context, start)
+        command = [word.replace(_ROOT_PARAMETER, pipeline.root) for word in node.command]
+        # Every pod has a /tmp of its own; local processes share one.
+        command[command.index("--metadata_ui_path") + 1] = str(log.with_suffix(".ui.json"))
+        _execute(command, node, context, start)
         return
     executor_input = _executor_input(pipeline, node, context)
     for command in filter(None, (node.driver, node.command)):
         content = json.dumps(executor_input)
         words = [content if word == _EXECUTOR_INPUT else word for word in command]
         _execute(words, node, context, start)
-        _merge_outputs(executor_input)
+        # What an executor wrote about its outputs, without the types of the spec.
+        answer = Path(executor_input["outputs"]["outputFile"])
+        written = json.loads(answer.read_text(encoding="utf-8")).get("artifacts", {})
+        for name, each in written.items():
+            outputs = executor_input["outputs"]["artifacts"][name]
+            pairs = zip(outputs["artifacts"], each["artifacts"], strict=True)
+            outputs["artifacts"] = [old | new for old, new in pairs]
     write_json(context.artifacts(node.name), executor_input["outputs"]["artifacts"])
 
 
-def last_line(log: Path) -> str:
-    """Returns the last line of a log that is not blank."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
-
-
 def _execute(command: list[str], node: Node, context: RunContext, start: Start) -> None:
-    log = context.log(node.name)
-    code = start(
-        [context.local(word) for word in command], os.environ | _environment(node, context), log
-    )
-    if code:
-        raise PipelineError(
-            f"component {node.name}", "exit code 0", f"{code}: {last_line(log)}", f"See {log}."
-        )
-
-
-def _environment(node: Node, context: RunContext) -> dict[str, str]:
-    variables = {
+    environment = os.environ | {
         # The image has its environment first on the PATH.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "WORKFLOW_ID": context.run,
@@ -112,18 +104,14 @@ def _environment(node: Node, context: RunContext) -> dict[str, str]:
     }
     if context.metadata:
         host, port = context.metadata
-        variables["METADATA_GRPC_SERVICE_HOST"] = host
-        variables["METADATA_GRPC_SERVICE_PORT"] = str(port)
-    return variables
-
-
-def _argo_command(pipeline: CompiledPipeline, node: Node, context: RunContext) -> list[str]:
-    command = [word.replace(_ROOT_PARAMETER, pipeline.root) for word in node.command]
-    # Every pod has a /tmp of its own; local processes share one.
-    command[command.index("--metadata_ui_path") + 1] = str(
-        context.log(node.name).with_suffix(".ui.json")
-    )
-    return command
+        environment["METADATA_GRPC_SERVICE_HOST"] = host
+        environment["METADATA_GRPC_SERVICE_PORT"] = str(port)
+    log = context.log(node.name)
+    code = start([context.local(word) for word in command], environment, log)
+    if code:
+        output = log.read_text(encoding="utf-8", errors="replace").strip() or "no output"
+        found = f"{code}: {output.splitlines()[-1].strip()}"
+        raise PipelineError(f"component {node.name}", "exit code 0", found, f"See {log}.")
 
 
 def _executor_input(pipeline: CompiledPipeline, node: Node, context: RunContext) -> dict[str, Any]:
@@ -141,32 +129,11 @@ def _executor_input(pipeline: CompiledPipeline, node: Node, context: RunContext)
             raise InputError(file, f"artifacts of {producer}", "no such file", f"Run {producer}.")
         artifacts = json.loads(file.read_text(encoding="utf-8"))
         inputs[name] = artifacts[source["taskOutputArtifact"]["outputArtifactKey"]]
-    outputs = {
-        name: {
-            "artifacts": [
-                {
-                    "name": f"{context.run}/{node.name}/{name}",
-                    "uri": f"{root}/{name}",
-                    "type": output["artifactType"],
-                }
-            ]
-        }
-        for name, output in node.outputs.items()
-    }
+    outputs = {}
+    for name, output in node.outputs.items():
+        artifact = {"name": f"{context.run}/{node.name}/{name}", "uri": f"{root}/{name}"}
+        outputs[name] = {"artifacts": [artifact | {"type": output["artifactType"]}]}
     return {
         "inputs": {"parameterValues": parameters, "artifacts": inputs},
         "outputs": {"artifacts": outputs, "outputFile": f"{root}/executor_output.json"},
     }
-
-
-def _merge_outputs(executor_input: dict[str, Any]) -> None:
-    """Merges what an executor wrote about its outputs into the outputs, as the engine does."""
-    answer = Path(executor_input["outputs"]["outputFile"])
-    content = json.loads(answer.read_text(encoding="utf-8"))
-    outputs = executor_input["outputs"]["artifacts"]
-    for name, artifacts in content.get("artifacts", {}).items():
-        # Executors do not repeat the types of the spec.
-        outputs[name]["artifacts"] = [
-            old | new
-            for old, new in zip(outputs[name]["artifacts"], artifacts["artifacts"], strict=True)
-        ]

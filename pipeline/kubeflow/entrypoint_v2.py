@@ -33,25 +33,19 @@ def main(arguments: list[str], folder: str = FOLDER) -> None:
     for artifacts in executor_input["outputs"]["artifacts"].values():
         for artifact in artifacts["artifacts"]:
             fileio.makedirs(artifact["uri"])
-    arguments = [*arguments]
-    arguments[place] = json.dumps(executor_input)
-    run_module(EXECUTOR, arguments)
+    sys.argv = [EXECUTOR, *arguments]
+    sys.argv[place + 1] = json.dumps(executor_input)
+    try:
+        runpy.run_module(EXECUTOR, run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        if stop.code:
+            raise
 
     answer = executor_input["outputs"]["outputFile"]
     with fileio.open(answer, "r") as file:
         content = json.loads(file.read())
     with fileio.open(answer, "w") as file:
         file.write(json.dumps(_replaced(content, folder, ADDRESS)))
-
-
-def run_module(name: str, arguments: list[str]) -> None:
-    """Runs `python -m NAME ARGUMENTS` in this process, which exits if the module fails."""
-    sys.argv = [name, *arguments]
-    try:
-        runpy.run_module(name, run_name="__main__", alter_sys=True)
-    except SystemExit as stop:
-        if stop.code:
-            raise
 
 
 def _replaced(content: Any, old: str, new: str) -> Any:

@@ -44,12 +44,11 @@ EXAMPLES = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = make_parser("pipeline.kubeflow.rehearsal", PURPOSE, EXAMPLES)
-    parser.add_argument("spec", metavar="SPEC", help="compiled pipeline, .yaml or .json")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for logs")
-    parser.add_argument(
-        "--node", metavar="NAME", help="run only this node, of the last run or of --run"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("spec", metavar="SPEC", help="compiled pipeline, .yaml or .json")
+    add("--output", required=True, metavar="DIR", help="folder for logs")
+    add("--node", metavar="NAME", help="run only this node, of the last run or of --run")
+    add(
         "--mount",
         action="append",
         default=[],
@@ -57,12 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="a folder of this machine for what the pods see at PATH, which may be an address like "
         "gs://bucket; repeatable",
     )
-    parser.add_argument(
-        "--metadata", metavar="HOST:PORT", help="a cluster's metadata store (Argo workflows)"
-    )
-    parser.add_argument(
-        "--run", metavar="NAME", help="the run's name; of a cluster's run, its workflow's"
-    )
+    add("--metadata", metavar="HOST:PORT", help="a cluster's metadata store (Argo workflows)")
+    add("--run", metavar="NAME", help="the run's name; of a cluster's run, its workflow's")
     return run_command(_run, parser.parse_args(argv))
 
 

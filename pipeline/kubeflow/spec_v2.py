@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from google.protobuf.message import Message
 from kfp.pipeline_spec import pipeline_spec_pb2
 from tfx.orchestration.kubeflow.v2.kubeflow_v2_dag_runner import (
     KubeflowV2DagRunner,
@@ -45,28 +44,32 @@ class V2Runner(KubeflowV2DagRunner):
         job = super().run(pipeline, parameter_values, write_out)
         if job is None:
             return None
-        for name, executor in _executors(job).items():
+        spec = job["pipelineSpec"]
+        executors = spec["deploymentSpec"]["executors"]
+        for name, component in spec["components"].items():
             environment = self._settings.pod(name).environment.items()
             if environment:
                 variables = [{"name": name, "value": value} for name, value in environment]
-                executor["container"]["env"] = variables
+                executors[component["executorLabel"]]["container"]["env"] = variables
         if write_out:
             # The tfx command line may have changed the output folder.
             write_json(Path(self._output_dir) / self._output_filename, job)
         return job
 
 
-def _executors(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns the executors of a spec by component."""
-    spec = job["pipelineSpec"]
-    executors = spec["deploymentSpec"]["executors"]
-    return {name: executors[each["executorLabel"]] for name, each in spec["components"].items()}
-
-
 def set_resources(pipeline: Pipeline, settings: KubeflowSettings) -> None:
     """Sets CPU, memory and GPU limits of every component; see `platform_spec` for the rest."""
     for node in pipeline.components:
-        resources = _resources(settings.pod(node.id))
+        pod = settings.pod(node.id)
+        resources = ResourceSpec()
+        if pod.cpu:
+            resources.cpu_limit = quantity(pod.cpu)
+        if pod.memory:
+            # The spec counts in units of 10^9 bytes.
+            resources.memory_limit = quantity(pod.memory) / 1e9
+        if pod.gpus:
+            resources.accelerator.type = pod.gpu_type
+            resources.accelerator.count = pod.gpus
         if resources.ByteSize():
             node.with_platform_config(resources)
 
@@ -93,9 +96,8 @@ def platform_spec(job: dict[str, Any], settings: KubeflowSettings) -> dict[str, 
         content = _pod_spec(settings, settings.pod(name))
         if content:
             executors[component["executorLabel"]] = content
-    if not executors:
-        return {}
-    return {"platforms": {"kubernetes": {"deploymentSpec": {"executors": executors}}}}
+    deployment = {"deploymentSpec": {"executors": executors}}
+    return {"platforms": {"kubernetes": deployment}} if executors else {}
 
 
 def _pod_spec(settings: KubeflowSettings, pod: PodSettings) -> dict[str, Any]:
@@ -129,16 +131,3 @@ def _pod_spec(settings: KubeflowSettings, pod: PodSettings) -> dict[str, Any]:
     if settings.image_pull_policy != "IfNotPresent":
         content["imagePullPolicy"] = settings.image_pull_policy
     return content
-
-
-def _resources(pod: PodSettings) -> Message:
-    resources = ResourceSpec()
-    if pod.cpu:
-        resources.cpu_limit = quantity(pod.cpu)
-    if pod.memory:
-        # The spec counts in units of 10^9 bytes.
-        resources.memory_limit = quantity(pod.memory) / 1e9
-    if pod.gpus:
-        resources.accelerator.type = pod.gpu_type
-        resources.accelerator.count = pod.gpus
-    return resources

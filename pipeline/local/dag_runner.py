@@ -6,11 +6,10 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import tensorflow as tf
 from absl import logging as absl_logging
 from tfx.dsl.compiler import constants
 from tfx.orchestration import metadata
@@ -21,7 +20,6 @@ from tfx.proto.orchestration import pipeline_pb2
 from pipeline.local.metadata_store import read_execution
 from preprocessing.errors import AHNetError, PipelineError
 
-Announce = Callable[[str], None]
 _IN_BEAM = re.compile(r"\s*\[while running '.*?'\]")
 
 
@@ -30,7 +28,6 @@ class ComponentRun:
     """Outcome of one component.
 
     Attributes:
-      name: id of the component.
       seconds: wall-clock time, metadata access included.
       executed: whether its executor ran; False for cached outputs and for resolvers.
       outputs: folders of the output artifacts, by output name.
@@ -45,20 +42,17 @@ class ComponentRun:
 
 
 class ReportingRunner(local_dag_runner.LocalDagRunner):
-    """TFX's local runner, which also announces each component and records it in `components`.
+    """TFX's local runner, which also prints each component and records it in `components`.
 
     Unlike the base class it stops at a component whose inputs can't be resolved.
     """
 
-    def __init__(self, announce: Announce):
+    def __init__(self) -> None:
         super().__init__()
         self.components: list[ComponentRun] = []
-        self._announce = announce
 
     def run_with_ir(
-        self,
-        pipeline: pipeline_pb2.Pipeline,
-        run_options: pipeline_pb2.RunOptions | None = None,
+        self, pipeline: pipeline_pb2.Pipeline, run_options: pipeline_pb2.RunOptions | None = None
     ) -> None:
         """Runs the compiled pipeline; called by `run`.
 
@@ -75,7 +69,7 @@ class ReportingRunner(local_dag_runner.LocalDagRunner):
         for number, node in enumerate(pipeline.nodes, start=1):
             name = node.pipeline_node.node_info.id
             title = f"[{number}/{len(pipeline.nodes)}] {name}"
-            self._announce(f"{title}: started")
+            print(f"{title}: started", flush=True)
             executor = runner_utils.extract_executor_spec(deployment, name)
             component_launcher = launcher.Launcher(
                 pipeline_node=node.pipeline_node,
@@ -94,7 +88,7 @@ class ReportingRunner(local_dag_runner.LocalDagRunner):
             executed = executor is not None and not cached
             self.components.append(ComponentRun(name, seconds, executed, outputs, properties))
             how = "unchanged, not executed" if cached else "finished"
-            self._announce(f"{title}: {how}, {seconds:.1f} s")
+            print(f"{title}: {how}, {seconds:.1f} s", flush=True)
 
 
 @contextlib.contextmanager
@@ -107,7 +101,6 @@ def quiet_logs(debug: bool) -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("apache_beam", "root", "tensorflow")]
     levels = [logger.level for logger in loggers]
     verbosity = absl_logging.get_verbosity()
-    tensorflow_level = tf.get_logger().level
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     absl_logging.set_verbosity(absl_logging.FATAL)
@@ -117,7 +110,6 @@ def quiet_logs(debug: bool) -> Iterator[None]:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         absl_logging.set_verbosity(verbosity)
-        tf.get_logger().setLevel(tensorflow_level)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from ml_metadata.proto import metadata_store_pb2
 from preprocessing.errors import InputError, PipelineError
 
 METADATA_FILE = "metadata.sqlite"
-State = metadata_store_pb2.Execution.State
+Event, State = metadata_store_pb2.Event, metadata_store_pb2.Execution.State
 
 
 def open_store(metadata: Path) -> MetadataStore:
@@ -21,12 +21,8 @@ def open_store(metadata: Path) -> MetadataStore:
       InputError: no such file.
     """
     if not metadata.is_file():
-        raise InputError(
-            metadata,
-            "a pipeline's metadata",
-            "no such file",
-            "It is in the folder of the run; name it with --metadata.",
-        )
+        remedy = "It is in the folder of the run; name it with --metadata."
+        raise InputError(metadata, "a pipeline's metadata", "no such file", remedy)
     connection = metadata_store_pb2.ConnectionConfig()
     connection.sqlite.filename_uri = str(metadata)
     # Reading does not disturb a run in progress.
@@ -56,23 +52,16 @@ def read_execution(
     if execution.last_known_state not in (State.COMPLETE, State.CACHED):
         state = State.Name(execution.last_known_state)
         raise PipelineError(f"component {name}", "inputs that can be resolved", state)
-    events = [
-        event
-        for event in store.get_events_by_execution_ids([execution_id])
-        if event.type in (metadata_store_pb2.Event.OUTPUT, metadata_store_pb2.Event.INTERNAL_OUTPUT)
-    ]
-    artifacts = {
-        artifact.id: artifact
-        for artifact in store.get_artifacts_by_id([event.artifact_id for event in events])
-    }
-    named = {event.path.steps[0].key: artifacts[event.artifact_id] for event in events}
-    properties = {
-        key: {
-            name: getattr(value, value.WhichOneof("value"))
-            for name, value in artifact.custom_properties.items()
-            if value.WhichOneof("value")
-        }
-        for key, artifact in named.items()
-    }
-    folders = {key: artifact.uri for key, artifact in named.items()}
+    folders: dict[str, str] = {}
+    properties: dict[str, dict[str, Any]] = {}
+    for event in store.get_events_by_execution_ids([execution_id]):
+        if event.type in (Event.OUTPUT, Event.INTERNAL_OUTPUT):
+            key = event.path.steps[0].key
+            (artifact,) = store.get_artifacts_by_id([event.artifact_id])
+            folders[key] = artifact.uri
+            properties[key] = {
+                name: getattr(value, value.WhichOneof("value"))
+                for name, value in artifact.custom_properties.items()
+                if value.WhichOneof("value")
+            }
     return execution.last_known_state == State.CACHED, folders, properties

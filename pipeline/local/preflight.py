@@ -35,7 +35,12 @@ def check_launch(
     check_alone("pipeline")
     data = newest_span(settings.input) if settings.spans else Path(settings.input)
     if settings.from_volumes:
-        _check_volumes(data)
+        from preprocessing.datasets.discovery import find_cases
+
+        count = len(find_cases([str(data)], need_labels=True))
+        if count < 2:
+            expected = "two or more labelled cases, one for each split"
+            raise InputError(data, expected, f"{count} of them")
     else:
         _check_records(data)
     _check_output(Path(settings.output))
@@ -44,12 +49,9 @@ def check_launch(
 
         read_schema(settings.schema, settings.task)
     if settings.warm_start and not has_blessed_model(Path(settings.output) / METADATA_FILE):
-        raise SettingsError(
-            "--warm-start",
-            f"a blessed model of an earlier run in {settings.output}",
-            "none",
-            "Run the pipeline without --warm-start first.",
-        )
+        expected = f"a blessed model of an earlier run in {settings.output}"
+        remedy = "Run the pipeline without --warm-start first."
+        raise SettingsError("--warm-start", expected, "none", remedy)
     if beam_options:
         from preprocessing.records.beam_runner import beam_runner
 
@@ -67,37 +69,28 @@ def only_run_in(output: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise PipelineError(
-                output,
-                "no other run in this folder",
-                "one in progress",
-                "Choose another --output.",
-            ) from None
+            expected, remedy = "no other run in this folder", "Choose another --output."
+            raise PipelineError(output, expected, "one in progress", remedy) from None
         yield
 
 
 def _check_records(data: Path) -> None:
-    from ahnet_tf.data.records import find_records
+    import tensorflow as tf
+
+    from ahnet_tf.data.records import find_records, read_files
+
+    def has_record(file: str) -> bool:
+        try:
+            return bool(list(read_files([file]).take(1)))
+        except tf.errors.DataLossError as error:
+            raise InputError(file, "readable TFRecords", error.message) from None
 
     for split in SPLITS:
         files = find_records(data / split)
-        if not any(_has_record(file) for file in files):
-            raise InputError(
-                data / split,
-                f"records of the {split} split",
-                f"{len(files)} files without any",
-                "Write them with python -m preprocessing.convert, with a case for each split.",
-            )
-
-
-def _check_volumes(data: Path) -> None:
-    from preprocessing.datasets.discovery import find_cases
-
-    cases = find_cases([str(data)], need_labels=True)
-    if len(cases) < 2:
-        raise InputError(
-            data, "two or more labelled cases, one for each split", f"{len(cases)} of them"
-        )
+        if not any(has_record(file) for file in files):
+            found = f"{len(files)} files without any"
+            remedy = "Write them with python -m preprocessing.convert, with a case for each split."
+            raise InputError(data / split, f"records of the {split} split", found, remedy)
 
 
 def _check_output(output: Path) -> None:
@@ -107,14 +100,3 @@ def _check_output(output: Path) -> None:
         (output / ".writable").unlink()
     except OSError as error:
         raise PipelineError(output, "a folder that can be written to", error.strerror) from None
-
-
-def _has_record(file: str) -> bool:
-    import tensorflow as tf
-
-    from ahnet_tf.data.records import read_files
-
-    try:
-        return bool(list(read_files([file]).take(1)))
-    except tf.errors.DataLossError as error:
-        raise InputError(file, "readable TFRecords", error.message) from None

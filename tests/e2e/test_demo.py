@@ -112,7 +112,7 @@ def test_one_case_is_kept_from_training(own_cases, tmp_path):
 
 def test_one_case_alone_is_refused(tmp_path):
     write_cases(tmp_path / "one", 1, 5)
-    with pytest.raises(InputError, match="two or more sound cases"):
+    with pytest.raises(InputError, match="two or more readable cases"):
         hold_one_out(
             [str(tmp_path / "one")], load_task("ct_liver_small"), tmp_path / "d", tmp_path / "u"
         )

@@ -15,7 +15,7 @@ from tfx.dsl.components.base.base_beam_component import BaseBeamComponent
 from ahnet_tf.data.records import find_records
 from ahnet_tf.presets import run_config
 from pipeline.components.evaluator import make_eval_config
-from pipeline.components.tuner import tuner_fn
+from pipeline.components.trainer import tuner_fn
 from pipeline.configs import BEAM_ARGUMENTS, PipelineSettings, beam_arguments, own_beam_options
 from pipeline.dag import create_pipeline
 from pipeline.local.dag_runner import _own_error

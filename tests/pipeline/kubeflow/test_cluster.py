@@ -9,6 +9,7 @@ import pytest
 from pipeline.kubeflow.cluster import PodSettings, VolumeSettings, quantity, read_settings
 from pipeline.kubeflow_runner import main
 from preprocessing.errors import SettingsError
+from preprocessing.settings import to_dict
 
 CLUSTER = {
     "image": "registry.example.org/ahnet-tf:0.1.0",
@@ -33,7 +34,7 @@ def test_settings_survive_a_round_trip(write):
     assert settings.volumes == (VolumeSettings("ahnet", "/mnt/ahnet"),)
     assert settings.pod("Trainer3D") == PodSettings(gpus=1, memory="32Gi")
     assert settings.pod("Pusher") == PodSettings(cpu="2")
-    assert read_settings(write(**settings.to_dict())) == settings
+    assert read_settings(write(**to_dict(settings))) == settings
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from ahnet_tf.presets import run_config
-from pipeline.components.model_card import limits, model_card
+from pipeline.components.report import limits, model_card
 from preprocessing.tasks import PRESETS
 
 
