@@ -78,16 +78,15 @@ def _write_dbt(output: Path, seed: int, number: int, settings: dbt.DBTSettings) 
     classes = [box.lesion_class for box in case.boxes]
     outcome = next((each for each in ("cancer", "benign") if each in classes), "normal")
     outcomes = [int(each.lower() == outcome) for each in bcs_dbt.OUTCOMES]
+    labels = dict(zip(bcs_dbt.LABEL_COLUMNS, (*volume, *outcomes), strict=True))
     boxes = []
     for box in case.boxes:
         place = (box.slice_index, box.x, box.y, box.width, box.height)
-        boxes.append((*volume, number, *place, box.lesion_class, 0, box.volume_slices))
-    tables = {
-        "boxes.csv": (bcs_dbt.BOX_COLUMNS, boxes),
-        "labels.csv": (bcs_dbt.LABEL_COLUMNS, [(*volume, *outcomes)]),
-    }
-    for table, (columns, values) in tables.items():
-        rows = [dict(zip(columns, row, strict=True)) for row in values]
-        bcs_dbt.replace_rows(output / table, columns, "PatientID", patient, rows)
+        values = (*volume, number, *place, box.lesion_class, 0, box.volume_slices)
+        boxes.append(dict(zip(bcs_dbt.BOX_COLUMNS, values, strict=True)))
+    bcs_dbt.replace_rows(output / "boxes.csv", bcs_dbt.BOX_COLUMNS, "PatientID", patient, boxes)
+    bcs_dbt.replace_rows(
+        output / "labels.csv", bcs_dbt.LABEL_COLUMNS, "PatientID", patient, [labels]
+    )
     voxels = np.bincount(case.label.voxels.ravel(), minlength=2)
     return {"case_id": bcs_dbt.dbt_case_id(*volume), "label_voxels": [int(n) for n in voxels]}
