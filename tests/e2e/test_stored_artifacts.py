@@ -53,4 +53,4 @@ def test_settings_and_records_train(tmp_path):
     run = ["--input", str(STORED / "records"), "--output", str(tmp_path / "run"), "--stage", "2d"]
     settings = ["--config", str(STORED / "run_settings.json"), *network, "--steps", "2"]
     assert train([*run, *settings]) == 0
-    assert (tmp_path / "run" / "unet2d" / "weights.safetensors").is_file()
+    assert (tmp_path / "run" / "mcgcn" / "weights.safetensors").is_file()
