@@ -192,7 +192,7 @@ def make_eval_config(
         signature_name=SIGNATURE,
         inference_batch_size=INFERENCE_BATCH_SIZE,
     )
-    slices = ([], [SPACING_CLASS], [SOURCE], [CASE_ID])
+    slices: tuple[list[str], ...] = ([], [SPACING_CLASS], [SOURCE], [CASE_ID])
     return tfma.EvalConfig(
         model_specs=[model],
         metrics_specs=[metrics],

@@ -130,6 +130,6 @@ def _compare(answer: np.ndarray, expected: np.ndarray, export: str, case_id: str
     difference = np.abs(answer - expected).max()
     # The difference to NaN is NaN, which must fail.
     if not difference <= TOLERANCE:
-        expected = f"probabilities within {TOLERANCE:g} of the export's own"
+        wanted = f"probabilities within {TOLERANCE:g} of the export's own"
         found = f"a difference of {difference:.3g}"
-        raise ServingError(f"{export}, case {case_id}", expected, found)
+        raise ServingError(f"{export}, case {case_id}", wanted, found)

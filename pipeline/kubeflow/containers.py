@@ -81,9 +81,9 @@ def run_node(
         _execute(command, node, context, start)
         return
     executor_input = _executor_input(pipeline, node, context)
-    for command in filter(None, (node.driver, node.command)):
+    for compiled in filter(None, (node.driver, node.command)):
         content = json.dumps(executor_input)
-        words = [content if word == _EXECUTOR_INPUT else word for word in command]
+        words = [content if word == _EXECUTOR_INPUT else word for word in compiled]
         _execute(words, node, context, start)
         # What an executor wrote about its outputs, without the types of the spec.
         answer = Path(executor_input["outputs"]["outputFile"])
