@@ -88,7 +88,7 @@ def test_ahnet_learns_to_find_masses(tmp_path):
         growth=8,
     )
     training = recipe(
-        320, learning_rate=2e-3, class_weights=(1.0, 5.0), ema_momentum=0.9, elastic_mm=0.5
+        240, learning_rate=2e-3, class_weights=(1.0, 5.0), ema_momentum=0.9, elastic_mm=0.5
     )
     predictor = trained(tmp_path, DBT, task, model, training)
     # In the others of these small breasts there was no room for a mass.
