@@ -40,44 +40,13 @@ class InputError(AHNetError):
     """A volume, label map, record or folder is missing, damaged or inconsistent."""
 
 
-class SeriesError(InputError):
-    """Slices that do not form a regular volume; `check` names the allowance that accepts them."""
-
-    check = ""
-
-    def __init__(self, where: object, expected: str, found: object, remedy: str = ""):
-        remedy = remedy or f"With --allow {self.check}, {ALLOWANCES[self.check]}."
-        super().__init__(where, expected, found, remedy)
-
-
-class GantryTiltError(SeriesError):
-    """The slices are not stacked along their normal."""
-
-    check = "gantry_tilt"
-
-
-class GapError(SeriesError):
-    """Slices are missing, or the steps between them differ."""
-
-    check = "gaps"
-
-
-class DuplicateSliceError(SeriesError):
-    """Two slices have the same position."""
-
-    check = "duplicate_slices"
-
-
-class MixedSeriesError(SeriesError):
-    """A folder holds slices of several series, shapes or orientations."""
-
-    check = "mixed_series"
-
-
-def refuse_unless_allowed(error: SeriesError, allow: Collection[str]) -> None:
-    """Raises the error unless its check is among the allowances."""
-    if error.check not in allow:
-        raise error
+def refuse_unless_allowed(
+    irregularity: str, allow: Collection[str], where: object, expected: str, found: object
+) -> None:
+    """Raises InputError unless an irregularity, one of `ALLOWANCES`, is among those to accept."""
+    if irregularity not in allow:
+        remedy = f"With --allow {irregularity}, {ALLOWANCES[irregularity]}."
+        raise InputError(where, expected, found, remedy)
 
 
 class SettingsError(AHNetError):

@@ -6,17 +6,16 @@ A field's type hint decides which JSON fits (cattrs, without any conversion betw
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from types import GenericAlias
 from typing import Any, TypeVar, get_args, get_origin
 
 import attrs
 import cattrs
-from cattrs.gen import make_dict_structure_fn, make_mapping_structure_fn
 
 from preprocessing.errors import SettingsError
 
@@ -28,7 +27,7 @@ _JSON_NAMES = {
     str: "a text",
     bool: "true or false",
 }
-_CONVERTER = cattrs.Converter(forbid_extra_keys=True)
+_CONVERTER = cattrs.Converter(detailed_validation=False)
 
 
 @attrs.frozen
@@ -137,10 +136,8 @@ def from_dict(kind: type[Settings], content: Any, where: object = "settings") ->
       SettingsError: an unknown setting (the nearest name is suggested), a missing one, or a value
         that is not accepted; names the setting after `where`.
     """
-    try:
+    with _inside(str(where)):
         return _CONVERTER.structure(content, kind)
-    except (SettingsError, cattrs.BaseValidationError) as error:
-        raise _first_error(error, content, str(where)) from None
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
@@ -148,32 +145,15 @@ def to_dict(settings: Any) -> dict[str, Any]:
     return json.loads(json.dumps(_CONVERTER.unstructure(settings)))
 
 
-def _first_error(error: Exception, content: Any, where: str) -> SettingsError:
-    """Returns the first error of nested settings, with its place."""
-    while isinstance(error, cattrs.BaseValidationError):
-        kind, errors = error.cl, error.exceptions
-        # A misspelt name explains a missing one.
-        unknown = [e for e in errors if isinstance(e, cattrs.ForbiddenExtraKeysError)]
-        error = (unknown or errors)[0]
-        if unknown:
-            names = [field.name for field in attrs.fields(kind)]
-            expected, name = f"settings among {', '.join(names)}", min(unknown[0].extra_fields)
-            return SettingsError(where, expected, repr(name), did_you_mean(name, names))
-        for note in getattr(error, "__notes__", ()):
-            if isinstance(note, cattrs.AttributeValidationNote):
-                if isinstance(error, KeyError):
-                    return SettingsError(where, f"the setting {note.name!r}", "none")
-                where, content = f"{where}: {note.name}", content[note.name]
-                requirement = attrs.fields_dict(kind)[note.name].validator
-                if isinstance(requirement, Requirement):
-                    return requirement.error(where, content)
-            elif isinstance(note, cattrs.IterableValidationNote):
-                place = f": {note.index}" if isinstance(content, dict) else f"[{note.index}]"
-                where, content = where + place, content[note.index]
-    if not isinstance(error, SettingsError):
-        raise error
-    place = f"{where}: {error.where}" if error.where else where
-    return SettingsError(place, error.expected, error.found, error.remedy)
+@contextlib.contextmanager
+def _inside(place: str) -> Iterator[None]:
+    """Prefixes the place of a SettingsError with the place around it."""
+    try:
+        yield
+    except SettingsError as error:
+        joint = ": " if error.where and not error.where.startswith("[") else ""
+        where = f"{place}{joint}{error.where}"
+        raise SettingsError(where, error.expected, error.found, error.remedy) from None
 
 
 def _structure_value(value: Any, kind: type) -> Any:
@@ -188,29 +168,46 @@ def _structure_tuple(values: Any, kind: Any) -> tuple:
         raise SettingsError("", "a list", repr(values))
     if items[-1] is not Ellipsis and len(items) != len(values):
         raise SettingsError("", f"a list of {len(items)}", repr(values))
-    # The tuples of settings hold one type each.
-    of_items: Any = GenericAlias(list, items[:1])
-    return tuple(_CONVERTER.structure(values, of_items))
+    structured = []
+    for index, value in enumerate(values):
+        with _inside(f"[{index}]"):
+            # The tuples of settings hold one type each.
+            structured.append(_CONVERTER.structure(value, items[0]))
+    return tuple(structured)
 
 
-def _object_hook(kind: Any) -> Callable[[Any, Any], Any]:
-    """Returns the cattrs hook of an attrs class or dict, which takes JSON objects only."""
-    if attrs.has(kind):
-        expected, structure = "a JSON object of settings", make_dict_structure_fn(kind, _CONVERTER)
-    else:
-        expected, structure = "a JSON object", make_mapping_structure_fn(kind, _CONVERTER)
+def _structure_dict(content: Any, kind: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise SettingsError("", "a JSON object", repr(content))
+    structured = {}
+    for name, value in content.items():
+        with _inside(name):
+            structured[name] = _CONVERTER.structure(value, get_args(kind)[1])
+    return structured
 
-    def hook(content: Any, kind: Any) -> Any:
-        if not isinstance(content, dict):
-            raise SettingsError("", expected, repr(content))
-        return structure(content, kind)
 
-    return hook
+def _structure_class(content: Any, kind: Any) -> Any:
+    if not isinstance(content, dict):
+        raise SettingsError("", "a JSON object of settings", repr(content))
+    fields: dict[str, Any] = attrs.fields_dict(attrs.resolve_types(kind))
+    values = {}
+    for name, value in check_names(content, fields, "").items():
+        requirement = fields[name].validator
+        with _inside(name):
+            try:
+                values[name] = _CONVERTER.structure(value, fields[name].type)
+            except SettingsError:
+                if isinstance(requirement, Requirement):
+                    raise requirement.error("", value) from None
+                raise
+    for name, field in fields.items():
+        if field.default is attrs.NOTHING and name not in values:
+            raise SettingsError("", f"the setting {name!r}", "none")
+    return kind(**values)
 
 
 for _kind in _JSON_NAMES:
     _CONVERTER.register_structure_hook(_kind, _structure_value)
 _CONVERTER.register_structure_hook_func(lambda kind: get_origin(kind) is tuple, _structure_tuple)
-_CONVERTER.register_structure_hook_factory(
-    lambda kind: attrs.has(kind) or get_origin(kind) is dict, _object_hook
-)
+_CONVERTER.register_structure_hook_func(lambda kind: get_origin(kind) is dict, _structure_dict)
+_CONVERTER.register_structure_hook_func(attrs.has, _structure_class)

@@ -14,13 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from preprocessing.dicom.header import Image, numbers, sequence_item
-from preprocessing.errors import (
-    DuplicateSliceError,
-    GantryTiltError,
-    GapError,
-    InputError,
-    refuse_unless_allowed,
-)
+from preprocessing.errors import InputError, refuse_unless_allowed
 
 # Relative tolerance for orientations and spacings within one stack, for values with few digits.
 SAME_PLANE = 1e-3
@@ -165,7 +159,7 @@ def stack_slices(
     the first one), the first one's position, and the step between slices, LPS mm.
 
     Raises:
-      DuplicateSliceError, GapError, GantryTiltError: unless allowed.
+      InputError: duplicates, uneven steps or a gantry tilt that `allow` does not name.
     """
     along = positions_mm @ axes[2]
     order = _without_duplicates(np.argsort(along, kind="stable"), along, where, allow)
@@ -182,13 +176,13 @@ def stack_slices(
         found = f"steps from {steps.min():.4g} to {steps.max():.4g} mm"
         if missing:
             found += f" (usual {usual:.4g} mm: about {missing} slices are missing)"
-        refuse_unless_allowed(GapError(where, "slices at even steps along a line", found), allow)
+        refuse_unless_allowed("gaps", allow, where, "slices at even steps along a line", found)
     cosine = np.clip(abs(step @ axes[2]) / np.linalg.norm(step), 0, 1)
     angle = float(np.degrees(np.arccos(cosine)))
     if angle > TILT_DEGREES:
         expected = f"slices stacked along their normal to within {TILT_DEGREES} degrees"
         found = f"a gantry tilt of {angle:.1f} degrees"
-        refuse_unless_allowed(GantryTiltError(where, expected, found), allow)
+        refuse_unless_allowed("gantry_tilt", allow, where, expected, found)
     return order, positions[0], step
 
 
@@ -204,6 +198,6 @@ def _without_duplicates(
         return order
     first = along[order][~new][0]
     found = f"{int(np.sum(~new))} too many, the first at {first:.4g} mm along the normal"
-    refuse_unless_allowed(DuplicateSliceError(where, "one slice per position", found), allow)
+    refuse_unless_allowed("duplicate_slices", allow, where, "one slice per position", found)
     groups = np.split(order, np.flatnonzero(new)[1:])
     return np.array([group.min() for group in groups])

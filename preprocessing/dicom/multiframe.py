@@ -17,7 +17,7 @@ import numpy as np
 from preprocessing.dicom import geometry, pixels
 from preprocessing.dicom.header import Image, read_image_header, text
 from preprocessing.dicom.series import DEFAULTS, ReadOptions, read_series
-from preprocessing.errors import InputError, MixedSeriesError, SettingsError, refuse_unless_allowed
+from preprocessing.errors import InputError, SettingsError, refuse_unless_allowed
 from preprocessing.volumes.geometry import Volume, checked_affine
 
 # Steps between slices and pixels of a tomosynthesis whose header has none: those of BCS-DBT.
@@ -43,8 +43,8 @@ def read_frames(path: str | os.PathLike, options: ReadOptions = DEFAULTS) -> Vol
     orientation.
 
     Raises:
-      SeriesError: the frames do not form one regular volume, see `preprocessing.errors`.
-      InputError: not an image, a damaged or truncated one, or a CT without its geometry.
+      InputError: not an image, a damaged or truncated one, a CT without its geometry, or frames that
+        do not form one regular volume (`preprocessing.errors.ALLOWANCES`).
       SettingsError: a view that begins with neither L nor R.
     """
     if options.view and options.view[0].upper() not in "LR":
@@ -125,7 +125,7 @@ def _geometry(image: Image, allow: Collection[str]) -> tuple[np.ndarray, np.ndar
     )
     if len(groups) > 1:
         expected, found = "frames of one orientation and spacing", f"{len(groups)} kinds"
-        refuse_unless_allowed(MixedSeriesError(image.name, expected, found), allow)
+        refuse_unless_allowed("mixed_series", allow, image.name, expected, found)
     chosen = max(groups, key=len)
     first = planes[chosen[0]]
     positions = [planes[index].position_mm for index in chosen]

@@ -22,7 +22,7 @@ from preprocessing.dicom.header import (
     text,
 )
 from preprocessing.dicom.pixels import hounsfield, stacked, stored_frames
-from preprocessing.errors import InputError, MixedSeriesError, refuse_unless_allowed
+from preprocessing.errors import InputError, refuse_unless_allowed
 from preprocessing.volumes.geometry import Volume, checked_affine
 from preprocessing.volumes.nifti import has_nifti_suffix
 from preprocessing.volumes.nifti_bytes import MAX_VOXELS
@@ -85,8 +85,8 @@ def read_series(folder: str | os.PathLike, options: ReadOptions = DEFAULTS) -> V
     else int32, else float32. Padding is air (`pixels.AIR_HU`).
 
     Raises:
-      SeriesError: the slices do not form one regular volume, see `preprocessing.errors`.
-      InputError: no DICOM images, damaged ones, or no position, orientation or spacing.
+      InputError: no DICOM images, damaged ones, no position, orientation or spacing, or slices that
+        do not form one regular volume (`preprocessing.errors.ALLOWANCES`).
     """
     series = find_series(folder, options)
     pairs = zip(series.images, stored_frames(series.images), strict=True)
@@ -180,7 +180,7 @@ def _largest_group(slices: list[_Slice], name: str, allow: Collection[str]) -> l
         series, shapes = {s.series_uid for s in slices}, {s.shape for s in slices}
         found = f"{len(series)} series, {len(shapes)} shapes, {len(groups)} kinds of slices in all"
         expected = "slices of one series, shape, orientation and spacing"
-        refuse_unless_allowed(MixedSeriesError(name, expected, found), allow)
+        refuse_unless_allowed("mixed_series", allow, name, expected, found)
     single = [group for group in groups if group[0].image.frames == 1]
     if not single:
         raise InputError(name, "single-slice DICOM images", "only multi-frame ones")
