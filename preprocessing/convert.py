@@ -20,13 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from preprocessing.cli import (
-    add_allow_option,
-    make_parser,
-    own_options,
-    parse_allowances,
-    run_command,
-)
+from preprocessing import cli
 from preprocessing.errors import PipelineError, SettingsError
 from preprocessing.records.splits import EVAL_FRACTION, load_splits, split_by_hash
 from preprocessing.tasks import Task, load_task
@@ -55,7 +49,6 @@ def convert(
     Args:
       inputs: data-set folders, see `preprocessing.datasets.discovery`.
       output: the new folder, an address on one of Beam's file systems.
-      task: classes, resampling and patches.
       splits_file: see `preprocessing.records.splits.load_splits`; cases that it does not name are
         rejected.
       eval_fraction: without a splits file, the share of cases for evaluation.
@@ -86,7 +79,7 @@ def convert(
     from preprocessing.records.storage import read_json
 
     output = output.rstrip("/")
-    runner = beam_runner(beam_options, own_options(_parser()))
+    runner = beam_runner(beam_options, cli.own_options(_parser()))
     fraction = None if splits_file else eval_fraction
     if splits_file:
         splits = load_splits(splits_file, [case.case_id for case in cases])
@@ -132,7 +125,7 @@ def _with_split(case: Case, splits: dict[str, str], splits_file: str) -> Case:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = make_parser(
+    parser = cli.make_parser(
         "preprocessing.convert",
         "Converts CT or DBT volumes with label maps into TFRecords of patches, split by case. Reads "
         "LiTS, Decathlon, 3D-IRCADb and BCS-DBT layouts, DICOM series, one folder per case, and pairs "
@@ -159,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--patches-per-case", type=int, metavar="N", help="training patches (default: the task's)")
     add("--patch-shape", type=int, nargs=3, metavar=("Z", "Y", "X"), help="default: the task's")
     add("--shard-mib", type=int, default=128, help="largest shard file in MiB (default: 128)")
-    add_allow_option(parser)
+    cli.add_allow_option(parser)
     add("--overwrite", action="store_true", help="replace a finished data set")
     add("--resume", action="store_true", help="continue a stopped run with the same settings")
     add("--allow-rejected", action="store_true", help="exit with 0 even if cases were rejected")
@@ -169,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     arguments, beam_options = _parser().parse_known_args(argv)
-    return run_command(lambda given: _run(given, beam_options), arguments)
+    return cli.run_command(lambda given: _run(given, beam_options), arguments)
 
 
 def _run(arguments: argparse.Namespace, beam_options: Sequence[str]) -> int:
@@ -187,7 +180,7 @@ def _run(arguments: argparse.Namespace, beam_options: Sequence[str]) -> int:
         splits_file=arguments.splits,
         eval_fraction=arguments.eval_fraction,
         shard_mib=arguments.shard_mib,
-        allow=parse_allowances(arguments.allow),
+        allow=cli.parse_allowances(arguments.allow),
         overwrite=arguments.overwrite,
         resume=arguments.resume,
         beam_options=beam_options,

@@ -9,19 +9,8 @@ from typing import Any
 import attrs
 import numpy as np
 
+from preprocessing import settings
 from preprocessing.errors import SettingsError
-from preprocessing.settings import (
-    Requirement,
-    did_you_mean,
-    fraction,
-    from_dict,
-    is_number,
-    is_whole,
-    one_of,
-    read_object,
-    to_dict,
-    whole,
-)
 
 _POSITIVE_MM = "three positive millimetres (x, y, z)"
 _LABEL_CLASSES = (
@@ -53,39 +42,42 @@ class Task:
         as, for example ("tumour", "liver"); None: labels are the classes.
     """
 
-    name: str = attrs.field(validator=Requirement("a text", lambda name: name != ""))
+    name: str = attrs.field(validator=settings.Requirement("a text", lambda name: name != ""))
     class_names: tuple[str, ...] = attrs.field(
-        validator=Requirement(
+        validator=settings.Requirement(
             "a list of names, two or more, all different",
             lambda names: 2 <= len(names) == len(set(names)),
         )
     )
     intensity_window: tuple[float, float] = attrs.field(
-        validator=Requirement(
+        validator=settings.Requirement(
             "two finite numbers, low < high", lambda window: window[0] < window[1]
         )
     )
-    image_dtype: str = attrs.field(default="int16", validator=one_of("int16", "uint16"))
+    image_dtype: str = attrs.field(default="int16", validator=settings.one_of("int16", "uint16"))
     outside_value: int = -1024
-    resampling: str = attrs.field(default="keep", validator=one_of("keep", "in_plane", "full"))
+    resampling: str = attrs.field(
+        default="keep", validator=settings.one_of("keep", "in_plane", "full")
+    )
     spacing_mm: tuple[float, float, float] | None = attrs.field(
         default=None,
-        validator=Requirement(
-            _POSITIVE_MM, lambda spacing: spacing is None or _are_positive(spacing, is_number)
+        validator=settings.Requirement(
+            _POSITIVE_MM,
+            lambda spacing: spacing is None or _are_positive(spacing, settings.is_number),
         ),
     )
     patch_shape_zyx: tuple[int, int, int] = attrs.field(
         default=(32, 128, 128),
-        validator=Requirement(
-            "three positive voxel counts", lambda shape: _are_positive(shape, is_whole)
+        validator=settings.Requirement(
+            "three positive voxel counts", lambda shape: _are_positive(shape, settings.is_whole)
         ),
     )
-    patches_per_case: int = attrs.field(default=16, validator=whole(1))
-    foreground_fraction: float = attrs.field(default=0.75, validator=fraction("a share"))
-    target: str = attrs.field(default="labels", validator=one_of("labels", "heat_map"))
+    patches_per_case: int = attrs.field(default=16, validator=settings.whole(1))
+    foreground_fraction: float = attrs.field(default=0.75, validator=settings.fraction("a share"))
+    target: str = attrs.field(default="labels", validator=settings.one_of("labels", "heat_map"))
     label_classes: tuple[tuple[str, str], ...] | None = attrs.field(
         default=None,
-        validator=Requirement(
+        validator=settings.Requirement(
             _LABEL_CLASSES,
             lambda pairs: pairs is None or 0 < len(pairs) == len({label for label, _ in pairs}),
         ),
@@ -121,7 +113,7 @@ class Task:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the task as plain JSON types."""
-        return to_dict(self)
+        return settings.to_dict(self)
 
 
 _CT_LIVER = Task(
@@ -162,27 +154,25 @@ PRESETS = {task.name: task for task in (_CT_LIVER, _CT_LIVER_SMALL, _DBT_LESION,
 def load_task(name_or_path: str) -> Task:
     """Returns a preset by name, or a user's task from a JSON file.
 
-    A file holds the attributes of `Task`; `"base": "ct_liver"` takes the rest from a preset.
-
-    Raises:
-      SettingsError: neither a preset nor a readable file, or a setting that doesn't fit.
+    A file holds the attributes of `Task`; `"base": "ct_liver"` takes the rest from a preset. Raises
+    SettingsError if it is neither a preset nor a readable file, or for a setting that doesn't fit.
     """
     if name_or_path in PRESETS:
         return PRESETS[name_or_path]
     if not Path(name_or_path).is_file():
         expected = f"a preset ({', '.join(PRESETS)}) or a JSON file"
-        remedy = did_you_mean(name_or_path, PRESETS)
+        remedy = settings.did_you_mean(name_or_path, PRESETS)
         raise SettingsError("task", expected, repr(name_or_path), remedy)
-    return task_from_dict(read_object(name_or_path), where=name_or_path)
+    return task_from_dict(settings.read_object(name_or_path), where=name_or_path)
 
 
 def task_from_dict(content: dict[str, Any], where: object = "task") -> Task:
     """Returns a task from plain JSON types; raises as `load_task`."""
     if not isinstance(content, dict) or content.get("base") is None:
-        return from_dict(Task, content, where)
+        return settings.from_dict(Task, content, where)
     base = content["base"]
     if base not in list(PRESETS):
         raise SettingsError(where, f"base among {', '.join(PRESETS)}", repr(base))
-    settings = PRESETS[base].to_dict() | {"name": f"{base}_own"} | content
-    del settings["base"]
-    return from_dict(Task, settings, where)
+    content = PRESETS[base].to_dict() | {"name": f"{base}_own"} | content
+    del content["base"]
+    return settings.from_dict(Task, content, where)

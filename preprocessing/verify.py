@@ -36,7 +36,6 @@ def verify(
 
     Args:
       inputs: data-set folders, see `preprocessing.datasets.discovery`.
-      task: classes and grid.
       allow: irregularities to accept, names of `preprocessing.errors.ALLOWANCES`.
       workers: processes, each of which checks one case at a time.
 

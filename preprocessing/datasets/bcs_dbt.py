@@ -12,7 +12,6 @@ names of these tables (`BCS-DBT-boxes-train-v2.csv`, ...). The volume of a row i
 from __future__ import annotations
 
 import csv
-import hashlib
 import os
 import re
 from collections import Counter, defaultdict
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from preprocessing.datasets.case import Case, folder_name, safe_id
 from preprocessing.datasets.pairing import paired
+from preprocessing.dicom.deidentify import pseudonym
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_write
 from preprocessing.volumes.lesions import LesionBox
@@ -72,8 +72,7 @@ def dbt_case_id(patient_id: str, study_uid: str, view: str) -> str:
     They begin the SHA-256 of "PatientID/StudyUID/View" (View in lower case), so that the owner of
     the tables can match cases and rows.
     """
-    text = f"{patient_id.strip()}/{study_uid.strip()}/{view.strip().lower()}"
-    return f"dbt-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return pseudonym("dbt", f"{patient_id.strip()}/{study_uid.strip()}/{view.strip().lower()}")
 
 
 def read_tables(folder: Path, paths: Sequence[Path] | None = None) -> Tables | None:
@@ -111,10 +110,7 @@ def cases_of_tables(tables: Tables, files: Sequence[Path], *, need_labels: bool)
     """Returns a case for every row of the tables, and for every NIfTI image without a row.
 
     Masks among the NIfTI files become label maps. Without `need_labels`, rows without a volume and
-    problems are ignored.
-
-    Raises:
-      InputError: there are no such cases.
+    problems are ignored. Raises InputError if there are no such cases.
     """
     source = safe_id(folder_name(tables.folder))
     masks = {case.path: case.label_path for case in paired(files, [], source, False)}
@@ -168,8 +164,7 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, o
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Yields each row of a table with its location, "boxes.csv, row 2"; row 1 is the header.
 
-    Raises:
-      InputError: not CSV, a missing column, or a row with more or fewer values than columns.
+    Raises InputError for other files than CSV, a missing column, or missing or further values.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -190,11 +185,7 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[st
 
 
 def volume_key(line: dict[str, str], where: str) -> VolumeKey:
-    """Returns the volume of a row.
-
-    Raises:
-      InputError: PatientID, StudyUID or View is empty.
-    """
+    """Returns the volume of a row; raises InputError if PatientID, StudyUID or View is empty."""
     empty = [column for column in VOLUME_COLUMNS if not line[column]]
     if empty:
         raise InputError(where, f"a {' and a '.join(VOLUME_COLUMNS)}", f"no {', '.join(empty)}")

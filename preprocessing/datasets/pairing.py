@@ -67,10 +67,8 @@ class _File:
 def read_decathlon(folder: Path) -> DecathlonSet | None:
     """Reads the dataset.json of the Medical Segmentation Decathlon or of nnU-Net in a folder.
 
-    Returns None if there is none, or one of another kind. nnU-Net's names only the labels.
-
-    Raises:
-      InputError: not JSON, or labels that are not numbers with a name each.
+    Returns None if there is none, or one of another kind. nnU-Net's names only the labels. Raises
+    InputError for other files than JSON, and labels that are not numbers with a name each.
     """
     path = folder / DATASET_FILE
     if not path.is_file():

@@ -50,11 +50,7 @@ class Plane:
 
 
 def plane_of(image: Image, frame: int = 0) -> Plane:
-    """Returns the plane of a frame.
-
-    Raises:
-      InputError: damaged numbers, or a spacing that is not positive.
-    """
+    """Returns the plane of a frame; raises InputError for damaged numbers or a spacing <= 0."""
     spacing = frame_numbers(image, frame, "PixelMeasuresSequence", "PixelSpacing", 2)
     if spacing is None:
         spacing = numbers(image.header, "ImagerPixelSpacing", 2, image.name)
@@ -156,10 +152,8 @@ def stack_slices(
 
     Takes the ImagePositionPatient of each slice [n, 3] in LPS mm, `axes` from `plane_axes`, and the
     step of a single slice. Returns the indices of the kept slices along the normal (of duplicates
-    the first one), the first one's position, and the step between slices, LPS mm.
-
-    Raises:
-      InputError: duplicates, uneven steps or a gantry tilt that `allow` does not name.
+    the first one), the first one's position, and the step between slices, LPS mm. Raises InputError
+    for duplicates, uneven steps or a gantry tilt that `allow` does not name.
     """
     along = positions_mm @ axes[2]
     order = _without_duplicates(np.argsort(along, kind="stable"), along, where, allow)

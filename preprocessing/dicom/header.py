@@ -89,29 +89,26 @@ def read_header(path: str | os.PathLike, identifiers: Collection[str] = ()) -> D
 
     The result has the attributes `pixel_offset`, where pixel data starts, and `pixel_bytes`, the
     bytes from there to the end of the file: 0 without pixel data, negative if the header exceeds
-    the file. No message contains one of the `identifiers`.
-
-    Raises:
-      InputError: not a DICOM file, or a damaged one.
+    the file. Raises InputError for a damaged file or another kind; no message contains one of the
+    `identifiers`.
     """
-    path = Path(path)
+    name = deidentify.RedactedPath(Path(path), identifiers)
     if not is_dicom(path):
-        raise InputError(deidentify.redact_path(path, identifiers), "a DICOM file", what_is(path))
+        raise InputError(name, "a DICOM file", what_is(Path(path)))
     try:
         with open(path, "rb") as file:
             whole = file.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] == _MAGIC
             syntax = read_file_meta_info(path).get("TransferSyntaxUID") if whole else None
             if syntax == uid.DeflatedExplicitVRLittleEndian:
                 # pydicom inflates such files as a whole, without a limit.
-                name = deidentify.redact_path(path, identifiers)
                 raise InputError(name, "a file not deflated as a whole", syntax.name)
             file.seek(0)
             header = dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
             header.pixel_offset = file.tell()
             header.pixel_bytes = os.fstat(file.fileno()).st_size - header.pixel_offset
     except deidentify.DAMAGE as error:
-        name, found = deidentify.redact_path(path, identifiers), type(error).__name__
-        raise InputError(name, "a DICOM header", f"a damaged one ({found})") from None
+        found = f"a damaged one ({type(error).__name__})"
+        raise InputError(name, "a DICOM header", found) from None
     return header
 
 
@@ -180,11 +177,7 @@ def text(header: Dataset, keyword: str) -> str:
 
 
 def integer(header: Dataset, keyword: str, where: object, default: int | None = None) -> int:
-    """Returns the integer value of an element.
-
-    Raises:
-      InputError: missing without a default, or not an integer.
-    """
+    """Returns an element's integer, else the default; raises InputError for anything else."""
     (number,) = numbers(header, keyword, 1, where) or (default,)
     if number is None or number != int(number):
         found = "none" if number is None else f"{number:g}"
@@ -193,11 +186,7 @@ def integer(header: Dataset, keyword: str, where: object, default: int | None = 
 
 
 def numbers(header: Dataset, keyword: str, count: int, where: object) -> tuple[float, ...] | None:
-    """Returns the values of an element; None if it is missing or empty.
-
-    Raises:
-      InputError: not finite numbers, or not `count` of them.
-    """
+    """Returns an element's values, if any; raises InputError unless they are `count` finite numbers."""
     expected = f"{count} finite number{'s' if count > 1 else ''} for {keyword}"
     try:
         value = header.get(keyword)
@@ -212,11 +201,7 @@ def numbers(header: Dataset, keyword: str, count: int, where: object) -> tuple[f
 
 
 def sequence_item(header: Dataset, keyword: str, where: object, index: int = 0) -> Dataset | None:
-    """Returns an item of a sequence; None if there is none.
-
-    Raises:
-      InputError: the element is not a sequence.
-    """
+    """Returns an item of a sequence, if any; raises InputError if the element is no sequence."""
     try:
         items = header.get(keyword)
         return None if items is None or len(items) <= index else items[index]

@@ -55,11 +55,7 @@ def hounsfield(image: Image, frame: int, stored: np.ndarray) -> np.ndarray:
 
 
 def scaling_of(image: Image, frame: int = 0) -> tuple[float, float]:
-    """Returns slope and intercept of a frame; 1 and 0 if the header has none.
-
-    Raises:
-      InputError: damaged numbers, or a slope of 0.
-    """
+    """Returns slope and intercept, by default 1 and 0; raises InputError if damaged or a slope of 0."""
     group = "PixelValueTransformationSequence"
     slope = frame_numbers(image, frame, group, "RescaleSlope", 1) or (1.0,)
     intercept = frame_numbers(image, frame, group, "RescaleIntercept", 1) or (0.0,)
@@ -94,9 +90,7 @@ def stacked(
 
     `places` has the z of each slice; slices with a negative one are left out. The dtype is widened
     to int32 or float32 if a slice needs it. The first axis of the result is contiguous.
-
-    Raises:
-      InputError: infinite values, or no contrast.
+    Raises InputError for infinite values or no contrast.
     """
     voxels, low, high = np.empty((0, 0, 0), dtype), math.inf, -math.inf
     for z, values in zip(places, slices, strict=True):

@@ -81,10 +81,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Software:
-    """Name and version of the program that made a label map, its algorithm, and its model.
-
-    The serial number identifies the model, in at most 64 characters.
-    """
+    """The program that made a label map, and its model's number, in at most 64 characters."""
 
     name: str
     version: str
@@ -95,8 +92,7 @@ class Software:
 def read_source(path: str | os.PathLike, options: ReadOptions = DEFAULTS) -> Source:
     """Reads what a SEG needs from the images of a volume; arguments as for `read_dicom`.
 
-    Raises:
-      InputError: as in `read_dicom`, or headers that do not give the position of each frame.
+    Raises as `read_dicom`, and InputError for headers without the position of each frame.
     """
     path = Path(path)
     if path.is_dir():
@@ -127,10 +123,8 @@ def write_segmentation(
     """Writes a label map, uint8 [x, y, z] of the volume of the source, as a binary DICOM SEG.
 
     `class_names` has a name per label value, background first; each other class becomes a segment
-    numbered like its label value. The file is written atomically.
-
-    Raises:
-      InputError: the source's headers are too damaged to refer to.
+    numbered like its label value. The file is written atomically. Raises InputError if the source's
+    headers are too damaged to refer to.
     """
     # Imported here because it is slow and seldom needed.
     import highdicom as hd

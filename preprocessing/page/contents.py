@@ -42,8 +42,6 @@ class Table:
     """A table that sorts by its columns.
 
     Attributes:
-      title: its heading.
-      columns: its columns.
       rows: the index of the row's case, or None, and a value per column; NaN is undefined.
       first: whether it stands above the charts.
       note: a sentence below the heading.
@@ -119,14 +117,8 @@ def page_content(
 ) -> dict[str, Any]:
     """Returns the content of a page as JSON types.
 
-    Args:
-      task: gives class names and the intensity window.
-      subtitle: one line below the title.
-      cases: `id` and `facts` of each case, pairs of a name and a value shown above its volume.
-      order: indices of the cases in the order in which they are offered, the worst first.
-      tables: in their order on the page.
-      charts: in their order on the page.
-      notes: sentences at the end.
+    Each case has an `id` and `facts`, pairs of a name and a value shown above its volume. `order`
+    has the indices of the cases as they are offered, the worst first; notes stand at the end.
     """
     is_ct = task.image_dtype == "int16"
     windows = {"Task's own": task.intensity_window} | (CT_WINDOWS if is_ct else {})
@@ -153,9 +145,7 @@ def page_content(
 def without_folders(text: str, folders: Iterable[str | Path] = ()) -> str:
     """Returns a message with file names instead of paths, because pages are passed on.
 
-    Args:
-      text: the message.
-      folders: known folders; needed if their names hold spaces.
+    Folders whose names hold spaces are only recognized if they are among `folders`.
     """
     for folder in sorted(map(str, folders), key=len, reverse=True):
         text = text.replace(f"{folder}/", "")

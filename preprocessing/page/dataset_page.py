@@ -42,15 +42,9 @@ def write_verify_page(
     allow: Collection[str] = (),
     volumes: int,
 ) -> None:
-    """Writes the page of a verified data set.
+    """Writes the page of a verified data set, with the `volumes` cases that have most findings.
 
-    Args:
-      path: of the page.
-      inputs: the verified files and folders.
-      report: result of `verify.verify` for them.
-      task: gives classes and intensity window.
-      allow: irregularities to accept, see `preprocessing.convert`.
-      volumes: number of volumes on the page, those with most findings.
+    `report` is the result of `verify.verify` for the same inputs, task and allowances.
     """
     entries = report["cases"]
     cases = find_cases(inputs, need_labels=True)

@@ -13,15 +13,7 @@ from scipy import ndimage
 
 from preprocessing.page.coding import code_image, code_labels
 from preprocessing.tasks import Task
-from preprocessing.volumes.geometry import (
-    TargetGrid,
-    Volume,
-    axis_codes,
-    reoriented,
-    spacing_mm,
-    target_grid,
-    to_target_grid,
-)
+from preprocessing.volumes import geometry
 from preprocessing.volumes.lesions import LesionBox, box_ellipsoid
 
 # Margin around the foreground if a volume is cropped to it.
@@ -80,9 +72,9 @@ def reference_boxes(boxes: Sequence[LesionBox], voxel_mm: tuple[float, float, fl
 
 
 def page_volume(
-    image: Volume | None,
-    reference: Volume | None,
-    prediction: Volume | None,
+    image: geometry.Volume | None,
+    reference: geometry.Volume | None,
+    prediction: geometry.Volume | None,
     task: Task,
     *,
     budget_bytes: int,
@@ -94,14 +86,9 @@ def page_volume(
     The grid is turned to RAS+ and made coarser if it has too many voxels. Labels take the nearest
     voxel, and a region so small that it would vanish keeps one voxel.
 
-    Args:
-      image: intensities [x, y, z], or None.
-      reference: label values on the same grid, or None.
-      prediction: label values on the same grid, or None.
-      task: gives the intensity window and the image's dtype.
-      budget_bytes: of all blocks together.
-      crop: whether to leave out what is further than `MARGIN_MM` from all labels.
-      boxes: drawn over the slices.
+    Takes intensities and label values [x, y, z] on one grid, and boxes to draw over the slices. The
+    budget is that of all blocks together; `crop` leaves out what is further than `MARGIN_MM` from
+    all labels.
     """
     named = {"image": image, "reference": reference, "prediction": prediction}
     given = {name: volume for name, volume in named.items() if volume is not None}
@@ -110,14 +97,14 @@ def page_volume(
     region: tuple[slice, ...] = (slice(None),) * 3
     if crop:
         labels = [volume.voxels for name, volume in given.items() if name != "image"]
-        region = foreground_region(labels, spacing_mm(grid.affine), MARGIN_MM)
+        region = foreground_region(labels, geometry.spacing_mm(grid.affine), MARGIN_MM)
     starts = [axis.start or 0 for axis in region]
     affine = grid.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ starts
     # All parts get the affine of the first: those of one case may differ by a fraction of a voxel.
-    parts = {name: Volume(volume.voxels[region], affine) for name, volume in given.items()}
+    parts = {name: geometry.Volume(volume.voxels[region], affine) for name, volume in given.items()}
     keep = attrs.evolve(task, resampling="keep", spacing_mm=None)
-    native = target_grid(next(iter(parts.values())).voxels.shape, affine, keep)
+    native = geometry.target_grid(next(iter(parts.values())).voxels.shape, affine, keep)
     low, high = task.intensity_window
     knees = low - _KNEE_SHARE * (high - low), high + _KNEE_SHARE * (high - low)
     most_voxels = min(MOST_VOXELS, budget_bytes / BYTES_PER_VOXEL)
@@ -130,18 +117,18 @@ def page_volume(
             if name != "image"
         }
         if image is not None:
-            coded = code_image(to_target_grid(parts["image"], page_task)[0], knees)
+            coded = code_image(geometry.to_target_grid(parts["image"], page_task)[0], knees)
             blocks["image"] = coded.payload
         size = sum(map(len, blocks.values()))
         if size <= budget_bytes or most_voxels < _FEWEST_VOXELS:
             break
         voxels = min(most_voxels, math.prod(native.shape_zyx))
         most_voxels = 0.97 * voxels * budget_bytes / size
-    space = target_grid(native.input_shape, affine, page_task)
+    space = geometry.target_grid(native.input_shape, affine, page_task)
     facts: dict[str, Any] = {
         "shape": list(space.shape_zyx),
         "spacing_mm": list(space.spacing_mm),
-        "orientation": axis_codes(np.array(space.affine)),
+        "orientation": geometry.axis_codes(np.array(space.affine)),
         "file_index": [list(line) for line in _file_lines(space, starts)],
         "file_shape": [whole_shape[axis] for axis in reversed(space.axes)],
         "boxes": [_page_box(box, space, starts) for box in boxes],
@@ -173,7 +160,7 @@ def foreground_region(
     return tuple(region)
 
 
-def coarsened(space: TargetGrid, most_voxels: float) -> tuple[float, float, float]:
+def coarsened(space: geometry.TargetGrid, most_voxels: float) -> tuple[float, float, float]:
     """Returns the finest spacing (x, y, z) in mm at which a grid has at most so many voxels.
 
     The finest axes become coarser first; no axis becomes finer.
@@ -219,15 +206,15 @@ def kept_regions(nearest_zyx: np.ndarray, label_zyx: np.ndarray) -> np.ndarray:
     return result
 
 
-def _labels_on(page_task: Task, volume: Volume, native: TargetGrid) -> np.ndarray:
+def _labels_on(page_task: Task, volume: geometry.Volume, native: geometry.TargetGrid) -> np.ndarray:
     """Returns label values [z, y, x] on the grid of `page_task`."""
-    nearest, grid = to_target_grid(volume, page_task, label=True)
+    nearest, grid = geometry.to_target_grid(volume, page_task, label=True)
     if grid.shape_zyx == native.shape_zyx:
         return nearest
-    return kept_regions(nearest, reoriented(volume.voxels, native))
+    return kept_regions(nearest, geometry.reoriented(volume.voxels, native))
 
 
-def _file_lines(space: TargetGrid, starts: Sequence[int]) -> list[tuple[float, float]]:
+def _file_lines(space: geometry.TargetGrid, starts: Sequence[int]) -> list[tuple[float, float]]:
     """Returns for the page's z, y and x the file's index along that axis as (start, step)."""
     lines = []
     for position, axis in enumerate(space.axes):
@@ -238,7 +225,7 @@ def _file_lines(space: TargetGrid, starts: Sequence[int]) -> list[tuple[float, f
     return lines[::-1]
 
 
-def _page_box(box: Box, space: TargetGrid, starts: Sequence[int]) -> dict[str, Any]:
+def _page_box(box: Box, space: geometry.TargetGrid, starts: Sequence[int]) -> dict[str, Any]:
     """Returns a box with edges in the page's voxels z, y, x; voxel i spans i - 1/2 to i + 1/2."""
     edges = []
     for axis, (start, step) in zip(reversed(space.axes), _file_lines(space, starts), strict=True):
@@ -253,7 +240,7 @@ def _page_box(box: Box, space: TargetGrid, starts: Sequence[int]) -> dict[str, A
     }
 
 
-def _grid_note(native: TargetGrid, space: TargetGrid, *, cropped: bool) -> str:
+def _grid_note(native: geometry.TargetGrid, space: geometry.TargetGrid, *, cropped: bool) -> str:
     """Returns in words how the page's grid differs from the file's."""
     own, shown = (
         " x ".join(f"{mm:.3g}" for mm in each.spacing_mm) + " mm" for each in (native, space)

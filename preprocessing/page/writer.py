@@ -32,27 +32,16 @@ CASE_BYTES = 4_000_000
 
 def add_page_options(parser: argparse.ArgumentParser, which: str) -> None:
     """Adds `--report` and `--report-cases`; `which` says which cases are shown."""
-    parser.add_argument(
-        "--report",
-        metavar="PAGE.html",
-        help="write one HTML page that needs no other file and no network",
+    page = "write one HTML page that needs no other file and no network"
+    parser.add_argument("--report", metavar="PAGE.html", help=page)
+    number = (
+        f"number of {which} whose volumes are on the page; its tables hold all (default: {VOLUMES})"
     )
-    parser.add_argument(
-        "--report-cases",
-        type=int,
-        default=VOLUMES,
-        metavar="N",
-        help=f"number of {which} whose volumes are on the page; its tables hold all "
-        "(default: %(default)s)",
-    )
+    parser.add_argument("--report-cases", type=int, default=VOLUMES, metavar="N", help=number)
 
 
 def check_page_options(arguments: argparse.Namespace) -> None:
-    """Checks the options of `add_page_options`; call before any work.
-
-    Raises:
-      SettingsError: the page is a folder, or the number is below 1.
-    """
+    """Raises SettingsError if the page is a folder or the number below 1; call before any work."""
     if arguments.report_cases < 1:
         raise SettingsError("--report-cases", "a number of at least 1", arguments.report_cases)
     if arguments.report is not None and Path(arguments.report).is_dir():
@@ -75,13 +64,9 @@ def write_page(
 
     The content security policy allows only the page's own script, by its digest, and no connections.
 
-    Args:
-      path: of the page.
-      title: of the page, as plain text.
-      content: see `contents.page_content`.
-      shown: indices of the cases whose volumes are on the page.
-      volume_of: takes the index of a case and its budget in bytes; returns the volume, or None if
-        there is none, and a note about it.
+    Takes a plain title, the content from `contents.page_content` and the indices of the cases whose
+    volumes are shown. `volume_of` takes such an index and a budget in bytes, and returns the volume,
+    or None if there is none, and a note about it.
     """
     script = '"use strict";\n{\n' + "\n".join(map(_static, SCRIPTS)) + "}\n"
     style = _static("page.css")

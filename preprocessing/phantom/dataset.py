@@ -29,10 +29,8 @@ def write_cases(
 
     CT: volume-N.nii.gz and segmentation-N.nii.gz. DBT: PHANTOM-N_VIEW.nii.gz, its _mask.nii.gz, and
     rows of boxes.csv and labels.csv. phantom.json holds the settings and the returned entries: each
-    case's id and voxels per label value.
-
-    Raises:
-      SettingsError: a number is negative, or a case exists and `overwrite` is not given.
+    case's id and voxels per label value. Raises SettingsError if a number is negative, or a case
+    exists and `overwrite` is not given.
     """
     settings = settings or ct.PhantomSettings()
     output = Path(output)

@@ -48,10 +48,8 @@ def beam_runner(
     """Returns the runner and the options for a Beam command line.
 
     Beam's DirectRunner may download a program (Prism), so its in-process engine is used instead. The
-    command's own options serve to suggest one for a misspelled option.
-
-    Raises:
-      SettingsError: an unknown option, or a runner that loses outputs or would download a program.
+    command's own options serve to suggest one for a misspelled option. Raises SettingsError for an
+    unknown option, or a runner that loses outputs or would download a program.
     """
     # Several of Beam's option classes define the same option.
     known = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
@@ -116,10 +114,7 @@ def run_pipeline(
     *,
     progress: bool,
 ) -> int:
-    """Converts (case, split) pairs into a folder and waits until all are done.
-
-    Returns:
-      The number of cases that were already finished in the folder.
+    """Converts (case, split) pairs into a folder; returns how many were already finished there.
 
     Raises:
       PipelineError: a worker failed, for example because the disk is full.

@@ -24,8 +24,6 @@ class CaseVolume:
     """A case on its task's grid.
 
     Attributes:
-      case_id: no patient identifier.
-      source: the case's data set.
       image_zyx: raw intensities [z, y, x] in the task's `image_dtype`.
       label_zyx: label values, uint8 [z, y, x]; for a heat map 1 where it is at least 1/2.
       heat_map_zyx: uint8 [z, y, x], 255 means 1; None where the task's target is labels.
@@ -50,16 +48,9 @@ def read_case_volume(
     A heat map is made from the case's boxes if its data set has a table of boxes, otherwise from its
     mask. Labels are read from label maps only: a box does not say which voxels belong to a lesion.
 
-    Args:
-      image: as read from the case's file.
-      task: classes, target and resampling.
-      allow: names of `preprocessing.errors.ALLOWANCES`.
-
-    Returns:
-      The volume, facts for the manifest (the annotation and its voxels per class), and findings.
-
-    Raises:
-      InputError: the annotation is missing, damaged, or does not match the image.
+    Takes the image as read from the case's file. Returns the volume, facts for the manifest (the
+    annotation and its voxels per class), and findings. Raises InputError if the annotation is
+    missing, damaged, or does not match the image.
     """
     image_zyx, grid = to_target_grid(image, task)
     facts: dict[str, Any]

@@ -46,11 +46,7 @@ def run_settings(settings: ConversionSettings, **further: Any) -> dict[str, Any]
 
 
 def check_output(output: str, overwrite: bool) -> None:
-    """Checks that a new data set may replace what is at `output`.
-
-    Raises:
-      SettingsError: `output` holds a finished data set and `overwrite` is not given, or other files.
-    """
+    """Raises SettingsError if `output` has foreign files, or a data set and `overwrite` is not given."""
     names = storage.list_files(output)
     foreign = [n for n in names if n not in (MANIFEST, TASK, LOCK) and not _RECORDS.match(n)]
     if foreign:
@@ -65,11 +61,8 @@ def partial_folder(output: str, run: dict[str, Any], *, resume: bool) -> Iterato
     """Yields the hidden folder of a run and locks it against other runs.
 
     After an error the folder is kept if it holds the outcome of a case, and deleted otherwise.
-
     With `resume`, what an earlier run with the same settings (see `run_settings`) has left is kept.
-
-    Raises:
-      SettingsError: another run is writing there, or the earlier run had other settings.
+    Raises SettingsError if another run is writing there, or if the earlier run had other settings.
     """
     folder = storage.hidden_beside(output, "partial")
     storage.make_folder(folder)
@@ -118,15 +111,8 @@ def publish(
     Records of no entry are deleted: killed runs and cases that changed their split leave them. If no
     case was converted, only the manifest is written.
 
-    Args:
-      partial: the hidden folder.
-      output: address of the data set.
-      entries: one per case, see `preprocessing.records.case_conversion.convert_case`.
-      run: see `run_settings`.
-      task: written beside the records.
-
-    Returns:
-      The manifest; it does not depend on when or where the conversion ran.
+    Takes the entry of each case (`case_conversion.convert_case`) and the result of `run_settings`.
+    Returns the manifest, which does not depend on when or where the conversion ran.
     """
     splits = {}
     for split in SPLITS:

@@ -57,12 +57,8 @@ def intensity_quantiles(image_zyx: np.ndarray) -> tuple[float, ...]:
     at least `QUANTILE_VOXELS`: every second, third, ... row and column of each slice.
     """
     step = max(1, math.isqrt(image_zyx.size // QUANTILE_VOXELS))
-    sample = image_zyx[:, ::step, ::step].astype(np.int64)
-    lowest = np.iinfo(image_zyx.dtype).min
-    sample -= lowest
-    cumulated = np.cumsum(np.bincount(sample.ravel(order="K")))
-    ranks = [share * (sample.size - 1) for share in INTENSITY_QUANTILES.values()]
-    return tuple(float(np.searchsorted(cumulated, int(r), "right") + lowest) for r in ranks)
+    sample, shares = image_zyx[:, ::step, ::step], list(INTENSITY_QUANTILES.values())
+    return tuple(np.quantile(sample, shares, method="lower").astype(float).tolist())
 
 
 def _cut(volume: CaseVolume, task: Task, origins_zyx: Iterable[tuple[int, ...]]) -> Iterator[Patch]:

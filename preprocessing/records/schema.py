@@ -36,8 +36,6 @@ class Patch:
     Attributes:
       image_zyx: raw intensities [z, y, x].
       label_zyx: label values [z, y, x], uint8.
-      case_id: no patient identifier.
-      source: the case's data set.
       index: number of the patch in its case.
       origin_zyx: the patch's first voxel in the case's grid.
       valid_zyx: extent of the part in the volume, from the first voxel on; the rest is padding.

@@ -28,10 +28,7 @@ def split_by_hash(case_ids: Sequence[str], eval_fraction: float) -> dict[str, st
     A case is in "eval" if its `split_place` is below `eval_fraction` (at least 0, less than 1),
     whatever other cases there are. With two or more cases, though, the one with the lowest place is
     in "eval" unless the fraction is 0, and the one with the highest in "train". A single case is in
-    "train".
-
-    Raises:
-      SettingsError: the fraction is out of range.
+    "train". Raises SettingsError if the fraction is out of range.
     """
     if not 0 <= eval_fraction < 1:
         raise SettingsError("--eval-fraction", "a share from 0 up to below 1", eval_fraction)

@@ -39,11 +39,8 @@ def write_shards(
 ) -> list[Shard]:
     """Writes records to `folder/stem-00000.tfrecord` and following files, each atomically.
 
-    Args:
-      folder: address on one of Beam's file systems.
-      stem: start of the file names.
-      records: serialized examples, consumed one at a time.
-      limit_bytes: largest size of a file; a larger record gets a file of its own.
+    The folder is an address on one of Beam's file systems. Records are consumed one at a time; one
+    larger than `limit_bytes` gets a file of its own.
     """
     shards: list[Shard] = []
     iterator = iter(records)

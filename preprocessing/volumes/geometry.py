@@ -57,11 +57,7 @@ class TargetGrid:
 
 
 def checked_affine(affine: np.ndarray, where: object) -> np.ndarray:
-    """Returns the affine as float64.
-
-    Raises:
-      InputError: not a 4x4 matrix, not finite, or not invertible.
-    """
+    """Returns the affine as float64; raises InputError unless it is 4x4, finite and invertible."""
     affine = np.asarray(affine, np.float64)
     if affine.shape == (4, 4) and np.all(np.isfinite(affine)):
         shortest, longest = SPACING_LIMITS_MM
@@ -95,9 +91,7 @@ def target_grid(shape: tuple[int, ...], affine: np.ndarray, task: Task) -> Targe
 
     Axes are permuted and flipped to RAS+ order with the slice axis last; an oblique grid keeps its
     rotation. A resampled grid has exactly the task's spacing and the same centre as the input.
-
-    Raises:
-      InputError: the affine is not finite or not invertible.
+    Raises as `checked_affine`.
     """
     affine = checked_affine(affine, "affine")
     # A row per input axis: the closest RAS+ axis, and the direction along it.
@@ -146,10 +140,8 @@ def to_target_grid(
 
     Images are interpolated linearly, after Gaussian smoothing against aliasing where the target is
     coarser, to the task's `image_dtype` (rounded and clipped). Label values take the nearest voxel,
-    as uint8. Nothing is copied if neither grid nor dtype change.
-
-    Raises:
-      InputError: the affine is not invertible, or the volume does not have three axes.
+    as uint8. Nothing is copied if neither grid nor dtype change. Raises as `target_grid`, and
+    InputError for a volume without three axes.
     """
     if volume.voxels.ndim != 3:
         raise InputError("volume", "three axes x, y, z", f"shape {volume.voxels.shape}")
@@ -165,10 +157,7 @@ def from_target_grid(array_zyx: np.ndarray, grid: TargetGrid, *, label: bool = T
     """Converts an array [z, y, x] of `grid.shape_zyx` back to the grid and file order of the input.
 
     Label values take the nearest voxel; other values are interpolated linearly, as float32. The
-    first axis of the result is contiguous.
-
-    Raises:
-      InputError: the array does not have the grid's shape.
+    first axis of the result is contiguous. Raises InputError for an array of another shape.
     """
     if tuple(array_zyx.shape) != grid.shape_zyx:
         raise InputError("array", f"shape (z, y, x) {grid.shape_zyx}", tuple(array_zyx.shape))

@@ -64,11 +64,7 @@ def box_ellipsoid(
 
 
 def check_boxes(boxes: Sequence[LesionBox], shape: tuple[int, int, int]) -> None:
-    """Checks that boxes lie inside a volume of this shape (x, y, z).
-
-    Raises:
-      InputError: a box does not; names its table row.
-    """
+    """Raises InputError, with the table row, for a box outside a volume of this shape (x, y, z)."""
     columns, rows, slices = shape
     for box in boxes:
         right, bottom = box.x + box.width, box.y + box.height
@@ -90,10 +86,8 @@ def box_heat_map(boxes: Sequence[LesionBox], grid: TargetGrid) -> np.ndarray:
     """Returns the heat map of boxes on a target grid, uint8 [z, y, x]; maximum on overlaps.
 
     Each ellipsoid (`box_ellipsoid`) is evaluated on the target grid itself, without resampling,
-    with radii of at least `SMALLEST_RADIUS` on grids that are too coarse for the lesion.
-
-    Raises:
-      InputError: see `check_boxes`.
+    with radii of at least `SMALLEST_RADIUS` on grids that are too coarse for the lesion. Raises as
+    `check_boxes`.
     """
     check_boxes(boxes, grid.input_shape)
     heat_map = np.zeros(grid.shape_zyx, np.uint8)

@@ -73,11 +73,7 @@ def read_label(
 
 
 def check_pair(image: Volume, label: Volume, where: object) -> None:
-    """Checks that an image and its label map are on the same grid.
-
-    Raises:
-      InputError: different shapes, or corners further apart than a tenth of a voxel.
-    """
+    """Raises InputError unless an image and its label map have the same shape and corners."""
     check_shape(label.voxels.shape, image.voxels.shape, where)
     corners = np.stack(np.meshgrid(*((0, n - 1) for n in image.voxels.shape), [1]), -1)
     apart = (corners.reshape(-1, 4) @ (image.affine - label.affine).T)[:, :3]
@@ -91,10 +87,8 @@ def check_pair(image: Volume, label: Volume, where: object) -> None:
 def write_on_grid(path: str | os.PathLike, voxels: np.ndarray, like: str | os.PathLike) -> None:
     """Writes voxels [x, y, z] in their own dtype on the grid of the NIfTI file `like`, atomically.
 
-    Only affine, codes and shape are copied, so that no text of the header is passed on.
-
-    Raises:
-      InputError: `like` is unreadable or has another shape, or `path` is not .nii or .nii.gz.
+    Only affine, codes and shape are copied, so that no text of the header is passed on. Raises
+    InputError if `like` is unreadable or has another shape, or `path` is not .nii or .nii.gz.
     """
     source, shape = read_header(Path(like))
     if tuple(voxels.shape) != shape:

@@ -67,22 +67,14 @@ def read_stored(
 
 
 def read_header(path: Path) -> tuple[nib.Nifti1Header, tuple[int, int, int]]:
-    """Returns the header and size (x, y, z) of a file, without reading its voxels.
-
-    Raises:
-      InputError: missing or damaged file, not NIfTI, or not 3D.
-    """
+    """Returns the header and size (x, y, z) of a file without its voxels; raises as `read_stored`."""
     with _opened(path) as stream:
         header = _header(path, stream)
     return header, _shape(path, header)
 
 
 def check_shape(shape: tuple[int, ...], expected: tuple[int, ...], where: object) -> None:
-    """Checks that a label map has the shape of its image.
-
-    Raises:
-      InputError: it has another shape.
-    """
+    """Raises InputError unless a label map has the shape of its image."""
     if tuple(shape) != tuple(expected):
         wanted = f"a label map of the image's shape {tuple(expected)}"
         raise InputError(where, wanted, f"shape {tuple(shape)}")

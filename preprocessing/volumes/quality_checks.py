@@ -34,13 +34,7 @@ _STEP = 4
 
 @dataclass(frozen=True)
 class Finding:
-    """An observation about a case that the user should know.
-
-    Attributes:
-      severity: ERROR if it prevents conversion, else WARNING.
-      code: the kind of observation, one word.
-      text: what was found, in one line.
-    """
+    """An observation about a case, of one kind (`code`, a word), in one line; ERROR or WARNING."""
 
     severity: str
     code: str
@@ -54,7 +48,6 @@ class CheckedImage:
     Attributes:
       fingerprint: equal for equal voxels, regardless of orientation, compression and position.
       low, high: smallest and largest intensity.
-      findings: all observations.
     """
 
     fingerprint: str
