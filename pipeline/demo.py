@@ -28,6 +28,9 @@ PHANTOM_CASES = 32
 # Outside the numbers of the training cases: no stage before the prediction sees it.
 UNSEEN_CASE = 1000
 STAGE_FOLDERS = ("data", "unseen", "records", "pipeline", "prediction", "scores", ".stages")
+# The picture and the page of scores of the unseen case.
+OVERLAY = "overlay.png"
+REPORT = "report.html"
 EXAMPLES = (
     "python -m pipeline.demo --output demo",
     "python -m pipeline.demo --output demo_own --input ~/lits/training",
@@ -39,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         "pipeline.demo",
         "From CT volumes to a served segmentation: synthetic cases (or your own), Beam conversion,\n"
-        "TFX pipeline, model server, prediction of an unseen case, its scores and a picture.\n"
+        "TFX pipeline, model server, prediction of an unseen case, its scores, a picture and a page.\n"
         "An interrupted run resumes after its last finished stage; a finished run starts over.",
         EXAMPLES,
     )
@@ -112,9 +115,10 @@ def run_stages(arguments: argparse.Namespace, output: Path, stages: Stages) -> N
         # The port differs in every run, so this stage is never skipped.
         stages.run("predict", [*predict, unseen, output / "prediction"])
     evaluate = ["ahnet_tf.evaluate", "--input", output / "prediction", "--reference", unseen]
-    stages.run("evaluate", [*evaluate, "--output", output / "scores"])
+    evaluate += ["--output", output / "scores", "--report", output / REPORT]
+    stages.run("evaluate", evaluate)
     (overlay,) = (output / "prediction" / "overlays").glob("*.png")
-    shutil.copyfile(overlay, output / "overlay.png")
+    shutil.copyfile(overlay, output / OVERLAY)
 
 
 def hold_one_out(inputs: Sequence[str], task: Task, data: Path, unseen: Path) -> float:
@@ -163,7 +167,7 @@ def is_readable(case: Case, task: Task) -> bool:
 
 
 def summarize(output: Path, stages: Stages) -> dict[str, Any]:
-    """Returns the scores of the predicted case and the cost of each stage."""
+    """Returns the scores of the predicted case, the cost of each stage and where the results are."""
     scores = json.loads((output / "scores" / "scores.json").read_text(encoding="utf-8"))
     pipeline = json.loads((output / "pipeline" / "result.json").read_text(encoding="utf-8"))
     seconds = {name: cost["seconds"] for name, cost in stages.costs.items()}
@@ -178,6 +182,8 @@ def summarize(output: Path, stages: Stages) -> dict[str, Any]:
         # The server runs during the prediction; all other stages run alone.
         "peak_memory_mib": max(memory["server"] + memory["predict"], *memory.values()),
         "peak_memory_mib_by_stage": memory,
+        "picture": str(output / OVERLAY),
+        "page": str(output / REPORT),
         "model": pipeline["pushed"],
     }
 
@@ -189,7 +195,8 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
         dice = summary[f"dice_{name}"]
         print(f"  Dice {name:<8}{'undefined' if dice is None else format(dice, '.3f')}")
     print(f"{summary['seconds_total']:.0f} s, peak memory {summary['peak_memory_mib']} MiB")
-    print(f"picture  {output / 'overlay.png'}")
+    print(f"picture  {summary['picture']}")
+    print(f"page     {summary['page']}")
     print(f"figures  {output / 'summary.json'}")
     print(f"model    {summary['model']}")
 
@@ -197,7 +204,8 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
 def clear(output: Path) -> None:
     """Removes the output of an earlier, finished run; nothing else in the folder."""
     (output / "summary.json").unlink()
-    (output / "overlay.png").unlink(missing_ok=True)
+    for name in (OVERLAY, REPORT):
+        (output / name).unlink(missing_ok=True)
     for name in STAGE_FOLDERS:
         shutil.rmtree(output / name, ignore_errors=True)
 

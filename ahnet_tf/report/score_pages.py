@@ -80,7 +80,8 @@ def write_label_page(
     folders = {file.parent for pair in pairs for file in (pair.prediction, pair.reference)}
     content = page_content(
         task,
-        f"{len(shown)} cases by the measures of LiTS; classes {', '.join(task.class_names[1:])}.",
+        f"{'1 case' if len(shown) == 1 else f'{len(shown)} cases'} by the measures of LiTS; "
+        f"classes {', '.join(task.class_names[1:])}.",
         cases,
         order,
         tables=[by_case, _summary_table(summary), *_problem_table(problems, folders)],

@@ -20,6 +20,7 @@ from preprocessing.errors import InputError, PipelineError
 from preprocessing.files import write_json
 from preprocessing.phantom.dataset import write_cases
 from preprocessing.tasks import load_task
+from tests.page_views import content_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
@@ -68,6 +69,26 @@ def test_summary_and_picture(demo_run):
     assert summary["seconds"]["pipeline"] > 1
     assert (output / "overlay.png").read_bytes().startswith(b"\x89PNG")
     assert "Dice liver" in done.stdout
+    assert summary["picture"] == str(output / "overlay.png")
+    assert summary["picture"] in done.stdout
+
+
+@pytest.mark.slow
+def test_page_has_the_case_with_its_volume_and_scores(demo_run):
+    output, done = demo_run
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["page"] == str(output / "report.html")
+    assert summary["page"] in done.stdout
+    content = content_of(output / "report.html")
+    (case,) = content["cases"]
+    assert case["id"] == summary["case"]
+    assert "volume" in case
+    table = content["tables"][0]
+    ((_, row),) = table["rows"]
+    cells = dict(zip([column["name"] for column in table["columns"]], row, strict=True))
+    assert cells["case"] == summary["case"]
+    assert cells["liver Dice"] == summary["dice_liver"]
+    assert cells["tumour Dice"] == summary["dice_tumour"]
 
 
 @pytest.mark.slow
@@ -146,6 +167,8 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
 
 def test_starting_anew_leaves_what_is_not_the_demos(tmp_path):
     (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "overlay.png").write_bytes(b"")
+    (tmp_path / "report.html").write_text("")
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "records").mkdir()
     clear(tmp_path)
