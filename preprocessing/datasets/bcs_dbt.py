@@ -78,8 +78,7 @@ def dbt_case_id(patient_id: str, study_uid: str, view: str) -> str:
 def read_tables(folder: Path, paths: Sequence[Path] | None = None) -> Tables | None:
     """Reads the tables of a folder, or only those at `paths`; None if there is no boxes table.
 
-    Raises:
-      InputError: a table that is not CSV, or lacks a column; names file and row.
+    Raises InputError, with file and row, for a table that is not CSV or lacks a column.
     """
     files: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.glob("*.csv")) if paths is None else paths:

@@ -21,13 +21,7 @@ from pydicom.uid import BreastTomosynthesisImageStorage
 
 from preprocessing.datasets import pairing
 from preprocessing.datasets.bcs_dbt import cases_of_tables, read_tables
-from preprocessing.datasets.case import (
-    Case,
-    folder_name,
-    redact_case_path,
-    redact_message,
-    safe_id,
-)
+from preprocessing.datasets.case import Case, folder_name, redact_case_path, redact_message, safe_id
 from preprocessing.dicom.deidentify import header_identifiers, is_identifying, pseudonym
 from preprocessing.dicom.header import has_image, is_dicom, read_header, text
 from preprocessing.errors import InputError

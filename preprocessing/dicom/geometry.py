@@ -73,8 +73,7 @@ def frame_numbers(
 ) -> tuple[float, ...] | None:
     """Returns numbers of a frame: from its own functional group, the shared one, or the header.
 
-    Raises:
-      InputError: damaged numbers.
+    Raises as `header.numbers`.
     """
     for groups, index in (
         ("PerFrameFunctionalGroupsSequence", frame),
@@ -112,8 +111,7 @@ def grouped(items: Sequence[T], alike: Callable[[T, T], bool]) -> list[list[T]]:
 def plane_axes(orientation: Sequence[float], where: object) -> np.ndarray:
     """Returns the directions of rows, columns and normal as the rows of a 3x3 array, LPS.
 
-    Raises:
-      InputError: the ImageOrientationPatient is not two orthogonal unit vectors.
+    Raises InputError if the ImageOrientationPatient is not two orthogonal unit vectors.
     """
     row, column = np.asarray(orientation, np.float64).reshape(2, 3)
     lengths = np.linalg.norm(row), np.linalg.norm(column)

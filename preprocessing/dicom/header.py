@@ -135,8 +135,7 @@ def read_image_header(path: str | os.PathLike, identifiers: Collection[str] = ()
 def image_of(path: Path, header: Dataset, identifiers: Collection[str]) -> Image:
     """Returns the image that a header describes; messages do not contain `identifiers`.
 
-    Raises:
-      InputError: not a grey image of integers, or a file too short for it.
+    Raises InputError unless it is a grey image of integers in a file long enough for it.
     """
     name = deidentify.RedactedPath(path, identifiers)
     if "Rows" not in header or "Columns" not in header:

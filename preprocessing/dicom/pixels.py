@@ -33,8 +33,7 @@ TISSUE_HU = (-1000, 3071)
 def stored_frames(images: Sequence[Image]) -> Iterator[np.ndarray]:
     """Yields each frame [row, column] of each file, in order, as stored.
 
-    Raises:
-      InputError: damaged or truncated pixels, or a transfer syntax without a codec.
+    Raises InputError for damaged or truncated pixels, or a transfer syntax without a codec.
     """
     for separately, group in itertools.groupby(
         images, lambda image: image.compressed and image.transfer_syntax != RLELossless

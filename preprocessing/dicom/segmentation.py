@@ -67,7 +67,6 @@ class Source:
     """The DICOM images of a volume, to which a SEG refers.
 
     Attributes:
-      name: their path without identifiers, for messages.
       headers: of the slices in volume order, or of the one multi-frame file.
       places: the z of each frame in the volume; negative if left out.
       rotated: whether the volume has the frames rotated by 180 degrees.

@@ -63,9 +63,7 @@ def to_pixels(image_zyx: np.ndarray, knees: tuple[float, float]) -> tuple[np.nda
 
     At a distance d outside the knees an intensity counts as s log(1 + d / s), with s the share
     `BEND_SHARE` of the range between the knees. The image's own minimum and maximum become 0 and 255.
-
-    Returns:
-      Pixel values, uint8 [z, y, x], and the intensity of each of the 256 values, float64 [256].
+    Returns pixel values, uint8 [z, y, x], and the intensity of each value, float64 [256].
     """
     scale = BEND_SHARE * (knees[1] - knees[0])
     image = image_zyx.astype(np.float32)

@@ -116,8 +116,7 @@ def run_pipeline(
 ) -> int:
     """Converts (case, split) pairs into a folder; returns how many were already finished there.
 
-    Raises:
-      PipelineError: a worker failed, for example because the disk is full.
+    Raises PipelineError if a worker fails, for example because the disk is full.
     """
     # Otherwise the tracebacks are hidden that Beam prints in addition to raising the error.
     debug = logging.getLogger("apache_beam").isEnabledFor(logging.ERROR)

@@ -71,8 +71,7 @@ def spacing_class(slice_spacing_mm: float) -> str:
 def encode_patch(patch: Patch, task: Task) -> bytes:
     """Returns a patch as a serialized tf.train.Example, the same bytes for the same patch.
 
-    Raises:
-      InputError: dtypes, shapes or label values do not match the task.
+    Raises InputError if dtypes, shapes or label values do not match the task.
     """
     where = f"case {patch.case_id}"
     voxels = {IMAGE: patch.image_zyx, LABEL: patch.label_zyx}
@@ -126,10 +125,9 @@ def voxel_features(task: Task) -> dict[str, int]:
 def parse_example(serialized: tf.Tensor, task: Task) -> dict[str, tf.Tensor]:
     """Parses one record; runs in a tf.data graph.
 
-    Returns:
-      `image` [z, y, x, 1] in the task's stored dtype, `label` [z, y, x] uint8, `weight`
-      [z, y, x] float32 (1 in the volume, 0 in the padding), `heat_map` [z, y, x] float32 in [0, 1]
-      if it is the task's target, and every scalar feature by name.
+    Returns `image` [z, y, x, 1] in the task's stored dtype, `label` [z, y, x] uint8, `weight`
+    [z, y, x] float32 (1 in the volume, 0 in the padding), `heat_map` [z, y, x] float32 in [0, 1]
+    if it is the task's target, and every scalar feature by name.
     """
     features = tf.io.parse_single_example(serialized, _specification(task))
     z, y, x = task.patch_shape_zyx

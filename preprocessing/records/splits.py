@@ -44,8 +44,7 @@ def split_by_hash(case_ids: Sequence[str], eval_fraction: float) -> dict[str, st
 def load_splits(path: str | os.PathLike, case_ids: Sequence[str]) -> dict[str, str]:
     """Reads a user's splits, `{"train": [...], "eval": [...]}` with case ids.
 
-    Raises:
-      SettingsError: other JSON, a case in both lists, or an id that is not among `case_ids`.
+    Raises SettingsError for other JSON, a case in both lists, or an id not among `case_ids`.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))

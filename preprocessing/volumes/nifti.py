@@ -34,10 +34,9 @@ _GEOMETRY = (
 def read_image(path: str | os.PathLike) -> Volume:
     """Reads a 3D image as voxels [x, y, z] with the header's scaling applied.
 
-    The dtype is the file's own without scaling, else int16 or int32 if exact, else float32.
-
-    Raises:
-      InputError: a missing or damaged file, not NIfTI or 3D, NaN or infinite or all equal voxels.
+    The dtype is the file's own without scaling, else int16 or int32 if exact, else float32. Raises
+    InputError for a missing or damaged file, one that is not NIfTI or 3D, and voxels that are NaN,
+    infinite or all equal.
     """
     header, voxels = read_stored(Path(path), ratio=MAX_IMAGE_RATIO)
     voxels = _scaled(voxels, header)
