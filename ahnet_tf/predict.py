@@ -84,14 +84,9 @@ def _add_input_options(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--target", metavar="HOST:PORT[/NAME]", help=server_help)
     add("--resume", action="store_true", help="skip cases predicted earlier with these settings")
     add_allow_option(parser)
-    add(
-        "--overlap",
-        type=float,
-        default=PredictionSettings.overlap,
-        metavar="F",
-        help="overlap of neighbouring windows, 0 to below 1 (default %(default)s)",
-    )
-    add("--batch-size", type=int, default=1, metavar="N", help="windows at a time (default 1)")
+    overlap_help = "overlap of neighbouring windows, 0 to below 1"
+    _add_number(parser, "--overlap", PredictionSettings.overlap, "F", overlap_help)
+    _add_number(parser, "--batch-size", PredictionSettings.batch_size, "N", "windows at a time")
     add(
         "--flips",
         default="",
@@ -102,8 +97,7 @@ def _add_input_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_result_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    flag = functools.partial(add, action="store_true")
+    flag = functools.partial(parser.add_argument, action="store_true")
     flag("--largest-component", help="keep only the largest foreground region: liver with tumours")
     flag("--lesions-in-organ", help="remove lesions that don't touch the organ (the liver)")
     flag("--probabilities", help="also write a probability map of each class to OUT/probabilities")
@@ -113,27 +107,21 @@ def _add_result_options(parser: argparse.ArgumentParser) -> None:
         help="also write a DICOM SEG of each DICOM image to OUT/dicom_seg; unlike all other outputs "
         "it contains the patient's name and number, as the standard requires",
     )
-    add(
-        "--smallest-lesion-mm3",
-        type=float,
-        default=PredictionSettings.smallest_lesion_mm3,
-        metavar="V",
-        help="remove smaller lesions; in the organ they become organ (default: none)",
-    )
-    add(
-        "--threshold",
-        type=float,
-        default=DetectionSettings.threshold,
-        metavar="P",
-        help=f"lowest score of a lesion in {LESION_FILE} (default %(default)s)",
-    )
-    add(
-        "--most-lesions",
-        type=int,
-        default=DetectionSettings.most,
-        metavar="N",
-        help=f"largest number of lesions per volume in {LESION_FILE} (default %(default)s)",
-    )
+    smallest_help = "remove smaller lesions; in the organ they become organ"
+    smallest = PredictionSettings.smallest_lesion_mm3
+    _add_number(parser, "--smallest-lesion-mm3", smallest, "V", smallest_help)
+    threshold_help = f"lowest score of a lesion in {LESION_FILE}"
+    _add_number(parser, "--threshold", DetectionSettings.threshold, "P", threshold_help)
+    most_help = f"largest number of lesions per volume in {LESION_FILE}"
+    _add_number(parser, "--most-lesions", DetectionSettings.most, "N", most_help)
+
+
+def _add_number(
+    parser: argparse.ArgumentParser, name: str, default: float, metavar: str, text: str
+) -> None:
+    """Adds an option for a number of the default's type."""
+    text += " (default %(default)s)"
+    parser.add_argument(name, type=type(default), default=default, metavar=metavar, help=text)
 
 
 def _settings(arguments: argparse.Namespace) -> PredictionSettings:

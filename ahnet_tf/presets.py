@@ -51,26 +51,14 @@ class RunConfig:
 # From the paper (arXiv 1711.08580, section 3): Adam, learning rates of 5e-4 for the 2D network and
 # 1e-3 for the 3D one after the transfer, focal loss with gamma 2. Ours: class weights, number of
 # steps, warm-up and decay of the learning rate, augmentation.
+_FULL = {"class_weights": [0.2, 1.0, 3.0], "steps": 40000, "warmup_steps": 500}
 _CT_LIVER = {
-    "2d": {
-        "architecture": "mcgcn",
-        "learning_rate": 5e-4,
-        "class_weights": [0.2, 1.0, 3.0],
-        "steps": 40000,
-        "warmup_steps": 500,
-    },
-    "3d": {
-        "architecture": "ahnet",
-        "learning_rate": 1e-3,
-        "class_weights": [0.2, 1.0, 3.0],
-        "steps": 40000,
-        "warmup_steps": 500,
-    },
+    "2d": _FULL | {"architecture": "mcgcn", "learning_rate": 5e-4},
+    "3d": _FULL | {"architecture": "ahnet", "learning_rate": 1e-3},
 }
 
 # A quarter of the width and one bottleneck in each stage, for minutes of training on two cores with
-# patches of 16 x 128 x 128 at 2.5 x 2.5 x 5 mm (task ct_liver_small). A patch holds the whole plane,
-# where left and right distinguish organs, so there is no mirroring. A background weight of 0.5 made
+# patches of 16 x 128 x 128 at 2.5 x 2.5 x 5 mm (task ct_liver_small). A background weight of 0.5 made
 # livers too wide, 1 too narrow.
 _SMALL = {
     "width": 0.25,
@@ -78,7 +66,6 @@ _SMALL = {
     "growth": 8,
     "batch_size": 2,
     "class_weights": [0.75, 1.0, 4.0],
-    "flip_probability": 0.0,
     "warp_probability": 0.0,
     "intensity_gamma": 0.0,
     "padding_probability": 0.15,
@@ -86,11 +73,13 @@ _SMALL = {
     "log_every": 5,
     "checkpoint_every": 100,
 }
+_SMALL_STAGES = {
+    "2d": {"architecture": "mcgcn", "learning_rate": 2e-3, "steps": 150, "evaluate_every": 150},
+    "3d": {"architecture": "ahnet", "learning_rate": 4e-3, "steps": 900, "evaluate_every": 450},
+}
+# A patch holds the whole plane, where left and right distinguish organs, so there is no mirroring.
 _CT_LIVER_SMALL = {
-    "2d": _SMALL
-    | {"architecture": "mcgcn", "learning_rate": 2e-3, "steps": 150, "evaluate_every": 150},
-    "3d": _SMALL
-    | {"architecture": "ahnet", "learning_rate": 4e-3, "steps": 900, "evaluate_every": 450},
+    stage: _SMALL | own | {"flip_probability": 0.0} for stage, own in _SMALL_STAGES.items()
 }
 
 # From the paper, for lesions in breast tomosynthesis: focal loss on the heat map, gamma 2. Ours: the
@@ -104,16 +93,11 @@ _DBT = {
     "elastic_mm": 0.5,
     "elastic_grid_mm": 6.0,
 }
-_DBT_LESION = {stage: _CT_LIVER[stage] | _DBT for stage in STAGES}
+_DBT_LESION = {stage: own | _DBT for stage, own in _CT_LIVER.items()}
 
 # Minutes on two cores, for patches of 16 x 96 x 96 at 0.8 x 0.8 x 1 mm (task dbt_lesion_small).
-_DBT_SMALL = {name: value for name, value in _SMALL.items() if name != "flip_probability"} | _DBT
-_DBT_LESION_SMALL = {
-    "2d": _DBT_SMALL
-    | {"architecture": "mcgcn", "learning_rate": 2e-3, "steps": 150, "evaluate_every": 150},
-    "3d": _DBT_SMALL
-    | {"architecture": "ahnet", "learning_rate": 4e-3, "steps": 800, "evaluate_every": 400},
-}
+_DBT_LESION_SMALL = {stage: _SMALL | own | _DBT for stage, own in _SMALL_STAGES.items()}
+_DBT_LESION_SMALL["3d"] |= {"steps": 800, "evaluate_every": 400}
 
 PRESETS = {
     "ct_liver": _CT_LIVER,

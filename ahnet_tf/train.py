@@ -34,7 +34,7 @@ stopped (SIGTERM or Ctrl-C, after which it saves). Several workers share the ste
 describes them.
 
 Writes RUN/settings.json (every setting, for --config), RUN/mcgcn and RUN/ahnet (best network,
-history.csv, curves.png, evaluation.json with Dice per case, overlay.png, tensorboard/, last/),
+history.csv, evaluation.json with Dice per case, overlay.png, tensorboard/, last/),
 RUN/ahnet/transfer.txt."""
 
 EXAMPLES = (

@@ -11,7 +11,6 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ahnet_tf.training.logs import MAIN, SECOND
 from benchmarks.comparison_plan import (
     DBT_PIXEL_MM,
     PHANTOMS,
@@ -35,6 +34,7 @@ MEASURES = {
     },
 }
 WIDTH_INCHES, DPI = 11.0, 110
+MAIN, SECOND = "#0072B2", "#D55E00"
 
 
 def summarise(results: Sequence[Mapping[str, Any]], plan: Plan) -> dict[str, Any]:

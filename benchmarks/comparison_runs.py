@@ -145,7 +145,7 @@ def score_network(folder: Path, plan: Plan, task_name: str) -> dict[str, float]:
     predictor = open_predictor(folder)
     # The 2D networks get whole patches too, so that every slice has its neighbours.
     window = TASKS[task_name].patch_shape_zyx
-    settings = dataclasses.replace(predictor.settings, window_shape_zyx=window)
+    settings = attrs.evolve(predictor.settings, window_shape_zyx=window)
     predictor = dataclasses.replace(predictor, settings=settings)
     numbers = range(FIRST["unseen"], FIRST["unseen"] + plan.unseen)
     return {"ct": _ct_scores, "dbt": _dbt_scores}[task_name](predictor, numbers)

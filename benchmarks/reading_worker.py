@@ -66,7 +66,7 @@ def train(folder, eval_folder, task, model, training, output, repeats):
     from ahnet_tf.data.records import find_records
     from ahnet_tf.networks import build_network
     from ahnet_tf.networks.factory import precision
-    from ahnet_tf.training.distribution import mirrored_strategy
+    from ahnet_tf.training.distribution import training_strategy
     from ahnet_tf.training.logs import read_history
     from ahnet_tf.training.optimizer import make_optimizer
     from ahnet_tf.training.train_step import make_train_step
@@ -76,7 +76,7 @@ def train(folder, eval_folder, task, model, training, output, repeats):
 
     files, task = find_records(folder), task_from_dict(task)
     model_config, config = from_dict(ModelConfig, model), from_dict(TrainingConfig, training)
-    strategy = mirrored_strategy(1)
+    strategy = training_strategy(1)
     with strategy.scope(), precision(config.precision):
         network = build_network(model_config, seed=0)
     step = make_train_step(

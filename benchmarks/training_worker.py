@@ -26,13 +26,13 @@ def prepare(name, model, training, shape_zyx):
     from ahnet_tf.config import ModelConfig, TrainingConfig
     from ahnet_tf.networks import build_network
     from ahnet_tf.networks.factory import precision
-    from ahnet_tf.training.distribution import mirrored_strategy
+    from ahnet_tf.training.distribution import training_strategy
     from ahnet_tf.training.optimizer import WeightAverage, make_optimizer
     from ahnet_tf.training.train_step import make_train_step
     from preprocessing.settings import from_dict
 
     model_config, config = from_dict(ModelConfig, model), from_dict(TrainingConfig, training)
-    strategy = mirrored_strategy(config.replicas)
+    strategy = training_strategy(config.replicas)
     with strategy.scope(), precision(config.precision):
         network = build_network(model_config, seed=0)
     optimizer = make_optimizer(strategy, network, config)

@@ -129,9 +129,7 @@ def elastic_displacement(
     return tf.einsum("yi,xj,ijc->yxc", along_y, along_x, control_mm)
 
 
-def warp_in_plane(
-    arrays: dict[str, tf.Tensor], source: tf.Tensor, outside_value: float
-) -> dict[str, tf.Tensor]:
+def warp_in_plane(arrays: Arrays, source: tf.Tensor, outside_value: float) -> Arrays:
     """Returns a patch's arrays resampled in the plane: linearly, labels from the nearest voxel.
 
     A voxel keeps its weight if every voxel that is interpolated into it has weight; elsewhere the image
@@ -164,9 +162,7 @@ def warp_in_plane(
     return _fill_outside(result, inside, outside_value)
 
 
-def warp_along_z(
-    arrays: dict[str, tf.Tensor], source_z: tf.Tensor, outside_value: float
-) -> dict[str, tf.Tensor]:
+def warp_along_z(arrays: Arrays, source_z: tf.Tensor, outside_value: float) -> Arrays:
     """Returns a patch's arrays resampled along z, with padding as in `warp_in_plane`.
 
     Args:
@@ -295,9 +291,7 @@ def _pad_end(arrays: Arrays, cut: tf.Tensor, length: tf.Tensor, task: Task) -> A
     }
 
 
-def _fill_outside(
-    arrays: dict[str, tf.Tensor], inside: tf.Tensor, outside_value: float
-) -> dict[str, tf.Tensor]:
+def _fill_outside(arrays: Arrays, inside: tf.Tensor, outside_value: float) -> Arrays:
     """Returns interpolated arrays with padding wherever padding or the outside was mixed in."""
     kept = (arrays["weight"] >= 1 - TOLERANCE_VOXELS) & inside
     result = {name: values * tf.cast(kept, values.dtype) for name, values in arrays.items()}

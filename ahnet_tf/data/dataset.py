@@ -119,12 +119,7 @@ def evaluation_dataset(
     """Returns the patches of a split once, in order, in batches of `batch_size` over all replicas.
 
     The last batch is filled with copies of weight 0, so that every replica gets the same share.
-
-    Args:
-      files: record files of the split.
-      task: what the records hold.
-      batch_size: patches a batch, over all replicas together.
-      context: the worker that reads, and its number of replicas, as in `training_dataset`.
+    Arguments as in `training_dataset`.
 
     Returns:
       A dataset of `image`, `label`, `weight` as in `training_dataset`, `case_id` [b] string and

@@ -65,13 +65,9 @@ class RecordSummary:
 def scan_records(
     files: Sequence[str], task: Task, *, tiled: bool = False, progress: bool = False
 ) -> RecordSummary:
-    """Reads every record once and checks that it fits the task.
+    """Reads every record of a split once and checks that it fits the task.
 
-    Args:
-      files: record files of one split.
-      task: what the records should hold.
-      tiled: also check that the patches of each case have as many voxels as its volume.
-      progress: show a progress bar.
+    With `tiled` the patches of each case must also have as many voxels as its volume.
 
     Raises:
       InputError: no files, an unreadable file, no records, a record of another patch size or

@@ -53,17 +53,10 @@ def predict_case(
 ) -> dict[str, Any]:
     """Predicts a case with an image and writes its outputs; returns its entry of the record.
 
-    An error of the case itself is printed and recorded, and only raised with `debug`.
-
-    Args:
-      case: the case.
-      predictor: the network.
-      settings: settings of the prediction.
-      output: folder of the predictions.
-      draw: draws a case with its label map [x, y, z]; returns the picture's name in `output`.
-      dicom_seg: also write a DICOM SEG that names this software; the image must be DICOM.
-      allow: names of `preprocessing.errors.ALLOWANCES`.
-      debug: raise every error.
+    An error of the case itself is printed and recorded, and only raised with `debug`. `draw` draws a
+    case with its label map [x, y, z] and returns the picture's name in `output`; `dicom_seg` is the
+    software that a DICOM SEG, which needs a DICOM image, names; `allow` is among `ALLOWANCES` of
+    `preprocessing.errors`.
 
     Raises:
       OSError: the disk is full.
@@ -113,16 +106,10 @@ def write_record(
     cases: Sequence[Case],
     entries: dict[str, dict[str, Any]],
 ) -> None:
-    """Writes the record of the finished cases, and the table of all their lesions.
+    """Writes the record of a run, `record` with the entries of its finished cases, and their lesions.
 
-    The columns are those of BCS-DBT's predictions. PatientID, StudyUID and View come from the tables
-    of the data set; without tables, the case id is used.
-
-    Args:
-      output: folder of the predictions.
-      record: models and settings of the run.
-      cases: all cases of the run.
-      entries: what `predict_case` returned for the finished ones, by case id.
+    The table's columns are those of BCS-DBT's predictions. PatientID, StudyUID and View come from the
+    tables of the data set; without tables, the case id is used.
     """
     done = [(case, entries[case.case_id]) for case in cases if case.case_id in entries]
     write_json(output / RECORD_FILE, record | {"cases": [entry for _, entry in done]})

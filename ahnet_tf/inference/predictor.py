@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import numpy as np
 
 from ahnet_tf.config import ModelConfig
 from preprocessing.errors import ModelError, ServingError
 from preprocessing.settings import from_dict, to_dict
-from preprocessing.tasks import Task, load_task, task_from_dict
+from preprocessing.tasks import Task, load_task
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -37,7 +37,7 @@ _ADDRESS = re.compile(
 )
 
 
-@dataclass(frozen=True)
+@attrs.frozen
 class ExportSettings:
     """All that is needed to run a model, stored with every export.
 
@@ -52,18 +52,12 @@ class ExportSettings:
     task: Task
     model: ModelConfig
     window_shape_zyx: tuple[int, int, int]
-    versions: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = attrs.field(factory=dict)
     precision: str = "float32"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as plain JSON types."""
-        return {
-            "task": self.task.to_dict(),
-            "model": to_dict(self.model),
-            "window_shape_zyx": list(self.window_shape_zyx),
-            "versions": dict(self.versions),
-            "precision": self.precision,
-        }
+        return to_dict(self)
 
 
 def settings_from_json(text: str | bytes, where: object) -> ExportSettings:
@@ -73,7 +67,7 @@ def settings_from_json(text: str | bytes, where: object) -> ExportSettings:
       ModelError: it is not JSON, or an entry is missing or unknown.
       SettingsError: a setting of the task or of the network is out of range.
     """
-    names = [item.name for item in dataclasses.fields(ExportSettings)]
+    names = list(attrs.fields_dict(ExportSettings))
     try:
         content = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -81,13 +75,7 @@ def settings_from_json(text: str | bytes, where: object) -> ExportSettings:
     if not isinstance(content, dict) or sorted(content) != sorted(names):
         found = ", ".join(content) if isinstance(content, dict) else type(content).__name__
         raise ModelError(where, f"the entries {', '.join(names)}", found or "none")
-    return ExportSettings(
-        task=task_from_dict(content["task"], where),
-        model=from_dict(ModelConfig, content["model"], where),
-        window_shape_zyx=tuple(content["window_shape_zyx"]),
-        versions=content["versions"],
-        precision=content["precision"],
-    )
+    return from_dict(ExportSettings, content, where)
 
 
 @dataclass(frozen=True)

@@ -77,11 +77,7 @@ def segment_volume(
     If the task resamples, probabilities are resampled to the volume's grid (linearly) before the
     most probable class is chosen, which gives smoother borders than resampled labels.
 
-    Args:
-      volume: raw intensities [x, y, z] as on disk.
-      predictor: the network, with the task it was trained for.
-      settings: the defaults if None.
-      progress: called after each batch with (windows in the batch, windows in total).
+    The volume has raw intensities [x, y, z] as on disk; `progress` is as in `predict_slabs`.
 
     Raises:
       ModelError: the network's output does not fit its task.

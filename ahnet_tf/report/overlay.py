@@ -203,9 +203,7 @@ def _draw(axes: Axes, plane: Plane, intensity_window: tuple[float, float], class
         area[prediction == value] = to_rgba(class_colour(value), FILL_OPACITY)
         axes.imshow(area, interpolation="nearest", **placed)
         _outline(axes, outlined == value, plane.size_mm, class_colour(value))
-    axes.set_xlim(0, width)
-    axes.set_ylim(0, height)
-    axes.set_aspect("equal")
+    axes.set(xlim=(0, width), ylim=(0, height), aspect="equal")
     axes.set_axis_off()
     axes.set_title(plane.name, color=TEXT, fontsize=10, loc="left", pad=4)
     left, right, bottom, top = plane.letters
@@ -227,11 +225,10 @@ def _outline(axes: Axes, mask: np.ndarray, size_mm: tuple[float, float], colour:
         return
     # A rim of background closes outlines at the edge of the picture.
     padded = np.pad(mask, 1).astype(np.float64)
-    x, y = (
-        (np.arange(-1, count + 1) + 0.5) * size / count
-        for count, size in zip(mask.shape[::-1], size_mm, strict=True)
-    )
-    lines = axes.contour(x, y, padded, levels=[0.5], colors=[colour], linewidths=1.4)
+    (width, height), (rows, columns) = size_mm, mask.shape
+    x, y = width / columns, height / rows
+    placed: dict[str, Any] = {"origin": "lower", "extent": (-x, width + x, -y, height + y)}
+    lines = axes.contour(padded, levels=[0.5], colors=[colour], linewidths=1.4, **placed)
     lines.set_path_effects(
         [patheffects.Stroke(linewidth=2.4, foreground="#00000080"), patheffects.Normal()]
     )

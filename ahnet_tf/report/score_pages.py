@@ -44,16 +44,9 @@ def write_label_page(
 ) -> None:
     """Writes the page of scored label maps, the worst cases first.
 
-    Args:
-      path: the HTML file to write.
-      pairs: files of the cases; those without scores are left out.
-      scores: scores by case.
-      rows: the lines of `scores.csv` by case.
-      summary: result of `summary.summarise`.
-      task: gives classes and intensity window.
-      volumes: number of cases whose volumes are on the page.
-      problems: messages on cases that were not scored; those on unusable images are added.
-      notes: sentences at the end of the page.
+    Scores and `rows`, the lines of `scores.csv`, are by case; pairs without them are left out. `volumes`
+    is the number of cases whose volumes are on the page. `problems` says why cases were not scored;
+    those of unusable images are added.
     """
     shown = [pair for pair in pairs if pair.case_id in rows]
     own = [rows[pair.case_id] for pair in shown]

@@ -37,12 +37,7 @@ def remove_unfinished(manager: tf.train.CheckpointManager) -> None:
 
 
 def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Callable[[str], None]) -> None:
-    """Restores the newest readable checkpoint in a folder.
-
-    Args:
-      checkpoint: what is restored.
-      folder: with at least one checkpoint.
-      say: called with a line on each damaged checkpoint.
+    """Restores the newest readable checkpoint in a folder that has one; `say` tells of damaged ones.
 
     Raises:
       ModelError: the checkpoint is of another network or training, or none can be read.

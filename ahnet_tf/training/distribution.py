@@ -135,18 +135,13 @@ def set_up_devices(replicas: int) -> None:
 def training_strategy(replicas: int) -> tf.distribute.Strategy:
     """Returns the strategy over the workers of TF_CONFIG, or over `replicas` devices of this process.
 
-    Raises:
-      SettingsError: see `mirrored_strategy` and `set_up_devices`.
-    """
-    return _multi_worker_strategy() if workers_of().count > 1 else mirrored_strategy(replicas)
-
-
-def mirrored_strategy(replicas: int) -> tf.distribute.MirroredStrategy:
-    """Returns the strategy over `replicas` devices; 0 means all GPUs, or one CPU if there are none.
+    0 replicas are all GPUs, or one CPU if there are none.
 
     Raises:
-      SettingsError: there are fewer devices.
+      SettingsError: there are fewer devices; or see `set_up_devices`.
     """
+    if workers_of().count > 1:
+        return _multi_worker_strategy()
     kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
     devices = [device.name for device in tf.config.list_logical_devices(kind)]
     count = replicas or (len(devices) if kind == "GPU" else 1)

@@ -1,4 +1,4 @@
-"""Records of a training: history.csv, the same numbers for TensorBoard, and curves as a picture."""
+"""Records of a training: history.csv, and the same numbers and pictures for TensorBoard."""
 
 from __future__ import annotations
 
@@ -9,12 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import tensorflow as tf
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from preprocessing.files import atomic_write
-from preprocessing.page.contents import CLASS_COLOURS
 
 # Columns of history.csv and their names in TensorBoard, where the part before "/" makes a group.
 COLUMNS = {
@@ -30,21 +26,16 @@ COLUMNS = {
     "skipped_steps": "training/skipped_steps",
 }
 
-MAIN, SECOND = "#0072B2", "#D55E00"
-
 
 class History:
-    """Appends rows to `history.csv`; an existing file is cut back to the step to resume from.
+    """Appends rows to `history.csv`, which begins with the rows `kept` of an earlier process.
 
     Args:
       path: the file.
       dice_names: names with a column `dice_NAME` and `undefined_NAME` each; empty cells in rows
         of steps that were not evaluated.
-      last_step: rows after this step are dropped, since they will be written again.
-      resumed: the file to resume from, if that is another one.
-
-    Attributes:
-      kept: the rows that were kept.
+      last_step: earlier rows after this step are dropped, since they will be written again.
+      resumed: the file with the earlier rows, if that is another one.
     """
 
     def __init__(
@@ -90,10 +81,6 @@ class Summaries:
     """TensorBoard's event files: history rows as scalars, and pictures.
 
     The scalars of earlier rows are written anew, so that a resumed run shows each step once.
-
-    Args:
-      folder: for TensorBoard's `--logdir`; holds `scalars/` and `pictures/`.
-      rows: the history so far.
     """
 
     def __init__(self, folder: Path, rows: Iterable[Mapping[str, float]]):
@@ -119,47 +106,6 @@ class Summaries:
         with self._pictures.as_default(step=step):
             tf.summary.image(name, tf.io.decode_png(png.read_bytes(), channels=3)[None])
         self._pictures.flush()
-
-
-def curves_png(path: str | Path, rows: Sequence[Mapping[str, float]], title: str) -> None:
-    """Draws loss, Dice, learning rate and throughput over the steps as a PNG.
-
-    Args:
-      path: output, written atomically.
-      rows: see `read_history`.
-      title: headline of the picture.
-    """
-    figure = Figure(figsize=(11.0, 7.0), dpi=110, layout="constrained")
-    figure.suptitle(title)
-    panels = figure.subplots(2, 2, sharex=True).ravel()
-    _line(panels[0], rows, "loss", MAIN)
-    panels[0].set(yscale="log", ylabel="loss")
-    names = [name for name in rows[0] if name.startswith("dice_")]
-    for name, colour in zip(names, CLASS_COLOURS, strict=False):
-        _line(panels[1], rows, name, colour, marker="o")
-    panels[1].set(ylim=(0, 1), ylabel="mean Dice per evaluation case")
-    panels[1].legend([name.removeprefix("dice_") for name in names], loc="lower right")
-    _line(panels[2], rows, "learning_rate", MAIN)
-    panels[2].set(ylabel="learning rate", xlabel="step", ylim=(0, None))
-    _line(panels[3], rows, "patches_per_second", MAIN)
-    panels[3].set(xlabel="step", ylim=(0, None))
-    panels[3].set_ylabel("patches a second", color=MAIN)
-    waiting = panels[3].twinx()
-    _line(waiting, rows, "waiting_share", SECOND)
-    waiting.set(ylim=(0, 1))
-    waiting.set_ylabel("share of time waiting for data", color=SECOND)
-    for axes in panels:
-        axes.grid(alpha=0.3)
-    with atomic_write(path) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))
-
-
-def _line(
-    axes: Axes, rows: Sequence[Mapping[str, float]], name: str, colour: str, marker: str = ""
-) -> None:
-    found = [(row["step"], row[name]) for row in rows if not math.isnan(row[name])]
-    steps, values = zip(*found, strict=True) if found else ((), ())
-    axes.plot(steps, values, color=colour, marker=marker, clip_on=not marker)
 
 
 def _text(value: float) -> str:

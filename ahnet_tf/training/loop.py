@@ -99,7 +99,7 @@ def train_steps(
         _check_finite(sums.numpy().tolist(), step, train_state)
         progress.sums.assign(sums)
         progress.interval_seconds.assign([time.perf_counter() - began, waiting])
-        train_state.save()
+        train_state.manager.save(step)
         saved = step
 
     while True:

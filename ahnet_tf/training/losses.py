@@ -68,12 +68,8 @@ def sigmoid_focal(
     FL = |t - p|^gamma CE(t, p), p = sigmoid(logits): for targets 0 and 1 the focal loss of Lin et al.
     2017, equation 5; for soft targets its continuation (Li et al. 2020, equation 3), least at p = t.
 
-    Args:
-      labels: int [batch, z, y, x]; or soft targets [batch, z, y, x, class], or [batch, z, y, x] for
-        one class.
-      logits: [batch, z, y, x, class], any float dtype.
-      gamma: focusing exponent, at least 0; 0 is cross-entropy.
-      class_weights: a weight for each class; for one class those of background and class.
+    Arguments as in `softmax_focal`. With one class, labels may also be soft targets [batch, z, y, x],
+    and the weights are those of background and class.
     """
     logits = tf.cast(logits, tf.float32)
     targets = class_targets(labels, logits.shape[-1])

@@ -9,7 +9,6 @@ task.json             what the records hold
 history.csv           loss, learning rate, Dice, throughput
 tensorboard/          the same for TensorBoard, with pictures of the evaluations
 overlay.png           prediction of one tile in the last evaluation, if there was any
-curves.png            the history as curves, once the run is complete
 evaluation.json       Dice per case of the best evaluation, if there was any
 transfer.txt          start weights taken from another network, if any
 result.json           the summary; its presence marks the run as complete
@@ -122,12 +121,7 @@ def claim_folder(
 ) -> None:
     """Writes the settings of a run, after checking that an earlier run in the folder had the same.
 
-    Args:
-      output: the run's folder.
-      own: folder that this process writes into; `output` for the chief.
-      model_config: the network.
-      config: how it is trained.
-      task: what the records hold.
+    `own` is the folder that this process writes into, `output` for the chief.
 
     Raises:
       SettingsError: the folder holds a run with other settings.

@@ -52,15 +52,7 @@ class Progress(tf.Module):
 
 @dataclass(frozen=True)
 class TrainState:
-    """Model plus all checkpointed training state.
-
-    Attributes:
-      model: the network.
-      optimizer: see `make_optimizer`.
-      average: of the weights, if they are averaged.
-      progress: step, scores and the unfinished row of the history.
-      manager: saves all of these, and knows the last checkpoint.
-    """
+    """Model plus all checkpointed training state; `manager` saves it, and knows the last checkpoint."""
 
     model: tf.keras.Model
     optimizer: Any
@@ -77,10 +69,6 @@ class TrainState:
         scaled = isinstance(self.optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
         return float(self.optimizer.loss_scale) if scaled else None
 
-    def save(self) -> None:
-        """Writes a checkpoint."""
-        self.manager.save(int(self.progress.step))
-
 
 def make_train_state(
     strategy: tf.distribute.Strategy,
@@ -93,14 +81,9 @@ def make_train_state(
 ) -> TrainState:
     """Returns the train state of a new run, or of one that resumes from its last checkpoint.
 
-    Args:
-      strategy: holds the variables.
-      model_config: the network.
-      config: how it is trained.
-      output: the run's folder, with the checkpoints to resume from.
-      own: folder that this process writes into; `output` for the chief.
-      initial: see `train_network`; used where there is no checkpoint yet.
-      say: prints a line.
+    Checkpoints are read from the run's folder `output` and written to `own`, which is the same for
+    the chief. `initial` (see `train_network`) is used where there is no checkpoint yet; `say` prints
+    a line.
 
     Raises:
       ModelError: `initial` or the checkpoints don't fit.

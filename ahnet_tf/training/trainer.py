@@ -29,7 +29,7 @@ from ahnet_tf.training.distribution import (
     translate_worker_errors,
     workers_of,
 )
-from ahnet_tf.training.logs import History, Summaries, curves_png, read_history
+from ahnet_tf.training.logs import History, Summaries
 from ahnet_tf.training.loop import stop_requests, train_steps
 from ahnet_tf.training.run_folder import (
     HISTORY,
@@ -184,24 +184,20 @@ def _train(
             history.add(row)
             summaries.add(row)
 
+        batches = _batches(run, records, int(progress.step))
+        train_step = make_train_step(
+            run.strategy, model, train_state.optimizer, run.model, config, train_state.average
+        )
+        evaluate = None
+        if config.evaluate_every:
+            evaluate = _evaluation(run, train_state, summaries, case_ids)
         try:
             train_steps(
                 config,
                 train_state,
-                _batches(run, records, int(progress.step)),
-                train_step=make_train_step(
-                    run.strategy,
-                    model,
-                    train_state.optimizer,
-                    run.model,
-                    config,
-                    train_state.average,
-                ),
-                evaluate=(
-                    _evaluation(run, train_state, summaries, case_ids)
-                    if config.evaluate_every
-                    else None
-                ),
+                batches,
+                train_step=train_step,
+                evaluate=evaluate,
                 log=log,
                 stop_request=_stop_request(run),
                 patch_voxels=math.prod(run.task.patch_shape_zyx),
@@ -223,8 +219,6 @@ def _train(
                 save_network(run.own, model, run.model)
         if run.workers.chief:
             write_json(run.output / "last" / "task.json", run.task.to_dict())
-            title = f"{run.model.architecture}, {config.steps} steps"
-            curves_png(run.output / "curves.png", read_history(run.output / HISTORY), title)
             write_result(run.output, run.model, config, train_state)
 
 
@@ -269,8 +263,8 @@ def _evaluation(
         step, picture = int(train_state.progress.step), run.own / "overlay.png"
         with train_state.ema_weights():
             found, tile = evaluate()
-            image = Volume(tile.image_zyx.T, np.diag([*tile.spacing_mm, 1.0]))
-            labels = tile.prediction_zyx.T, tile.label_zyx.T
+            image = Volume(tile["image"][..., 0].T, np.diag([*tile["spacing_mm"], 1.0]))
+            labels = tile["prediction"].T, tile["label"].T
             title = f"{run.model.architecture}, step {step}"
             overlay_case(picture, image, *labels, run.task, title)
             summaries.add_picture(picture, "evaluation", step)

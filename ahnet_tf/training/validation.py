@@ -121,23 +121,6 @@ def mean_over_classes(dice: dict[str, float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-@dataclass(frozen=True)
-class ShownTile:
-    """A tile of the evaluation for the overlay.
-
-    Attributes:
-      image_zyx: raw intensities [z, y, x] float32.
-      label_zyx: true label values [z, y, x] uint8.
-      prediction_zyx: predicted label values [z, y, x] uint8; 0 beyond the volume.
-      spacing_mm: voxel spacing (x, y, z).
-    """
-
-    image_zyx: np.ndarray
-    label_zyx: np.ndarray
-    prediction_zyx: np.ndarray
-    spacing_mm: tuple[float, float, float]
-
-
 def make_evaluation(
     strategy: tf.distribute.Strategy,
     model: tf.keras.Model,
@@ -149,22 +132,16 @@ def make_evaluation(
     case_ids: Collection[str] = (),
     before_batch: Callable[[], None] = lambda: None,
     progress: bool = False,
-) -> Callable[[], tuple[CaseDice, ShownTile]]:
+) -> Callable[[], tuple[CaseDice, dict[str, np.ndarray]]]:
     """Returns the function that predicts every tile of a split and counts voxels by case.
 
     It also returns a tile to show, the same each time: the one with the most voxels of the last class
-    (a liver's tumour), then of the class before; each worker chooses among its own tiles.
+    (a liver's tumour), then of the class before; each worker chooses among its own tiles. The tile has
+    the arrays of `evaluation_dataset` and `prediction`, uint8 [z, y, x], 0 beyond the volume.
 
-    Args:
-      strategy: shares each batch among its replicas.
-      model: network from raw intensities to logits.
-      model_config: decides how logits become classes.
-      task: what the records hold.
-      files: record files whose patches tile their volumes exactly.
-      batch_size: tiles a batch over all replicas, a multiple of them.
-      case_ids: of all cases in `files`; needed by several workers, each of which sees some.
-      before_batch: called before each batch; may raise to end the evaluation.
-      progress: show a progress bar.
+    The files hold patches that tile their volumes exactly; `batch_size` is a multiple of the replicas.
+    Several workers, each of which sees some cases, need `case_ids` of all. `before_batch` may raise to
+    end the evaluation.
     """
 
     def replica_counts(batch: Batch) -> Batch:
@@ -183,9 +160,9 @@ def make_evaluation(
         lambda context: evaluation_dataset(files, task, batch_size=batch_size, context=context)
     )
 
-    def evaluate() -> tuple[CaseDice, ShownTile]:
+    def evaluate() -> tuple[CaseDice, dict[str, np.ndarray]]:
         found = CaseDice(class_labels(task))
-        shown: Any = None
+        shown: dict[str, np.ndarray] = {}
         most = [-1]
         for batch in tqdm(tiles, "evaluating", unit="batch", leave=False, disable=not progress):
             before_batch()
@@ -195,7 +172,8 @@ def make_evaluation(
             # Voxels of each class, the last class first.
             for row, voxels in enumerate(counts[:, model_config.classes - 2 :: -1, 2].tolist()):
                 if voxels > most:
-                    most, shown = voxels, _tile(counted, row)
+                    most = voxels
+                    shown = {name: values[row].numpy() for name, values in counted.items()}
         return _sum_cases(found, case_ids, strategy), shown
 
     return evaluate
@@ -209,12 +187,3 @@ def _sum_cases(
     counts = np.stack([found.counts.get(case_id, zeros) for case_id in ids])
     counts = sum_over_workers(strategy, counts)
     return CaseDice(found.names, dict(zip(ids, counts, strict=True)))
-
-
-def _tile(batch: Batch, row: int) -> ShownTile:
-    return ShownTile(
-        image_zyx=batch["image"][row, ..., 0].numpy(),
-        label_zyx=batch["label"][row].numpy(),
-        prediction_zyx=batch["prediction"][row].numpy(),
-        spacing_mm=tuple(batch["spacing_mm"][row].numpy().tolist()),
-    )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from types import ModuleType
 
+import attrs
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
@@ -60,7 +60,7 @@ def export_model(
       ModelError: the network does not match its configuration or the task.
     """
     _check(model, settings, output)
-    settings = dataclasses.replace(settings, precision=precision)
+    settings = attrs.evolve(settings, precision=precision)
     network = _in_precision(model, settings)
     module, signatures = build_signatures(network, settings)
     with atomic_write(output) as folder:

@@ -1,6 +1,5 @@
 """The predict command: label maps on the grid of the input, bad cases, options, DICOM."""
 
-import dataclasses
 import gzip
 import itertools
 import json
@@ -71,7 +70,7 @@ def test_labels_of_a_resampled_task_are_on_the_input_grid(predictor):
     voxels = np.where(radius < 14, 200, -100).astype(np.int16)
     task = attrs.evolve(predictor.settings.task, resampling="full", spacing_mm=(2.0, 2.0, 4.0))
     coarse = Predictor(
-        dataclasses.replace(predictor.settings, task=task, window_shape_zyx=(8, 16, 16)),
+        attrs.evolve(predictor.settings, task=task, window_shape_zyx=(8, 16, 16)),
         predictor.predict,
     )
     labels = segment_volume(Volume(voxels, np.diag([1.0, 1.0, 2.0, 1.0])), coarse).labels
@@ -83,7 +82,7 @@ def test_labels_of_a_resampled_task_are_on_the_input_grid(predictor):
 def test_every_orientation_is_resampled_identically(predictor):
     """Labels of a volume stored in another order are those of the RAS+ volume, reordered."""
     task = attrs.evolve(predictor.settings.task, resampling="full", spacing_mm=(1.5, 1.5, 3.0))
-    settings = dataclasses.replace(predictor.settings, task=task)
+    settings = attrs.evolve(predictor.settings, task=task)
     coarse = Predictor(settings, predictor.predict)
     voxels, spacing = blobs((13, 11, 5)).astype(np.int16), (1.0, 1.0, 4.0)
     straight = segment_volume(Volume(voxels, np.diag([*spacing, 1.0])), coarse).labels

@@ -1,7 +1,5 @@
 """Means of networks and of mirrored windows, computed by hand; models that do not match."""
 
-import dataclasses
-
 import attrs
 import numpy as np
 import pytest
@@ -33,13 +31,13 @@ def test_the_mean_of_three():
 @pytest.mark.parametrize(
     ("other", "what"),
     [
-        (dataclasses.replace(SETTINGS, task=PRESETS["ct_liver_small"]), "task's name"),
+        (attrs.evolve(SETTINGS, task=PRESETS["ct_liver_small"]), "task's name"),
         (
-            dataclasses.replace(SETTINGS, task=attrs.evolve(SETTINGS.task, outside_value=-1000)),
+            attrs.evolve(SETTINGS, task=attrs.evolve(SETTINGS.task, outside_value=-1000)),
             "task's outside_value",
         ),
-        (dataclasses.replace(SETTINGS, window_shape_zyx=(2, 3, 5)), "window"),
-        (dataclasses.replace(SETTINGS, model=ModelConfig(channels=2)), "channels"),
+        (attrs.evolve(SETTINGS, window_shape_zyx=(2, 3, 5)), "window"),
+        (attrs.evolve(SETTINGS, model=ModelConfig(channels=2)), "channels"),
     ],
 )
 def test_models_that_differ_are_refused(other, what):

@@ -11,7 +11,7 @@ import tensorflow as tf
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.networks import build_network, load_network
 from ahnet_tf.networks.factory import named_weights, precision
-from ahnet_tf.training.distribution import mirrored_strategy
+from ahnet_tf.training.distribution import training_strategy
 from ahnet_tf.training.logs import read_history
 from ahnet_tf.training.optimizer import WeightAverage, make_optimizer
 from ahnet_tf.training.train_step import make_train_step
@@ -31,7 +31,7 @@ def batch_of(*numbers):
 
 
 def learner(config, model_config=MODEL, momentum=0.0):
-    strategy = mirrored_strategy(1)
+    strategy = training_strategy(1)
     with strategy.scope(), precision(config.precision):
         model = build_network(model_config, seed=0)
     optimizer = make_optimizer(strategy, model, config)
