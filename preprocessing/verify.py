@@ -82,7 +82,7 @@ def verify_case(case: Case, task: Task, allow: Collection[str]) -> dict[str, Any
     """Checks one case; never raises for what is in its files.
 
     Returns plain data: always `findings`; as far as the files can be read shape and spacing (in the
-    order of the file), orientation, slice axis, intensities, and voxels per class on the task's grid.
+    file's order), orientation, slice axis, intensities, and voxels per class on the task's grid.
     """
     from preprocessing.datasets.case import redact_case_path
     from preprocessing.datasets.reading import read_case_image

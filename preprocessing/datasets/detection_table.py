@@ -44,7 +44,7 @@ def read_detections(path: Path) -> tuple[dict[VolumeKey, list[Detection]], dict[
     """Reads a table of detected lesions.
 
     Returns the detections of each volume, in the table's order, and the location of its first row,
-    for messages: "predictions.csv, row 2". Raises InputError, with file and row but not the patient,
+    for messages: "predictions.csv, row 2". Raises InputError, with file and row but no patient,
     unless it is CSV with all columns, finite numbers and sizes of at least 0.
     """
     detections: dict[VolumeKey, list[Detection]] = defaultdict(list)

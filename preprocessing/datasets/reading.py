@@ -51,7 +51,7 @@ def read_case_image(case: Case, *, allow: Collection[str] = ()) -> Volume:
 
 
 def read_case_source(case: Case, *, allow: Collection[str] = ()) -> Source:
-    """Reads what a DICOM SEG needs of a DICOM image (`read_source`); raises as `read_case_image`."""
+    """Reads what a DICOM SEG needs of a case whose image is DICOM; raises as `read_case_image`."""
     with _redacted_errors(case):
         options = ReadOptions(case.view, allow, case.identifiers)
         return read_source(_given(case, case.image_path), options)

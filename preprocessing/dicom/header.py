@@ -185,7 +185,7 @@ def integer(header: Dataset, keyword: str, where: object, default: int | None = 
 
 
 def numbers(header: Dataset, keyword: str, count: int, where: object) -> tuple[float, ...] | None:
-    """Returns an element's values, if any; raises InputError unless they are `count` finite numbers."""
+    """Returns an element's values, if any; raises InputError unless `count` finite numbers."""
     expected = f"{count} finite number{'s' if count > 1 else ''} for {keyword}"
     try:
         value = header.get(keyword)

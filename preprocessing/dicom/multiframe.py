@@ -43,8 +43,8 @@ def read_frames(path: str | os.PathLike, options: ReadOptions = DEFAULTS) -> Vol
     orientation.
 
     Raises:
-      InputError: not an image, a damaged or truncated one, a CT without its geometry, or frames that
-        do not form one regular volume (`preprocessing.errors.ALLOWANCES`).
+      InputError: not an image, a damaged or truncated one, a CT without its geometry, or frames
+        that do not form one regular volume (`preprocessing.errors.ALLOWANCES`).
       SettingsError: a view that begins with neither L nor R.
     """
     if options.view and options.view[0].upper() not in "LR":

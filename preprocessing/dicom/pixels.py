@@ -54,7 +54,7 @@ def hounsfield(image: Image, frame: int, stored: np.ndarray) -> np.ndarray:
 
 
 def scaling_of(image: Image, frame: int = 0) -> tuple[float, float]:
-    """Returns slope and intercept, by default 1 and 0; raises InputError if damaged or a slope of 0."""
+    """Returns slope and intercept, or 1 and 0; raises InputError if damaged or the slope is 0."""
     group = "PixelValueTransformationSequence"
     slope = frame_numbers(image, frame, group, "RescaleSlope", 1) or (1.0,)
     intercept = frame_numbers(image, frame, group, "RescaleIntercept", 1) or (0.0,)

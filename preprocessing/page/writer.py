@@ -65,8 +65,8 @@ def write_page(
     The content security policy allows only the page's own script, by its digest, and no connections.
 
     Takes a plain title, the content from `contents.page_content` and the indices of the cases whose
-    volumes are shown. `volume_of` takes such an index and a budget in bytes, and returns the volume,
-    or None if there is none, and a note about it.
+    volumes are shown. `volume_of` takes such an index and a budget in bytes, and returns the
+    volume, or None if there is none, and a note about it.
     """
     script = '"use strict";\n{\n' + "\n".join(map(_static, SCRIPTS)) + "}\n"
     style = _static("page.css")

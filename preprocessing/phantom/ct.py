@@ -75,8 +75,8 @@ def make_case(
 ) -> tuple[Volume, Volume]:
     """Makes one case; the same seed, number and settings always give the same voxels.
 
-    Returns the image (int16 HU) and its label map (uint8: 0 background, 1 liver, 2 tumour), which is
-    exact: it is computed from the shapes, before blur and noise.
+    Returns the image (int16 HU) and its label map (uint8: 0 background, 1 liver, 2 tumour), which
+    is exact: it is computed from the shapes, before blur and noise.
     """
     settings = settings or PhantomSettings()
     random = np.random.default_rng([seed, number])

@@ -34,7 +34,7 @@ TAKEN_OVER = ("convert", "taken_over")
 class ConversionSettings:
     """Everything that, with a case and its split, determines the bytes of its records.
 
-    The seed is that of the training patches; `allow` has names of `preprocessing.errors.ALLOWANCES`.
+    The seed is that of training patches; `allow` has names of `preprocessing.errors.ALLOWANCES`.
     """
 
     task: Task
@@ -48,8 +48,8 @@ def convert_case(
 ) -> dict[str, Any]:
     """Writes a case's records to `folder/split`; a case that can't be read is rejected with a reason.
 
-    The split is "train" for foreground-balanced patches, "eval" for the exact tiling; the folder, on
-    one of Beam's file systems, has a folder for it. Returns the case's entry in the manifest.
+    The split is "train" for foreground-balanced patches, "eval" for the exact tiling; the folder,
+    on one of Beam's file systems, has a folder for it. Returns the case's entry in the manifest.
     """
     entry: dict[str, Any] = {"case_id": case.case_id, "source": case.source}
     if case.problem:

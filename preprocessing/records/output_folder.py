@@ -46,7 +46,7 @@ def run_settings(settings: ConversionSettings, **further: Any) -> dict[str, Any]
 
 
 def check_output(output: str, overwrite: bool) -> None:
-    """Raises SettingsError if `output` has foreign files, or a data set and `overwrite` is not given."""
+    """Raises SettingsError if `output` has other files, or a data set without `overwrite`."""
     names = storage.list_files(output)
     foreign = [n for n in names if n not in (MANIFEST, TASK, LOCK) and not _RECORDS.match(n)]
     if foreign:

@@ -67,7 +67,7 @@ def read_stored(
 
 
 def read_header(path: Path) -> tuple[nib.Nifti1Header, tuple[int, int, int]]:
-    """Returns the header and size (x, y, z) of a file without its voxels; raises as `read_stored`."""
+    """Returns header and size (x, y, z) of a file without its voxels; raises as `read_stored`."""
     with _opened(path) as stream:
         header = _header(path, stream)
     return header, _shape(path, header)
