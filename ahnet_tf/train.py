@@ -49,11 +49,10 @@ EXAMPLES = (
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Adds the options for the settings of a run (see `settings_from`)."""
-    parser.add_argument(
-        "--preset", choices=list(PRESETS), help="base settings (default: the task's preset)"
-    )
-    parser.add_argument("--config", metavar="JSON", help="file of settings, or of some of them")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--preset", choices=list(PRESETS), help="base settings (default: the task's preset)")
+    add("--config", metavar="JSON", help="file of settings, or of some of them")
+    add(
         "--set",
         metavar="NAME=VALUE",
         action="append",
@@ -62,22 +61,18 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         help="a setting of both stages, or of one: 2d.NAME=VALUE, 3d.NAME=VALUE; repeatable "
         "(settings.json of a run lists the names)",
     )
-    parser.add_argument("--steps", type=int, help="optimizer steps of each stage")
-    parser.add_argument("--batch-size", type=int, help="patches a step over all replicas")
-    parser.add_argument("--learning-rate", type=float, help="learning rate after the warm-up")
-    parser.add_argument("--precision", help="float32, mixed_bfloat16 or mixed_float16")
-    parser.add_argument(
+    add("--steps", type=int, help="optimizer steps of each stage")
+    add("--batch-size", type=int, help="patches a step over all replicas")
+    add("--learning-rate", type=float, help="learning rate after the warm-up")
+    add("--precision", help="float32, mixed_bfloat16 or mixed_float16")
+    add(
         "--deterministic",
         action="store_true",
         default=None,
         help="bit-identical weights in repeated runs; slower on GPUs",
     )
-    parser.add_argument(
-        "--replicas", type=int, help="devices that share a step (default: all GPUs, or one CPU)"
-    )
-    parser.add_argument(
-        "--seed", type=int, help="seed of start weights, order of patches and augmentation"
-    )
+    add("--replicas", type=int, help="devices that share a step (default: all GPUs, or one CPU)")
+    add("--seed", type=int, help="seed of start weights, order of patches and augmentation")
 
 
 def settings_from(arguments: argparse.Namespace, task: Task) -> RunConfig:
@@ -101,13 +96,13 @@ def settings_from(arguments: argparse.Namespace, task: Task) -> RunConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = make_parser("ahnet_tf.train", PURPOSE, EXAMPLES)
-    parser.add_argument(
-        "--input", required=True, metavar="RECORDS", help="folder with train/, eval/ and task.json"
-    )
-    parser.add_argument("--output", required=True, metavar="RUN", help="run folder")
-    parser.add_argument("--task", help="preset or JSON file (default: task.json of the records)")
-    parser.add_argument("--stage", choices=["both", *STAGES], default="both", help="default: both")
-    parser.add_argument(
+    add = parser.add_argument
+    input_help = "folder with train/, eval/ and task.json"
+    add("--input", required=True, metavar="RECORDS", help=input_help)
+    add("--output", required=True, metavar="RUN", help="run folder")
+    add("--task", help="preset or JSON file (default: task.json of the records)")
+    add("--stage", choices=["both", *STAGES], default="both", help="default: both")
+    add(
         "--init",
         metavar="START",
         default=SCRATCH,

@@ -49,16 +49,9 @@ def read_files(files: Sequence[str]) -> tf.data.Dataset:
 
 @dataclass(frozen=True)
 class RecordSummary:
-    """Contents of a split.
-
-    Attributes:
-      records: number of patches.
-      tiled_voxels: for each case, the voxels of its patches that lie in the volume.
-      volume_voxels: for each case, the voxels of its volume.
-    """
+    """The number of patches in a split, and the voxels of each case's volume."""
 
     records: int
-    tiled_voxels: dict[str, int]
     volume_voxels: dict[str, int]
 
 
@@ -126,7 +119,7 @@ def scan_records(
                 f"{found} voxels",
                 "Evaluation needs the whole eval split of python -m preprocessing.convert.",
             )
-    return RecordSummary(records, tiled_voxels, volume_voxels)
+    return RecordSummary(records, volume_voxels)
 
 
 def _check_record(where: str, shape: list[int], sizes: Sequence[int], task: Task) -> None:

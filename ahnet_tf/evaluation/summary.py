@@ -54,12 +54,8 @@ def bootstrap_intervals(
     Whole cases are drawn with replacement, the same ones for all measures. Resamples in which a
     measure is undefined are left out for that measure. NaN if fewer than two cases contribute.
 
-    Args:
-      statistic: takes how often each case was drawn, float64 [resample, case]; returns the measures
-        [resample, measure].
-      contributing: number of cases that each measure depends on [measure].
-      cases: number of cases.
-      seed: seed of the random draws.
+    The statistic takes how often each case was drawn, float64 [resample, case], and returns the measures
+    [resample, measure]; `contributing` is the number of cases that each depends on [measure].
     """
     intervals = np.full((len(contributing), 2), np.nan)
     chosen = np.asarray(contributing) >= 2

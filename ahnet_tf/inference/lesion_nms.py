@@ -54,10 +54,7 @@ def detect_lesions(
     voxels of at least half its height that are no nearer to another lesion and within `REACH_MM` along
     each axis; on a training target (`preprocessing.volumes.lesions`) that is the lesion itself.
 
-    Args:
-      heat_map: lesion probabilities [x, y, z], any floating dtype.
-      spacing_mm: voxel spacing (x, y, z).
-      settings: threshold, number and distance; the defaults if None.
+    The heat map holds probabilities [x, y, z] of any floating dtype, and the spacing is (x, y, z).
     """
     settings = settings or DetectionSettings()
     spacing = np.asarray(spacing_mm)
@@ -114,9 +111,8 @@ def _lesion(
         nearer = own_mm <= np.linalg.norm((voxels - other) * spacing_mm, axis=1)
         voxels, own_mm = voxels[nearer], own_mm[nearer]
     first = voxels.min(axis=0)
-    x, y, z = (int(start) for start in first)
-    width, height, depth = (int(size) for size in voxels.max(axis=0) - first + 1)
-    return Detection(score, x, y, z, width, height, depth)
+    sizes = voxels.max(axis=0) - first + 1
+    return Detection(score, *first.tolist(), *sizes.tolist())
 
 
 def _region(heat_map: np.ndarray, peak: np.ndarray, level: float, most: np.ndarray) -> np.ndarray:

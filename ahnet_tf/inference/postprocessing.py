@@ -53,11 +53,7 @@ def remove_small_lesions(
 
 
 def check_has_organ(classes: int) -> None:
-    """Checks that a task of so many classes has an organ.
-
-    Raises:
-      SettingsError: a task of two classes has none.
-    """
+    """Raises SettingsError if a task of so many classes has no organ, as those of two classes."""
     if classes < 3:
         expected = "a task of an organ and its lesions"
         raise SettingsError("--lesions-in-organ", expected, "a task without an organ")

@@ -27,11 +27,7 @@ _Result = TypeVar("_Result")
 
 
 def check_overlap(overlap: float) -> None:
-    """Checks the overlap of neighbouring windows.
-
-    Raises:
-      SettingsError: it is not in [0, 1).
-    """
+    """Raises SettingsError if the overlap of neighbouring windows is not in [0, 1)."""
     if not 0 <= overlap < 1:
         raise SettingsError("overlap", "a fraction from 0 to below 1", overlap)
 

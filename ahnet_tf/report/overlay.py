@@ -145,13 +145,8 @@ def reformatted_plane(
 ) -> Plane:
     """Returns the plane at an index of an axis (0, 1, 2 for z, y, x), turned upright.
 
-    Args:
-      arrays: image and label maps [z, y, x].
-      axis: perpendicular to the plane.
-      index: position along that axis.
-      region: part of the arrays to show; ignored along `axis`.
-      spacing_mm: voxel spacing (x, y, z).
-      orientation: direction in which x, y and z grow, as in "RAS".
+    The arrays are image and label maps [z, y, x]; `region`, the part of them to show, is ignored along
+    `axis`. Spacing is (x, y, z), and the orientation how x, y and z grow, as in "RAS".
     """
     where = tuple(index if other == axis else region[other] for other in range(3))
     rows, columns = (2 - other for other in range(3) if other != axis)

@@ -29,19 +29,14 @@ _EXAMPLE = (
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes that train together, and this one among them.
-
-    Attributes:
-      count: number of processes; 1 without TF_CONFIG.
-      index: of this process; 0 is the chief, which alone writes into the run's folder.
-    """
+    """Number of the processes that train together, 1 without TF_CONFIG, and the index of this one."""
 
     count: int = 1
     index: int = 0
 
     @property
     def chief(self) -> bool:
-        """Whether this process writes the results."""
+        """Whether this process is the one that writes into the run's folder."""
         return self.index == 0
 
 
@@ -76,11 +71,7 @@ def workers_of(environment: Mapping[str, str] = os.environ) -> Workers:
 
 
 def check_alone(what: str) -> None:
-    """Checks that TF_CONFIG does not describe several workers, for work of a single process.
-
-    Raises:
-      SettingsError: it does, or it is damaged.
-    """
+    """Raises SettingsError if TF_CONFIG describes several workers, or is damaged; `what` needs one."""
     workers = workers_of()
     if workers.count > 1:
         remedy = "Run it without TF_CONFIG."
@@ -90,11 +81,9 @@ def check_alone(what: str) -> None:
 def set_up_devices(replicas: int) -> None:
     """Sets logical CPU devices and threads; call before TensorFlow computes anything.
 
+    Without a GPU the CPU is split into so many logical devices as `replicas` (see `TrainingConfig`).
     With several workers in TF_CONFIG it waits for all of them. GPUs that TensorFlow can't use are
     reported on standard error.
-
-    Args:
-      replicas: as in `TrainingConfig`; without a GPU the CPU is split into so many logical devices.
 
     Raises:
       SettingsError: TensorFlow is initialised already with fewer CPU devices; TF_CONFIG is damaged; or

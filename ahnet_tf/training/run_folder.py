@@ -53,9 +53,7 @@ class TrainingResult:
 
     Attributes:
       output: the run's folder, which holds the network of `best_step`.
-      architecture: of the network.
       parameters: number of trainable weights.
-      steps: optimizer steps.
       best_step: step of the best evaluation (highest mean Dice over the foreground classes); the last
         step without evaluations.
       dice: mean Dice per case at that step, by class name; NaN if no case has the class; empty
@@ -63,8 +61,7 @@ class TrainingResult:
       undefined: number of cases without a Dice, by class name.
       loss: mean loss over the last logged steps.
       seconds: time spent training and evaluating, without steps that were repeated after a kill.
-      patches_per_second: median over the logged steps.
-      voxels_per_second: median over the logged steps.
+      patches_per_second, voxels_per_second: medians over the logged steps.
       waiting_share: mean share of the steps' time spent waiting for data.
     """
 
@@ -131,14 +128,10 @@ def claim_folder(
     if path.is_file():
         before = read_object(path)
         # A setting that an earlier version did not have counts as its default.
-        defaults: dict[str, dict[str, Any]] = {
-            "model": to_dict(ModelConfig()),
-            "training": to_dict(TrainingConfig()),
-            "task": {},
-        }
+        defaults = {"model": to_dict(ModelConfig()), "training": to_dict(TrainingConfig())}
         for section, wanted in settings.items():
             for name, value in wanted.items():
-                found = before.get(section, {}).get(name, defaults[section].get(name))
+                found = before.get(section, {}).get(name, defaults.get(section, {}).get(name))
                 if name not in FREE_SETTINGS and found != value:
                     raise SettingsError(
                         path,
@@ -164,7 +157,6 @@ def keep_best(
         save_network(own, model, model_config)
         write_json(own / EVALUATION, without_nan(summary) | {"step": int(progress.step)})
         progress.best_dice.assign(mean)
-        progress.best_step.assign(progress.step)
     return {
         f"{kind}_{name}": value
         for kind in ("dice", "undefined")

@@ -31,8 +31,7 @@ class Progress(tf.Module):
 
     Attributes:
       step: finished steps, int64.
-      best_step: step of the best evaluation, int64.
-      best_dice: its mean Dice over the foreground classes, float64.
+      best_dice: mean Dice of the best evaluation over the foreground classes, float64.
       seconds: spent training and evaluating up to the last row of the history, float64.
       logged: step of the last row of the history, int64.
       sums: of loss, gradient norm and skipped steps since that row, float32 [3].
@@ -42,7 +41,6 @@ class Progress(tf.Module):
     def __init__(self):
         super().__init__()
         self.step = tf.Variable(0, dtype=tf.int64)
-        self.best_step = tf.Variable(0, dtype=tf.int64)
         self.best_dice = tf.Variable(-1.0, dtype=tf.float64)
         self.seconds = tf.Variable(0.0, dtype=tf.float64)
         self.logged = tf.Variable(0, dtype=tf.int64)

@@ -47,16 +47,10 @@ def predicted_classes(logits: tf.Tensor, model_config: ModelConfig) -> tf.Tensor
 def tile_counts(
     label: tf.Tensor, predicted: tf.Tensor, weight: tf.Tensor, classes: int
 ) -> tf.Tensor:
-    """Counts voxels of tiles.
+    """Returns int64 [b, len(class_labels), 3]: the voxels in both, in `predicted` and in `label`.
 
-    Args:
-      label: true classes [b, z, y, x], any whole type.
-      predicted: predicted classes [b, z, y, x].
-      weight: [b, z, y, x]; voxels of weight 0 don't count.
-      classes: number of classes, background included.
-
-    Returns:
-      int64 [b, len(class_labels), 3]: voxels in both, in `predicted`, in `label`.
+    Both hold classes [b, z, y, x] of any whole type; voxels of weight [b, z, y, x] 0 don't count. The
+    number of classes includes the background.
     """
     inside = weight > 0
     label, predicted = tf.cast(label, tf.int32), tf.cast(predicted, tf.int32)

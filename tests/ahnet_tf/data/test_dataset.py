@@ -158,14 +158,13 @@ def test_workers_share_each_batch_of_the_evaluation(files):
 def test_scan_counts_records_and_voxels(files):
     summary = scan_records(files, TASK)
     assert summary.records == 7
-    assert summary.tiled_voxels == {"case-0": 7 * 48}
     assert summary.volume_voxels == {"case-0": 48}
 
 
 def test_scan_requires_eval_patches_to_tile_each_volume(tmp_path, files):
     tiles = [patch(0, volume=(2, 4, 9)), patch(1, valid=(2, 4, 3), volume=(2, 4, 9))]
     whole = [write(tmp_path / "whole.gz", tiles)]
-    assert scan_records(whole, TASK, tiled=True).tiled_voxels == {"case-0": 72}
+    assert scan_records(whole, TASK, tiled=True).volume_voxels == {"case-0": 72}
     with pytest.raises(InputError, match="72 voxels exactly, found 48 voxels"):
         scan_records([write(tmp_path / "part.gz", tiles[:1])], TASK, tiled=True)
 
