@@ -14,11 +14,8 @@ ROOT = Path(__file__).parents[1]
 def code_version(module: str) -> str:
     """Returns a digest of a module and of all modules of this project that it imports.
 
-    Imports inside functions count, and so do Jinja templates named after a module. Other packages
-    do not: their versions are locked.
-
-    Args:
-      module: for example "pipeline.components.trainer"; it is read, not imported.
+    The module is read, not imported. Imports inside functions count, and so do Jinja templates
+    named after a module. Other packages do not: their versions are locked.
     """
     digest = hashlib.sha256()
     for name, path in sorted(sources(module).items()):

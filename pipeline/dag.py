@@ -44,7 +44,7 @@ def create_pipeline(
 
     Args:
       settings: data and output may lie on another machine or in an object store.
-      metadata: the metadata store; None if the engine brings its own.
+      metadata: None if the engine brings its own store.
       has_metadata: components can query a store. Otherwise a new model is compared with the one
         pushed last instead of the one blessed last, and nothing is cached.
       beam_arguments: Beam's command line.
@@ -67,8 +67,7 @@ def create_pipeline(
     nodes = [source, *checks]
     learned = examples
     if settings.spans:
-        spans = settings.spans
-        newest = _resolver("NewestSpans", resolvers.NewestSpans, examples, spans=spans)
+        newest = _resolver("NewestSpans", resolvers.NewestSpans, examples, spans=settings.spans)
         newest.add_upstream_node(gate)
         nodes.append(newest)
         learned = newest.outputs["examples"]

@@ -121,11 +121,10 @@ def run_stages(arguments: argparse.Namespace, output: Path, stages: Stages) -> N
     shutil.copyfile(overlay, output / OVERLAY)
 
 
-def hold_one_out(inputs: Sequence[str], task: Task, data: Path, unseen: Path) -> float:
+def hold_one_out(inputs: Sequence[str], task: Task, data: Path, unseen: Path) -> None:
     """Links the user's cases into `data`, and the last readable one into `unseen`.
 
-    With only two cases, the one in the eval split is also predicted: it is not trained on. Returns
-    0.0, the peak memory in MiB.
+    With only two cases, the one in the eval split is also predicted: it is not trained on.
 
     Raises:
       InputError: fewer than two readable labelled cases.
@@ -152,7 +151,6 @@ def hold_one_out(inputs: Sequence[str], task: Task, data: Path, unseen: Path) ->
         for path in filter(None, (case.image_path, case.label_path)):
             (place / path.name).symlink_to(path.resolve())
     print(f"{len(cases)} cases; {held_out.case_id} is held out of training and predicted last")
-    return 0.0
 
 
 def is_readable(case: Case, task: Task) -> bool:

@@ -18,13 +18,13 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.configs import PipelineSettings, beam_arguments
-from pipeline.kubeflow.cluster import OBJECT_STORE, KubeflowSettings, read_settings
+from pipeline.kubeflow.cluster import DEFAULT_POD, OBJECT_STORE, KubeflowSettings
 from pipeline.local_runner import OPTIONS_VARIABLE
 from pipeline.options import add_pipeline_options, pipeline_settings
 from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import SettingsError
 from preprocessing.files import write_json
-from preprocessing.settings import one_of, to_dict
+from preprocessing.settings import check_names, load_settings, one_of, to_dict
 
 ENGINES = ("kubeflow", "vertex")
 # Pipeline names that both engines accept.
@@ -46,28 +46,17 @@ EXAMPLES = (
     "    --task ct_liver --output compiled",
     "python -m pipeline.kubeflow_runner --cluster kubeflow.json --engine vertex \\",
     "    --input gs://bucket/records --task ct_liver --output compiled",
-    "",
-    "by the tfx command line, which reads the options from the environment:",
-    f"  export {OPTIONS_VARIABLE}='--cluster kubeflow.json --input ... --output compiled'",
-    "  tfx pipeline compile --engine=kubeflow --pipeline_path=pipeline/kubeflow_runner.py",
-    "",
-    "run every container command of a compiled pipeline on this machine:",
-    "  python -m pipeline.kubeflow.rehearsal compiled/ahnet.yaml --output rehearsal",
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = make_parser("pipeline.kubeflow_runner", PURPOSE, EXAMPLES)
-    parser.add_argument(
-        "--cluster", required=True, metavar="FILE", help="settings of the cluster (JSON)"
-    )
-    parser.add_argument(
-        "--engine",
-        metavar="|".join(ENGINES),
-        help="(default: that of the tfx command line, else kubeflow)",
-    )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the specs")
+    add = parser.add_argument
+    add("--cluster", required=True, metavar="FILE", help="settings of the cluster (JSON)")
+    engine = "(default: that of the tfx command line, else kubeflow)"
+    add("--engine", metavar="|".join(ENGINES), help=engine)
+    add("--output", required=True, metavar="DIR", help="folder for the specs")
     add_pipeline_options(parser, on_cluster=True)
     if argv is None and len(sys.argv) == 1 and OPTIONS_VARIABLE in os.environ:
         argv = shlex.split(os.environ[OPTIONS_VARIABLE])
@@ -83,7 +72,11 @@ def compile_pipeline(
       SettingsError: an unknown engine, an invalid name or address, or settings for a component that
         the pipeline does not have.
     """
-    check_engine(engine)
+    if engine == "local":
+        remedy = "On this machine it runs by python -m pipeline.local_runner."
+        raise SettingsError("--engine", f"one of {', '.join(ENGINES)}", repr(engine), remedy)
+    if engine not in ENGINES:
+        raise one_of(*ENGINES).error("--engine", engine)
     if not _NAME.fullmatch(pipeline.name):
         expected = "lower-case letters, digits and hyphens"
         raise SettingsError("--pipeline-name", expected, repr(pipeline.name))
@@ -98,14 +91,14 @@ def compile_pipeline(
         has_metadata=engine == "kubeflow",
         beam_arguments=beam_arguments(cluster.beam_options),
     )
-    cluster.check_components([node.id for node in dag.components])
+    check_names(cluster.pods, [DEFAULT_POD, *(node.id for node in dag.components)], "pods")
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "pipeline.json", pipeline.to_dict())
     write_json(output / "kubeflow.json", to_dict(cluster))
     if engine == "kubeflow":
-        from pipeline.kubeflow.argo import ArgoRunner
+        from pipeline.kubeflow.argo import argo_runner
 
-        ArgoRunner(cluster, output, f"{pipeline.name}.yaml").run(dag)
+        argo_runner(cluster, output, f"{pipeline.name}.yaml").run(dag)
         return [output / f"{pipeline.name}.yaml"]
 
     from pipeline.kubeflow.spec_v2 import V2Runner, set_resources, write_yaml
@@ -117,19 +110,9 @@ def compile_pipeline(
     return [output / f"{pipeline.name}.json", output / f"{pipeline.name}-kfp2.yaml"]
 
 
-def check_engine(engine: str) -> None:
-    """Raises SettingsError for anything but `ENGINES`, suggesting the nearest name."""
-    if engine == "local":
-        remedy = "On this machine it runs by python -m pipeline.local_runner."
-        raise SettingsError("--engine", f"one of {', '.join(ENGINES)}", repr(engine), remedy)
-    if engine not in ENGINES:
-        raise one_of(*ENGINES).error("--engine", engine)
-
-
 def _run(arguments: argparse.Namespace) -> None:
     engine = arguments.engine or _tfx_engine() or ENGINES[0]
-    check_engine(engine)
-    cluster = read_settings(arguments.cluster)
+    cluster = load_settings(arguments.cluster, KubeflowSettings)
     pipeline = pipeline_settings(arguments, cluster.storage_root)
     for path in compile_pipeline(pipeline, cluster, engine, Path(arguments.output).resolve()):
         print(path)

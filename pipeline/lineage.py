@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from ml_metadata import MetadataStore
 from ml_metadata.proto.metadata_store_pb2 import Event, Execution
 
-from pipeline.local.metadata_store import METADATA_FILE, open_store
+from pipeline.local.preflight import METADATA_FILE, open_store
 from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import InputError
 
@@ -31,13 +31,7 @@ _SHOWN = ("span", "fingerprint", "input_fingerprint", "volumes", "input_base", "
 
 @dataclass(frozen=True)
 class Step:
-    """One execution in the lineage of a model.
-
-    Attributes:
-      name: id of the component.
-      execution: id of the execution in the metadata.
-      inputs: ids and addresses of the input artifacts, by name; `outputs` likewise.
-    """
+    """One execution in the lineage of a model, with ids and addresses of its artifacts by name."""
 
     name: str
     execution: int
@@ -64,10 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def lineage_of(store: MetadataStore, model: Path) -> list[Step]:
     """Returns all executions that produced, validated or reported on a pushed model, oldest first.
 
-    Args:
-      store: the pipeline's metadata.
-      model: folder of the pushed version.
-
     Raises:
       InputError: the model is not in the metadata.
     """
@@ -78,15 +68,31 @@ def lineage_of(store: MetadataStore, model: Path) -> list[Step]:
     }
     if not pushed:
         raise InputError(model, "a model that this pipeline pushed", "none in its metadata")
-    makers, artifacts = _makers(store, pushed)
-    judges = _takers(store, artifacts, "stop_on_anomalies") | _takers(store, pushed, "write_report")
-    validated = {event.artifact_id for event in _inputs(store, judges)}
-    executions = makers | judges | _makers(store, validated)[0]
-    steps = [_step(store, each) for each in store.get_executions_by_id(list(executions))]
-    return sorted(steps, key=lambda step: step.execution)
+    executions = {
+        each.id: each
+        for each in store.get_executions()
+        # Cached ones have the same outputs as one that ran to completion.
+        if each.last_known_state == Execution.COMPLETE
+    }
+    events = store.get_events_by_execution_ids(list(executions))
+    inputs = [event for event in events if event.type == Event.INPUT]
+
+    def judges(function: str, artifacts: set[int]) -> set[int]:
+        """Returns the executions of one of our components with any of `artifacts` as input.
+
+        Data validation and the report have no outputs upstream of a model.
+        """
+        takers = {event.execution_id for event in inputs if event.artifact_id in artifacts}
+        return {each for each in takers if executions[each].type.rpartition(".")[2] == function}
+
+    found, artifacts = _upstream(events, pushed)
+    judging = judges("stop_on_anomalies", artifacts) | judges("write_report", pushed)
+    judged = {event.artifact_id for event in inputs if event.execution_id in judging}
+    found |= judging | _upstream(events, judged)[0]
+    return [_step(store, executions[each], events) for each in sorted(found)]
 
 
-def _makers(store: MetadataStore, artifacts: set[int]) -> tuple[set[int], set[int]]:
+def _upstream(events: Sequence[Event], artifacts: set[int]) -> tuple[set[int], set[int]]:
     """Returns the executions upstream of `artifacts`, and all artifacts between them.
 
     The lineage of a baseline model is not followed.
@@ -94,39 +100,15 @@ def _makers(store: MetadataStore, artifacts: set[int]) -> tuple[set[int], set[in
     executions: set[int] = set()
     waiting, seen = artifacts, set(artifacts)
     while waiting:
-        events = store.get_events_by_artifact_ids(list(waiting))
-        makers = {event.execution_id for event in events if event.type == Event.OUTPUT}
-        new = {each.id for each in _finished(store, makers - executions)}
+        made = [
+            each for each in events if each.type == Event.OUTPUT and each.artifact_id in waiting
+        ]
+        new = {event.execution_id for event in made} - executions
         executions |= new
-        inputs = [each for each in _inputs(store, new) if _name(each) != "baseline_model"]
-        waiting = {event.artifact_id for event in inputs} - seen
+        taken = [each for each in events if each.type == Event.INPUT and each.execution_id in new]
+        waiting = {each.artifact_id for each in taken if _name(each) != "baseline_model"} - seen
         seen |= waiting
     return executions, seen
-
-
-def _takers(store: MetadataStore, artifacts: set[int], function: str) -> set[int]:
-    """Returns the finished executions of one of our components with any of `artifacts` as input.
-
-    Data validation and the report have no outputs upstream of a model, so `_makers` misses them.
-    """
-    events = store.get_events_by_artifact_ids(list(artifacts))
-    takers = {event.execution_id for event in events if event.type == Event.INPUT}
-    return {
-        execution.id
-        for execution in _finished(store, takers)
-        if execution.type.rpartition(".")[2] == function
-    }
-
-
-def _finished(store: MetadataStore, executions: Iterable[int]) -> list[Execution]:
-    """Returns those executions that ran to completion; cached ones have the same outputs."""
-    found = store.get_executions_by_id(list(executions))
-    return [each for each in found if each.last_known_state == Execution.COMPLETE]
-
-
-def _inputs(store: MetadataStore, executions: Iterable[int]) -> list[Event]:
-    events = store.get_events_by_execution_ids(list(executions))
-    return [event for event in events if event.type == Event.INPUT]
 
 
 def _name(event: Event) -> str:
@@ -134,12 +116,13 @@ def _name(event: Event) -> str:
     return event.path.steps[0].key
 
 
-def _step(store: MetadataStore, execution: Execution) -> Step:
+def _step(store: MetadataStore, execution: Execution, events: Sequence[Event]) -> Step:
     sides: dict[int, dict[str, list[tuple[int, str]]]] = {Event.INPUT: {}, Event.OUTPUT: {}}
-    for event in store.get_events_by_execution_ids([execution.id]):
-        (artifact,) = store.get_artifacts_by_id([event.artifact_id])
-        side = sides.setdefault(event.type, {})
-        side.setdefault(_name(event), []).append((artifact.id, artifact.uri))
+    for event in events:
+        if event.execution_id == execution.id:
+            (artifact,) = store.get_artifacts_by_id([event.artifact_id])
+            side = sides.setdefault(event.type, {})
+            side.setdefault(_name(event), []).append((artifact.id, artifact.uri))
     contexts = {each.type: each.name for each in store.get_contexts_by_execution(execution.id)}
     return Step(
         # The context of a node is called PIPELINE.NODE.

@@ -20,8 +20,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.configs import PipelineSettings, beam_arguments
-from pipeline.local.metadata_store import METADATA_FILE
-from pipeline.local.preflight import check_launch, only_run_in
+from pipeline.local.preflight import METADATA_FILE, check_launch, only_run_in
 from pipeline.options import add_pipeline_options, pipeline_settings
 from preprocessing.cli import make_parser, own_options, run_command
 from preprocessing.errors import PipelineError
@@ -72,14 +71,14 @@ class PipelineResult:
     """Result of a run of the pipeline.
 
     Attributes:
-      seconds: wall-clock seconds by component, in order of execution.
+      seconds: wall-clock time by component, in order of execution.
       executed: components that were executed; the others were cached.
       refusals: reasons why the model was not blessed, one sentence each.
       thresholds: lowest value that blesses, by score (dice_CLASS).
       scores: by slice ("overall", "spacing_class=thick", "case_id=...") and name.
       pushed: folder of the pushed SavedModel; None if the model was refused.
       report: folder of the model card and the scores of whole cases.
-      total_seconds: time of the whole run, imports included.
+      total_seconds: with imports.
     """
 
     seconds: dict[str, float]
@@ -125,8 +124,7 @@ def run_local(
 ) -> PipelineResult | None:
     """Runs the pipeline in this process, printing a line as each component starts and ends.
 
-    Returns:
-      The result; None if the tfx command line only compiles the pipeline.
+    Returns None if the tfx command line only compiles the pipeline.
 
     Raises:
       PipelineError: a component failed, or data validation stopped the run.
@@ -162,12 +160,14 @@ def _result(
 
     components = {run.name: run for run in runs}
     evaluator = components["Evaluator"]
-    evaluation = evaluator.outputs["evaluation"]
+    evaluation = evaluator.outputs["evaluation"].uri
     check = components.get("ServingCheck") or components["InfraValidator"]
+    served = check.outputs["blessing"]
     refusals = read_refusals(evaluation)
-    if check.properties["blessing"].get(BLESSED) != 1:
-        refusals.append(serving_sentence(check.outputs["blessing"], False))
-    pushed = components["Pusher"].properties["pushed_model"].get("pushed_destination")
+    if served.get_int_custom_property(BLESSED) != 1:
+        refusals.append(serving_sentence(served.uri, False))
+    pushed_model = components["Pusher"].outputs["pushed_model"]
+    pushed = pushed_model.get_string_custom_property("pushed_destination") or None
     if pushed and not Path(pushed).is_dir():
         pusher = Path(settings.output) / "artifacts" / "Pusher"
         remedy = f"Remove {pusher} to have it pushed again."
@@ -176,12 +176,13 @@ def _result(
     return PipelineResult(
         seconds={IMPORTS: imported} | {run.name: run.seconds for run in runs},
         executed=[run.name for run in runs if run.executed],
-        blessed=not refusals and evaluator.properties["blessing"]["blessed"] == 1,
+        blessed=not refusals
+        and evaluator.outputs["blessing"].get_int_custom_property("blessed") == 1,
         refusals=refusals,
         thresholds=settings.score_thresholds(),
         scores=read_scores(evaluation),
         pushed=pushed,
-        report=components["Report"].outputs["report"],
+        report=components["Report"].outputs["report"].uri,
         total_seconds=time.monotonic() - start,
     )
 

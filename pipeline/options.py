@@ -15,26 +15,19 @@ from preprocessing.tasks import Task, load_task
 def add_pipeline_options(parser: argparse.ArgumentParser, *, on_cluster: bool = False) -> None:
     """Adds all options that decide what a pipeline computes (see `pipeline_settings`).
 
-    Args:
-      parser: the runner's parser, which has its own --output.
-      on_cluster: paths are those in the pods, and InfraValidator can't run containers.
+    On a cluster paths are those in the pods, and InfraValidator can't run containers.
     """
     # Abbreviations would hide Beam's options.
     parser.allow_abbrev = False
     place = ", as seen by the pods" if on_cluster else ""
-    known = " that are on this machine too" if on_cluster else ""
     add = parser.add_argument
     data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument(
-        "--input", metavar="RECORDS", help=f"folder with train/, eval/ and task.json{place}"
-    )
-    data.add_argument(
-        "--volumes", metavar="DIR", help="folder of labelled volumes for the pipeline to convert"
-    )
-    add(
-        "--task",
-        help=f"preset or JSON file (default: task.json of records{known}; ct_liver for volumes)",
-    )
+    records = f"folder with train/, eval/ and task.json{place}"
+    data.add_argument("--input", metavar="RECORDS", help=records)
+    volumes = "folder of labelled volumes for the pipeline to convert"
+    data.add_argument("--volumes", metavar="DIR", help=volumes)
+    default = "task.json of records on this machine; ct_liver for volumes"
+    add("--task", help=f"preset or JSON file (default: {default})")
     add(
         "--eval-fraction",
         type=float,
@@ -102,10 +95,7 @@ def pipeline_settings(
 ) -> PipelineSettings:
     """Returns the settings given by the options of `add_pipeline_options`.
 
-    Args:
-      arguments: parsed options.
-      storage_root: folder or address of the run on a cluster; None for `arguments.output` on this
-        machine.
+    `storage_root` is the folder or address of the run on a cluster, None on this machine.
 
     Raises:
       InputError: a missing folder, or records without their task.
@@ -116,7 +106,7 @@ def pipeline_settings(
         if not Path(data).is_dir():
             raise InputError(Path(data).resolve(), "a folder of data", "no such folder")
         data = str(Path(data).resolve())
-    task = _task(arguments, data, on_cluster=storage_root is not None)
+    task = _task(arguments, data)
     schema = arguments.schema
     return PipelineSettings(
         input=data,
@@ -138,7 +128,7 @@ def pipeline_settings(
     )
 
 
-def _task(arguments: argparse.Namespace, data: str, *, on_cluster: bool) -> Task:
+def _task(arguments: argparse.Namespace, data: str) -> Task:
     if arguments.task is not None:
         return load_task(arguments.task)
     if arguments.volumes:
@@ -146,12 +136,9 @@ def _task(arguments: argparse.Namespace, data: str, *, on_cluster: bool) -> Task
     here = Path(data).is_dir()
     folder = newest_span(data) if arguments.spans and here else Path(data)
     if not (folder / "task.json").is_file():
+        where, expected = folder if here else data, "records with task.json on this machine"
         remedy = "Write records with python -m preprocessing.convert, or name the task with --task."
-        if on_cluster:
-            remedy = "Name the task of the records, for instance --task ct_liver."
-        raise InputError(
-            folder if here else data, "records with task.json on this machine", "none", remedy
-        )
+        raise InputError(where, expected, "none", remedy)
     return load_task(str(folder / "task.json"))
 
 

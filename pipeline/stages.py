@@ -27,12 +27,8 @@ START_S = 300.0
 class Stages:
     """Runs commands in order and records on disk which have finished and what they cost.
 
-    Args:
-      folder: receives one small JSON file per finished stage.
-      debug: pass `--debug` to every command.
-
-    Attributes:
-      costs: seconds and peak memory (MiB) of every stage, of this and earlier runs.
+    `folder` receives one small JSON file per finished stage; `costs` holds seconds and peak memory
+    (MiB) of every stage, of this and earlier runs.
     """
 
     def __init__(self, folder: Path, debug: bool = False):
@@ -58,8 +54,8 @@ class Stages:
 
         self.call(name, work, words)
 
-    def call(self, name: str, work: Callable[[], float], words: Sequence[str] = ()) -> None:
-        """Calls `work`, which returns its peak memory in MiB, unless the stage has finished before."""
+    def call(self, name: str, work: Callable[[], float | None], words: Sequence[str]) -> None:
+        """Calls `work`, which may return its peak memory in MiB, unless it finished before."""
         record = self.folder / f"{name}.json"
         if record.exists():
             done = json.loads(record.read_text(encoding="utf-8"))
@@ -68,7 +64,7 @@ class Stages:
                 self.costs[name] = done
                 return
         start = time.monotonic()
-        self._cost(name, start, work())
+        self._cost(name, start, work() or 0.0)
         write_json(record, self.costs[name] | {"command": list(words)})
 
     @contextlib.contextmanager
@@ -91,13 +87,8 @@ def served(
 ) -> Iterator[tuple[str, Callable[[], float]]]:
     """Serves the folder `models` by `python -m serving.server` until the context ends.
 
-    Yields HOST:PORT, and a function that returns the server's peak memory in MiB afterwards.
-
-    Args:
-      models: numbered SavedModel folders.
-      model_name: name that requests must give.
-      options: further options of the command.
-      announce: print the command and its output.
+    Yields HOST:PORT, and a function that returns the server's peak memory in MiB afterwards. With
+    `announce` the command and its output are printed.
 
     Raises:
       PipelineError: the server exits before it is ready, or is not ready within `START_S`.

@@ -30,59 +30,40 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--tls-certificate server.pem --tls-key server.key --token-file token",
         ],
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--model-base-path",
         required=True,
         metavar="DIR",
         help="folder of numbered SavedModel folders, written by python -m serving.export",
     )
-    parser.add_argument(
-        "--model-name", default="ahnet", help="name in requests (default: %(default)s)"
-    )
-    parser.add_argument(
+    add("--model-name", default="ahnet", help="name in requests (default: ahnet)")
+    add(
         "--host",
         default="127.0.0.1",
         help="address to bind to (default: %(default)s, which other machines can't reach)",
     )
-    parser.add_argument(
-        "--port", type=int, default=8500, help="gRPC port, 0 for any (default: %(default)s)"
-    )
-    parser.add_argument(
+    add("--port", type=int, default=8500, help="gRPC port, 0 for any (default: 8500)")
+    add(
         "--metrics-port",
         type=int,
         metavar="PORT",
         help="port of Prometheus metrics on 127.0.0.1, 0 for any (default: no metrics)",
     )
-    parser.add_argument("--tls-certificate", metavar="PEM", help="enable TLS with this certificate")
-    parser.add_argument("--tls-key", metavar="PEM", help="private key of the certificate")
-    parser.add_argument(
+    add("--tls-certificate", metavar="PEM", help="enable TLS with this certificate")
+    add("--tls-key", metavar="PEM", help="private key of the certificate")
+    add(
         "--token-file",
         metavar="FILE",
         help="require the token in this file on every gRPC call, as 'authorization: Bearer TOKEN'",
     )
-    parser.add_argument(
-        "--running", type=int, default=1, help="concurrent predictions (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--waiting",
-        type=int,
-        default=16,
-        help="predictions that may wait; more are refused (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--batch-windows",
-        type=int,
-        default=4,
-        metavar="N",
-        help="merge waiting requests up to N windows; 1 merges none (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--grace-s",
-        type=float,
-        default=30.0,
-        metavar="SECONDS",
-        help="time for the requests in progress when the server stops (default: %(default)s)",
-    )
+    add("--running", type=int, default=1, help="concurrent predictions (default: 1)")
+    waiting = "predictions that may wait; more are refused (default: 16)"
+    add("--waiting", type=int, default=16, help=waiting)
+    windows = "merge waiting requests up to N windows; 1 merges none (default: 4)"
+    add("--batch-windows", type=int, default=4, metavar="N", help=windows)
+    grace = "time for the requests in progress when the server stops (default: 30)"
+    add("--grace-s", type=float, default=30.0, metavar="SECONDS", help=grace)
     return run_command(_run, parser.parse_args(argv))
 
 
@@ -94,8 +75,6 @@ def _run(arguments: argparse.Namespace) -> None:
     from serving.embedded.core import start_server
 
     token = None if arguments.token_file is None else read_token(arguments.token_file)
-    access = ServerAccess(token, arguments.tls_certificate, arguments.tls_key)
-    batches = BatchSettings(arguments.running, arguments.waiting, arguments.batch_windows)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -105,8 +84,8 @@ def _run(arguments: argparse.Namespace) -> None:
         host=arguments.host,
         port=arguments.port,
         metrics_port=arguments.metrics_port,
-        access=access,
-        batches=batches,
+        access=ServerAccess(token, arguments.tls_certificate, arguments.tls_key),
+        batches=BatchSettings(arguments.running, arguments.waiting, arguments.batch_windows),
         grace_s=arguments.grace_s,
     ) as server:
         version = server.versions.current_version

@@ -64,12 +64,8 @@ def stop_on_anomalies(
 ) -> None:
     """A component that fails if records violate the schema or differ from each other too much.
 
-    Args:
-      examples: not read; as an input, they show in the metadata which data passed.
-      statistics: of the examples.
-      anomalies: of the examples.
-      settings: JSON with `task` and `allow`.
-      baseline: statistics of the span before.
+    The settings are JSON with `task` and `allow`; the baseline holds the statistics of the span
+    before. The examples are not read; as an input, they show in the metadata which data passed.
     """
     content = json.loads(settings)
     folders = _split_folders(anomalies)

@@ -14,7 +14,6 @@ from tfx.dsl.components.base.base_beam_component import BaseBeamComponent
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.dsl.components.base.executor_spec import BeamExecutorSpec
 from tfx.orchestration.data_types_utils import set_metadata_value
-from tfx.orchestration.metadata import Metadata
 from tfx.orchestration.portable import base_driver as portable_driver
 from tfx.orchestration.portable import data_types
 from tfx.proto.orchestration.driver_output_pb2 import DriverOutput
@@ -53,10 +52,6 @@ class ConvertVolumesSpec(ComponentSpec):
 
 class FindVolumes(base_driver.BaseDriver, portable_driver.BaseDriver):
     """Finds the newest span and fingerprints its files, so that changed volumes miss the cache."""
-
-    def __init__(self, metadata_handle: Metadata):
-        base_driver.BaseDriver.__init__(self, metadata_handle)
-        portable_driver.BaseDriver.__init__(self, metadata_handle)
 
     def run(self, execution_info: data_types.ExecutionInfo) -> DriverOutput:
         """Adds span and fingerprint to the component's parameters and outputs."""
@@ -122,10 +117,9 @@ class ConvertVolumesExecutor(BaseBeamExecutor):
 class ConvertVolumes(BaseBeamComponent):
     """The component; outputs `examples` (splits train and eval) and `manifest`.
 
-    Args:
-      volumes: data set folder (see `preprocessing.datasets.discovery`), or the folder of its spans.
-      settings: `task`, `seed`, `eval_fraction`, `allow`, `code_version`, as plain JSON types.
-      spans: above 0 if `volumes` holds spans, of which the newest is converted.
+    `volumes` is a data set folder (see `preprocessing.datasets.discovery`), or with `spans` above 0
+    the folder of spans, of which the newest is converted. `settings` holds `task`, `seed`,
+    `eval_fraction`, `allow` and `code_version` as plain JSON types.
     """
 
     SPEC_CLASS = ConvertVolumesSpec

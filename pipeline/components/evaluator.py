@@ -53,11 +53,9 @@ def dice(intersection: float, predicted: float, reference: float) -> float:
 
 
 def region_counts(confusion: np.ndarray, labels: Sequence[int]) -> tuple[int, int, int]:
-    """Returns intersection, predicted and reference voxels of the union of some classes.
+    """Returns intersection, predicted and reference voxels of the union of some label values.
 
-    Args:
-      confusion: voxel counts [reference class, predicted class].
-      labels: the label values that make up the region.
+    `confusion` holds the voxel counts [reference class, predicted class].
     """
     inside = np.isin(np.arange(len(confusion)), labels)
     parts = (confusion[np.ix_(inside, inside)], confusion[:, inside], confusion[inside])
@@ -145,9 +143,7 @@ def case_computations(
 class DicePerCase(tfma.metrics.Metric):
     """Dice of each region over the cases of a slice (see `summarize` for the names).
 
-    Args:
-      region_labels: label values of each region, by name.
-      name: required by TFMA; the scores have names of their own.
+    TFMA requires `name`; the scores have names of their own.
     """
 
     def __init__(self, region_labels: dict[str, list[int]], name: str = "dice_per_case"):
@@ -165,11 +161,7 @@ def make_eval_config(
 ) -> tfma.EvalConfig:
     """Returns TFMA's configuration: metrics, slices and the thresholds that bless a model.
 
-    Args:
-      task: its classes are the regions.
-      thresholds: the least mean Dice per case of some regions, and the least value of some lesion
-        scores (`pipeline.components.lesion_metrics`).
-      largest_loss: how far those may fall below the last blessed model's.
+    See `pipeline.configs.PipelineSettings` for thresholds and `largest_loss`.
     """
     metrics = tfma.MetricsSpec()
     config = json.dumps({"region_labels": regions(task)})
@@ -202,10 +194,7 @@ def make_eval_config(
 
 
 def read_scores(evaluation: str) -> dict[str, dict[str, float]]:
-    """Returns the candidate's scores from an Evaluator's output folder.
-
-    They are by slice ("overall" or FEATURE=VALUE) and name.
-    """
+    """Returns the candidate's scores in an Evaluator's output, by slice ("overall", NAME=VALUE)."""
     return {
         _slice_name(metrics.slice_key): {
             metric.key.name: metric.value.double_value.value

@@ -120,9 +120,7 @@ def cut_maps(
 ) -> list[PatchMaps]:
     """Returns one patch's part of the heat maps of its case.
 
-    Args:
-      features: `FEATURES` of the patch.
-      outputs: of the model; `LESION_PROBABILITY` [1, z, y, x].
+    The features are `FEATURES`; the outputs hold `LESION_PROBABILITY` [1, z, y, x].
     """
 
     def value(name: str) -> Any:

@@ -64,13 +64,9 @@ def write_report(
 
     Args:
       examples: of the newest span; their evaluation cases are scored.
-      statistics: of the examples.
-      model: the exported network.
-      evaluation: from the Evaluator, as is `blessing`.
       serving: from ServingCheck or InfraValidator.
       report: model_card.md, facts.json, and scores/ as `ahnet_tf.evaluate` writes it.
       settings: JSON with `name`, `task`, `config`, `thresholds`, `start`, `code_version`.
-      manifest: of ConvertVolumes.
     """
     content = json.loads(settings)
     task = task_from_dict(content["task"])
@@ -92,9 +88,8 @@ def write_report(
             score_cases(cases, output)
             facts["largest_difference"] = compare_scores(scores, output)
             io_utils.copy_dir(str(output), f"{report.uri}/{SCORES_FOLDER}")
-    io_utils.write_string_file(
-        f"{report.uri}/{FACTS_FILE}", json.dumps(without_nan(facts), indent=2)
-    )
+    text = json.dumps(without_nan(facts), indent=2)
+    io_utils.write_string_file(f"{report.uri}/{FACTS_FILE}", text)
     io_utils.write_string_file(f"{report.uri}/{CARD_FILE}", model_card(facts))
 
 
@@ -149,23 +144,18 @@ def conversion_facts(folder: str) -> dict[str, Any]:
     """Returns the outcome of a conversion from the folder of its manifest."""
     manifest = json.loads(io_utils.read_string_file(f"{folder}/{MANIFEST}"))
     rejected = [case for case in manifest["cases"] if case["status"] == "rejected"]
+    reasons = [f"{case['case_id']}: {case['reason']}" for case in rejected]
     kept = ("found", "converted", "rejected", "splits", "settings")
-    return {name: manifest[name] for name in kept} | {
-        "reasons": [f"{case['case_id']}: {case['reason']}" for case in rejected]
-    }
+    return {name: manifest[name] for name in kept} | {"reasons": reasons}
 
 
 def write_cases(files: Sequence[str], predictor: Predictor, folder: Path) -> None:
     """Predicts each patch by itself and assembles the cases that the patches tile.
 
     Patches neither overlap nor are blended, so the labels are exactly those that the Evaluator
-    counts. Volumes are built on disk; only one patch is in memory.
-
-    Args:
-      files: record files of the evaluation split.
-      predictor: the model.
-      folder: its folders images, references and predictions receive CASE.nii on the task's grid; the
-        origin is the first voxel, because records don't store the case's own.
+    counts. Volumes are built on disk; only one patch is in memory. The subfolders images,
+    references and predictions receive CASE.nii on the task's grid; the origin is the first voxel,
+    because records don't store the case's own.
     """
     spacings_mm: dict[str, list[float]] = {}
     for kind in _KINDS:
@@ -222,9 +212,9 @@ def compare_scores(evaluated: Mapping[str, Mapping[str, float]], output: Path) -
     Raises:
       PipelineError: it is above `AGREEMENT`.
     """
-    record: dict[str, Any] = json.loads((output / "scores.json").read_text(encoding="utf-8"))
+    cases = json.loads((output / "scores.json").read_text(encoding="utf-8"))["cases"]
     largest = 0.0
-    for case_id, scored in record["cases"].items():
+    for case_id, scored in cases.items():
         whole = {"liver": scored["liver"]["dice"], "tumour": scored["lesion_dice"]}
         for name, dice in whole.items():
             of_patches = evaluated[f"case_id={case_id}"][f"dice_{name}"]

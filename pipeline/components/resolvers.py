@@ -17,6 +17,9 @@ from tfx.dsl.component.experimental.annotations import OutputArtifact, Parameter
 from tfx.dsl.component.experimental.decorators import component
 from tfx.dsl.components.base.executor_spec import BeamExecutorSpec
 from tfx.dsl.components.common.resolver import ResolverStrategy
+from tfx.dsl.input_resolution.strategies.latest_blessed_model_strategy import (
+    LatestBlessedModelStrategy,
+)
 from tfx.dsl.io import fileio
 from tfx.types import Artifact, standard_artifacts
 from tfx.types.standard_component_specs import BASELINE_MODEL_KEY
@@ -80,7 +83,7 @@ class UnseenByModel(ResolverStrategy):
             makers = [event.execution_id for event in events if event.type == Event.OUTPUT]
             return current.id not in {artifact for _, artifact in _inputs(store, makers)}
 
-        return _latest_blessed(input_dict, is_unseen)
+        return _latest_blessed(store, input_dict, is_unseen)
 
 
 class EarlierBlessedModel(ResolverStrategy):
@@ -94,7 +97,7 @@ class EarlierBlessedModel(ResolverStrategy):
 
     def resolve_artifacts(self, store: MetadataStore, input_dict: ArtifactsByKey) -> ArtifactsByKey:
         (current,) = input_dict["current"]
-        return _latest_blessed(input_dict, lambda model: model.id != current.id)
+        return _latest_blessed(store, input_dict, lambda model: model.id != current.id)
 
 
 @component
@@ -167,17 +170,9 @@ def _earlier_spans(input_dict: ArtifactsByKey, passed: Collection[int]) -> list[
 
 
 def _latest_blessed(
-    input_dict: ArtifactsByKey, qualifies: Callable[[Artifact], bool]
+    store: MetadataStore, input_dict: ArtifactsByKey, qualifies: Callable[[Artifact], bool]
 ) -> ArtifactsByKey:
     """Returns the inputs with only the latest blessed model that qualifies, and its blessing."""
-    blessings = {
-        blessing.get_int_custom_property("current_model_id"): blessing
-        for blessing in input_dict["model_blessing"]
-        if blessing.get_int_custom_property("blessed") == 1
-    }
-    models = [model for model in input_dict["model"] if model.id in blessings and qualifies(model)]
-    latest = sorted(models, key=lambda model: model.id)[-1:]
-    return input_dict | {
-        "model": latest,
-        "model_blessing": [blessings[model.id] for model in latest],
-    }
+    models = [model for model in input_dict["model"] if qualifies(model)]
+    given = {"model": models, "model_blessing": input_dict["model_blessing"]}
+    return input_dict | LatestBlessedModelStrategy().resolve_artifacts(store, given)

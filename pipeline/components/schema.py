@@ -93,12 +93,9 @@ def make_validations(
 ) -> custom_validation_config_pb2.CustomValidationConfig:
     """Returns the checks that a schema cannot express.
 
-    The voxel bytes must have the length of the task's patches (an error), and each label must occur
-    in some case (a warning, because only the training split requires it).
-
-    Args:
-      task: describes the records.
-      with_voxels: the statistics include the voxel bytes, see `statistics_options`.
+    The voxel bytes must have the length of the task's patches (an error) if the statistics include
+    them (`statistics_options`). Each label must occur in some case (a warning, because only the
+    training split requires it).
     """
     config = custom_validation_config_pb2.CustomValidationConfig()
 

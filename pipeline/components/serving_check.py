@@ -42,14 +42,9 @@ def answer_requests(
 ) -> None:
     """A component that serves a model and sends it patches of evaluation cases.
 
-    The model is blessed if all answers equal those of the model in this process. Otherwise
-    refusal.json holds the reason, and Pusher does not push.
-
-    Args:
-      model: an exported network.
-      examples: the source of the patches.
-      blessing: its custom property `blessed` is 1 or 0.
-      requests: number of patches, each of another case.
+    The model is blessed (custom property `blessed`: 1 or 0) if all answers equal those of the model
+    in this process. Otherwise refusal.json holds the reason, and Pusher does not push. `requests`
+    is the number of patches, each of another case.
     """
     export = path_utils.serving_model_path(model.uri)
     reason = None
@@ -69,10 +64,7 @@ def evaluation_files(examples: standard_artifacts.Examples) -> list[str]:
 def check_answers(export: str, files: Sequence[str], requests: int) -> None:
     """Compares the answers of a server with those of the same export in this process.
 
-    Args:
-      export: SavedModel folder.
-      files: record files, of which the first patches of up to `requests` cases are sent.
-      requests: number of patches.
+    The first patches of up to `requests` cases in the record files are sent.
 
     Raises:
       ModelError: the export can't be loaded here.

@@ -71,13 +71,7 @@ def run_fn_3d(fn_args: FnArgs) -> None:
 
 
 class LearningRateSearch(keras_tuner.RandomSearch):
-    """Keras Tuner's random search, in which each trial is a whole, short training.
-
-    Args:
-      fn_args: TFX's arguments.
-      training: its learning rate is replaced by that of the trial.
-      options: of `keras_tuner.RandomSearch`.
-    """
+    """Keras Tuner's random search, in which each trial is a whole, short training."""
 
     def __init__(self, fn_args: FnArgs, training: TrainingConfig, **options: Any):
         self._fn_args, self._training = fn_args, training

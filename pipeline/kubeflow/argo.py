@@ -6,14 +6,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from kfp import dsl
+from kfp import dsl, onprem
 from kubernetes import client
 from tfx.orchestration.kubeflow.kubeflow_dag_runner import (
     KubeflowDagRunner,
     KubeflowDagRunnerConfig,
     get_default_pipeline_operator_funcs,
 )
-from tfx.orchestration.pipeline import Pipeline
 
 from pipeline.kubeflow.cluster import KubeflowSettings
 from preprocessing.errors import PipelineError
@@ -24,31 +23,14 @@ LONGEST_ARGUMENT = 128 * 1024
 UI_METADATA_PATH = "/tmp/mlpipeline-ui-metadata.json"
 
 
-class ArgoRunner(KubeflowDagRunner):
-    """TFX's runner plus image pull secrets, for which it has no setting.
-
-    `run(pipeline)` writes the workflow into the folder `output`.
-    """
-
-    def __init__(self, settings: KubeflowSettings, output: Path, file_name: str):
-        config = KubeflowDagRunnerConfig(
-            tfx_image=settings.image,
-            pipeline_operator_funcs=[
-                *get_default_pipeline_operator_funcs(),
-                _shorten,
-                _storage(settings),
-                _resources(settings),
-            ],
-            metadata_ui_path=UI_METADATA_PATH,
-        )
-        super().__init__(config=config, output_dir=str(output), output_filename=file_name)
-        self._pull_secrets = [
-            client.V1LocalObjectReference(name=name) for name in settings.image_pull_secrets
-        ]
-
-    def _construct_pipeline_graph(self, pipeline: Pipeline, pipeline_root: dsl.PipelineParam):
-        dsl.get_pipeline_conf().set_image_pull_secrets(self._pull_secrets)
-        super()._construct_pipeline_graph(pipeline, pipeline_root)
+def argo_runner(settings: KubeflowSettings, output: Path, file_name: str) -> KubeflowDagRunner:
+    """Returns TFX's runner, whose `run(pipeline)` writes the workflow into the folder `output`."""
+    config = KubeflowDagRunnerConfig(
+        tfx_image=settings.image,
+        pipeline_operator_funcs=[*get_default_pipeline_operator_funcs(), _shorten, _pod(settings)],
+        metadata_ui_path=UI_METADATA_PATH,
+    )
+    return KubeflowDagRunner(config=config, output_dir=str(output), output_filename=file_name)
 
 
 def _shorten(op: dsl.ContainerOp) -> dsl.ContainerOp:
@@ -69,34 +51,23 @@ def _shorten(op: dsl.ContainerOp) -> dsl.ContainerOp:
     return op
 
 
-def _storage(settings: KubeflowSettings) -> Callable[[dsl.ContainerOp], dsl.ContainerOp]:
-    """Returns a function that mounts volumes and secrets into a pod."""
-
-    def mount(op: dsl.ContainerOp, path: str, name: str, **source: object) -> None:
-        op.add_volume(client.V1Volume(name=name, **source))
-        op.container.add_volume_mount(client.V1VolumeMount(name=name, mount_path=path))
+def _pod(settings: KubeflowSettings) -> Callable[[dsl.ContainerOp], dsl.ContainerOp]:
+    """Returns a function that sets a pod's storage, limits, node selection and variables."""
 
     def change(op: dsl.ContainerOp) -> dsl.ContainerOp:
         for number, volume in enumerate(settings.volumes):
-            claim = client.V1PersistentVolumeClaimVolumeSource(claim_name=volume.claim)
-            mount(op, volume.mount_path, f"volume-{number}", persistent_volume_claim=claim)
+            op.apply(onprem.mount_pvc(volume.claim, f"volume-{number}", volume.mount_path))
         for number, secret in enumerate(settings.secrets):
-            for key, variable in secret.variables.items():
-                selector = client.V1SecretKeySelector(name=secret.name, key=key)
-                source = client.V1EnvVarSource(secret_key_ref=selector)
-                op.container.add_env_variable(client.V1EnvVar(name=variable, value_from=source))
+            op.apply(onprem.use_k8s_secret(secret.name, secret.variables))
             if secret.mount_path:
+                name = f"secret-{number}"
                 content = client.V1SecretVolumeSource(secret_name=secret.name)
-                mount(op, secret.mount_path, f"secret-{number}", secret=content)
-        return op
-
-    return change
-
-
-def _resources(settings: KubeflowSettings) -> Callable[[dsl.ContainerOp], dsl.ContainerOp]:
-    """Returns a function that sets a pod's limits, node selection, variables and labels."""
-
-    def change(op: dsl.ContainerOp) -> dsl.ContainerOp:
+                op.add_volume(client.V1Volume(name=name, secret=content))
+                place = client.V1VolumeMount(name=name, mount_path=secret.mount_path)
+                op.container.add_volume_mount(place)
+        # The runner has no setting for these, which belong to the workflow.
+        secrets = [client.V1LocalObjectReference(name=name) for name in settings.image_pull_secrets]
+        dsl.get_pipeline_conf().set_image_pull_secrets(secrets)
         # The human name of an operator is the component's id.
         pod = settings.pod(op.human_name)
         op.container.set_image_pull_policy(settings.image_pull_policy)
@@ -110,8 +81,6 @@ def _resources(settings: KubeflowSettings) -> Callable[[dsl.ContainerOp], dsl.Co
             op.add_node_selector_constraint(label, value)
         for name, value in pod.environment.items():
             op.container.add_env_variable(client.V1EnvVar(name=name, value=value))
-        for name, value in pod.labels.items():
-            op.add_pod_label(name, value)
         for toleration in pod.tolerations:
             op.add_toleration(client.V1Toleration(**toleration))
         return op

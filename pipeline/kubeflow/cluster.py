@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import attrs
 
 from preprocessing.errors import SettingsError
-from preprocessing.settings import Requirement, check_names, load_settings, one_of, whole
+from preprocessing.settings import Requirement, one_of, whole
 
 # The key of `pods` for components without an entry of their own.
 DEFAULT_POD = "default"
@@ -18,10 +17,7 @@ _NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # The object store that TensorFlow and Beam access without further libraries.
 OBJECT_STORE = "gs://"
-# Units of Kubernetes' quantities.
-_UNITS = {"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-_UNITS |= {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
-_QUANTITY_PATTERN = re.compile(rf"(\d+(?:\.\d+)?)({'|'.join(_UNITS)})")
+_QUANTITY_PATTERN = re.compile(r"\d+(\.\d+)?(m|[kMGT]|[KMGT]i)?")
 _TOLERATION_KEYS = ("key", "operator", "value", "effect")
 
 _NAME = Requirement("a name in Kubernetes", lambda value: bool(_NAME_PATTERN.fullmatch(value)))
@@ -96,7 +92,6 @@ class PodSettings:
     node_selector: dict[str, str] = attrs.field(factory=dict)
     tolerations: tuple[dict[str, str], ...] = attrs.field(default=(), validator=_TOLERATIONS)
     environment: dict[str, str] = attrs.field(factory=dict, validator=_VARIABLES)
-    labels: dict[str, str] = attrs.field(factory=dict)
 
 
 @attrs.frozen
@@ -137,20 +132,3 @@ class KubeflowSettings:
     def pod(self, component: str) -> PodSettings:
         """Returns the pod settings of a component."""
         return self.pods.get(component) or self.pods.get(DEFAULT_POD) or PodSettings()
-
-    def check_components(self, components: Collection[str]) -> None:
-        """Raises SettingsError if `pods` names an unknown component."""
-        check_names(self.pods, [DEFAULT_POD, *components], "pods")
-
-
-def read_settings(path: str | Path) -> KubeflowSettings:
-    """Reads cluster settings from a JSON file; raises SettingsError as `load_settings` does."""
-    return load_settings(path, KubeflowSettings)
-
-
-def quantity(text: str) -> float:
-    """Returns the value of a Kubernetes quantity: "500m" is 0.5, "1Ki" is 1024."""
-    match = _QUANTITY_PATTERN.fullmatch(text)
-    if not match:
-        raise SettingsError("quantity", _QUANTITY.expected, repr(text))
-    return float(match[1]) * _UNITS[match[2]]

@@ -32,7 +32,6 @@ class Node:
 
     name: str
     needs: tuple[str, ...]
-    image: str
     command: tuple[str, ...]
     driver: tuple[str, ...] = ()
     inputs: Mapping[str, Any] = field(default_factory=dict)
@@ -94,7 +93,6 @@ def _from_argo(workflow: Mapping[str, Any]) -> CompiledPipeline:
         nodes[name] = Node(
             name=name,
             needs=tuple(ids[needed] for needed in task.get("dependencies", ())),
-            image=container["image"],
             command=(*container["command"], *container["args"]),
         )
     parameters = {each["name"]: each["value"] for each in spec["arguments"]["parameters"]}
@@ -112,7 +110,6 @@ def _from_v2(spec: Mapping[str, Any], root: str) -> CompiledPipeline:
         nodes[name] = Node(
             name=name,
             needs=tuple(task.get("dependentTasks", ())),
-            image=container["image"],
             command=(*container["command"], *container["args"]),
             driver=(*driver["command"], *driver["args"]) if driver else (),
             inputs=task.get("inputs", {}),

@@ -30,7 +30,7 @@ class RunContext:
     Attributes:
       folder: folder for logs and the records of finished nodes.
       run: name of the run, part of the addresses of outputs.
-      metadata: host and port of the metadata store, for Argo workflows.
+      metadata: host and port, for Argo workflows.
       mounts: local folder by path in the pods.
     """
 

@@ -20,10 +20,7 @@ def main(arguments: list[str], folder: str = FOLDER) -> None:
 
     With mapped addresses, code that reads and writes artifacts needs no client of an object store.
     Parameters are not mapped: the folders of records and of pushed models are not artifacts.
-
-    Args:
-      arguments: arguments from the engine.
-      folder: where the pod mounts buckets.
+    `folder` is where the pod mounts buckets.
     """
     place = arguments.index(INPUT_OPTION) + 1
     executor_input = json.loads(arguments[place])

@@ -33,11 +33,7 @@ storage root. The container image is not used: the commands run in this environm
 EXAMPLES = (
     "python -m pipeline.kubeflow.rehearsal compiled/ahnet.yaml --output rehearsal --mount /mnt/ahnet=volume",
     "python -m pipeline.kubeflow.rehearsal compiled/ahnet.yaml --output rehearsal --node Trainer3D",
-    "",
-    "one node of a run in the cluster, after",
-    "kubectl port-forward --namespace kubeflow service/metadata-grpc-service 8080:8080",
-    "  python -m pipeline.kubeflow.rehearsal compiled/ahnet.yaml --output debug --node Trainer3D \\",
-    "      --metadata localhost:8080 --run ahnet-x7k2p --mount /mnt/ahnet=/nfs/ahnet",
+    "one node of a run in the cluster: see docs/kubeflow.md",
 )
 
 
@@ -68,13 +64,7 @@ def run_compiled(
     only: str | None = None,
     start: Start = start_process,
 ) -> dict[str, float]:
-    """Runs the nodes of a compiled pipeline in order; returns the seconds of each.
-
-    Args:
-      pipeline: the compiled pipeline.
-      context: run name, mounts and metadata store.
-      only: run this node only; the nodes that it depends on must have run before.
-      start: runs a command.
+    """Runs the nodes of a compiled pipeline in order, or only one; returns the seconds of each.
 
     Raises:
       SettingsError: there is no node called `only`.
@@ -98,7 +88,9 @@ def run_compiled(
 def _run(arguments: argparse.Namespace) -> None:
     pipeline = read_compiled(arguments.spec)
     folder = Path(arguments.output).resolve()
-    run = arguments.run or _run_name(pipeline, folder, again=arguments.node is not None)
+    run = arguments.run or f"{pipeline.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if arguments.node and not arguments.run and (folder / RUN_FILE).is_file():
+        run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["run"]
     mounts = dict(_mount(text) for text in arguments.mount)
     with _metadata(pipeline, folder, arguments.metadata) as address:
         context = RunContext(folder, run, address, mounts)
@@ -112,12 +104,6 @@ def _run(arguments: argparse.Namespace) -> None:
             raise
     write_json(folder / RUN_FILE, record | {"seconds": seconds})
     print(f"outputs below {context.local(pipeline.root)}")
-
-
-def _run_name(pipeline: CompiledPipeline, folder: Path, again: bool) -> str:
-    if again and (folder / RUN_FILE).is_file():
-        return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["run"]
-    return f"{pipeline.name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _again(arguments: argparse.Namespace, run: str, node: str) -> str:

@@ -7,13 +7,14 @@ from typing import Any
 
 import yaml
 from kfp.pipeline_spec import pipeline_spec_pb2
+from kubernetes.utils import parse_quantity
 from tfx.orchestration.kubeflow.v2.kubeflow_v2_dag_runner import (
     KubeflowV2DagRunner,
     KubeflowV2DagRunnerConfig,
 )
 from tfx.orchestration.pipeline import Pipeline
 
-from pipeline.kubeflow.cluster import KubeflowSettings, PodSettings, quantity
+from pipeline.kubeflow.cluster import KubeflowSettings, PodSettings
 from preprocessing.files import atomic_write, write_json
 
 ResourceSpec = pipeline_spec_pb2.PipelineDeploymentConfig.PipelineContainerSpec.ResourceSpec
@@ -34,14 +35,9 @@ class V2Runner(KubeflowV2DagRunner):
         super().__init__(config=config, output_dir=str(output), output_filename=file_name)
         self._settings = settings
 
-    def run(
-        self,
-        pipeline: Pipeline,
-        parameter_values: dict[str, Any] | None = None,
-        write_out: bool | None = True,
-    ) -> dict[str, Any] | None:
+    def run(self, pipeline: Pipeline, **options: Any) -> dict[str, Any] | None:
         """Writes and returns the spec of a pipeline; None if the tfx command line only inspects it."""
-        job = super().run(pipeline, parameter_values, write_out)
+        job = super().run(pipeline, **options)
         if job is None:
             return None
         spec = job["pipelineSpec"]
@@ -51,22 +47,21 @@ class V2Runner(KubeflowV2DagRunner):
             if environment:
                 variables = [{"name": name, "value": value} for name, value in environment]
                 executors[component["executorLabel"]]["container"]["env"] = variables
-        if write_out:
-            # The tfx command line may have changed the output folder.
-            write_json(Path(self._output_dir) / self._output_filename, job)
+        # The tfx command line may have changed the output folder.
+        write_json(Path(self._output_dir) / self._output_filename, job)
         return job
 
 
 def set_resources(pipeline: Pipeline, settings: KubeflowSettings) -> None:
-    """Sets CPU, memory and GPU limits of every component; see `platform_spec` for the rest."""
+    """Sets CPU, memory and GPU limits of every component; see `write_yaml` for the rest."""
     for node in pipeline.components:
         pod = settings.pod(node.id)
         resources = ResourceSpec()
         if pod.cpu:
-            resources.cpu_limit = quantity(pod.cpu)
+            resources.cpu_limit = float(parse_quantity(pod.cpu))
         if pod.memory:
             # The spec counts in units of 10^9 bytes.
-            resources.memory_limit = quantity(pod.memory) / 1e9
+            resources.memory_limit = float(parse_quantity(pod.memory)) / 1e9
         if pod.gpus:
             resources.accelerator.type = pod.gpu_type
             resources.accelerator.count = pod.gpus
@@ -78,29 +73,23 @@ def write_yaml(job: dict[str, Any], settings: KubeflowSettings, path: Path) -> N
     """Writes the YAML of Kubeflow Pipelines 2: the pipeline spec and the platform spec."""
     root = job["runtimeConfig"]["gcsOutputDirectory"]
     documents = [job["pipelineSpec"] | {"defaultPipelineRoot": root}]
-    platform = platform_spec(job, settings)
-    if platform:
-        documents.append(platform)
-    with atomic_write(path) as temporary:
-        temporary.write_text(yaml.safe_dump_all(documents, sort_keys=True), encoding="utf-8")
-
-
-def platform_spec(job: dict[str, Any], settings: KubeflowSettings) -> dict[str, Any]:
-    """Returns volumes, secrets and node selection of every pod for Kubeflow's Kubernetes platform.
-
-    The structure follows kubernetes_executor_config.proto of Kubeflow Pipelines; empty if the
-    settings contain none of them.
-    """
     executors = {}
     for name, component in job["pipelineSpec"]["components"].items():
         content = _pod_spec(settings, settings.pod(name))
         if content:
             executors[component["executorLabel"]] = content
-    deployment = {"deploymentSpec": {"executors": executors}}
-    return {"platforms": {"kubernetes": deployment}} if executors else {}
+    if executors:
+        deployment = {"deploymentSpec": {"executors": executors}}
+        documents.append({"platforms": {"kubernetes": deployment}})
+    with atomic_write(path) as temporary:
+        temporary.write_text(yaml.safe_dump_all(documents, sort_keys=True), encoding="utf-8")
 
 
 def _pod_spec(settings: KubeflowSettings, pod: PodSettings) -> dict[str, Any]:
+    """Returns volumes, secrets and node selection of a pod for Kubeflow's Kubernetes platform.
+
+    The structure follows kubernetes_executor_config.proto of Kubeflow Pipelines.
+    """
     content: dict[str, Any] = {
         "pvcMount": [
             {"constant": volume.claim, "mountPath": volume.mount_path}
@@ -125,7 +114,6 @@ def _pod_spec(settings: KubeflowSettings, pod: PodSettings) -> dict[str, Any]:
         "imagePullSecret": [{"secretName": name} for name in settings.image_pull_secrets],
         "nodeSelector": {"labels": dict(pod.node_selector)} if pod.node_selector else None,
         "tolerations": [dict(toleration) for toleration in pod.tolerations],
-        "podMetadata": {"labels": dict(pod.labels)} if pod.labels else None,
     }
     content = {name: value for name, value in content.items() if value}
     if settings.image_pull_policy != "IfNotPresent":

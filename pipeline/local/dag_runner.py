@@ -8,16 +8,17 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from absl import logging as absl_logging
+from ml_metadata.proto.metadata_store_pb2 import Execution
 from tfx.dsl.compiler import constants
 from tfx.orchestration import metadata
 from tfx.orchestration.local import local_dag_runner, runner_utils
 from tfx.orchestration.portable import launcher, runtime_parameter_utils
+from tfx.orchestration.portable.mlmd import execution_lib
 from tfx.proto.orchestration import pipeline_pb2
+from tfx.types import Artifact
 
-from pipeline.local.metadata_store import read_execution
 from preprocessing.errors import AHNetError, PipelineError
 
 _IN_BEAM = re.compile(r"\s*\[while running '.*?'\]")
@@ -30,15 +31,13 @@ class ComponentRun:
     Attributes:
       seconds: wall-clock time, metadata access included.
       executed: whether its executor ran; False for cached outputs and for resolvers.
-      outputs: folders of the output artifacts, by output name.
-      properties: custom properties of the output artifacts, by output name.
+      outputs: the output artifact, by output name.
     """
 
     name: str
     seconds: float
     executed: bool
-    outputs: dict[str, str]
-    properties: dict[str, dict[str, Any]]
+    outputs: dict[str, Artifact]
 
 
 class ReportingRunner(local_dag_runner.LocalDagRunner):
@@ -83,10 +82,16 @@ class ReportingRunner(local_dag_runner.LocalDagRunner):
             with _own_error(name):
                 execution_id = component_launcher.launch().execution_id
             with metadata.Metadata(connection) as handle:
-                cached, outputs, properties = read_execution(handle.store, name, execution_id)
+                (execution,) = handle.store.get_executions_by_id([execution_id])
+                found = execution_lib.get_output_artifacts(handle, execution_id)
+            if not execution_lib.is_execution_successful(execution):
+                state = Execution.State.Name(execution.last_known_state)
+                raise PipelineError(f"component {name}", "inputs that can be resolved", state)
+            outputs = {key: artifacts[0] for key, artifacts in found.items()}
             seconds = time.monotonic() - start
+            cached = execution.last_known_state == Execution.CACHED
             executed = executor is not None and not cached
-            self.components.append(ComponentRun(name, seconds, executed, outputs, properties))
+            self.components.append(ComponentRun(name, seconds, executed, outputs))
             how = "unchanged, not executed" if cached else "finished"
             print(f"{title}: {how}, {seconds:.1f} s", flush=True)
 
@@ -98,18 +103,13 @@ def quiet_logs(debug: bool) -> Iterator[None]:
         yield
         return
     # Restored afterwards, for programs that embed a pipeline.
-    loggers = [logging.getLogger(name) for name in ("apache_beam", "root", "tensorflow")]
-    levels = [logger.level for logger in loggers]
-    verbosity = absl_logging.get_verbosity()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    absl_logging.set_verbosity(absl_logging.FATAL)
-    try:
+    with contextlib.ExitStack() as stack:
+        for logger in map(logging.getLogger, ("apache_beam", "root", "tensorflow")):
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        stack.callback(absl_logging.set_verbosity, absl_logging.get_verbosity())
+        absl_logging.set_verbosity(absl_logging.FATAL)
         yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        absl_logging.set_verbosity(verbosity)
 
 
 @contextlib.contextmanager

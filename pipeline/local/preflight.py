@@ -1,17 +1,21 @@
-"""Checks before a pipeline starts: data, output folder, Beam options, schema, other runs."""
+"""Checks before a pipeline starts: data, output folder, Beam options, earlier and other runs."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ml_metadata import MetadataStore
+from ml_metadata.proto.metadata_store_pb2 import ConnectionConfig
+
 from pipeline.configs import PipelineSettings, newest_span
-from pipeline.local.metadata_store import METADATA_FILE, has_blessed_model
 from preprocessing.errors import InputError, PipelineError, SettingsError
-from preprocessing.files import write_json
 from preprocessing.records.splits import SPLITS
+
+METADATA_FILE = "metadata.sqlite"
 
 
 def check_launch(
@@ -19,13 +23,11 @@ def check_launch(
 ) -> None:
     """Raises an error for anything that is bound to fail later.
 
-    Args:
-      settings: settings of the pipeline.
-      beam_options: arguments that are not options of the command itself.
-      own_options: options of the command, to suggest one for a misspelt option.
+    `beam_options` are the arguments that are not among the command's `own_options`, of which one is
+    suggested for a misspelt option.
 
     Raises:
-      InputError: a split without readable records, no labelled cases, or a schema of another task.
+      InputError: a split without readable records, or no labelled cases.
       SettingsError: an option unknown to Beam, a warm start without a model, or several workers in
         TF_CONFIG.
       PipelineError: the output folder is not writable.
@@ -44,11 +46,7 @@ def check_launch(
     else:
         _check_records(data)
     _check_output(Path(settings.output))
-    if settings.schema not in ("curated", "inferred"):
-        from pipeline.components.schema import read_schema
-
-        read_schema(settings.schema, settings.task)
-    if settings.warm_start and not has_blessed_model(Path(settings.output) / METADATA_FILE):
+    if settings.warm_start and not _has_blessed_model(Path(settings.output) / METADATA_FILE):
         expected = f"a blessed model of an earlier run in {settings.output}"
         remedy = "Run the pipeline without --warm-start first."
         raise SettingsError("--warm-start", expected, "none", remedy)
@@ -74,6 +72,21 @@ def only_run_in(output: Path) -> Iterator[None]:
         yield
 
 
+def open_store(metadata: Path) -> MetadataStore:
+    """Opens a pipeline's metadata store for reading, which does not disturb a run in progress.
+
+    Raises:
+      InputError: no such file.
+    """
+    if not metadata.is_file():
+        remedy = "It is in the folder of the run; name it with --metadata."
+        raise InputError(metadata, "a pipeline's metadata", "no such file", remedy)
+    connection = ConnectionConfig()
+    connection.sqlite.filename_uri = str(metadata)
+    connection.sqlite.connection_mode = connection.sqlite.READONLY
+    return MetadataStore(connection)
+
+
 def _check_records(data: Path) -> None:
     import tensorflow as tf
 
@@ -93,10 +106,18 @@ def _check_records(data: Path) -> None:
             raise InputError(data / split, f"records of the {split} split", found, remedy)
 
 
+def _has_blessed_model(metadata: Path) -> bool:
+    if not metadata.is_file():
+        return False
+    return any(
+        blessing.custom_properties["blessed"].int_value == 1
+        for blessing in open_store(metadata).get_artifacts_by_type("ModelBlessing")
+    )
+
+
 def _check_output(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
-        write_json(output / ".writable", {})
-        (output / ".writable").unlink()
+        tempfile.TemporaryFile(dir=output).close()
     except OSError as error:
         raise PipelineError(output, "a folder that can be written to", error.strerror) from None

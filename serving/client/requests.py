@@ -6,6 +6,7 @@ import math
 import random
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -26,12 +27,15 @@ from ahnet_tf.inference.predictor import (
     IMAGE_INPUT,
     PROBABILITIES_OUTPUT,
     ExportSettings,
+    Predictor,
     check_channels,
     settings_from_json,
 )
+from ahnet_tf.inference.segment import PredictionSettings, Segmentation, segment_volume
 from preprocessing.errors import ServingError, SettingsError
+from preprocessing.volumes.geometry import Volume
 from serving import auth, protocol
-from serving.client.errors import BusyError, ForeignServerError, error_of
+from serving.client.errors import BusyError, ForeignServerError, NotServedError, error_of
 
 # How often a volume is started again because its version was replaced.
 MAX_RESTARTS = 3
@@ -143,13 +147,21 @@ class Attempts:
 class RequestBuilder:
     """Connection, requests and responses of one client.
 
-    A version or label in `settings` takes precedence over that in `target`.
+    Args:
+      module: `grpc` or `grpc.aio`.
+      target: see `parse_target`.
+      model: name of the model if the target has none.
+      settings: its version or label takes precedence over that in `target`.
+
+    Attributes:
+      answered: whether the server has answered a call.
+      described: settings of the served model, once read.
 
     Raises:
       ServingError: `target` is invalid, or the token would leave this machine without TLS.
     """
 
-    def __init__(self, target: str, model: str, settings: ClientSettings):
+    def __init__(self, module: ModuleType, target: str, model: str, settings: ClientSettings):
         self.address, self._spec = parse_target(target, model)
         self.settings = settings
         if settings.version is not None:
@@ -157,6 +169,7 @@ class RequestBuilder:
         elif settings.label is not None:
             self._spec.version_label = settings.label
         self.answered = False
+        self.described: ExportSettings | None = None
         self._is_local = self.address.rpartition(":")[0] in LOOPBACK
         if settings.token is not None and not settings.tls and not self._is_local:
             raise ServingError(
@@ -164,40 +177,14 @@ class RequestBuilder:
             )
         token = settings.token
         self.metadata = None if token is None else ((auth.AUTHORIZATION, f"Bearer {token}"),)
+        self.channel = self._connect(module)
+        self.predict = prediction_service_pb2_grpc.PredictionServiceStub(self.channel).Predict
+        self.get_status = model_service_pb2_grpc.ModelServiceStub(self.channel).GetModelStatus
 
     @property
     def target(self) -> str:
         """HOST:PORT/MODEL."""
         return f"{self.address}/{self._spec.name}"
-
-    @property
-    def has_fixed_version(self) -> bool:
-        """Whether the client asks for one version by number."""
-        return self._spec.HasField("version")
-
-    def connect(self, module: ModuleType) -> tuple[Any, Any, Any]:
-        """Returns a channel of `grpc` or `grpc.aio`, and stubs of its prediction and model service."""
-        size = self.settings.max_message_bytes
-        options: list[tuple[str, object]] = [
-            ("grpc.max_send_message_length", size),
-            ("grpc.max_receive_message_length", size),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 2000),
-            # Spread the calls over all addresses of the host name.
-            ("grpc.lb_policy_name", "round_robin"),
-        ]
-        if self._is_local:
-            options.append(("grpc.enable_http_proxy", 0))
-        if self.settings.tls:
-            credentials = auth.client_credentials(self.settings.tls_roots)
-            channel = module.secure_channel(self.address, credentials, options)
-        else:
-            channel = module.insecure_channel(self.address, options)
-        return (
-            channel,
-            prediction_service_pb2_grpc.PredictionServiceStub(channel),
-            model_service_pb2_grpc.ModelServiceStub(channel),
-        )
 
     def attempts(self) -> Attempts:
         """Returns the attempts of the next call."""
@@ -220,7 +207,8 @@ class RequestBuilder:
           ServingError, ModelError: the response is not that of an export of this project.
         """
         text = self._output(response, protocol.SETTINGS_OUTPUT).ravel()[0]
-        return settings_from_json(text, self.target), response.model_spec.version.value
+        self.described = settings_from_json(text, self.target)
+        return self.described, response.model_spec.version.value
 
     def windows_request(
         self, windows: np.ndarray, settings: ExportSettings, version: int | None
@@ -254,10 +242,7 @@ class RequestBuilder:
         return request
 
     def read_probabilities(
-        self,
-        response: predict_pb2.PredictResponse,
-        windows: np.ndarray,
-        settings: ExportSettings,
+        self, response: predict_pb2.PredictResponse, windows: np.ndarray, settings: ExportSettings
     ) -> np.ndarray:
         """Returns the float32 probabilities [batch, z, y, x, class] in the response for `windows`.
 
@@ -274,10 +259,47 @@ class RequestBuilder:
             )
         return probabilities
 
+    def segment(
+        self,
+        open_predictor: Callable[[], Predictor],
+        volume: Volume,
+        settings: PredictionSettings | None,
+        progress: Callable[[int, int], object] | None,
+    ) -> Segmentation:
+        """Segments a volume, again from its start if the version of the model is replaced.
+
+        `open_predictor` returns the version that is served now.
+        """
+        restarts = 0
+        while True:
+            try:
+                return segment_volume(volume, open_predictor(), settings, progress=progress)
+            except NotServedError:
+                restarts += 1
+                if restarts > MAX_RESTARTS or self._spec.HasField("version"):
+                    raise
+
     def status_request(self) -> get_model_status_pb2.GetModelStatusRequest:
         """Returns the request for the states of all versions."""
         spec = model_pb2.ModelSpec(name=self._spec.name)
         return get_model_status_pb2.GetModelStatusRequest(model_spec=spec)
+
+    def _connect(self, module: ModuleType) -> Any:
+        size = self.settings.max_message_bytes
+        options: list[tuple[str, object]] = [
+            ("grpc.max_send_message_length", size),
+            ("grpc.max_receive_message_length", size),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 2000),
+            # Spread the calls over all addresses of the host name.
+            ("grpc.lb_policy_name", "round_robin"),
+        ]
+        if self._is_local:
+            options.append(("grpc.enable_http_proxy", 0))
+        if self.settings.tls:
+            credentials = auth.client_credentials(self.settings.tls_roots)
+            return module.secure_channel(self.address, credentials, options)
+        return module.insecure_channel(self.address, options)
 
     def _request(self, signature_name: str, version: int | None) -> predict_pb2.PredictRequest:
         request = predict_pb2.PredictRequest(model_spec=self._spec)

@@ -12,12 +12,11 @@ from google.protobuf.message import Message
 from tensorflow_serving.apis.get_model_status_pb2 import ModelVersionStatus
 
 from ahnet_tf.inference.predictor import ExportSettings, Predictor
-from ahnet_tf.inference.segment import PredictionSettings, Segmentation, segment_volume
+from ahnet_tf.inference.segment import PredictionSettings, Segmentation
 from preprocessing.volumes.geometry import Volume
 from serving import protocol
 from serving.auth import access_from_environment
-from serving.client.errors import NotServedError
-from serving.client.requests import MAX_RESTARTS, ClientSettings, RequestBuilder
+from serving.client.requests import ClientSettings, RequestBuilder
 
 
 class AHNetClient:
@@ -34,12 +33,8 @@ class AHNetClient:
       SettingsError: a setting is invalid.
     """
 
-    def __init__(
-        self, target: str, model: str = protocol.DEFAULT_MODEL_NAME, **settings: Any
-    ) -> None:
-        self._requests = RequestBuilder(target, model, ClientSettings(**settings))
-        self._settings: ExportSettings | None = None
-        self._channel, self._prediction, self._models = self._requests.connect(grpc)
+    def __init__(self, target: str, model: str = protocol.DEFAULT_MODEL_NAME, **settings: Any):
+        self._requests = RequestBuilder(grpc, target, model, ClientSettings(**settings))
 
     def __enter__(self) -> AHNetClient:
         return self
@@ -54,7 +49,7 @@ class AHNetClient:
 
     def close(self) -> None:
         """Closes the connection."""
-        self._channel.close()
+        self._requests.channel.close()
 
     def describe(self) -> ExportSettings:
         """Returns the settings that the served model was exported with.
@@ -67,15 +62,14 @@ class AHNetClient:
     def predict_windows(self, windows: np.ndarray) -> np.ndarray:
         """Returns float32 probabilities [batch, z, y, x, class].
 
-        Args:
-          windows: raw intensities [batch, z, y, x, channel]. The task's stored dtype (int16 HU in
-            CT) is sent as it is; any other is converted to float32.
+        Windows are raw intensities [batch, z, y, x, channel]. The task's stored dtype (int16 HU in
+        CT) is sent as it is; any other is converted to float32.
 
         Raises:
           ModelError: the number of axes or channels is not the model's.
           ServingError: the server does not answer, refuses, or answers with something else.
         """
-        return self._predict(windows, self._settings or self.describe(), None)
+        return self._predict(windows, self._requests.described or self.describe(), None)
 
     def predictor(self) -> Predictor:
         """Returns a `Predictor` for the version that is served now.
@@ -113,14 +107,7 @@ class AHNetClient:
           ServingError: the server does not answer, refuses, or answers with something else.
           SettingsError: a setting that is not possible with the task.
         """
-        restarts = 0
-        while True:
-            try:
-                return segment_volume(volume, self.predictor(), settings, progress=progress)
-            except NotServedError:
-                restarts += 1
-                if restarts > MAX_RESTARTS or self._requests.has_fixed_version:
-                    raise
+        return self._requests.segment(self.predictor, volume, settings, progress)
 
     def status(self) -> list[ModelVersionStatus]:
         """Returns number, state and error of each version that the server knows.
@@ -128,19 +115,18 @@ class AHNetClient:
         Raises:
           ServingError: the server does not answer, or has no such model.
         """
-        response = self._call(self._models.GetModelStatus, self._requests.status_request())
+        response = self._call(self._requests.get_status, self._requests.status_request())
         return list(response.model_version_status)
 
     def _describe(self) -> tuple[ExportSettings, int]:
-        response = self._call(self._prediction.Predict, self._requests.describe_request())
-        self._settings, version = self._requests.read_description(response)
-        return self._settings, version
+        response = self._call(self._requests.predict, self._requests.describe_request())
+        return self._requests.read_description(response)
 
     def _predict(
         self, windows: np.ndarray, settings: ExportSettings, version: int | None
     ) -> np.ndarray:
         request = self._requests.windows_request(windows, settings, version)
-        response = self._call(self._prediction.Predict, request)
+        response = self._call(self._requests.predict, request)
         return self._requests.read_probabilities(response, windows, settings)
 
     def _call(self, method: Callable[..., Any], request: Message) -> Any:
@@ -160,9 +146,7 @@ class AHNetClient:
 def open_predictor(target: str) -> Predictor:
     """Returns the served model as a `Predictor` for the version that is served now.
 
-    Args:
-      target: as in `AHNetClient`. Token and certificates come from the environment, see
-        `auth.access_from_environment`.
+    Token and certificates come from the environment, see `auth.access_from_environment`.
 
     Raises:
       ServingError: no server there, or no such model.

@@ -102,7 +102,6 @@ class Batcher:
         self,
         model: LoadedModel,
         request: CheckedRequest,
-        *,
         timeout_s: float | None,
         is_wanted: Callable[[], bool],
     ) -> Outputs:

@@ -39,8 +39,6 @@ class ModelServer:
       address: HOST:PORT of gRPC.
       target: HOST:PORT/MODEL, which `ahnet_tf.inference.predictor.open_predictor` accepts.
       metrics_address: http://HOST:PORT/metrics; None without a metrics port.
-      versions: the served model.
-      in_flight: the calls in progress.
     """
 
     address: str
@@ -74,9 +72,7 @@ def start_server(
       port: gRPC port; 0 takes any free one.
       metrics_port: port of Prometheus metrics on `METRICS_HOST`; 0 takes any free one, None serves
         no metrics.
-      access: TLS and token.
-      batches: queue and batching settings.
-      limits: of one request and one answer.
+      access, batches, limits: see their classes.
       poll_s: seconds between two checks for new versions.
       grace_s: seconds that requests in flight may take when the server stops.
       report: called with one line when a version is replaced or can't be loaded.

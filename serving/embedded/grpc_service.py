@@ -184,12 +184,8 @@ class GrpcService:
             request = _parse(predict_pb2.PredictRequest, read())
             with self.versions.in_use(request.model_spec) as model:
                 checked = check_request(model, request, self.limits.request_voxels)
-                outputs = self.batcher.run(
-                    model,
-                    checked,
-                    timeout_s=context.time_remaining(),
-                    is_wanted=context.is_active,
-                )
+                left_s = context.time_remaining()
+                outputs = self.batcher.run(model, checked, left_s, context.is_active)
             size, limit = sum(each.nbytes for each in outputs.values()), self.limits.answer_bytes
             if size > limit:
                 raise RefusedError(

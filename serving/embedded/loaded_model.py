@@ -142,8 +142,7 @@ def check_request(
     `max_voxels` limits the voxels in the request, summed over the batch.
 
     Raises:
-      RefusedError: (INVALID_ARGUMENT) unknown signature, input or output, or a tensor that does not
-        match the signature.
+      RefusedError: (INVALID_ARGUMENT) a name or tensor that does not match the signature.
     """
     name = request.model_spec.signature_name or protocol.SERVING_DEFAULT
     signatures = model.saved_model.signatures

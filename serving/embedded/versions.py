@@ -88,8 +88,7 @@ class ModelVersions:
         """Returns the state of the version that a request names, or of all known ones, newest first.
 
         Raises:
-          RefusedError: (INVALID_ARGUMENT) the request names no model; (NOT_FOUND) it names another
-            model, an unknown version, or a label.
+          RefusedError: as in `in_use`, but only an unknown version is refused.
         """
         self._check_names(spec)
         with self._lock:
@@ -184,10 +183,9 @@ class ModelVersions:
     def _set_status(self, version: int, state: int, error: str = "") -> None:
         code = grpc.StatusCode.INVALID_ARGUMENT.value[0]
         status = {"error_code": code, "error_message": error} if error else {}
+        entry = ModelVersionStatus(version=version, state=state, status=status)
         with self._lock:
-            self._statuses[version] = ModelVersionStatus(
-                version=version, state=state, status=status
-            )
+            self._statuses[version] = entry
 
     def _no_versions(self) -> ModelError:
         names = sorted(child.name for child in self._base_path.iterdir())

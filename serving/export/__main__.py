@@ -23,25 +23,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             "python -m serving.export --model run/ahnet --output models/ahnet --onnx ahnet.onnx",
         ],
     )
-    parser.add_argument(
-        "--model", required=True, metavar="DIR", help="checkpoint folder (with model.json)"
-    )
-    parser.add_argument(
-        "--output", required=True, metavar="DIR", help="folder of versions; writes DIR/N"
-    )
-    parser.add_argument(
-        "--version", type=int, metavar="N", help="version number (default: one above the newest)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="checkpoint folder (with model.json)")
+    add("--output", required=True, metavar="DIR", help="folder of versions; writes DIR/N")
+    version = "version number (default: one above the newest)"
+    add("--version", type=int, metavar="N", help=version)
+    add(
         "--precision",
         choices=("float32", "bfloat16"),
         default="float32",
         help="precision of computation and weights; bfloat16 needs less time and memory and is less "
         "accurate (default: %(default)s)",
     )
-    parser.add_argument(
-        "--onnx", metavar="FILE", help="also write the network for ONNX runtimes; float32 only"
-    )
+    onnx = "also write the network for ONNX runtimes; float32 only"
+    add("--onnx", metavar="FILE", help=onnx)
     return run_command(_run, parser.parse_args(argv))
 
 
@@ -56,9 +51,8 @@ def _run(arguments: argparse.Namespace) -> None:
     from ahnet_tf.inference.predictor import load_checkpoint
     from serving.export.exporter import export_model
 
-    version = arguments.version
-    if version is None:
-        version = next_version(arguments.output)
+    free = next_version(arguments.output)
+    version = free if arguments.version is None else arguments.version
     if version < 1:
         raise SettingsError("--version", "a whole number from 1", version)
     output = Path(arguments.output) / str(version)
@@ -67,7 +61,7 @@ def _run(arguments: argparse.Namespace) -> None:
             output,
             "a version that does not exist yet",
             f"version {version}",
-            f"Servers only load new numbers: use --version {next_version(arguments.output)}.",
+            f"Servers only load new numbers: use --version {free}.",
         )
     if arguments.onnx is not None and arguments.precision != "float32":
         raise SettingsError("--onnx", "--precision float32 with it", arguments.precision)

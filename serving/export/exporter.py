@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import ModuleType
 
 import attrs
 import tensorflow as tf
@@ -40,7 +39,7 @@ def export_model(
     precision: str = "float32",
     onnx: str | Path | None = None,
 ) -> Path:
-    """Writes a network as a SavedModel in TF Serving's layout, atomically.
+    """Writes a network as a SavedModel in TF Serving's layout, atomically, and returns its path.
 
     The signatures are those of `signatures.build_signatures`. `assets.extra/ahnet.json` holds the
     settings, `assets.extra/tf_serving_warmup_requests` the warm-up requests (PredictionLog records).
@@ -52,9 +51,6 @@ def export_model(
       precision: precision of computation and weights in the export, "float32" or "bfloat16",
         whatever the network was trained in.
       onnx: also write `predict_windows` to this ONNX file.
-
-    Returns:
-      `output` as a Path.
 
     Raises:
       ModelError: the network does not match its configuration or the task.
@@ -77,9 +73,6 @@ def export_onnx(network: tf.keras.Model, settings: ExportSettings, output: str |
 
     The network maps raw intensities to logits in float32. All sizes except the number of channels are
     dynamic. The file's metadata holds the settings under "ahnet". It is written atomically.
-
-    Returns:
-      `output` as a Path.
     """
     import onnx
     from tf2onnx import optimizer, tf_loader, tfonnx
@@ -103,7 +96,15 @@ def export_onnx(network: tf.keras.Model, settings: ExportSettings, output: str |
             output_names=[answer],
             tensors_to_rename={image: IMAGE_INPUT, answer: PROBABILITIES_OUTPUT},
         )
-    model = optimizer.optimize_graph(converted, False, _optimizers(optimizer)).make_model("ahnet")
+    # Without the merging of reshapes, which gives a wrong shape for two consecutive reshapes whose
+    # second keeps sizes by zeros.
+    optimizations = {
+        "optimize_transpose": optimizer.TransposeOptimizer,
+        "fold_constants": optimizer.ConstFoldOptimizer,
+        "merge_duplication": optimizer.MergeDuplicatedNodesOptimizer,
+        "remove_identity": optimizer.IdentityOptimizer,
+    }
+    model = optimizer.optimize_graph(converted, False, optimizations).make_model("ahnet")
     onnx.helper.set_model_props(model, {ONNX_SETTINGS_KEY: json.dumps(settings.to_dict())})
     with atomic_write(output) as temporary:
         onnx.save(model, str(temporary))
@@ -157,16 +158,3 @@ def _write_warm_up(path: Path, settings: ExportSettings) -> None:
             log = prediction_log_pb2.PredictLog(request=request)
             record = prediction_log_pb2.PredictionLog(predict_log=log)
             writer.write(record.SerializeToString(deterministic=True))
-
-
-def _optimizers(optimizer: ModuleType) -> dict[str, type]:
-    """Returns the converter's optimizations by name, except the merging of reshapes.
-
-    That one gives a wrong shape for two consecutive reshapes whose second keeps sizes by zeros.
-    """
-    return {
-        "optimize_transpose": optimizer.TransposeOptimizer,
-        "fold_constants": optimizer.ConstFoldOptimizer,
-        "merge_duplication": optimizer.MergeDuplicatedNodesOptimizer,
-        "remove_identity": optimizer.IdentityOptimizer,
-    }

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from kubernetes.utils import parse_quantity
 
-from pipeline.kubeflow.cluster import PodSettings, VolumeSettings, quantity, read_settings
+from pipeline.kubeflow.cluster import KubeflowSettings, PodSettings, VolumeSettings
 from pipeline.kubeflow_runner import main
 from preprocessing.errors import SettingsError
-from preprocessing.settings import to_dict
+from preprocessing.settings import load_settings, to_dict
 
 CLUSTER = {
     "image": "registry.example.org/ahnet-tf:0.1.0",
@@ -30,11 +31,11 @@ def write(tmp_path):
 
 
 def test_settings_survive_a_round_trip(write):
-    settings = read_settings(write())
+    settings = load_settings(write(), KubeflowSettings)
     assert settings.volumes == (VolumeSettings("ahnet", "/mnt/ahnet"),)
     assert settings.pod("Trainer3D") == PodSettings(gpus=1, memory="32Gi")
     assert settings.pod("Pusher") == PodSettings(cpu="2")
-    assert read_settings(write(**to_dict(settings))) == settings
+    assert load_settings(write(**to_dict(settings)), KubeflowSettings) == settings
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_settings_survive_a_round_trip(write):
     [("4", 4), ("500m", 0.5), ("1.5", 1.5), ("2k", 2000), ("1Ki", 1024), ("32Gi", 32 * 2**30)],
 )
 def test_kubernetes_quantities(text, number):
-    assert quantity(text) == number
+    assert parse_quantity(PodSettings(memory=text).memory) == number
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,10 @@ def test_kubernetes_quantities(text, number):
             {"pods": {"default": {"environment": {"A": 1}}}},
             "environment: expected texts by names of environment variables",
         ),
-        ({"pods": {"default": {"labels": ["a"]}}}, "labels: expected a JSON object, found"),
+        (
+            {"pods": {"default": {"node_selector": ["a"]}}},
+            "node_selector: expected a JSON object, found",
+        ),
         (
             {"volumes": [{"claim": "ahnet"}]},
             r"volumes\[0\]: expected the setting 'mount_path', found none",
@@ -81,7 +85,7 @@ def test_kubernetes_quantities(text, number):
 )
 def test_invalid_settings_are_rejected_with_their_place(write, changes, sentence):
     with pytest.raises(SettingsError, match=sentence):
-        read_settings(write(**changes))
+        load_settings(write(**changes), KubeflowSettings)
 
 
 @pytest.mark.parametrize(
