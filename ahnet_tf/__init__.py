@@ -1,1 +1,55 @@
-"""The 3D Anisotropic Hybrid Network in Keras: networks, losses, training, prediction, scoring."""
+"""AH-Net in TensorFlow: segmentation and lesion detection in anisotropic medical volumes.
+
+    import ahnet_tf
+
+    segmenter = ahnet_tf.load("models/ahnet")
+    result = segmenter.segment("ct.nii.gz")
+    result.save("segmentation.nii.gz")
+
+What is listed in `__all__` is imported on first use, and TensorFlow with it where it is needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ahnet_tf.api import build, dataset, load, loss, save, transfer
+    from ahnet_tf.evaluate import score_cases
+    from ahnet_tf.train import train_stages
+    from preprocessing.convert import convert as convert_cases
+    from preprocessing.tasks import Task, load_task
+
+__all__ = (
+    "Task",
+    "build",
+    "convert_cases",
+    "dataset",
+    "load",
+    "load_task",
+    "loss",
+    "save",
+    "score_cases",
+    "train_stages",
+    "transfer",
+)
+
+_PLACES = {
+    "Task": "preprocessing.tasks:Task",
+    "convert_cases": "preprocessing.convert:convert",
+    "load_task": "preprocessing.tasks:load_task",
+    "score_cases": "ahnet_tf.evaluate:score_cases",
+    "train_stages": "ahnet_tf.train:train_stages",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _PLACES.get(name, f"ahnet_tf.api:{name}").partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

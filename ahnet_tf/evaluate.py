@@ -11,6 +11,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from ahnet_tf.evaluation.froc import count, curve, volume_rows
 from ahnet_tf.evaluation.lits import TOLERANCE_MM, CaseScores, score_case
-from ahnet_tf.evaluation.pairing import match_tables, pair_up, with_images
+from ahnet_tf.evaluation.pairing import Pair, match_tables, pair_up, with_images
 from ahnet_tf.evaluation.summary import TABLE, case_row, summarise, summarise_detections
 from ahnet_tf.report.score_pages import write_detection_page, write_label_page
 from preprocessing.cli import make_parser, run_command
@@ -86,9 +87,46 @@ def _run(arguments: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _score_label_maps(arguments: argparse.Namespace) -> list[str]:
-    """Scores label maps; prints and writes the scores, and returns the cases without scores."""
-    pairs, problems = pair_up(arguments.input, arguments.reference)
+@dataclass(frozen=True)
+class Scores:
+    """Scores of label maps against their references.
+
+    Attributes:
+      cases: all measures of each case, by case id.
+      rows: the main measures of each case, by name.
+      summary: value, 95 % interval and number of undefined values of each measure, by name.
+      problems: why a case has no scores, one line each.
+      pairs: the files of each case.
+    """
+
+    cases: dict[str, CaseScores]
+    rows: dict[str, dict[str, float | int]]
+    summary: dict[str, dict[str, float | int]]
+    problems: list[str]
+    pairs: list[Pair]
+
+
+def score_cases(
+    predictions: Sequence[str | Path],
+    references: Sequence[str | Path],
+    *,
+    tolerance_mm: float = TOLERANCE_MM,
+    seed: int = 0,
+    debug: bool = False,
+) -> Scores:
+    """Scores label maps (1 liver, 2 tumour) by the measures of the LiTS challenge.
+
+    Args:
+      predictions: label maps, or a folder of them.
+      references: reference label maps in the same order, or a data-set folder.
+      tolerance_mm: tolerance of surface Dice.
+      seed: of the bootstrap.
+      debug: raise the errors of single cases.
+
+    Raises:
+      InputError: nothing to score.
+    """
+    pairs, problems = pair_up(list(map(Path, predictions)), list(map(Path, references)))
     scores: dict[str, CaseScores] = {}
     for pair in tqdm(pairs, desc="scoring", unit="case", leave=False):
         try:
@@ -97,37 +135,49 @@ def _score_label_maps(arguments: argparse.Namespace) -> list[str]:
             check_pair(reference, prediction, pair.prediction)
             spacing = spacing_mm(reference.affine)
             scores[pair.case_id] = score_case(
-                prediction.voxels, reference.voxels, spacing, arguments.tolerance_mm
+                prediction.voxels, reference.voxels, spacing, tolerance_mm
             )
         except (InputError, OSError) as error:
-            if arguments.debug:
+            if debug:
                 raise
             where = "" if isinstance(error, AHNetError) else f"{pair.prediction}: "
             problems.append(f"{where}{error}")
     rows = {case_id: case_row(case) for case_id, case in scores.items()}
-    summary = summarise(scores.values(), arguments.seed)
+    return Scores(scores, rows, summarise(scores.values(), seed), problems, pairs)
+
+
+def _score_label_maps(arguments: argparse.Namespace) -> list[str]:
+    """Scores label maps; prints and writes the scores, and returns the cases without scores."""
+    scores = score_cases(
+        arguments.input,
+        arguments.reference,
+        tolerance_mm=arguments.tolerance_mm,
+        seed=arguments.seed,
+        debug=arguments.debug,
+    )
     tolerance = f"Dice at {arguments.tolerance_mm:g} mm"
     rvd = "rvd = (reference - prediction) / prediction"
-    if rows:
-        _print_table(rows)
+    if scores.rows:
+        _print_table(scores.rows)
         means = f"{rvd}; lesion means over IoU > 0.5; surface {tolerance}"
-        _print_summary(f"summary with 95 % intervals ({means})", summary)
-    cases = {case_id: dataclasses.asdict(case) for case_id, case in scores.items()}
-    record = {"cases": cases, "summary": summary, "tolerance_mm": arguments.tolerance_mm}
-    _write_scores(arguments, record, rows, problems)
+        _print_summary(f"summary with 95 % intervals ({means})", scores.summary)
+    cases = {case_id: dataclasses.asdict(case) for case_id, case in scores.cases.items()}
+    record = {"cases": cases, "summary": scores.summary, "tolerance_mm": arguments.tolerance_mm}
+    _write_scores(arguments, record, scores.rows, scores.problems)
     if arguments.report is not None:
+        pairs = scores.pairs
         write_label_page(
             arguments.report,
             with_images(pairs, arguments.images) if arguments.images else pairs,
-            scores,
-            rows,
-            summary,
+            scores.cases,
+            scores.rows,
+            scores.summary,
             TASK,
             volumes=arguments.report_cases,
-            problems=problems,
+            problems=scores.problems,
             notes=[f"Surface {tolerance}; {rvd}."],
         )
-    return problems
+    return scores.problems
 
 
 def _score_detections(arguments: argparse.Namespace) -> list[str]:

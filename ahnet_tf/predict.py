@@ -6,14 +6,10 @@ python -m ahnet_tf.predict --model models/ahnet cases/ predictions/
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
-import hashlib
-import importlib.metadata
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,22 +19,22 @@ from ahnet_tf.inference.case_output import (
     finished_cases,
     predict_case,
     prediction_name,
+    software_of,
     write_record,
 )
 from ahnet_tf.inference.ensemble import flip_axes, flipped_predictor, mean_predictor
 from ahnet_tf.inference.lesion_nms import DetectionSettings
 from ahnet_tf.inference.postprocessing import check_has_organ
-from ahnet_tf.inference.predictor import is_address, open_predictor
+from ahnet_tf.inference.predictor import content_digest, is_address, open_predictor
 from ahnet_tf.inference.segment import PredictionSettings
-from ahnet_tf.inference.sliding_window import check_overlap
 from preprocessing.cli import add_allow_option, make_parser, parse_allowances, run_command
 from preprocessing.datasets.case import Case, redact_case_path
 from preprocessing.datasets.discovery import find_cases
 from preprocessing.datasets.reading import is_dicom_image, read_case_label
 from preprocessing.dicom.deidentify import redact_path
-from preprocessing.dicom.segmentation import Software
-from preprocessing.errors import InputError, ModelError, SettingsError
+from preprocessing.errors import InputError, SettingsError
 from preprocessing.files import DISK_FULL
+from preprocessing.settings import to_dict
 from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import Volume
 from preprocessing.volumes.nifti import check_pair
@@ -128,12 +124,6 @@ def _settings(arguments: argparse.Namespace) -> PredictionSettings:
     """Returns the settings from the command line, checked before anything slow happens."""
     if arguments.target is not None and not is_address(arguments.target):
         raise SettingsError("--target", "HOST:PORT or HOST:PORT/NAME", arguments.target)
-    if arguments.batch_size < 1:
-        raise SettingsError("--batch-size", "at least 1", arguments.batch_size)
-    if not 0 <= arguments.smallest_lesion_mm3 < float("inf"):
-        given = arguments.smallest_lesion_mm3
-        raise SettingsError("--smallest-lesion-mm3", "a volume of 0 or more", given)
-    check_overlap(arguments.overlap)
     flip_axes(arguments.flips)
     return PredictionSettings(
         overlap=arguments.overlap,
@@ -158,27 +148,23 @@ def _run(arguments: argparse.Namespace) -> int:
     locations = [arguments.target] if arguments.target else arguments.model
     predictors = [open_predictor(each) for each in locations]
     predictor = mean_predictor(predictors, locations)
-    channels = predictor.settings.model.channels
-    if channels != 1:
-        raise ModelError(locations[0], "a network of 1 channel, which volumes have", channels)
     task = predictor.settings.task
     if settings.lesions_in_organ:
         check_has_organ(len(task.class_names))
-    models = []
-    for location, each in zip(locations, predictors, strict=True):
-        digest = _content_digest(location)
-        model = {"location": location, "sha256": digest, "settings": each.settings.to_dict()}
-        models.append(model)
+    digests = [content_digest(location) for location in locations]
     record = {
-        "models": models,
+        "models": [
+            {"location": location, "sha256": digest, "settings": each.settings.to_dict()}
+            for location, digest, each in zip(locations, digests, predictors, strict=True)
+        ],
         "precision": "float32",
         "flips": arguments.flips,
         "input": [_shown_input(path, cases) for path in arguments.input],
-        "settings": dataclasses.asdict(settings)
+        "settings": to_dict(settings)
         | {"blend": "gaussian", "overlay": arguments.overlay, "dicom_seg": arguments.dicom_seg}
         | {"allow": sorted(allow)},
     }
-    software = _software(models) if arguments.dicom_seg else None
+    software = software_of(predictor.settings, digests) if arguments.dicom_seg else None
     draw = functools.partial(_draw_overlay, output, task, allow) if arguments.overlay else None
     entries = finished_cases(output, record, cases) if arguments.resume else {}
     predictor = flipped_predictor(predictor, arguments.flips)
@@ -231,36 +217,11 @@ def _check_output(inputs: Sequence[str], cases: Sequence[Case], output: Path) ->
             raise SettingsError("OUT", expected, found, remedy)
 
 
-def _content_digest(location: str) -> str | None:
-    """Returns the SHA-256 of the files of a model folder and their names; None if it is no folder."""
-    folder = Path(location)
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(folder)}\n{path.stat().st_size}\n".encode())
-        with open(path, "rb") as file:
-            while chunk := file.read(1 << 22):
-                digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _shown_input(path: str, cases: Sequence[Case]) -> str:
     """Returns an input path without the parts that identify a patient of the cases below it."""
     inside = [case for case in cases if case.path.is_relative_to(path)]
     identifying = {each for case in inside for each in case.identifiers}
     return redact_path(path, identifying) if identifying else path
-
-
-def _software(models: Sequence[dict[str, Any]]) -> Software:
-    """Returns the software that a DICOM SEG names; its serial number is the models' digests."""
-    settings = models[0]["settings"]
-    return Software(
-        name="ahnet-tf",
-        version=importlib.metadata.version("ahnet-tf"),
-        algorithm=f"{settings['model']['architecture']} {settings['task']['name']}"[:64],
-        serial_number="+".join((model["sha256"] or "served")[:15] for model in models)[:64],
-    )
 
 
 def _draw_overlay(

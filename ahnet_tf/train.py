@@ -113,15 +113,55 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(_run, parser.parse_args(argv))
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    records, output = Path(arguments.input), Path(arguments.output)
-    task = _task_of(records, arguments.task)
-    config = settings_from(arguments, task)
-    stages = STAGES if arguments.stage == "both" else (arguments.stage,)
+def _run(arguments: argparse.Namespace) -> None:
+    task = _task_of(Path(arguments.input), arguments.task)
+    train_stages(
+        arguments.input,
+        arguments.output,
+        settings_from(arguments, task),
+        task=task,
+        stages=STAGES if arguments.stage == "both" else (arguments.stage,),
+        init=arguments.init,
+    )
+
+
+def train_stages(
+    records: str | Path,
+    output: str | Path,
+    config: RunConfig | None = None,
+    *,
+    task: Task | None = None,
+    stages: Sequence[str] = STAGES,
+    init: str | Path = SCRATCH,
+) -> list[TrainingResult]:
+    """Trains MC-GCN on slices, transfers its encoder and trains AH-Net, as the command does.
+
+    The same call resumes a run that was stopped.
+
+    Args:
+      records: folder written by `preprocessing.convert`.
+      output: the run's folder; its sub-folders `mcgcn` and `ahnet` hold the trained networks.
+      config: every setting (see `ahnet_tf.presets.run_config`); by default the task's preset.
+      task: by default that of the records.
+      stages: "2d", "3d" or both.
+      init: start weights of the first stage: a network's folder, "imagenet" or "scratch".
+
+    Returns:
+      The results of the stages, in order.
+
+    Raises:
+      InputError: no records, or damaged ones, or a full disk.
+      SettingsError: settings that don't fit the task, the devices or the run in `output`.
+      ModelError: start weights that don't fit, or a loss that is not finite.
+      Stopped: a signal stopped the training, which has saved its state.
+    """
+    records, output, init = Path(records), Path(output), str(init)
+    task = task or _task_of(records, None)
+    config = config or run_config(task)
     replicas = {config.stages[stage].training.replicas for stage in stages}
     if len(replicas) > 1:
         raise SettingsError("replicas", "the same number in both stages", sorted(replicas))
-    _check_start(arguments.init, config.stages[stages[0]].model)
+    _check_start(init, config.stages[stages[0]].model)
     evaluated = any(config.stages[stage].training.evaluate_every for stage in stages)
     splits = ("train", "eval") if evaluated else ("train",)
     for split in splits:
@@ -143,7 +183,7 @@ def _run(arguments: argparse.Namespace) -> int:
         write_json(output / "settings.json", config.to_dict())
     set_up_devices(replicas.pop())
     files = {split: find_records(records / split) for split in splits}
-    initial = _start(arguments.init, config.stages[stages[0]])
+    initial = _start(init, config.stages[stages[0]])
     results = []
     for stage in stages:
         folder = output / FOLDERS[stage]
@@ -162,7 +202,7 @@ def _run(arguments: argparse.Namespace) -> int:
         initial = folder
     if workers.chief:
         print(summary_table(results))
-    return 0
+    return results
 
 
 def _check_start(init: str, model: ModelConfig) -> None:

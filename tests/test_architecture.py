@@ -49,6 +49,7 @@ ROOMS = {
 TOP_MODULES = {
     *("preprocessing.convert", "preprocessing.verify"),
     *("ahnet_tf.train", "ahnet_tf.predict", "ahnet_tf.evaluate"),
+    *("ahnet_tf", "ahnet_tf.api", "ahnet_tf.segmenter"),
     *("serving.server", "serving.status"),
     *("pipeline.dag", "pipeline.demo", "pipeline.lineage"),
     *("pipeline.local_runner", "pipeline.kubeflow_runner"),

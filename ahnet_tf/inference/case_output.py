@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import re
 import sys
@@ -13,10 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from ahnet_tf.inference.predictor import Predictor
-from ahnet_tf.inference.segment import PredictionSettings, Segmentation, segment_volume
+from ahnet_tf.inference.predictor import ExportSettings, Predictor
+from ahnet_tf.inference.segment import (
+    PredictionSettings,
+    Segmentation,
+    segment_volume,
+    window_progress,
+)
 from preprocessing.datasets.case import Case, redact_message
 from preprocessing.datasets.detection_table import Detection, write_detections
 from preprocessing.datasets.reading import is_dicom_image, read_case_image, read_case_source
@@ -24,7 +29,7 @@ from preprocessing.dicom.segmentation import Software, write_segmentation
 from preprocessing.errors import AHNetError, InputError, SettingsError
 from preprocessing.files import DISK_FULL, write_json
 from preprocessing.tasks import Task
-from preprocessing.volumes.geometry import Volume, spacing_mm
+from preprocessing.volumes.geometry import Volume, count_labels, spacing_mm
 from preprocessing.volumes.nifti import write_image, write_on_grid
 
 LESION_FILE = "lesions.csv"
@@ -69,7 +74,8 @@ def predict_case(
         # Read first, so that a source without the needed attributes costs no prediction.
         source = read_case_source(case, allow=allow) if dicom_seg else None
         volume = read_case_image(case, allow=allow)
-        segmentation = _segmented(case, volume, predictor, settings)
+        with window_progress(case.case_id) as advance:
+            segmentation = segment_volume(volume, predictor, settings, progress=advance)
         labels, task = segmentation.labels, predictor.settings.task
         names = _write_volumes(case, volume, segmentation, task, output)
         if dicom_seg is not None and source is not None:
@@ -85,19 +91,36 @@ def predict_case(
         print(f"error: {problem}", file=sys.stderr)
         return entry | {"status": "failed", "problem": problem}
     seconds = round(time.perf_counter() - start, 2)
-    voxel_ml = float(np.prod(spacing_mm(volume.affine))) / 1000
-    voxels = np.bincount(labels.ravel(), minlength=len(task.class_names)).tolist()
-    volumes_ml = {
-        name: round(count * voxel_ml, 3)
-        for name, count in zip(task.class_names[1:], voxels[1:], strict=True)
-    }
-    found = ", ".join(f"{name} {ml:,.1f} ml" for name, ml in volumes_ml.items())
+    each_ml = volumes_ml(labels, volume.affine, task.class_names)
+    found = ", ".join(f"{name} {ml:,.1f} ml" for name, ml in each_ml.items())
     if task.target == "heat_map":
         found += f", {len(segmentation.lesions)} in the table"
         entry["lesions"] = [dataclasses.asdict(lesion) for lesion in segmentation.lesions]
     print(f"{case.case_id}: {output / names[0]} ({found}; {seconds:.1f} s)")
     entry |= {"status": "predicted", "outputs": names}
-    return entry | {"volumes_ml": volumes_ml, "seconds": seconds}
+    return entry | {"volumes_ml": each_ml, "seconds": seconds}
+
+
+def volumes_ml(
+    labels: np.ndarray, affine: np.ndarray, class_names: Sequence[str]
+) -> dict[str, float]:
+    """Returns the volume of each class but the background in a label map [x, y, z], by name."""
+    voxel_ml = float(np.prod(spacing_mm(affine))) / 1000
+    voxels = count_labels(labels, len(class_names))
+    return {
+        name: round(count * voxel_ml, 3)
+        for name, count in zip(class_names[1:], voxels[1:], strict=True)
+    }
+
+
+def software_of(settings: ExportSettings, digests: Sequence[str | None]) -> Software:
+    """Returns the software that a DICOM SEG names; its serial number is the models' digests."""
+    return Software(
+        name="ahnet-tf",
+        version=importlib.metadata.version("ahnet-tf"),
+        algorithm=f"{settings.model.architecture} {settings.task.name}"[:64],
+        serial_number="+".join((digest or "served")[:15] for digest in digests)[:64],
+    )
 
 
 def write_record(
@@ -158,18 +181,6 @@ def finished_cases(
         and all((output / name).is_file() for name in entry["outputs"])
         and entry["image_state"] == _image_state(case.path)
     }
-
-
-def _segmented(
-    case: Case, volume: Volume, predictor: Predictor, settings: PredictionSettings
-) -> Segmentation:
-    with tqdm(desc=case.case_id, unit="window", leave=False) as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done)
-
-        return segment_volume(volume, predictor, settings, progress=advance)
 
 
 def _write_volumes(

@@ -20,9 +20,12 @@ def mean_predictor(predictors: Sequence[Predictor], names: Sequence[object]) -> 
     """Returns a predictor of the mean of several networks' probabilities; `names` are for messages.
 
     Raises:
-      ModelError: they differ in task, window or channels.
+      ModelError: they differ in task or window, or take more than one channel.
     """
     first = predictors[0]
+    channels = first.settings.model.channels
+    if channels != 1:
+        raise ModelError(names[0], "a network of 1 channel, which volumes have", channels)
     expected = _common_settings(first)
     for name, other in zip(names[1:], predictors[1:], strict=True):
         for what, found in _common_settings(other).items():

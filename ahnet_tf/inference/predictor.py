@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import re
@@ -115,7 +116,7 @@ def open_predictor(location: str | Path) -> Predictor:
         found = "a file" if folder.exists() else "nothing there"
         raise ModelError(location, "a SavedModel or checkpoint folder, or HOST:PORT", found)
     if (folder / "model.json").is_file():
-        return _open_checkpoint(folder)
+        return predictor_of(*load_checkpoint(folder), folder)
     return _open_saved_model(_newest_version(folder))
 
 
@@ -188,12 +189,25 @@ def load_checkpoint(folder: str | Path) -> tuple[tf.keras.Model, ExportSettings]
     return model, ExportSettings(task, config, task.patch_shape_zyx, versions)
 
 
-def _open_checkpoint(folder: Path) -> Predictor:
+def content_digest(location: str) -> str | None:
+    """Returns the SHA-256 of the files of a model folder and their names; None if it is no folder."""
+    folder = Path(location)
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder)}\n{path.stat().st_size}\n".encode())
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def predictor_of(model: tf.keras.Model, settings: ExportSettings, where: object) -> Predictor:
+    """Returns the predictor of a Keras model from raw intensities to logits."""
     import tensorflow as tf
 
     from ahnet_tf.networks.inputs import class_probabilities
-
-    model, settings = load_checkpoint(folder)
 
     # Traced for each window shape: static shapes let TensorFlow fuse sums into convolutions.
     @tf.function(autograph=False)
@@ -201,7 +215,7 @@ def _open_checkpoint(folder: Path) -> Predictor:
         return class_probabilities(model(image, training=False), settings.model.activation)
 
     def predict(windows: np.ndarray) -> np.ndarray:
-        image = tf.constant(check_channels(windows, settings, folder), tf.float32)
+        image = tf.constant(check_channels(windows, settings, where), tf.float32)
         return probabilities(image).numpy()
 
     return Predictor(settings, predict)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
+import attrs
 import numpy as np
+from tqdm import tqdm
 
 from ahnet_tf.inference.lesion_nms import DetectionSettings, detect_lesions
 from ahnet_tf.inference.postprocessing import (
@@ -15,8 +18,9 @@ from ahnet_tf.inference.postprocessing import (
     remove_small_lesions,
 )
 from ahnet_tf.inference.predictor import Predictor
-from ahnet_tf.inference.sliding_window import most_probable, predict_slabs
+from ahnet_tf.inference.sliding_window import check_overlap, most_probable, predict_slabs
 from preprocessing.datasets.detection_table import Detection
+from preprocessing.settings import number, whole
 from preprocessing.volumes.geometry import (
     TargetGrid,
     Volume,
@@ -26,7 +30,7 @@ from preprocessing.volumes.geometry import (
 )
 
 
-@dataclass(frozen=True)
+@attrs.frozen
 class PredictionSettings:
     """How the windows cover a volume, and the steps of post-processing, in their order.
 
@@ -40,13 +44,13 @@ class PredictionSettings:
       detection: which peaks become lesions where the task's target is a heat map.
     """
 
-    overlap: float = 0.25
-    batch_size: int = 1
+    overlap: float = attrs.field(default=0.25, validator=lambda *given: check_overlap(given[2]))
+    batch_size: int = attrs.field(default=1, validator=whole(1))
     largest_component: bool = False
     lesions_in_organ: bool = False
-    smallest_lesion_mm3: float = 0.0
+    smallest_lesion_mm3: float = attrs.field(default=0.0, validator=number(0))
     probabilities: bool = False
-    detection: DetectionSettings = field(default_factory=DetectionSettings)
+    detection: DetectionSettings = attrs.field(factory=DetectionSettings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +130,18 @@ def segment_volume(
     returned = maps.values() if settings.probabilities else ()
     on_input_grid = (from_target_grid(one, space, label=False) for one in returned)
     return Segmentation(voxels, tuple(on_input_grid), tuple(lesions))
+
+
+@contextlib.contextmanager
+def window_progress(title: str, shown: bool = True) -> Iterator[Callable[[int, int], object]]:
+    """Yields the `progress` of `segment_volume` that moves a progress bar of windows."""
+    with tqdm(desc=title, unit="window", leave=False, disable=not shown) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done)
+
+        yield advance
 
 
 def _postprocessed(

@@ -45,6 +45,7 @@ def build_network(config: ModelConfig, *, seed: int = 0, name: str | None = None
     for path, variable in named_weights(model).items():
         if "kernel" in path.rsplit("/", 1)[-1]:
             variable.assign(initial_kernel(path, variable.shape, seed))
+    model.network_config = config
     return model
 
 

@@ -163,6 +163,8 @@ class PyramidPool(tf.keras.layers.Layer):
                 self.add_weight(name=f"up_kernel{size}", shape=[size, size, 1, 1])
                 for size in (2 ** (3 + level) for level in range(self.levels))
             ]
+        # A loaded model would build the layer twice, and keep the kernels of both lists.
+        super().build(input_shape)
 
     def call(self, inputs):
         size = axis_sizes(inputs)[2:4]

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -27,6 +28,74 @@ def class_targets(labels: tf.Tensor, classes: int) -> tf.Tensor:
     if classes == 1:
         return tf.cast(labels, tf.float32)[..., tf.newaxis]
     return tf.one_hot(tf.cast(labels, tf.int32), classes, dtype=tf.float32)
+
+
+def voxel_loss(
+    target: tf.Tensor,
+    logits: tf.Tensor,
+    *,
+    kind: str,
+    gamma: float,
+    class_weights: Sequence[float] | None,
+    exclusive: bool,
+    heat_map: bool,
+) -> tf.Tensor:
+    """Returns the loss of each voxel, float32 [batch, z, y, x], of logits [batch, z, y, x, class].
+
+    A heat map is the target of the lesion's output alone, since the background's output is not used
+    for predictions either (see `class_probabilities`). The class weights then weigh voxels without and
+    with a lesion, in proportion to the heat map.
+
+    Args:
+      target: classes or heat map [batch, z, y, x].
+      logits: of any float dtype.
+      kind: one of `TrainingConfig.loss`; "dice_focal" is "focal" here.
+      gamma: focusing exponent.
+      class_weights: a weight for each class.
+      exclusive: whether classes share a softmax.
+      heat_map: whether the target is a heat map.
+    """
+    if heat_map:
+        logits = logits[..., 1:]
+    if kind == "heat_map_l2":
+        return heat_map_l2(target, logits, class_weights=class_weights)
+    focal = softmax_focal if exclusive else sigmoid_focal
+    gamma = 0.0 if kind == "cross_entropy" else gamma
+    return focal(target, logits, gamma=gamma, class_weights=class_weights)
+
+
+@tf.keras.saving.register_keras_serializable("ahnet_tf")
+class VoxelLoss(tf.keras.losses.Loss):
+    """`voxel_loss` for `compile`: classes with a softmax, or a heat map with sigmoids.
+
+    Keras multiplies it by the voxel weights and divides by the number of voxels; `ahnet_tf.train`
+    divides by the sum of the weights.
+    """
+
+    def __init__(
+        self,
+        kind: str = "focal",
+        gamma: float = 2.0,
+        class_weights: Sequence[float] | None = None,
+        heat_map: bool = False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.settings: dict[str, Any] = {
+            "kind": kind,
+            "gamma": gamma,
+            "class_weights": None if class_weights is None else list(class_weights),
+            "heat_map": heat_map,
+        }
+
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        """Returns the loss of each voxel."""
+        exclusive = not self.settings["heat_map"]
+        return voxel_loss(y_true, y_pred, exclusive=exclusive, **self.settings)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
+        return super().get_config() | self.settings
 
 
 def softmax_focal(

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.networks.dropout import dropout_seed
-from ahnet_tf.training.losses import heat_map_l2, sigmoid_focal, soft_dice, softmax_focal
+from ahnet_tf.training.losses import soft_dice, voxel_loss
 from ahnet_tf.training.optimizer import WeightAverage
 
 Batch = dict[str, tf.Tensor]
@@ -94,10 +94,6 @@ def batch_loss(
 ) -> tf.Tensor:
     """Returns a replica's share of the loss of the whole batch, a float32 scalar.
 
-    A heat map in the batch is the target of the lesion's output alone, since the background's output
-    is not used for predictions either (see `class_probabilities`). The class weights then weigh voxels
-    without and with a lesion, in proportion to the heat map.
-
     Args:
       logits: [b, z, y, x, class] of the replica's patches.
       batch: the replica's `label` and `weight`, and `heat_map` if the task has one.
@@ -106,20 +102,23 @@ def batch_loss(
       total_weight: sum of the weights of the whole batch, over all replicas.
     """
     exclusive = model_config.activation == "softmax"
-    label, weight = batch["label"], batch["weight"]
-    if "heat_map" in batch:
-        label, logits = batch["heat_map"], logits[..., 1:]
-    if config.loss == "heat_map_l2":
-        values = heat_map_l2(label, logits, class_weights=config.class_weights)
-    else:
-        focal = softmax_focal if exclusive else sigmoid_focal
-        gamma = 0.0 if config.loss == "cross_entropy" else config.gamma
-        values = focal(label, logits, gamma=gamma, class_weights=config.class_weights)
+    heat_map = "heat_map" in batch
+    target, weight = batch["heat_map" if heat_map else "label"], batch["weight"]
+    values = voxel_loss(
+        target,
+        logits,
+        kind=config.loss,
+        gamma=config.gamma,
+        class_weights=config.class_weights,
+        exclusive=exclusive,
+        heat_map=heat_map,
+    )
     loss = tf.math.divide_no_nan(
         tf.reduce_sum(values * tf.cast(weight, values.dtype)), total_weight
     )
     if config.loss == "dice_focal":
-        dice = soft_dice(label, logits, voxel_weights=weight, exclusive=exclusive)
+        outputs = logits[..., 1:] if heat_map else logits
+        dice = soft_dice(target, outputs, voxel_weights=weight, exclusive=exclusive)
         loss += tf.reduce_sum(dice) / config.batch_size
     return loss
 

@@ -39,13 +39,24 @@ def read_image(path: str | os.PathLike) -> Volume:
     infinite or all equal.
     """
     header, voxels = read_stored(Path(path), ratio=MAX_IMAGE_RATIO)
-    voxels = _scaled(voxels, header)
+    return check_image(path, _scaled(voxels, header), header.get_best_affine())
+
+
+def check_image(where: object, voxels: np.ndarray, affine: np.ndarray) -> Volume:
+    """Returns the volume of an image with voxels [x, y, z] and a 4x4 affine.
+
+    Raises:
+      InputError: not 3D or not numbers, NaN or infinite or all equal voxels, or an unusable affine.
+    """
+    if voxels.ndim != 3 or not voxels.size or voxels.dtype.kind not in "iuf":
+        found = f"{voxels.dtype} of shape {voxels.shape}"
+        raise InputError(where, "an image of numbers [x, y, z]", found)
     if voxels.dtype.kind == "f":
-        _finite_range(path, voxels)
+        _finite_range(where, voxels)
     first = voxels.flat[0]
     if not any(np.any(voxels[:, :, z] != first) for z in range(voxels.shape[2])):
-        raise InputError(path, "an image with contrast", f"all voxels equal to {first:g}")
-    return Volume(voxels, checked_affine(header.get_best_affine(), path))
+        raise InputError(where, "an image with contrast", f"all voxels equal to {first:g}")
+    return Volume(voxels, checked_affine(affine, where))
 
 
 def read_label(
@@ -83,15 +94,21 @@ def check_pair(image: Volume, label: Volume, where: object) -> None:
         raise InputError(where, "a label map with the image's affine", found)
 
 
-def write_on_grid(path: str | os.PathLike, voxels: np.ndarray, like: str | os.PathLike) -> None:
-    """Writes voxels [x, y, z] in their own dtype on the grid of the NIfTI file `like`, atomically.
+def write_on_grid(
+    path: str | os.PathLike, voxels: np.ndarray, like: str | os.PathLike | nib.Nifti1Header
+) -> None:
+    """Writes voxels [x, y, z] in their own dtype on the grid of a NIfTI file or header, atomically.
 
     Only affine, codes and shape are copied, so that no text of the header is passed on. Raises
     InputError if `like` is unreadable or has another shape, or `path` is not .nii or .nii.gz.
     """
-    source, shape = read_header(Path(like))
+    if isinstance(like, nib.Nifti1Header):
+        source, shape = like, like.get_data_shape()
+    else:
+        source, shape = read_header(Path(like))
     if tuple(voxels.shape) != shape:
-        raise InputError(path, f"voxels of the shape of {like}, {shape}", tuple(voxels.shape))
+        expected = f"voxels of the image's shape {shape}"
+        raise InputError(path, expected, tuple(voxels.shape))
     header = type(source)()
     for name in _GEOMETRY:
         header[name] = source[name]

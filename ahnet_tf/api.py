@@ -1,0 +1,190 @@
+"""What `import ahnet_tf` offers for notebooks and scripts: networks, data, prediction.
+
+The commands use the same parts: see `ahnet_tf.train`, `ahnet_tf.predict` and `ahnet_tf.evaluate`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from ahnet_tf.config import AugmentationConfig, ModelConfig, TrainingConfig
+from ahnet_tf.data.dataset import evaluation_dataset, training_dataset
+from ahnet_tf.data.records import find_records
+from ahnet_tf.inference.ensemble import flipped_predictor, mean_predictor
+from ahnet_tf.inference.predictor import ExportSettings, open_predictor, predictor_of
+from ahnet_tf.networks.checkpoint import save_network
+from ahnet_tf.networks.factory import build_network
+from ahnet_tf.networks.transfer import TransferReport, transfer_encoder
+from ahnet_tf.presets import check_settings
+from ahnet_tf.segmenter import Segmenter
+from ahnet_tf.training.losses import VoxelLoss
+from preprocessing.errors import ModelError, SettingsError
+from preprocessing.files import write_json
+from preprocessing.settings import from_dict
+from preprocessing.tasks import Task, load_task
+
+SPLITS = ("train", "eval")
+
+
+def load(
+    source: str | os.PathLike | Sequence[str | os.PathLike] | tf.keras.Model,
+    *,
+    task: Task | str | None = None,
+    flips: str = "",
+) -> Segmenter:
+    """Returns what segments whole volumes with a trained network.
+
+    Args:
+      source: folder of an export or of a checkpoint, HOST:PORT or HOST:PORT/NAME of a server; several
+        of these, whose probabilities are averaged; or a Keras model from `build`.
+      task: name of a preset, JSON file or `Task` of a Keras model; the others know theirs.
+      flips: also predict each window mirrored along these of x, y and z, and average.
+
+    Raises:
+      ModelError: no model there, or one that can't segment volumes of one channel.
+      ServingError: the server does not answer.
+      SettingsError: impossible flips, or a missing, superfluous or unknown task.
+    """
+    if isinstance(source, tf.keras.Model):
+        if task is None:
+            raise SettingsError("task", "the task of a Keras model", "none")
+        own = _task(task)
+        settings = ExportSettings(own, _config(source, own), own.patch_shape_zyx)
+        found = [predictor_of(source, settings, source.name)]
+        return Segmenter(flipped_predictor(mean_predictor(found, [source.name]), flips))
+    if task is not None:
+        raise SettingsError("task", "none, for the model knows its own", "one")
+    several = [source] if isinstance(source, str | os.PathLike) else source
+    locations = tuple(os.fspath(each) for each in several)
+    found = [open_predictor(each) for each in locations]
+    return Segmenter(flipped_predictor(mean_predictor(found, locations), flips), locations)
+
+
+def build(
+    architecture: str, *, task: Task | str | None = None, seed: int = 0, **settings: Any
+) -> tf.keras.Model:
+    """Returns a new network as a Keras model, from raw intensities to logits.
+
+    It maps float32 [batch, z, y, x, channel] of any size to float32 [batch, z, y, x, class].
+
+    Args:
+      architecture: "ahnet", "mcgcn", "unet2d" or "unet3d".
+      task: name of a preset, JSON file or `Task`, from which number of classes, intensity window and
+        activation follow.
+      seed: of the initial weights.
+      settings: attributes of `ahnet_tf.config.ModelConfig`, for example `classes=3` or `width=0.25`.
+
+    Raises:
+      SettingsError: an unknown setting (the nearest name is suggested), or a value out of range.
+    """
+    of_task: dict[str, Any] = {}
+    if task is not None:
+        own = _task(task)
+        of_task = {"classes": len(own.class_names), "intensity_window": own.intensity_window}
+        of_task["activation"] = "sigmoid" if own.target == "heat_map" else "softmax"
+    chosen = of_task | settings | {"architecture": architecture}
+    config = from_dict(ModelConfig, chosen, "build")
+    return build_network(config, seed=seed)
+
+
+def dataset(
+    records: str | os.PathLike,
+    split: str = "train",
+    *,
+    batch_size: int = 2,
+    seed: int = 0,
+    augment: bool | AugmentationConfig = False,
+) -> tf.data.Dataset:
+    """Returns the patches of a record folder for `fit` and `evaluate` of a Keras model.
+
+    Training patches are shuffled, endless (give `fit` its `steps_per_epoch`) and augmented if asked
+    for; evaluation patches come once, in order.
+
+    Args:
+      records: folder written by `convert_cases` or `python -m preprocessing.convert`.
+      split: "train" or "eval".
+      batch_size: patches a batch.
+      seed: of order and augmentation.
+      augment: True for the default magnitudes, or the magnitudes.
+
+    Returns:
+      A dataset of image [b, z, y, x, 1] float32 (raw intensities), target [b, z, y, x] (uint8 classes,
+      or a float32 heat map) and voxel weight [b, z, y, x] float32 (0 outside the volume).
+
+    Raises:
+      InputError: no records, or damaged ones.
+      SettingsError: an unknown split.
+    """
+    if split not in SPLITS:
+        raise SettingsError("split", f"one of {', '.join(SPLITS)}", split)
+    task = load_task(str(Path(records) / "task.json"))
+    files = find_records(Path(records) / split)
+    if split == "eval":
+        batches = evaluation_dataset(files, task, batch_size=batch_size)
+    else:
+        chosen = AugmentationConfig() if augment is True else augment or None
+        batches = training_dataset(files, task, batch_size=batch_size, seed=seed, augment=chosen)
+    target = "heat_map" if task.target == "heat_map" else "label"
+    return batches.map(lambda batch: (batch["image"], batch[target], batch["weight"]))
+
+
+def loss(
+    task: Task | str,
+    kind: str = "focal",
+    *,
+    gamma: float = 2.0,
+    class_weights: Sequence[float] | None = None,
+) -> VoxelLoss:
+    """Returns a loss of logits for `compile` that fits the targets of a task.
+
+    Args:
+      task: name of a preset, JSON file or `Task`; one with a heat map gets the sigmoid form.
+      kind: "focal", "cross_entropy" or, for heat maps, "heat_map_l2".
+      gamma: focusing exponent of the focal loss.
+      class_weights: a factor for each class; for a heat map those of voxels without and with a lesion.
+    """
+    return VoxelLoss(
+        kind,
+        gamma=gamma,
+        class_weights=None if class_weights is None else list(class_weights),
+        heat_map=_task(task).target == "heat_map",
+    )
+
+
+def transfer(source: tf.keras.Model, target: tf.keras.Model) -> TransferReport:
+    """Copies the encoder of a 2D network into a 3D one; see `ahnet_tf.networks.transfer`.
+
+    Raises:
+      ModelError: weights without a partner or of another shape, all of them listed.
+    """
+    return transfer_encoder(source, target)
+
+
+def save(model: tf.keras.Model, folder: str | os.PathLike, task: Task | str) -> None:
+    """Writes a network from `build` as a checkpoint that `load` and the commands read.
+
+    Raises:
+      ModelError: not a network from `build`, or one that doesn't fit the task.
+    """
+    own = _task(task)
+    save_network(Path(folder), model, _config(model, own))
+    write_json(Path(folder) / "task.json", own.to_dict())
+
+
+def _task(task: Task | str) -> Task:
+    return load_task(task) if isinstance(task, str) else task
+
+
+def _config(model: tf.keras.Model, task: Task) -> ModelConfig:
+    """Returns the settings of a network from `build`, checked against the task."""
+    config = getattr(model, "network_config", None)
+    if config is None:
+        remedy = "Build it anew, and set its weights."
+        raise ModelError(model.name, "a network from ahnet_tf.build", "another model", remedy)
+    check_settings(config, TrainingConfig(), task)
+    return config
