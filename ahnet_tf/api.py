@@ -26,7 +26,7 @@ from ahnet_tf.training.losses import VoxelLoss
 from preprocessing.errors import ModelError, SettingsError
 from preprocessing.files import write_json
 from preprocessing.settings import from_dict
-from preprocessing.tasks import Task, load_task
+from preprocessing.tasks import Task, load_task, records_task
 
 SPLITS = ("train", "eval")
 
@@ -122,7 +122,7 @@ def dataset(
     """
     if split not in SPLITS:
         raise SettingsError("split", f"one of {', '.join(SPLITS)}", split)
-    task = load_task(str(Path(records) / "task.json"))
+    task = records_task(Path(records))
     files = find_records(Path(records) / split)
     if split == "eval":
         batches = evaluation_dataset(files, task, batch_size=batch_size)

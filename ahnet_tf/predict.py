@@ -39,6 +39,8 @@ from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import Volume
 from preprocessing.volumes.nifti import check_pair
 
+DEFAULTS = PredictionSettings()
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `python -m ahnet_tf.predict`; returns its exit code."""
@@ -81,8 +83,8 @@ def _add_input_options(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="skip cases predicted earlier with these settings")
     add_allow_option(parser)
     overlap_help = "overlap of neighbouring windows, 0 to below 1"
-    _add_number(parser, "--overlap", PredictionSettings.overlap, "F", overlap_help)
-    _add_number(parser, "--batch-size", PredictionSettings.batch_size, "N", "windows at a time")
+    _add_number(parser, "--overlap", DEFAULTS.overlap, "F", overlap_help)
+    _add_number(parser, "--batch-size", DEFAULTS.batch_size, "N", "windows at a time")
     add(
         "--flips",
         default="",
@@ -104,7 +106,7 @@ def _add_result_options(parser: argparse.ArgumentParser) -> None:
         "it contains the patient's name and number, as the standard requires",
     )
     smallest_help = "remove smaller lesions; in the organ they become organ"
-    smallest = PredictionSettings.smallest_lesion_mm3
+    smallest = DEFAULTS.smallest_lesion_mm3
     _add_number(parser, "--smallest-lesion-mm3", smallest, "V", smallest_help)
     threshold_help = f"lowest score of a lesion in {LESION_FILE}"
     _add_number(parser, "--threshold", DetectionSettings.threshold, "P", threshold_help)

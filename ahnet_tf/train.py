@@ -16,7 +16,7 @@ from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import InputError, SettingsError
 from preprocessing.files import write_json
 from preprocessing.settings import did_you_mean
-from preprocessing.tasks import Task, load_task
+from preprocessing.tasks import Task, load_task, records_task
 
 if TYPE_CHECKING:
     from ahnet_tf.training.run_folder import TrainingResult
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    task = _task_of(Path(arguments.input), arguments.task)
+    task = load_task(arguments.task) if arguments.task else records_task(arguments.input)
     train_stages(
         arguments.input,
         arguments.output,
@@ -156,7 +156,7 @@ def train_stages(
       Stopped: a signal stopped the training, which has saved its state.
     """
     records, output, init = Path(records), Path(output), str(init)
-    task = task or _task_of(records, None)
+    task = task or records_task(records)
     config = config or run_config(task)
     replicas = {config.stages[stage].training.replicas for stage in stages}
     if len(replicas) > 1:
@@ -254,18 +254,6 @@ def summary_table(results: Sequence[TrainingResult]) -> str:
 def _dice(value: float, undefined: int) -> str:
     text = "none" if math.isnan(value) else f"{value:.3f}"
     return f"{text} ({undefined} undefined)" if undefined else text
-
-
-def _task_of(records: Path, name: str | None) -> Task:
-    path = records / "task.json"
-    if name is None and not path.is_file():
-        raise InputError(
-            records,
-            "a folder of records with task.json",
-            "no such file" if records.is_dir() else "no such folder",
-            "Write records with python -m preprocessing.convert, or give --task.",
-        )
-    return load_task(name or str(path))
 
 
 if __name__ == "__main__":

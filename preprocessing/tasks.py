@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 
 from preprocessing import settings
-from preprocessing.errors import SettingsError
+from preprocessing.errors import InputError, SettingsError
 
 _POSITIVE_MM = "three positive millimetres (x, y, z)"
 _LABEL_CLASSES = (
@@ -164,6 +164,16 @@ def load_task(name_or_path: str) -> Task:
         remedy = settings.did_you_mean(name_or_path, PRESETS)
         raise SettingsError("task", expected, repr(name_or_path), remedy)
     return task_from_dict(settings.read_object(name_or_path), where=name_or_path)
+
+
+def records_task(folder: str | Path) -> Task:
+    """Returns the task of a folder of records; raises InputError if it has none, as `load_task` else."""
+    path = Path(folder) / "task.json"
+    if not path.is_file():
+        found = "no such file" if Path(folder).is_dir() else "no such folder"
+        remedy = "Write records with python -m preprocessing.convert, or give --task."
+        raise InputError(folder, "a folder of records with task.json", found, remedy)
+    return load_task(str(path))
 
 
 def task_from_dict(content: dict[str, Any], where: object = "task") -> Task:
