@@ -6,6 +6,23 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 
+# The packages of an extra are also named in preprocessing/errors.py, for the message without it.
+SERVING = ["tensorflow-serving-api==2.15.1", "grpcio-health-checking", "prometheus-client"]
+# The warm-up requests of an export are messages of TF Serving. Later releases of onnx need a newer
+# ml-dtypes than TensorFlow 2.15 accepts.
+ONNX = [*SERVING, "tf2onnx", "onnx<1.18"]
+# The pipeline serves each model once before it pushes it.
+PIPELINE = [
+    *SERVING,
+    "tfx[kfp]==1.15.1",
+    "apache-beam[gcp]==2.68.0",
+    "jinja2",
+    # tensorflow_hub, which tfx imports, still needs pkg_resources.
+    "setuptools<80",
+    # The tfx command line runs `pip freeze`.
+    "pip",
+]
+
 setup(
     name="ahnet-tf",
     version="0.1.0",
@@ -22,19 +39,13 @@ setup(
         "tensorflow==2.15.1",
         "keras==2.15.0",
         "tensorflow-addons==0.23.0",
-        "tensorflow-serving-api==2.15.1",
-        "grpcio-health-checking",
-        "prometheus-client",
-        "tf2onnx",
-        "tfx[kfp]==1.15.1",
-        "apache-beam[gcp]==2.68.0",
+        "apache-beam==2.68.0",
         "nibabel>=5",
         "pydicom>=3",
         "python-gdcm>=3.2",
         "highdicom",
         "attrs",
         "cattrs",
-        "jinja2",
         "isal",
         "numpy<2",
         "scipy",
@@ -44,15 +55,16 @@ setup(
         "pillow",
         "safetensors",
         "tqdm",
-        # tensorflow_hub, which tfx imports, still needs pkg_resources.
-        "setuptools<80",
-        # The tfx command line runs `pip freeze`.
-        "pip",
     ],
     extras_require={
+        "serving": SERVING,
+        "onnx": ONNX,
+        "pipeline": PIPELINE,
         # CUDA's libraries as TensorFlow names them; exact versions are in requirements-gpu.lock.
         "gpu": ["tensorflow[and-cuda]==2.15.1"],
         "test": [
+            *PIPELINE,
+            *ONNX,
             "pytest",
             "pytest-timeout",
             "pytest-xdist",
@@ -64,9 +76,13 @@ setup(
             "onnxruntime",
             "kubernetes-validate",
             "check-jsonschema",
+            "nbclient",
+            "nbformat",
+            "ipykernel",
         ],
     },
     entry_points={
+        "console_scripts": ["ahnet = pipeline.console:main"],
         # ahnet_tf.predict reaches a server without importing the floor above it.
         "ahnet_tf.predictors": ["grpc = serving.client:open_predictor"],
     },

@@ -6,8 +6,10 @@ import functools
 import hashlib
 from modulefinder import ModuleFinder
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("preprocessing", "ahnet_tf", "serving", "pipeline")
 
 
 @functools.cache
@@ -26,7 +28,16 @@ def code_version(module: str) -> str:
 
 def sources(module: str) -> dict[str, Path]:
     """Returns the project's files that importing a module runs, by module name."""
-    finder = ModuleFinder(path=[str(ROOT)])
+    finder = _OwnModules(path=[str(ROOT)])
     finder.import_hook(module)
     files = {name: vars(found)["__file__"] for name, found in finder.modules.items()}
     return {name: Path(file) for name, file in files.items() if file}
+
+
+class _OwnModules(ModuleFinder):
+    """Ignores the packages of others, which share the folder with an installed project."""
+
+    def find_module(self, name: str, path: Any, parent: Any = None) -> Any:
+        if path is None and name not in PACKAGES:
+            raise ImportError(name)
+        return super().find_module(name, path, parent)

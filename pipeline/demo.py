@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import shutil
 import sys
@@ -76,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs all stages, then writes and prints the summary."""
+    # Without TFX it fails here, and not after the conversion.
+    importlib.import_module("tfx")
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     with only_run_in(output):

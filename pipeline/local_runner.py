@@ -131,8 +131,6 @@ def run_local(
     """
     start = time.monotonic()
     output = Path(settings.output)
-    write_json(output / "pipeline.json", settings.to_dict() | {"beam": list(beam_options)})
-    write_json(output / "settings.json", settings.config.to_dict())
 
     from tfx.orchestration.metadata import sqlite_metadata_connection_config
 
@@ -140,6 +138,8 @@ def run_local(
     from pipeline.local.dag_runner import ReportingRunner, quiet_logs
 
     imported = time.monotonic() - start
+    write_json(output / "pipeline.json", settings.to_dict() | {"beam": list(beam_options)})
+    write_json(output / "settings.json", settings.config.to_dict())
     metadata = sqlite_metadata_connection_config(str(output / METADATA_FILE))
     beam = beam_arguments(beam_options)
     with quiet_logs(debug):

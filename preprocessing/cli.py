@@ -9,13 +9,15 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from preprocessing.errors import ALLOWANCES, AHNetError, SettingsError, Stopped
+from preprocessing.errors import ALLOWANCES, AHNetError, SettingsError, Stopped, named_extra
 
 
 def make_parser(module: str, purpose: str, examples: Sequence[str]) -> argparse.ArgumentParser:
     """Returns a parser for `python -m MODULE` with examples and the options that all commands have."""
+    # The console command passes "ahnet COMMAND" on as the program's name.
+    program = os.path.basename(sys.argv[0])
     parser = argparse.ArgumentParser(
-        prog=f"python -m {module}",
+        prog=program if program.partition(" ")[0] == "ahnet" else f"python -m {module}",
         description=purpose,
         epilog="examples:\n" + "\n".join(f"  {example}" for example in examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -69,7 +71,8 @@ def run_command(
     """
     quiet_frameworks(arguments.debug)
     try:
-        return run(arguments) or 0
+        with named_extra(AHNetError):
+            return run(arguments) or 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterator
 
 # Irregularities of DICOM series that are refused unless `--allow` names them, and what happens then.
 ALLOWANCES = {
@@ -74,3 +75,26 @@ class Stopped(Exception):  # noqa: N818
 
     def __str__(self) -> str:
         return self.args[1]
+
+
+# Packages, by the name they are imported by, that are installed with an extra only (see setup.py).
+EXTRAS = {
+    **dict.fromkeys(("tensorflow_serving", "grpc_health", "prometheus_client"), "serving"),
+    **dict.fromkeys(("tf2onnx", "onnx"), "onnx"),
+    **dict.fromkeys(("tfx", "kfp", "kubernetes", "click", "ml_metadata"), "pipeline"),
+    **dict.fromkeys(("tensorflow_metadata", "tensorflow_data_validation"), "pipeline"),
+    **dict.fromkeys(("tensorflow_model_analysis", "keras_tuner", "jinja2"), "pipeline"),
+}
+
+
+@contextlib.contextmanager
+def named_extra(kind: type[AHNetError]) -> Iterator[None]:
+    """Turns the failed import of one of `EXTRAS` into an error that says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        remedy = f"Install it with pip install 'ahnet-tf[{EXTRAS[package]}]'."
+        raise kind(EXTRAS[package], f"the package {package}", "none", remedy) from error

@@ -51,7 +51,7 @@ TOP_MODULES = {
     *("ahnet_tf.train", "ahnet_tf.predict", "ahnet_tf.evaluate"),
     *("ahnet_tf", "ahnet_tf.api", "ahnet_tf.segmenter"),
     *("serving.server", "serving.status"),
-    *("pipeline.dag", "pipeline.demo", "pipeline.lineage"),
+    *("pipeline.console", "pipeline.dag", "pipeline.demo", "pipeline.lineage"),
     *("pipeline.local_runner", "pipeline.kubeflow_runner"),
 }
 COMMAND, SHARED = "command", "shared"
@@ -71,6 +71,7 @@ COMMANDS = (
     "pipeline.kubeflow.rehearsal",
     "pipeline.lineage",
     "pipeline.demo",
+    "pipeline.console",
 )
 
 

@@ -15,7 +15,7 @@ import attrs
 import numpy as np
 
 from ahnet_tf.config import ModelConfig
-from preprocessing.errors import ModelError, ServingError
+from preprocessing.errors import ModelError, ServingError, named_extra
 from preprocessing.settings import from_dict, to_dict
 from preprocessing.tasks import Task, load_task
 
@@ -110,8 +110,11 @@ def open_predictor(location: str | Path) -> Predictor:
         clients = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
         if not clients:
             expected = f"an installed client (entry point group {ENTRY_POINT_GROUP})"
-            raise ServingError(location, expected, "none", "Install it: pip install -e .")
-        return next(iter(clients)).load()(str(location))
+            raise ServingError(
+                location, expected, "none", "Install it: pip install 'ahnet-tf[serving]'."
+            )
+        with named_extra(ServingError):
+            return next(iter(clients)).load()(str(location))
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing there"
         raise ModelError(location, "a SavedModel or checkpoint folder, or HOST:PORT", found)

@@ -7,13 +7,14 @@ import fcntl
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-from ml_metadata import MetadataStore
-from ml_metadata.proto.metadata_store_pb2 import ConnectionConfig
+from typing import TYPE_CHECKING
 
 from pipeline.configs import PipelineSettings, newest_span
 from preprocessing.errors import InputError, PipelineError, SettingsError
 from preprocessing.records.splits import SPLITS
+
+if TYPE_CHECKING:
+    from ml_metadata import MetadataStore
 
 METADATA_FILE = "metadata.sqlite"
 
@@ -81,6 +82,9 @@ def open_store(metadata: Path) -> MetadataStore:
     if not metadata.is_file():
         remedy = "It is in the folder of the run; name it with --metadata."
         raise InputError(metadata, "a pipeline's metadata", "no such file", remedy)
+    from ml_metadata import MetadataStore
+    from ml_metadata.proto.metadata_store_pb2 import ConnectionConfig
+
     connection = ConnectionConfig()
     connection.sqlite.filename_uri = str(metadata)
     connection.sqlite.connection_mode = connection.sqlite.READONLY

@@ -21,6 +21,8 @@ from apache_beam.io.filesystems import FileSystems
 # paths that TensorFlow knows, not to Beam's file systems; a test compares the two byte for byte.
 from apache_beam.io.tfrecordio import _TFRecordUtil as tfrecord
 
+from preprocessing.errors import SettingsError
+
 _CHUNK = 2**20
 
 
@@ -107,8 +109,17 @@ def _atomic_file(path: str) -> Iterator[BinaryIO]:
 
 
 def hidden_beside(path: str, what: str) -> str:
-    """Returns the address of a hidden folder beside `path`."""
-    parent, name = FileSystems.split(path)
+    """Returns the address of a hidden folder beside `path`.
+
+    Raises:
+      SettingsError: an address on a file system that Beam has no package for.
+    """
+    try:
+        parent, name = FileSystems.split(path)
+    except ValueError:
+        found = f"none for {FileSystems.get_scheme(path)}://"
+        remedy = "pip install 'apache-beam[gcp]' adds gs://, and 'apache-beam[aws]' s3://."
+        raise SettingsError(path, "a file system that Beam knows", found, remedy) from None
     return FileSystems.join(parent, f".{name}.{what}")
 
 

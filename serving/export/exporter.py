@@ -18,7 +18,7 @@ from ahnet_tf.inference.predictor import (
 from ahnet_tf.networks import build_network
 from ahnet_tf.networks.factory import precision as computing_in
 from ahnet_tf.networks.inputs import class_probabilities
-from preprocessing.errors import ModelError
+from preprocessing.errors import ModelError, named_extra
 from preprocessing.files import atomic_write, write_json
 from serving import protocol
 from serving.export.signatures import build_signatures
@@ -73,9 +73,13 @@ def export_onnx(network: tf.keras.Model, settings: ExportSettings, output: str |
 
     The network maps raw intensities to logits in float32. All sizes except the number of channels are
     dynamic. The file's metadata holds the settings under "ahnet". It is written atomically.
+
+    Raises:
+      ModelError: the converter is not installed.
     """
-    import onnx
-    from tf2onnx import optimizer, tf_loader, tfonnx
+    with named_extra(ModelError):
+        import onnx
+        from tf2onnx import optimizer, tf_loader, tfonnx
 
     windows = [None, None, None, None, settings.model.channels]
 

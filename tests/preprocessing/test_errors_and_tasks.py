@@ -1,6 +1,8 @@
 """Errors, commands, outputs and tasks."""
 
+import importlib
 import json
+import sys
 
 import attrs
 import pytest
@@ -53,6 +55,16 @@ class TestCommands:
     def test_other_errors_are_not_hidden(self):
         with pytest.raises(ZeroDivisionError):
             self.run(lambda arguments: 1 // 0)
+        with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+            self.run(lambda arguments: importlib.import_module("no_such_package"))
+
+    def test_a_missing_extra_is_one_line(self, capsys, monkeypatch):
+        monkeypatch.setitem(sys.modules, "tfx", None)
+        assert self.run(lambda arguments: importlib.import_module("tfx.types")) == 1
+        assert capsys.readouterr().err == (
+            "error: pipeline: expected the package tfx, found none. "
+            "Install it with pip install 'ahnet-tf[pipeline]'.\n"
+        )
 
     def test_interruption(self, capsys):
         def interrupt(arguments):

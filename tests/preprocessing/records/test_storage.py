@@ -9,6 +9,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.io.localfilesystem import LocalFileSystem
 
 from preprocessing.convert import main
+from preprocessing.errors import SettingsError
 from preprocessing.phantom.ct import PhantomSettings
 from preprocessing.phantom.dataset import write_cases
 from preprocessing.records import storage
@@ -98,6 +99,12 @@ def test_hidden_folders_lie_beside_their_folder():
     assert storage.hidden_beside("/data/out", "partial") == "/data/.out.partial"
     assert storage.hidden_beside("out", "partial") == os.path.abspath(".out.partial")
     assert storage.hidden_beside("shelf://bucket/out", "partial") == "shelf://bucket/.out.partial"
+
+
+def test_a_file_system_without_its_package_is_named():
+    with pytest.raises(SettingsError, match=r"none for nfs3://.*pip install 'apache-beam") as error:
+        storage.hidden_beside("nfs3://bucket/out", "partial")
+    assert error.value.where == "nfs3://bucket/out"
 
 
 def test_the_job_gives_the_same_records_on_an_object_store(shelf, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import onnxruntime
@@ -13,6 +14,7 @@ from ahnet_tf.config import ModelConfig
 from ahnet_tf.inference.predictor import ExportSettings, open_predictor, settings_from_json
 from ahnet_tf.networks import build_network
 from ahnet_tf.networks.checkpoint import save_network
+from preprocessing.errors import ModelError
 from preprocessing.files import write_json
 from preprocessing.tasks import load_task
 from serving.export.__main__ import main
@@ -30,6 +32,12 @@ SMALLEST = {
 def hounsfield(shape_zyx, seed=0):
     generator = np.random.default_rng(seed)
     return generator.integers(-300, 400, (2, *shape_zyx, 1)).astype(np.int16)
+
+
+def test_onnx_without_its_converter(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tf2onnx", None)
+    with pytest.raises(ModelError, match=r"found none.*pip install 'ahnet-tf\[onnx\]'"):
+        export_onnx(None, None, tmp_path / "ahnet.onnx")
 
 
 def test_bfloat16_export_is_half_the_size_and_near(task, tmp_path):

@@ -1,0 +1,251 @@
+"""The wheel holds the product and nothing else, and runs with the packages of its core alone."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from preprocessing.errors import EXTRAS
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOORS = ("preprocessing", "ahnet_tf", "serving", "pipeline")
+# Given to the orchestrator of a user, not read by the code.
+NOT_INSTALLED = "serving/deploy/"
+EXPORT = ROOT / "tests" / "stored_0_1" / "export"
+RECORDS = ROOT / "tests" / "stored_0_1" / "records"
+NETWORK = ROOT / "tests" / "stored_0_1" / "networks" / "ahnet"
+# Read where it is installed; no extra installs it (python -m ahnet_tf.weights says what to do).
+OPTIONAL = {"torch"}
+
+# In a sitecustomize.py: the packages in BLOCKED are as if they were not installed.
+BLOCKER = """
+import json, os, sys
+
+class Blocker:
+    blocked = frozenset(json.loads(os.environ["BLOCKED"]))
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.blocked:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the files that git knows or would add: building leaves files in the folder."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", ".", "--no-deps", "--no-build-isolation", "-w", folder, cwd=checkout)
+    (file,) = folder.glob("*.whl")
+    return file
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("installed")
+    pip("install", wheel, "--no-deps", "--target", folder, cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def core_only(installed, tmp_path_factory):
+    """Returns a function that runs Python with the installed wheel and its core's packages only."""
+    needed = requirements(installed)
+    blocked = [
+        package
+        for package, providers in providers_by_package().items()
+        if not needed & providers and package not in FLOORS
+    ]
+    assert set(EXTRAS) <= set(blocked)
+    site = tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(BLOCKER)
+    folder = tmp_path_factory.mktemp("empty")
+    variables = os.environ | {
+        "BLOCKED": json.dumps(blocked),
+        "PYTHONPATH": f"{installed}{os.pathsep}{site}",
+    }
+
+    def run(*words: object) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, *map(str, words)],
+            cwd=folder,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run
+
+
+def pip(*words: object, cwd: Path) -> None:
+    command = [sys.executable, "-m", "pip", *map(str, words), "--quiet", "--no-index"]
+    variables = os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    result = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def normalized(name: str) -> str:
+    """Returns a package's name as PyPI compares names."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirements(installed: Path, *extras: str) -> set[str]:
+    """Returns the packages that the wheel needs with some extras, and those that these need."""
+    (own,) = importlib.metadata.distributions(path=[str(installed)])
+    waiting = [(own.requires, extras)]
+    found: dict[str, set[str]] = {}
+    while waiting:
+        texts, extras = waiting.pop()
+        for requirement in map(Requirement, texts or []):
+            marker = requirement.marker
+            if marker and not any(marker.evaluate({"extra": each}) for each in ("", *extras)):
+                continue
+            name = normalized(requirement.name)
+            if name not in found or not requirement.extras <= found[name]:
+                found.setdefault(name, set()).update(requirement.extras)
+                further = importlib.metadata.requires(requirement.name)
+                waiting.append((further, tuple(requirement.extras)))
+    return set(found)
+
+
+def providers_by_package() -> dict[str, set[str]]:
+    """Returns the installed distributions that provide a package, by the name it is imported by."""
+    providers: dict[str, set[str]] = {}
+    for distribution in importlib.metadata.distributions():
+        named = (distribution.read_text("top_level.txt") or "").split()
+        for package in named or {file.parts[0] for file in distribution.files or []}:
+            name = normalized(distribution.metadata["Name"])
+            providers.setdefault(package.removesuffix(".py"), set()).add(name)
+    return providers
+
+
+def imported_packages(*floors: str) -> set[str]:
+    """Returns the packages of others that some floors import, wherever in a file."""
+    found = set()
+    for path in (path for floor in floors for path in (ROOT / floor).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {name.name.partition(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module.partition(".")[0])
+    return found - set(FLOORS) - sys.stdlib_module_names
+
+
+def test_the_wheel_holds_the_product_and_nothing_else(checkout, wheel):
+    product = {
+        path.relative_to(checkout).as_posix()
+        for floor in FLOORS
+        for path in (checkout / floor).rglob("*")
+        if path.is_file()
+    }
+    expected = {name for name in product if not name.startswith(NOT_INSTALLED)}
+    assert any(name.endswith(".jinja") for name in expected)
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {name for name in names if ".dist-info/" not in name} == expected
+
+
+def test_every_package_is_installed_where_it_is_imported(installed):
+    """By the core, or by the extra that the message without it names."""
+    providers = providers_by_package()
+    core = requirements(installed)
+    for package in imported_packages(*FLOORS) - OPTIONAL:
+        needed = requirements(installed, EXTRAS[package]) - core if package in EXTRAS else core
+        assert providers[package] & needed, f"{package} is not installed"
+    for package in imported_packages("preprocessing", "ahnet_tf"):
+        assert package not in EXTRAS, f"{package} belongs to an extra, and the core imports it"
+
+
+def test_the_console_command(installed, core_only):
+    ahnet = installed / "bin" / "ahnet"
+    helped = core_only(ahnet, "--help")
+    assert (helped.returncode, helped.stderr) == (0, "")
+    names = re.findall(r"^  (\w+) +(\w.*)$", helped.stdout.partition("positional")[0], re.MULTILINE)
+    assert {"convert", "train", "predict", "evaluate", "serve", "pipeline"} <= set(dict(names))
+    for name in dict(names):
+        command = core_only(ahnet, name, "--help")
+        assert command.stdout.startswith(f"usage: ahnet {name} "), command.stderr
+    assert core_only(ahnet, "--version").stdout == "ahnet-tf 0.1.0\n"
+    misspelt = core_only(ahnet, "convrt", "--input", "x")
+    assert misspelt.returncode == 2
+    assert "found 'convrt'. Did you mean 'convert'?" in misspelt.stderr
+
+
+def test_the_core_predicts_without_the_extras(installed, core_only, tmp_path):
+    cases = tmp_path / "cases"
+    phantom = core_only(
+        *(installed / "bin" / "ahnet", "phantom", "--output", cases),
+        *("--cases", 1, "--shape", 32, 32, 8, "--spacing-mm", 10, 10, 20),
+    )
+    assert phantom.returncode == 0, phantom.stderr
+    assert core_only("-m", "ahnet_tf.train", "--help").returncode == 0
+    probe = f"""
+import sys
+import ahnet_tf
+from ahnet_tf.inference.predictor import open_predictor
+from ahnet_tf.predict import main
+from preprocessing.errors import ServingError
+
+assert ahnet_tf.__file__.startswith({str(installed)!r}), ahnet_tf.__file__
+try:
+    open_predictor("localhost:1")
+except ServingError as error:
+    print(error)
+sys.exit(main(["--model", {str(EXPORT)!r}, {str(cases)!r}, {str(tmp_path / "labels")!r}]))
+"""
+    result = core_only("-c", probe)
+    assert result.returncode == 0, result.stderr
+    assert "Install it with pip install 'ahnet-tf[serving]'." in result.stdout
+    assert (tmp_path / "labels" / "segmentation-0.nii.gz").is_file()
+
+
+@pytest.mark.parametrize(
+    ("extra", "command"),
+    [
+        ("pipeline", ["pipeline.local_runner", "--input", RECORDS, "--output", "run"]),
+        ("pipeline", ["pipeline.lineage", EXPORT / "1", "--metadata", __file__]),
+        ("pipeline", ["pipeline.demo", "--output", "demo"]),
+        ("serving", ["serving.server", "--model-base-path", EXPORT]),
+        ("serving", ["serving.status", "--target", "localhost:1"]),
+        ("serving", ["serving.export", "--model", NETWORK, "--output", "models"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_a_part_without_its_extra_says_so_in_one_line(core_only, extra, command):
+    result = core_only("-m", *command)
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert re.search(rf"error: {extra}: expected the package \w+, found none\. ", last)
+    assert last.endswith(f"Install it with pip install 'ahnet-tf[{extra}]'.")
+    assert "Traceback" not in result.stderr
