@@ -122,8 +122,8 @@ def evaluation_dataset(
     Arguments as in `training_dataset`.
 
     Returns:
-      A dataset of `image`, `label`, `weight` as in `training_dataset`, `case_id` [b] string and
-      `spacing_mm` [b, 3] float32 (x, y, z).
+      A dataset of `image`, `label`, `weight` and `heat_map` as in `training_dataset`, `case_id` [b]
+      string and `spacing_mm` [b, 3] float32 (x, y, z).
     """
     begin, end = _rows(batch_size, context)
 
@@ -135,7 +135,8 @@ def evaluation_dataset(
     @tf.autograph.experimental.do_not_convert
     def prepare(serialized: tf.Tensor, counts: tf.Tensor) -> dict[str, tf.Tensor]:
         example = parse_example(serialized, task)
-        return {
+        heat_map = {name: example[name] for name in (HEAT_MAP,) if name in example}
+        return heat_map | {
             "image": tf.cast(example["image"], tf.float32),
             "label": example["label"],
             "weight": example["weight"] * counts,
