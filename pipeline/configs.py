@@ -134,11 +134,7 @@ def spans_of(data: str | Path) -> dict[int, Path]:
 
 
 def newest_span(data: str | Path) -> Path:
-    """Returns the folder of the newest span.
-
-    Raises:
-      InputError: there is no span.
-    """
+    """Returns the folder of the newest span; raises InputError if there is none."""
     spans = spans_of(data)
     if not spans:
         expected = "batches of cases in folders span-1, span-2"

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import io
 import json
 from collections.abc import Sequence
+from modulefinder import ModuleFinder
+from pathlib import Path
 from typing import Any
 
 from ml_metadata.proto.metadata_store_pb2 import ConnectionConfig
@@ -18,7 +23,6 @@ from tfx.proto.trainer_pb2 import EvalArgs, TrainArgs
 from tfx.types import Channel
 
 from ahnet_tf.data.records import RECORD_PATTERN
-from pipeline.code_version import code_version
 from pipeline.components import resolvers, schema
 from pipeline.components.anomaly_gate import ExampleValidator, stop_on_anomalies
 from pipeline.components.convert_volumes import ConvertVolumes
@@ -31,6 +35,9 @@ from preprocessing.records.splits import SPLITS
 
 # Patches that a served model must answer, each of another case.
 SERVING_REQUESTS = 3
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("preprocessing", "ahnet_tf", "serving", "pipeline")
 
 
 def create_pipeline(
@@ -53,12 +60,8 @@ def create_pipeline(
       SettingsError: spans, a warm start or volumes, which need metadata, without it.
     """
     if not has_metadata and (settings.spans or settings.warm_start or settings.from_volumes):
-        raise SettingsError(
-            "--spans, --warm-start, --volumes",
-            "an engine with a metadata store",
-            "one without",
-            "They work with --engine kubeflow.",
-        )
+        options, expected = "--spans, --warm-start, --volumes", "an engine with a metadata store"
+        raise SettingsError(options, expected, "one without", "They work with --engine kubeflow.")
     output = settings.output.rstrip("/")
     source = _source(settings)
     examples = source.outputs["examples"]
@@ -258,3 +261,44 @@ def _report_settings(settings: PipelineSettings) -> str:
         "report_code": code_version("pipeline.components.report"),
     }
     return json.dumps(content, sort_keys=True)
+
+
+@functools.cache
+def code_version(module: str) -> str:
+    """Returns a digest of a module and of all modules of this project that it imports.
+
+    As a parameter of a component, it makes TFX run the component again when its code has changed.
+    The module is read, not imported. Imports inside functions count, and so do Jinja templates
+    named after a module. Other packages do not: their versions are locked.
+    """
+    digest = hashlib.sha256()
+    for name, path in sorted(sources(module).items()):
+        for file in (path, *sorted(path.parent.glob(f"{path.stem}.*.jinja"))):
+            digest.update(name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def sources(module: str) -> dict[str, Path]:
+    """Returns the project's files that importing a module runs, by module name."""
+    finder = _OwnModules(path=[str(ROOT)])
+    finder.import_hook(module)
+    files = {name: vars(found)["__file__"] for name, found in finder.modules.items()}
+    return {name: Path(file) for name, file in files.items() if file}
+
+
+class _OwnModules(ModuleFinder):
+    """Ignores imports for type checkers, which do not run, and the packages of others.
+
+    Those share the folder with an installed project.
+    """
+
+    def find_module(self, name: str, path: Any, parent: Any = None) -> Any:
+        if path is None and name not in PACKAGES:
+            raise ImportError(name)
+        return super().find_module(name, path, parent)
+
+    def load_module(self, fqname: str, fp: Any, pathname: str, file_info: Any) -> Any:
+        if fp is not None:
+            # The compiler drops a constant's block.
+            fp = io.BytesIO(fp.read().replace(b"if TYPE_CHECKING:", b"if False:"))
+        return super().load_module(fqname, fp, pathname, file_info)

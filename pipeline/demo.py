@@ -64,13 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="mean liver Dice per case that blesses the model (default: 0.8 on synthetic cases, 0 on "
         "your own, where a short training is only a first look)",
     )
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a training setting, passed to the pipeline; repeatable",
-    )
+    setting = "a training setting, passed to the pipeline; repeatable"
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help=setting)
     add("--seed", type=int, default=0, help="seed of data, sampling and training")
     return run_command(run, parser.parse_args(argv))
 
@@ -138,12 +133,10 @@ def hold_one_out(inputs: Sequence[str], task: Task, data: Path, unseen: Path) ->
     cases = find_cases(inputs, need_labels=True)
     held_out = next((case for case in reversed(cases) if is_readable(case, task)), None)
     if held_out is None or len(cases) < 2:
-        raise InputError(
-            ", ".join(inputs),
-            "two or more readable cases with label maps",
-            ", ".join(case.problem or case.case_id for case in cases),
-            "python -m preprocessing.convert says what is wrong with each case.",
-        )
+        expected = "two or more readable cases with label maps"
+        found = ", ".join(case.problem or case.case_id for case in cases)
+        remedy = "python -m preprocessing.convert says what is wrong with each case."
+        raise InputError(", ".join(inputs), expected, found, remedy)
     if len(cases) == 2:
         splits = split_by_hash([case.case_id for case in cases], EVAL_FRACTION)
         held_out = next(case for case in cases if splits[case.case_id] == "eval")

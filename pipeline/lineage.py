@@ -33,11 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("pipeline.lineage", PURPOSE, EXAMPLES)
     add = parser.add_argument
     add("model", metavar="MODEL", help="a pushed version, or the folder of all versions (newest)")
-    add(
-        "--metadata",
-        metavar="FILE",
-        help=f"the pipeline's metadata (default: {METADATA_FILE} beside the folder of versions)",
-    )
+    metadata = f"the pipeline's metadata (default: {METADATA_FILE} beside the folder of versions)"
+    add("--metadata", metavar="FILE", help=metadata)
     add("--json", action="store_true", help="print everything as JSON")
     return run_command(_run, parser.parse_args(argv))
 

@@ -28,12 +28,8 @@ def add_pipeline_options(parser: argparse.ArgumentParser, *, on_cluster: bool = 
     data.add_argument("--volumes", metavar="DIR", help=volumes)
     default = "task.json of records on this machine; ct_liver for volumes"
     add("--task", help=f"preset or JSON file (default: {default})")
-    add(
-        "--eval-fraction",
-        type=float,
-        default=EVAL_FRACTION,
-        help="with --volumes, share of cases to evaluate on (default: %(default)s)",
-    )
+    share = "with --volumes, share of cases to evaluate on (default: %(default)s)"
+    add("--eval-fraction", type=float, default=EVAL_FRACTION, help=share)
     add(
         "--spans",
         type=int,
@@ -42,24 +38,13 @@ def add_pipeline_options(parser: argparse.ArgumentParser, *, on_cluster: bool = 
         help="the data folder holds batches of cases, span-1, span-2, ...: check the newest against "
         "the one before, and train on the N newest",
     )
-    add(
-        "--warm-start",
-        action="store_true",
-        help="start from the last blessed model that has not seen the newest data; no 2D stage",
-    )
-    add(
-        "--schema",
-        default="curated",
-        metavar="curated|inferred|FILE",
-        help="schema of the records: the task's, one inferred from their statistics, or a file",
-    )
+    start = "start from the last blessed model that has not seen the newest data; no 2D stage"
+    add("--warm-start", action="store_true", help=start)
+    schema = "schema of the records: the task's, one inferred from their statistics, or a file"
+    add("--schema", default="curated", metavar="curated|inferred|FILE", help=schema)
     waivers = "; ".join(f"{name}: {what}" for name, what in WAIVERS.items())
-    add(
-        "--allow",
-        default="",
-        metavar="NAME,...",
-        help=f"accept {waivers}; and what conversion can accept ({', '.join(ALLOWANCES)})",
-    )
+    allow = f"accept {waivers}; and what conversion can accept ({', '.join(ALLOWANCES)})"
+    add("--allow", default="", metavar="NAME,...", help=allow)
     add(
         "--threshold",
         action="append",
@@ -69,13 +54,8 @@ def add_pipeline_options(parser: argparse.ArgumentParser, *, on_cluster: bool = 
         "as lesion_recall; repeatable (default: 0.8 for the liver, or the task's first class)",
     )
     add("--threshold-liver", type=float, metavar="DICE", help="the same for that class only")
-    add(
-        "--largest-loss",
-        type=float,
-        default=0.0,
-        metavar="DICE",
-        help="largest accepted loss against the last blessed model (default: 0)",
-    )
+    loss = "largest accepted loss against the last blessed model (default: 0)"
+    add("--largest-loss", type=float, default=0.0, metavar="DICE", help=loss)
     add("--tune", type=int, default=0, metavar="TRIALS", help="learning rates to try first")
     add("--tune-steps", type=int, default=100, help="optimizer steps per trial (default: 100)")
     parser.set_defaults(serving_image="")

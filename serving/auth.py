@@ -1,12 +1,9 @@
-"""TLS certificates and bearer tokens for server and client."""
+"""TLS certificates of server and client, and the client's bearer token."""
 
 from __future__ import annotations
 
-import hmac
 import os
 import ssl
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +11,6 @@ import grpc
 
 from preprocessing.errors import SettingsError
 
-# gRPC metadata keys are lower case.
-AUTHORIZATION = "authorization"
 MIN_TOKEN_LENGTH = 16
 
 # Commands that call a server read these; other users could see a token on a command line.
@@ -23,54 +18,28 @@ TOKEN_FILE_VARIABLE = "AHNET_SERVING_TOKEN_FILE"
 ROOTS_VARIABLE = "AHNET_SERVING_ROOTS"
 
 
-@dataclass(frozen=True)
-class ServerAccess:
-    """What a server requires of its clients.
+def server_credentials(
+    certificate: str | Path | None, key: str | Path | None
+) -> grpc.ServerCredentials | None:
+    """Returns the TLS credentials of a server from two PEM files; None, without TLS, if both are None.
 
-    Attributes:
-      token: every call must send "authorization: Bearer TOKEN"; None accepts all calls.
-      certificate: PEM file with the server's certificate chain; None disables TLS.
-      key: PEM file with the private key of the certificate.
+    Raises:
+      SettingsError: one file without the other, a file that can't be read, or they are not a
+        certificate (with its chain) and its private key.
     """
-
-    token: str | None = field(default=None, repr=False)
-    certificate: str | Path | None = None
-    key: str | Path | None = None
-
-    def __post_init__(self):
-        if (self.certificate is None) != (self.key is None):
-            raise SettingsError(
-                "TLS", "a certificate and its key", "one of them", "Give both files, or neither."
-            )
-
-    def admits(self, metadata: Iterable[tuple[str, str | bytes]]) -> bool:
-        """Returns whether a call with this gRPC metadata is accepted."""
-        if self.token is None:
-            return True
-        values = [value for key, value in metadata if key == AUTHORIZATION]
-        if len(values) != 1 or not isinstance(values[0], str):
-            return False
-        return hmac.compare_digest(
-            values[0].encode("utf-8", "replace"), f"Bearer {self.token}".encode()
-        )
-
-    def credentials(self) -> grpc.ServerCredentials | None:
-        """Returns the certificate and key as gRPC credentials; None without TLS.
-
-        Raises:
-          SettingsError: a file can't be read, or they are not a certificate and its key.
-        """
-        if self.certificate is None or self.key is None:
-            return None
-        try:
-            # gRPC accepts any bytes here and fails at the first call; Python's ssl checks them.
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key)
-            pair = (Path(self.key).read_bytes(), Path(self.certificate).read_bytes())
-        except (OSError, ssl.SSLError) as error:
-            raise SettingsError(
-                f"{self.certificate}, {self.key}", "PEM files of a certificate and its key", error
-            ) from None
-        return grpc.ssl_server_credentials([pair])
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        remedy = "Give both files, or neither."
+        raise SettingsError("TLS", "a certificate and its key", "one of them", remedy)
+    try:
+        # gRPC accepts any bytes here and fails at the first call; Python's ssl checks them.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+        pair = (Path(key).read_bytes(), Path(certificate).read_bytes())
+    except (OSError, ssl.SSLError) as error:
+        expected = "PEM files of a certificate and its key"
+        raise SettingsError(f"{certificate}, {key}", expected, error) from None
+    return grpc.ssl_server_credentials([pair])
 
 
 def read_token(path: str | Path) -> str:
@@ -84,12 +53,9 @@ def read_token(path: str | Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(path, "a file with a token", error) from None
     if len(token) < MIN_TOKEN_LENGTH or not token.isprintable() or " " in token:
-        raise SettingsError(
-            path,
-            f"one word of at least {MIN_TOKEN_LENGTH} ASCII characters",
-            f"{len(token)} characters",
-            "Make one: python -c 'import secrets; print(secrets.token_urlsafe())' > FILE",
-        )
+        expected = f"one word of at least {MIN_TOKEN_LENGTH} ASCII characters"
+        remedy = "Make one: python -c 'import secrets; print(secrets.token_urlsafe())' > FILE"
+        raise SettingsError(path, expected, f"{len(token)} characters", remedy)
     return token
 
 

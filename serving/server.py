@@ -27,36 +27,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             "python -m serving.server --model-base-path models/ahnet",
             "python -m serving.server --model-base-path models/ahnet --model-name liver --port 9000",
             "python -m serving.server --model-base-path models/ahnet --host 0.0.0.0 "
-            "--tls-certificate server.pem --tls-key server.key --token-file token",
+            "--tls-certificate server.pem --tls-key server.key",
         ],
     )
     add = parser.add_argument
-    add(
-        "--model-base-path",
-        required=True,
-        metavar="DIR",
-        help="folder of numbered SavedModel folders, written by python -m serving.export",
-    )
+    models = "folder of numbered SavedModel folders, written by python -m serving.export"
+    add("--model-base-path", required=True, metavar="DIR", help=models)
     add("--model-name", default="ahnet", help="name in requests (default: ahnet)")
-    add(
-        "--host",
-        default="127.0.0.1",
-        help="address to bind to (default: %(default)s, which other machines can't reach)",
-    )
+    host = "address to bind to (default: %(default)s, which other machines can't reach)"
+    add("--host", default="127.0.0.1", help=host)
     add("--port", type=int, default=8500, help="gRPC port, 0 for any (default: 8500)")
-    add(
-        "--metrics-port",
-        type=int,
-        metavar="PORT",
-        help="port of Prometheus metrics on 127.0.0.1, 0 for any (default: no metrics)",
-    )
+    metrics = "port of Prometheus metrics on 127.0.0.1, 0 for any (default: no metrics)"
+    add("--metrics-port", type=int, metavar="PORT", help=metrics)
     add("--tls-certificate", metavar="PEM", help="enable TLS with this certificate")
     add("--tls-key", metavar="PEM", help="private key of the certificate")
-    add(
-        "--token-file",
-        metavar="FILE",
-        help="require the token in this file on every gRPC call, as 'authorization: Bearer TOKEN'",
-    )
     add("--running", type=int, default=1, help="concurrent predictions (default: 1)")
     waiting = "predictions that may wait; more are refused (default: 16)"
     add("--waiting", type=int, default=16, help=waiting)
@@ -70,11 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     _check(arguments)
     # TensorFlow takes seconds to import; --help and invalid options are answered without it.
-    from serving.auth import ServerAccess, read_token
+    from serving.auth import server_credentials
     from serving.embedded.batching import BatchSettings
     from serving.embedded.core import start_server
 
-    token = None if arguments.token_file is None else read_token(arguments.token_file)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -84,7 +67,7 @@ def _run(arguments: argparse.Namespace) -> None:
         host=arguments.host,
         port=arguments.port,
         metrics_port=arguments.metrics_port,
-        access=ServerAccess(token, arguments.tls_certificate, arguments.tls_key),
+        credentials=server_credentials(arguments.tls_certificate, arguments.tls_key),
         batches=BatchSettings(arguments.running, arguments.waiting, arguments.batch_windows),
         grace_s=arguments.grace_s,
     ) as server:

@@ -77,12 +77,9 @@ def stop_on_anomalies(
         content["allow"],
     )
     if faults:
-        raise PipelineError(
-            "data validation",
-            "records that match their task, each other and the span before",
-            "; ".join(faults),
-            "Correct the cases and convert them again.",
-        )
+        expected = "records that match their task, each other and the span before"
+        remedy = "Correct the cases and convert them again."
+        raise PipelineError("data validation", expected, "; ".join(faults), remedy)
 
 
 def read_anomalies(folder: str) -> anomalies_pb2.Anomalies:

@@ -220,10 +220,8 @@ def compare_scores(evaluated: Mapping[str, Mapping[str, float]], output: Path) -
             of_patches = evaluated[f"case_id={case_id}"][f"dice_{name}"]
             difference = abs(of_patches - dice)
             if not difference <= AGREEMENT:
-                raise PipelineError(
-                    f"case {case_id}, Dice of {name}",
-                    f"the Evaluator's {of_patches:.8f} within {AGREEMENT:g}",
-                    f"{dice:.8f} from the whole volume",
-                )
+                where = f"case {case_id}, Dice of {name}"
+                expected = f"the Evaluator's {of_patches:.8f} within {AGREEMENT:g}"
+                raise PipelineError(where, expected, f"{dice:.8f} from the whole volume")
             largest = max(largest, difference)
     return largest

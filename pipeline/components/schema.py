@@ -130,11 +130,7 @@ def statistics_options(task: Task, *, inferred: bool = False) -> tfdv.StatsOptio
 
 
 def read_schema(path: str, task: Task) -> str:
-    """Reads a schema file and checks that it fits a task's records.
-
-    Raises:
-      InputError: no such file, no schema, or one for records of another task.
-    """
+    """Reads a schema file; raises InputError without one, or if it does not fit a task's records."""
     try:
         text = io_utils.read_string_file(path)
         schema = text_format.Parse(text, schema_pb2.Schema())

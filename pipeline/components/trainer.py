@@ -54,12 +54,9 @@ def run_fn_3d(fn_args: FnArgs) -> None:
     """
     base = fn_args.base_model
     if base is None:
-        raise PipelineError(
-            "warm start",
-            "a blessed model that has not seen this data",
-            "none",
-            "Run the pipeline without --warm-start first.",
-        )
+        expected = "a blessed model that has not seen this data"
+        remedy = "Run the pipeline without --warm-start first."
+        raise PipelineError("warm start", expected, "none", remedy)
     earlier = Path(base).parent / CHECKPOINT
     work = working_folder(fn_args)
     network, settings = _train_in(work, fn_args, str(earlier) if earlier.is_dir() else base)

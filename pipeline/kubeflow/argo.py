@@ -36,8 +36,7 @@ def argo_runner(settings: KubeflowSettings, output: Path, file_name: str) -> Kub
 def _shorten(op: dsl.ContainerOp) -> dsl.ContainerOp:
     """Minifies the pipeline description that TFX passes as an argument, with sorted keys.
 
-    Raises:
-      PipelineError: the argument is still too long to start a pod.
+    Raises PipelineError if it is still too long to start a pod.
     """
     arguments = list(op.arguments)
     place = arguments.index("--tfx_ir") + 1

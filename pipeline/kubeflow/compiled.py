@@ -55,11 +55,7 @@ class CompiledPipeline:
 
 
 def read_compiled(path: str | Path) -> CompiledPipeline:
-    """Reads an Argo workflow (YAML) or a v2 pipeline spec (JSON or YAML).
-
-    Raises:
-      InputError: the file is missing or neither of them.
-    """
+    """Reads an Argo workflow (YAML) or a v2 spec (JSON or YAML); raises InputError for all else."""
     expected = "an Argo workflow or a pipeline spec written by python -m pipeline.kubeflow_runner"
     try:
         text = Path(path).read_text(encoding="utf-8")

@@ -53,11 +53,7 @@ class ReportingRunner(local_dag_runner.LocalDagRunner):
     def run_with_ir(
         self, pipeline: pipeline_pb2.Pipeline, run_options: pipeline_pb2.RunOptions | None = None
     ) -> None:
-        """Runs the compiled pipeline; called by `run`.
-
-        Raises:
-          PipelineError: a component failed; contains its message.
-        """
+        """Runs a compiled pipeline, for `run`; a component's failure is raised as PipelineError."""
         run_id = time.strftime("%Y-%m-%dT%H:%M:%S") + f".{time.time_ns() % 10**9:09d}"
         runtime_parameter_utils.substitute_runtime_parameter(
             pipeline, {constants.PIPELINE_RUN_ID_PARAMETER_NAME: run_id}

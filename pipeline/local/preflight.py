@@ -59,11 +59,7 @@ def check_launch(
 
 @contextlib.contextmanager
 def only_run_in(output: Path) -> Iterator[None]:
-    """Locks a folder against a second run while the first one is in progress.
-
-    Raises:
-      PipelineError: another run holds the folder.
-    """
+    """Locks a folder for one run; raises PipelineError while another one holds it."""
     with (output / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -74,11 +70,7 @@ def only_run_in(output: Path) -> Iterator[None]:
 
 
 def open_store(metadata: Path) -> MetadataStore:
-    """Opens a pipeline's metadata store for reading, which does not disturb a run in progress.
-
-    Raises:
-      InputError: no such file.
-    """
+    """Opens a pipeline's metadata for reading, also during a run; InputError without the file."""
     if not metadata.is_file():
         remedy = "It is in the folder of the run; name it with --metadata."
         raise InputError(metadata, "a pipeline's metadata", "no such file", remedy)

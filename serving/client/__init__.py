@@ -1,4 +1,4 @@
-"""Clients of TF Serving's gRPC protocol, blocking and asyncio."""
+"""Client of TF Serving's gRPC protocol."""
 
 from serving.client.sync import AHNetClient, open_predictor
 

@@ -1,4 +1,4 @@
-"""Error types of the clients, one for each gRPC status that needs a different remedy."""
+"""Error types of the client, one for each gRPC status that needs a different remedy."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ _MEANINGS = {
     grpc.StatusCode.UNAUTHENTICATED: (
         AccessError,
         "a token that the server accepts",
-        "Give the server's token: token=..., or AHNET_SERVING_TOKEN_FILE=FILE for commands.",
+        "Give its token: token=..., or AHNET_SERVING_TOKEN_FILE=FILE for commands.",
     ),
     grpc.StatusCode.PERMISSION_DENIED: (
         AccessError,

@@ -82,17 +82,11 @@ class Batcher:
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
-        """Reserves a place in the queue, before any memory is allocated for the request.
-
-        Raises:
-          RefusedError: (RESOURCE_EXHAUSTED) all places are taken.
-        """
+        """Reserves a place before memory is allocated, or raises RefusedError (RESOURCE_EXHAUSTED)."""
         if not self._places.acquire(blocking=False):
             places = self._settings.running + self._settings.waiting
-            raise RefusedError(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"{places} predictions are running or waiting already; try again later",
-            )
+            reason = f"{places} predictions are running or waiting already; try again later"
+            raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
         try:
             yield
         finally:
@@ -124,9 +118,8 @@ class Batcher:
             return entry.future.result(timeout_s)
         except FutureTimeoutError:
             entry.future.cancel()
-            raise RefusedError(
-                grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the answer was there"
-            ) from None
+            reason = "the deadline passed before the answer was there"
+            raise RefusedError(grpc.StatusCode.DEADLINE_EXCEEDED, reason) from None
 
     def close(self) -> None:
         """Ends the threads and refuses the predictions that still wait."""

@@ -15,7 +15,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 
 from preprocessing.errors import ServingError
 from serving import protocol
-from serving.auth import ServerAccess
 from serving.embedded.batching import Batcher, BatchSettings
 from serving.embedded.grpc_service import GrpcService, InFlightRequests, Limits
 from serving.embedded.versions import ModelVersions
@@ -24,7 +23,7 @@ from serving.embedded.versions import ModelVersions
 # during a burst of them.
 SPARE_THREADS = 16
 
-# Metrics are not protected by TLS or a token, so they are never offered to other machines.
+# Metrics are not protected by TLS, so they are never offered to other machines.
 METRICS_HOST = "127.0.0.1"
 # From a status request to a large volume on a slow machine.
 SECONDS_BUCKETS = (0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
@@ -56,7 +55,7 @@ def start_server(
     host: str = "127.0.0.1",
     port: int = 0,
     metrics_port: int | None = None,
-    access: ServerAccess | None = None,
+    credentials: grpc.ServerCredentials | None = None,
     batches: BatchSettings | None = None,
     limits: Limits | None = None,
     poll_s: float = 1.0,
@@ -72,7 +71,8 @@ def start_server(
       port: gRPC port; 0 takes any free one.
       metrics_port: port of Prometheus metrics on `METRICS_HOST`; 0 takes any free one, None serves
         no metrics.
-      access, batches, limits: see their classes.
+      credentials: of TLS (`auth.server_credentials`); None serves without TLS.
+      batches, limits: see their classes.
       poll_s: seconds between two checks for new versions.
       grace_s: seconds that requests in flight may take when the server stops.
       report: called with one line when a version is replaced or can't be loaded.
@@ -80,17 +80,15 @@ def start_server(
     Raises:
       ModelError: the folder holds no version, or none that can be loaded.
       ServingError: a port can't be bound.
-      SettingsError: the certificate or key is not usable.
     """
-    access, limits = access or ServerAccess(), limits or Limits()
-    batches = batches or BatchSettings()
+    batches, limits = batches or BatchSettings(), limits or Limits()
     shown_host = f"[{host}]" if ":" in host else host
     threads = batches.running + batches.waiting + SPARE_THREADS
     with contextlib.ExitStack() as stack:
         pool = ThreadPoolExecutor(threads, thread_name_prefix="rpc")
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
         server = _grpc_server(pool, threads, limits)
-        address = f"{shown_host}:{_bind(server, shown_host, port, access)}"
+        address = f"{shown_host}:{_bind(server, shown_host, port, credentials)}"
         versions = ModelVersions(model_name, Path(model_base_path), poll_s=poll_s, report=report)
         stack.callback(versions.stop)
         metrics = Metrics()
@@ -98,7 +96,7 @@ def start_server(
         metrics.waiting.set_function(lambda: batcher.depth)
         stack.callback(batcher.close)
         in_flight = InFlightRequests()
-        service = GrpcService(versions, batcher, in_flight, access, limits, metrics.count_call)
+        service = GrpcService(versions, batcher, in_flight, limits, metrics.count_call)
         server.add_generic_rpc_handlers(service.handlers())
         healthy = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
@@ -180,9 +178,11 @@ def _grpc_server(pool: ThreadPoolExecutor, threads: int, limits: Limits) -> grpc
     )
 
 
-def _bind(server: grpc.Server, host: str, port: int, access: ServerAccess) -> int:
+def _bind(
+    server: grpc.Server, host: str, port: int, credentials: grpc.ServerCredentials | None
+) -> int:
     """Binds a server to a port, and returns it."""
-    credentials, address = access.credentials(), f"{host}:{port}"
+    address = f"{host}:{port}"
     try:
         if credentials is None:
             return server.add_insecure_port(address)
@@ -192,9 +192,6 @@ def _bind(server: grpc.Server, host: str, port: int, access: ServerAccess) -> in
 
 
 def _port_error(address: str, option: str) -> ServingError:
-    return ServingError(
-        address,
-        "a free port of this machine",
-        "an address that can't be bound",
-        f"Another server may use it: choose another {option}, or 0 for any free one.",
-    )
+    found = "an address that can't be bound"
+    remedy = f"Another server may use it: choose another {option}, or 0 for any free one."
+    return ServingError(address, "a free port of this machine", found, remedy)

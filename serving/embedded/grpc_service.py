@@ -14,7 +14,6 @@ from google.protobuf.message import DecodeError, Message
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, predict_pb2
 
 from serving import protocol
-from serving.auth import ServerAccess
 from serving.embedded.batching import Batcher
 from serving.embedded.loaded_model import check_request
 from serving.embedded.versions import ModelVersions
@@ -74,11 +73,7 @@ class InFlightRequests:
             return self._count
 
     def begin(self) -> None:
-        """Counts a request.
-
-        Raises:
-          RefusedError: (UNAVAILABLE) the server is stopping.
-        """
+        """Counts a request, or raises RefusedError (UNAVAILABLE) if the server is stopping."""
         with self._changed:
             if self._closed:
                 raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
@@ -105,8 +100,8 @@ class GrpcService:
     """Answers PredictionService and ModelService.
 
     The methods are registered as streaming ones, which is the same on the wire: gRPC then hands over
-    a call before it receives the message, so token and queue are checked first. Messages are parsed
-    here, because gRPC would answer INTERNAL to bytes that are not a request.
+    a call before it receives the message, so the queue is checked first. Messages are parsed here,
+    because gRPC would answer INTERNAL to bytes that are not a request.
 
     `count_call` is called after each call with its method, status and duration in seconds.
     """
@@ -114,7 +109,6 @@ class GrpcService:
     versions: ModelVersions
     batcher: Batcher
     in_flight: InFlightRequests
-    access: ServerAccess
     limits: Limits
     count_call: Callable[[str, str, float], object]
 
@@ -133,16 +127,11 @@ class GrpcService:
         return [grpc.method_handlers_generic_handler(*service) for service in services.items()]
 
     def _handler(self, name: str, method: Method) -> grpc.RpcMethodHandler:
-        """Returns a method with access check, counting, and RefusedError turned into a status."""
+        """Returns a method with counting, and RefusedError turned into a status."""
 
         def answer(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
             begin, status = time.monotonic(), grpc.StatusCode.INTERNAL
             try:
-                if not self.access.admits(context.invocation_metadata()):
-                    raise RefusedError(
-                        grpc.StatusCode.UNAUTHENTICATED,
-                        "expected the header 'authorization: Bearer TOKEN' with the server's token",
-                    )
                 self.in_flight.begin()
                 if not context.add_callback(self.in_flight.end):
                     self.in_flight.end()

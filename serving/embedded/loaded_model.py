@@ -68,14 +68,10 @@ def load_model(folder: Path, version: int) -> LoadedModel:
       ModelError: the folder holds no export, a damaged one, or one that fails its own warm-up.
     """
     settings_path = folder / SETTINGS_FILE
-    remedy = "Export the model again."
     if not settings_path.is_file():
-        raise ModelError(
-            folder,
-            f"a SavedModel with {SETTINGS_FILE}",
-            "none",
-            "Export the model with python -m serving.export.",
-        )
+        remedy = "Export the model with python -m serving.export."
+        raise ModelError(folder, f"a SavedModel with {SETTINGS_FILE}", "none", remedy)
+    remedy = "Export the model again."
     try:
         settings = settings_from_json(settings_path.read_bytes(), settings_path)
         content = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
@@ -99,11 +95,7 @@ def load_model(folder: Path, version: int) -> LoadedModel:
 
 
 def read_warm_up(export: Path) -> Iterator[predict_pb2.PredictRequest]:
-    """Yields the warm-up requests of an export; none if it has no such file.
-
-    Raises:
-      ModelError: the file is damaged.
-    """
+    """Yields the warm-up requests of an export, if any; raises ModelError if they are damaged."""
     path = export / protocol.WARM_UP_FILE
     if not path.is_file():
         return
@@ -147,9 +139,8 @@ def check_request(
     name = request.model_spec.signature_name or protocol.SERVING_DEFAULT
     signatures = model.saved_model.signatures
     if name not in signatures:
-        raise malformed(
-            f"signature {_quoted(name)}: expected one of {', '.join(sorted(signatures))}"
-        )
+        expected = ", ".join(sorted(signatures))
+        raise malformed(f"signature {_quoted(name)}: expected one of {expected}")
     specs = signatures[name].structured_input_signature[1]
     outputs = signatures[name].structured_outputs
     if set(request.inputs) != set(specs):
@@ -166,10 +157,8 @@ def check_request(
     }
     for output in request.output_filter:
         if output not in outputs:
-            raise malformed(
-                f"output_filter: expected outputs of {name} ({', '.join(outputs)}), "
-                f"found {_quoted(output)}"
-            )
+            expected = f"outputs of {name} ({', '.join(outputs)})"
+            raise malformed(f"output_filter: expected {expected}, found {_quoted(output)}")
     shapes = [spec.shape for spec in (*specs.values(), *outputs.values())]
     is_batched = specs and all(shape.rank and shape[0] is None for shape in shapes)
     lengths = {array.shape[0] for array in inputs.values()} if is_batched else set()
@@ -198,10 +187,8 @@ def run_request(model: LoadedModel, request: CheckedRequest) -> Outputs:
         # TensorFlow's error quotes the rejected bytes and then fails to decode its own text.
         raise malformed(f"{name}: the graph refuses the values") from None
     except tf.errors.ResourceExhaustedError:
-        raise RefusedError(
-            grpc.StatusCode.RESOURCE_EXHAUSTED,
-            f"{name}: out of memory; send fewer or smaller windows",
-        ) from None
+        reason = f"{name}: out of memory; send fewer or smaller windows"
+        raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, reason) from None
     except tf.errors.OpError as error:
         raise RefusedError(grpc.StatusCode.INTERNAL, f"{name}: {short_reason(error)}") from None
     return {key: np.asarray(outputs[key].numpy()) for key in request.outputs}

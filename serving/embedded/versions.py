@@ -192,12 +192,9 @@ class ModelVersions:
         remedy = "Export one with python -m serving.export."
         if "saved_model.pb" in names:
             remedy = "Give the folder above it; the name of this one must be a whole number."
-        return ModelError(
-            self._base_path,
-            "numbered folders (1, 2, ...) with a saved_model.pb in each",
-            ", ".join(names[:5]) or "an empty folder",
-            remedy,
-        )
+        expected = "numbered folders (1, 2, ...) with a saved_model.pb in each"
+        found = ", ".join(names[:5]) or "an empty folder"
+        return ModelError(self._base_path, expected, found, remedy)
 
 
 def _not_found(reason: str) -> RefusedError:

@@ -57,11 +57,9 @@ def _run(arguments: argparse.Namespace) -> None:
         raise SettingsError("--version", "a whole number from 1", version)
     output = Path(arguments.output) / str(version)
     if output.exists():
+        remedy = f"Servers only load new numbers: use --version {free}."
         raise SettingsError(
-            output,
-            "a version that does not exist yet",
-            f"version {version}",
-            f"Servers only load new numbers: use --version {free}.",
+            output, "a version that does not exist yet", f"version {version}", remedy
         )
     if arguments.onnx is not None and arguments.precision != "float32":
         raise SettingsError("--onnx", "--precision float32 with it", arguments.precision)

@@ -118,18 +118,12 @@ def export_onnx(network: tf.keras.Model, settings: ExportSettings, output: str |
 def _check(model: tf.keras.Model, settings: ExportSettings, output: str | Path) -> None:
     config, task = settings.model, settings.task
     if config.classes != len(task.class_names):
-        raise ModelError(
-            output,
-            f"a network with {len(task.class_names)} classes, as in task {task.name!r}",
-            f"{config.classes} classes",
-        )
+        expected = f"a network with {len(task.class_names)} classes, as in task {task.name!r}"
+        raise ModelError(output, expected, f"{config.classes} classes")
     found = (model.input_shape[-1], model.output_shape[-1])
     if found != (config.channels, config.classes):
-        raise ModelError(
-            output,
-            f"a network with {config.channels} channels and {config.classes} classes",
-            f"{found[0]} and {found[1]}",
-        )
+        expected = f"a network with {config.channels} channels and {config.classes} classes"
+        raise ModelError(output, expected, f"{found[0]} and {found[1]}")
 
 
 def _in_precision(model: tf.keras.Model, settings: ExportSettings) -> tf.keras.Model:

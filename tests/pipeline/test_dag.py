@@ -1,4 +1,4 @@
-"""The DAG that the settings describe, without a run; and the errors of its components."""
+"""The DAG that the settings describe, without a run; the digest of its code; the errors of its components."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ahnet_tf.presets import run_config
 from pipeline.components.evaluator import make_eval_config
 from pipeline.components.trainer import tuner_fn
 from pipeline.configs import BEAM_ARGUMENTS, PipelineSettings, beam_arguments, own_beam_options
-from pipeline.dag import create_pipeline
+from pipeline.dag import ROOT, code_version, create_pipeline, sources
 from pipeline.local.dag_runner import _own_error
 from pipeline.local.preflight import check_launch
 from preprocessing.errors import InputError, PipelineError, SettingsError
@@ -148,3 +148,42 @@ def test_an_error_in_a_beam_worker_is_shown_as_it_was_raised():
     assert caught.value.found.endswith("InputError: case 7: expected a volume, found a hole")
     assert "Traceback" not in str(caught.value)
     assert str(Path(__file__)) not in str(caught.value)
+
+
+def test_code_version_covers_what_a_training_imports_and_nothing_else():
+    names = set(sources("pipeline.components.trainer"))
+    needed = {
+        "pipeline.components.trainer",
+        "ahnet_tf.training.losses",
+        "ahnet_tf.networks.ahnet",
+        "serving.export.signatures",
+    }
+    assert needed | {"ahnet_tf", "ahnet_tf.networks", "preprocessing.records.schema"} <= names
+    idle = {
+        "preprocessing.convert",
+        "ahnet_tf.evaluate",
+        "serving.server",
+        "pipeline.components.evaluator",
+    }
+    assert not idle & names
+
+
+def test_code_version_is_stable_and_differs_between_modules():
+    assert code_version("pipeline.components.trainer") == code_version(
+        "pipeline.components.trainer"
+    )
+    assert code_version("pipeline.components.trainer") != code_version("ahnet_tf.training.losses")
+
+
+def test_code_version_covers_the_template_of_the_model_card(monkeypatch):
+    report = {"pipeline.components.report": ROOT / "pipeline" / "components" / "report.py"}
+    monkeypatch.setattr("pipeline.dag.sources", lambda module: report)
+    digest = code_version.__wrapped__
+    before = digest("pipeline.components.report")
+    read = Path.read_bytes
+
+    def changed(path: Path) -> bytes:
+        return read(path) + (b"changed" if path.suffix == ".jinja" else b"")
+
+    monkeypatch.setattr(Path, "read_bytes", changed)
+    assert digest("pipeline.components.report") != before

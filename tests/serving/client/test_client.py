@@ -16,8 +16,8 @@ from tensorflow_serving.apis import predict_pb2
 from ahnet_tf.inference.predictor import is_address
 from preprocessing.errors import ModelError, ServingError
 from serving import protocol
-from serving.client import requests
-from serving.client.requests import parse_target
+from serving.client import sync
+from serving.client.settings import parse_target
 from serving.client.sync import AHNetClient, open_predictor
 from serving.embedded.core import start_server
 from serving.embedded.grpc_service import Limits
@@ -147,7 +147,7 @@ def test_no_server():
 
 def test_server_that_comes_up_late_is_waited_for(models, settings, monkeypatch):
     # Loading the model can take longer than a client's usual first attempts.
-    monkeypatch.setattr(requests, "FIRST_ATTEMPTS", 30)
+    monkeypatch.setattr(sync, "FIRST_ATTEMPTS", 30)
     port = free_port()
     found = []
     client = AHNetClient(f"127.0.0.1:{port}", attempts=30, timeout_s=60)

@@ -1,4 +1,4 @@
-"""Whole volumes through a server, by the sync and the asyncio client: what the same model gives here."""
+"""Whole volumes through a server: what the same model gives here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from ahnet_tf.inference.sliding_window import most_probable, predict_slabs
 from ahnet_tf.networks import build_network
 from preprocessing.errors import SettingsError
 from preprocessing.volumes.geometry import Volume
-from serving.client.aio import AsyncAHNetClient
 from serving.client.errors import NotServedError, UnreachableError
 from serving.client.sync import AHNetClient
 from serving.embedded.core import start_server
@@ -81,56 +80,14 @@ def test_volume_through_the_server_is_the_local_one(ahnet_server, volume, local,
     assert sum(done for done, _ in steps) == steps[0][1] == 18
 
 
-def test_volume_by_asyncio_is_the_local_one(ahnet_server, volume, local):
+def test_two_volumes_at_once_in_asyncio_code(ahnet_server, volume, local):
     async def segment_two():
-        async with AsyncAHNetClient(ahnet_server.target, in_flight=2) as client:
-            assert (await client.status())[0].version == 1
-            assert (await client.describe()).window_shape_zyx == (4, 32, 32)
-            windows = np.zeros((1, 4, 32, 32, 1), np.int16)
-            assert (await client.predict_windows(windows)).shape == (1, 4, 32, 32, 3)
-            ticks = asyncio.create_task(count_ticks())
-            both = await asyncio.gather(*(client.segment(volume, WITH_MAPS) for _ in range(2)))
-            ticks.cancel()
-            return both
-
-    beats = []
-
-    async def count_ticks():
-        while True:
-            beats.append(time.monotonic())
-            await asyncio.sleep(0.01)
+        with AHNetClient(ahnet_server.target) as client:
+            calls = [asyncio.to_thread(client.segment, volume, WITH_MAPS) for _ in range(2)]
+            return await asyncio.gather(*calls)
 
     for found in asyncio.run(segment_two()):
         assert_same(found, local)
-    # The event loop went on with other work meanwhile.
-    assert len(beats) > 5
-
-
-def test_cancelled_volume_stops_calling(ahnet_server, volume):
-    async def cancel():
-        steps = []
-        async with AsyncAHNetClient(ahnet_server.target, in_flight=1) as client:
-            segmenting = asyncio.create_task(
-                client.segment(volume, progress=lambda done, total: steps.append(done))
-            )
-            while not steps:
-                await asyncio.sleep(0.001)
-            segmenting.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await segmenting
-        return steps
-
-    steps = asyncio.run(cancel())
-    assert sum(steps) < 18
-
-
-def test_asyncio_errors_are_the_same():
-    async def ask():
-        async with AsyncAHNetClient("127.0.0.1:9", attempts=2) as client:
-            await client.describe()
-
-    with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:9/ahnet: expected a model server"):
-        asyncio.run(ask())
 
 
 def test_windows_in_flight_are_bounded_and_in_order(settings):

@@ -74,7 +74,6 @@ def test_folder_that_can_not_be_served(kind, tmp_path, models, capsys):
         (["--metrics-port", "-1"], "--metrics-port: expected a number from 0 to 65535, found -1"),
         (["--batch-windows", "0"], "--batch-windows: expected at least 1, found 0"),
         (["--grace-s", "inf"], "--grace-s: expected at least 0, found inf"),
-        (["--token-file", "absent"], "absent: expected a file with a token"),
         (["--tls-key", "key.pem"], "TLS: expected a certificate and its key, found one of them"),
     ],
 )
