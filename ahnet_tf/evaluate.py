@@ -6,7 +6,6 @@ python -m ahnet_tf.evaluate --input predictions/ --reference cases/ --output sco
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import math
 import sys
@@ -24,7 +23,7 @@ from ahnet_tf.evaluation.summary import TABLE, case_row, summarise, summarise_de
 from ahnet_tf.report.score_pages import write_detection_page, write_label_page
 from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import AHNetError, InputError, SettingsError
-from preprocessing.files import atomic_write, without_nan, write_json
+from preprocessing.files import without_nan, write_csv, write_json
 from preprocessing.page.writer import add_page_options, check_page_options
 from preprocessing.tasks import PRESETS
 from preprocessing.volumes.geometry import spacing_mm
@@ -257,13 +256,8 @@ def _write_scores(
     }
     write_json(folder / "scores.json", without_nan(record | settings))
     columns = ["case_id", *next(iter(rows.values()), {})]
-    with (
-        atomic_write(folder / "scores.csv") as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows({"case_id": case_id} | row for case_id, row in rows.items())
+    lines = ({"case_id": case_id} | row for case_id, row in rows.items())
+    write_csv(folder / "scores.csv", columns, lines)
 
 
 if __name__ == "__main__":

@@ -129,9 +129,8 @@ def run_config(
       config_file: JSON as `RunConfig.to_dict` gives it, or any part of it.
       settings: "NAME=VALUE" for both stages, or "2d.NAME=VALUE", "3d.NAME=VALUE".
 
-    Raises:
-      SettingsError: an unknown name (the nearest is suggested), an unreadable file, or a value
-        that is not possible.
+    Raises SettingsError for an unknown name (the nearest is suggested), an unreadable file, or a
+    value that is not possible.
     """
     content = {}
     if config_file is not None:
@@ -159,11 +158,9 @@ def run_config(
 
 
 def check_settings(model_config: ModelConfig, config: TrainingConfig, task: Task) -> None:
-    """Checks that the settings of a network and of its training fit the task.
+    """Raises SettingsError unless the settings of a network and of its training fit the task.
 
-    Raises:
-      SettingsError: another number of classes or intensity window, or a softmax for a heat map or its
-        loss.
+    Classes and intensity window are the task's; a heat map or its loss takes no softmax.
     """
     count = len(task.class_names)
     classes = f"{count} ({', '.join(task.class_names)})"

@@ -76,11 +76,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_from(arguments: argparse.Namespace, task: Task) -> RunConfig:
-    """Returns the settings given by the options of `add_settings`.
-
-    Raises:
-      SettingsError: see `run_config`.
-    """
+    """Returns the settings given by the options of `add_settings`; raises as `run_config` does."""
     names = ["steps", "batch_size", "learning_rate", "precision"]
     names += ["deterministic", "replicas", "seed"]
     options = {name: getattr(arguments, name) for name in names}
@@ -136,7 +132,7 @@ def train_stages(
 ) -> list[TrainingResult]:
     """Trains MC-GCN on slices, transfers its encoder and trains AH-Net, as the command does.
 
-    The same call resumes a run that was stopped.
+    The same call resumes a run that was stopped. Returns the results of the stages, in order.
 
     Args:
       records: folder written by `preprocessing.convert`.
@@ -145,9 +141,6 @@ def train_stages(
       task: by default that of the records.
       stages: "2d", "3d" or both.
       init: start weights of the first stage: a network's folder, "imagenet" or "scratch".
-
-    Returns:
-      The results of the stages, in order.
 
     Raises:
       InputError: no records, or damaged ones, or a full disk.

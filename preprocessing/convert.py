@@ -57,14 +57,10 @@ def convert(
       resume: continue a stopped run with the same settings; its intact finished cases are kept.
       beam_options: options of Beam's command line.
 
-    Returns:
-      The manifest. If every case was rejected, nothing else was written.
-
-    Raises:
-      InputError: an input folder is missing or empty.
-      SettingsError: the output exists, another run is writing to it, or a setting is invalid or
-        differs from that of the run to resume.
-      PipelineError: the Beam job failed; `resume` keeps its finished cases.
+    Returns the manifest; if every case was rejected, nothing else was written. Raises InputError if
+    an input folder is missing or empty, SettingsError if the output exists, another run is writing
+    to it, or a setting is invalid or differs from that of the run to resume, and PipelineError if
+    the Beam job failed; `resume` keeps its finished cases.
     """
     if shard_mib < 1 or seed < 0:
         raise SettingsError("convert", "--shard-mib >= 1 and --seed >= 0", (shard_mib, seed))

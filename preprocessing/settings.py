@@ -32,17 +32,11 @@ _CONVERTER = cattrs.Converter(detailed_validation=False)
 
 @attrs.frozen
 class Requirement:
-    """Validator of an attrs field that raises SettingsError.
+    """Validator of an attrs field that raises SettingsError."""
 
-    Attributes:
-      expected: the values that are accepted, as error messages say it.
-      holds: whether a value of the field's type is accepted.
-      choices: the accepted names, if any; the nearest one is suggested.
-    """
-
-    expected: str
-    holds: Callable[[Any], bool]
-    choices: tuple[str, ...] = ()
+    expected: str  # the values that are accepted, as error messages say it
+    holds: Callable[[Any], bool]  # whether a value of the field's type is accepted
+    choices: tuple[str, ...] = ()  # the accepted names, if any; the nearest one is suggested
 
     def __call__(self, instance: object, attribute: attrs.Attribute, value: Any) -> None:
         """Raises SettingsError if the value of the attribute is not accepted."""
@@ -132,9 +126,8 @@ def load_settings(path: str | Path, kind: type[Settings]) -> Settings:
 def from_dict(kind: type[Settings], content: Any, where: object = "settings") -> Settings:
     """Returns settings of class `kind` from plain JSON types.
 
-    Raises:
-      SettingsError: an unknown setting (the nearest name is suggested), a missing one, or a value
-        that is not accepted; names the setting after `where`.
+    Raises SettingsError for an unknown setting (the nearest name is suggested), a missing one, or a
+    value that is not accepted; it names the setting after `where`.
     """
     with _inside(str(where)):
         return _CONVERTER.structure(content, kind)

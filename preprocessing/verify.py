@@ -39,12 +39,9 @@ def verify(
       allow: irregularities to accept, names of `preprocessing.errors.ALLOWANCES`.
       workers: processes, each of which checks one case at a time.
 
-    Returns:
-      Plain data: `cases`, one entry per case with measurements and `findings`; `findings` about the
-      whole data set; the numbers of `errors` and `warnings`; `task`.
-
-    Raises:
-      InputError: an input folder is missing or empty.
+    Returns plain data: `cases`, one entry per case with measurements and `findings`; `findings`
+    about the whole data set; the numbers of `errors` and `warnings`; `task`. Raises InputError if
+    an input folder is missing or empty.
     """
     from tqdm import tqdm
 

@@ -37,16 +37,10 @@ def augment_patch(
 ) -> Arrays:
     """Returns a patch flipped, warped, with changed intensities and padded, the same for a seed.
 
-    All arrays move alike. Padding keeps its intensity.
-
-    Args:
-      arrays: `image` [z, y, x, 1] float32 raw intensities, `label` [z, y, x] uint8, `weight`
-        [z, y, x] float32 (1 in the volume, 0 in the padding) and, for lesions, `heat_map`
-        [z, y, x] float32.
-      spacing_mm_yx: [2] float32, voxel spacing of y and x.
-      seed: two integers.
-      config: magnitudes; changes of magnitude 0 are left out.
-      task: intensity window and padding value.
+    All arrays move alike: `image` [z, y, x, 1] float32 raw intensities, `label` [z, y, x] uint8,
+    `weight` [z, y, x] float32 (1 in the volume, 0 in the padding) and, for lesions, `heat_map`
+    [z, y, x] float32. Padding keeps its intensity. The spacing of y and x is float32 [2], the seed
+    two integers; changes of magnitude 0 are left out.
     """
     arrays = arrays | {"image": arrays["image"][..., 0]}
     draw = tf.unstack(tf.random.stateless_uniform((7,), seed))
@@ -84,15 +78,9 @@ def source_positions(
     """Returns the source position of each voxel of a warped plane: [y, x, 2] float32, in voxels.
 
     Positions are displaced, then rotated and zoomed about the plane's centre, all in mm, so that
-    rotation does not shear a plane with different spacings along y and x.
-
-    Args:
-      shape_yx: voxels of the plane.
-      spacing_mm_yx: [2] float32, of y and x.
-      rotation: angle in radians by which the content rotates, from y towards x (as `np.rot90` does
-        by quarter turns).
-      zoom: factor by which the content grows.
-      displacement_mm: [y, x, 2] float32; None for rotation and zoom only.
+    rotation does not shear a plane with different spacings along y and x. The content rotates by an
+    angle in radians from y towards x (as `np.rot90` does by quarter turns) and grows by the factor
+    `zoom`; the spacing is float32 [2], the displacement float32 [y, x, 2].
     """
     centre = (tf.constant(shape_yx, tf.float32) - 1) / 2
     grid = tf.stack(
@@ -135,11 +123,7 @@ def warp_in_plane(arrays: Arrays, source: tf.Tensor, outside_value: float) -> Ar
     A voxel keeps its weight if every voxel that is interpolated into it has weight; elsewhere the image
     becomes `outside_value` and label, weight and heat map become 0.
 
-    Args:
-      arrays: `image` float32, `label` uint8, `weight` float32 (1 in the volume, 0 outside) and, for
-        lesions, `heat_map` float32; all [z, y, x].
-      source: see `source_positions`.
-      outside_value: raw intensity beyond the volume.
+    The arrays are those of `augment_patch`, all [z, y, x]; `source` comes from `source_positions`.
     """
     slices, height, width = arrays["label"].shape
     last = tf.constant([height - 1, width - 1], tf.float32)
@@ -163,12 +147,9 @@ def warp_in_plane(arrays: Arrays, source: tf.Tensor, outside_value: float) -> Ar
 
 
 def warp_along_z(arrays: Arrays, source_z: tf.Tensor, outside_value: float) -> Arrays:
-    """Returns a patch's arrays resampled along z, with padding as in `warp_in_plane`.
+    """Returns a patch's arrays resampled along z, with arrays and padding as in `warp_in_plane`.
 
-    Args:
-      arrays: as in `warp_in_plane`.
-      source_z: [z] float32, source position of each slice, in slices.
-      outside_value: raw intensity beyond the volume.
+    `source_z` is the source position of each slice in slices, float32 [z].
     """
     last = arrays["label"].shape[0] - 1
     inside = (source_z >= -TOLERANCE_VOXELS) & (source_z <= last + TOLERANCE_VOXELS)

@@ -40,23 +40,17 @@ def training_dataset(
 ) -> tf.data.Dataset:
     """Returns endless shuffled batches, from step `start_step` on.
 
+    They hold `image` [b, z, y, x, 1] float32 raw intensities, `label` [b, z, y, x] uint8, `weight`
+    [b, z, y, x] float32, and `heat_map` [b, z, y, x] float32 for lesions. Raises InputError as
+    `scan_records` does.
+
     Args:
-      files: record files of the training split.
-      task: what the records hold.
       batch_size: patches a step; the rest of an epoch joins the next epoch's first batch.
       seed: of order and augmentation.
       augment: magnitudes of the augmentation; None for none.
-      start_step: number of batches to skip.
       records: number of records in `files`, if already known from `scan_records`.
       context: the worker that reads, and its number of replicas; an element is one replica's share of
         a step. Together the workers see what one would.
-
-    Returns:
-      A dataset of `image` [b, z, y, x, 1] float32 raw intensities, `label` [b, z, y, x] uint8,
-      `weight` [b, z, y, x] float32, and `heat_map` [b, z, y, x] float32 for lesions.
-
-    Raises:
-      InputError: see `scan_records`.
     """
     if records is None:
         records = scan_records(files, task).records
@@ -119,11 +113,8 @@ def evaluation_dataset(
     """Returns the patches of a split once, in order, in batches of `batch_size` over all replicas.
 
     The last batch is filled with copies of weight 0, so that every replica gets the same share.
-    Arguments as in `training_dataset`.
-
-    Returns:
-      A dataset of `image`, `label`, `weight` and `heat_map` as in `training_dataset`, `case_id` [b]
-      string and `spacing_mm` [b, 3] float32 (x, y, z).
+    Arguments and `image`, `label`, `weight`, `heat_map` are as in `training_dataset`; with them come
+    `case_id` [b] string and `spacing_mm` [b, 3] float32 (x, y, z).
     """
     begin, end = _rows(batch_size, context)
 

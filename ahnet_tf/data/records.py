@@ -21,11 +21,7 @@ RECORD_PATTERN = "*.[tg][fz]*"
 
 
 def find_records(folder: str | Path) -> list[str]:
-    """Returns the record files of one split, sorted by name.
-
-    Raises:
-      InputError: the folder is missing or holds no record files.
-    """
+    """Returns a split's record files, sorted by name; raises InputError if there are none."""
     folder = Path(folder)
     files = [str(path) for path in folder.glob(RECORD_PATTERN) if path.suffix != ".unfinished"]
     if not files:
@@ -60,11 +56,9 @@ def scan_records(
 ) -> RecordSummary:
     """Reads every record of a split once and checks that it fits the task.
 
-    With `tiled` the patches of each case must also have as many voxels as its volume.
-
-    Raises:
-      InputError: no files, an unreadable file, no records, a record of another patch size or
-        voxel type, or patches that don't tile their volume; names the file.
+    With `tiled` the patches of each case must also have as many voxels as its volume. Raises
+    InputError, with the file, for no files or records, an unreadable file, a record of another
+    patch size or voxel type, or patches that don't tile their volume.
     """
     if not files:
         raise InputError("records", "at least one file", "none")

@@ -44,17 +44,12 @@ class Counts:
     """What each volume contributes at each threshold, float64; thresholds fall along the columns.
 
     They are infinity, the score of every hit, and minus infinity.
-
-    Attributes:
-      boxes: number of reference boxes [volume].
-      found: boxes hit at or above the threshold [volume, threshold].
-      false_positives: detections at or above the threshold that hit nothing [volume, threshold].
-      own: 1 where the volume has a hit of that score, else 0 [volume, threshold]; 1 at infinities.
     """
 
-    boxes: np.ndarray
-    found: np.ndarray
-    false_positives: np.ndarray
+    boxes: np.ndarray  # number of reference boxes [volume]
+    found: np.ndarray  # boxes hit at or above the threshold [volume, threshold]
+    false_positives: np.ndarray  # at or above the threshold, hitting nothing [volume, threshold]
+    # 1 where the volume has a hit of that score, or at infinities [volume, threshold].
     own: np.ndarray
 
 

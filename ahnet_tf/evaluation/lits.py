@@ -38,30 +38,19 @@ class LesionPair:
 
 @dataclass(frozen=True)
 class CaseScores:
-    """The scores of one case; a summary needs nothing else.
+    """The scores of one case; a summary needs nothing else."""
 
-    Attributes:
-      liver: `MEASURES` of the liver mask.
-      lesion_dice: Dice of the lesion mask.
-      lesion_surface: surface Dice and HD95 of the lesion mask.
-      lesions: `MEASURES` of each pair of lesions detected at IoU > 0.5.
-      predicted_lesions, reference_lesions: numbers of 6-connected components.
-      detected_lesions: number of pairs above each IoU of `DETECTION_IOUS`.
-      lesion_ious: IoU of each matched pair.
-      voxels: sizes and intersections of the liver and lesion masks.
-      tumour_burden: lesion voxels / liver voxels, predicted and reference, and their error
-        (reference - prediction, the scorer's sign).
-    """
-
-    liver: dict[str, float]
-    lesion_dice: float
-    lesion_surface: dict[str, float]
-    lesions: tuple[dict[str, float], ...]
-    predicted_lesions: int
-    reference_lesions: int
-    detected_lesions: dict[float, int]
-    lesion_ious: tuple[float, ...]
-    voxels: dict[str, int]
+    liver: dict[str, float]  # `MEASURES` of the liver mask
+    lesion_dice: float  # Dice of the lesion mask
+    lesion_surface: dict[str, float]  # surface Dice and HD95 of the lesion mask
+    lesions: tuple[dict[str, float], ...]  # `MEASURES` of each pair detected at IoU > 0.5
+    predicted_lesions: int  # number of 6-connected components
+    reference_lesions: int  # number of 6-connected components
+    detected_lesions: dict[float, int]  # number of pairs above each IoU of `DETECTION_IOUS`
+    lesion_ious: tuple[float, ...]  # IoU of each matched pair
+    voxels: dict[str, int]  # sizes and intersections of the liver and lesion masks
+    # Lesion voxels / liver voxels, predicted and reference, and their error (reference -
+    # prediction, the scorer's sign).
     tumour_burden: dict[str, float]
 
 
@@ -73,8 +62,7 @@ def score_case(
 ) -> CaseScores:
     """Scores one case: label maps, integers [any 3 axes], with the spacing along these axes.
 
-    Raises:
-      InputError: the shapes differ or are not three-dimensional.
+    Raises InputError if the shapes differ or are not three-dimensional.
     """
     if prediction.shape != reference.shape or reference.ndim != 3:
         expected = f"one 3D shape, {reference.shape}"

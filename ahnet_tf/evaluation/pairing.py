@@ -49,11 +49,8 @@ def pair_up(inputs: Sequence[Path], references: Sequence[Path]) -> tuple[list[Pa
     Single files are paired in the order given. In folders (but not their subfolders), the prediction
     of a case has the name that `python -m ahnet_tf.predict` gives it, or that of the case, its label
     map or its image. Reference folders have the layouts of `find_cases`. Also returns a line for every
-    missing or extra case.
-
-    Raises:
-      InputError: a path doesn't exist or holds no label maps.
-      SettingsError: the numbers of files differ.
+    missing or extra case. Raises InputError for a path that doesn't exist or holds no label maps,
+    SettingsError if the numbers of files differ.
     """
     if all(path.is_file() for path in (*inputs, *references)):
         if len(inputs) != len(references):
@@ -108,11 +105,9 @@ def match_tables(inputs: Sequence[Path], references: Sequence[Path]) -> MatchedT
 
     The volumes are those of the labels table and those with a box; one without detections is one
     where nothing was found. Without a labels table, volumes with detections count as well.
-    References are the folder of BCS-DBT's tables, or the tables themselves (boxes, labels).
-
-    Raises:
-      InputError: a table is missing or unreadable, or there are no volumes.
-      SettingsError: several tables of detections, or several folders.
+    References are the folder of BCS-DBT's tables, or the tables themselves (boxes, labels). Raises
+    InputError for missing or unreadable tables or no volumes, SettingsError for several tables of
+    detections or several folders.
     """
     if len(inputs) != 1:
         raise SettingsError("--input", "one table of detections", len(inputs))

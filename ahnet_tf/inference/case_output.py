@@ -58,14 +58,11 @@ def predict_case(
 ) -> dict[str, Any]:
     """Predicts a case with an image and writes its outputs; returns its entry of the record.
 
-    An error of the case itself is printed and recorded, and only raised with `debug`. `draw` draws a
-    case with its label map [x, y, z] and returns the picture's name in `output`; `dicom_seg` is the
-    software that a DICOM SEG, which needs a DICOM image, names; `allow` is among `ALLOWANCES` of
-    `preprocessing.errors`.
-
-    Raises:
-      OSError: the disk is full.
-      ModelError, ServingError: the network or the server failed.
+    An error of the case itself is printed and recorded, and only raised with `debug`. `draw` draws
+    a case with its label map [x, y, z] and returns the picture's name in `output`; `dicom_seg` is
+    the software that a DICOM SEG, which needs a DICOM image, names; `allow` is among `ALLOWANCES`
+    of `preprocessing.errors`. Raises OSError for a full disk, ModelError and ServingError if
+    network or server fail.
     """
     start = time.perf_counter()
     entry: dict[str, Any] = {"case_id": case.case_id}
@@ -153,10 +150,7 @@ def finished_cases(
     """Returns the entries of cases that an earlier run into the same folder finished, by case id.
 
     A case is finished if the record says so, all its outputs exist and its image has not changed.
-
-    Raises:
-      SettingsError: the earlier run had another model or other settings.
-      InputError: its record can't be read.
+    Raises SettingsError if that run had other models or settings, InputError for a damaged record.
     """
     path = output / RECORD_FILE
     if not path.is_file():

@@ -19,8 +19,7 @@ _AXES = {"z": 1, "y": 2, "x": 3}
 def mean_predictor(predictors: Sequence[Predictor], names: Sequence[object]) -> Predictor:
     """Returns a predictor of the mean of several networks' probabilities; `names` are for messages.
 
-    Raises:
-      ModelError: they differ in task or window, or take more than one channel.
+    Raises ModelError if they differ in task or window, or take more than one channel.
     """
     first = predictors[0]
     channels = first.settings.model.channels
@@ -47,10 +46,7 @@ def mean_predictor(predictors: Sequence[Predictor], names: Sequence[object]) -> 
 def flipped_predictor(predictor: Predictor, axes: str) -> Predictor:
     """Returns a predictor of the mean over a window and its mirror images, mirrored back.
 
-    Two axes, "xy" for example, give four predictions per window.
-
-    Raises:
-      SettingsError: see `flip_axes`.
+    Two axes, "xy" for example, give four predictions per window. Raises as `flip_axes` does.
     """
     flips = flip_axes(axes)
     if not axes:
@@ -68,8 +64,7 @@ def flipped_predictor(predictor: Predictor, axes: str) -> Predictor:
 def flip_axes(axes: str) -> list[tuple[int, ...]]:
     """Returns the tensor axes of each mirroring, the empty one first, for axes such as "xy".
 
-    Raises:
-      SettingsError: another letter than x, y and z, or one twice.
+    Raises SettingsError for another letter than x, y and z, or one twice.
     """
     if not set(axes) <= _AXES.keys() or len(set(axes)) != len(axes):
         raise SettingsError("flips", "axes among x, y and z, each once", repr(axes))

@@ -64,9 +64,8 @@ class ExportSettings:
 def settings_from_json(text: str | bytes, where: object) -> ExportSettings:
     """Returns `ExportSettings` from the JSON text of `ExportSettings.to_dict`.
 
-    Raises:
-      ModelError: it is not JSON, or an entry is missing or unknown.
-      SettingsError: a setting of the task or of the network is out of range.
+    Raises ModelError for other texts than JSON and missing or unknown entries, SettingsError for a
+    setting of the task or of the network that is out of range.
     """
     names = list(attrs.fields_dict(ExportSettings))
     try:
@@ -99,11 +98,9 @@ def open_predictor(location: str | Path) -> Predictor:
     """Opens the network at `location`.
 
     That is a SavedModel folder, a folder of numbered SavedModel versions (the highest is taken), a
-    checkpoint folder (`model.json`), or HOST:PORT or HOST:PORT/MODEL of a server.
-
-    Raises:
-      ModelError: no model there, or a SavedModel that this project did not export.
-      ServingError: the server does not answer, or no client is installed.
+    checkpoint folder (`model.json`), or HOST:PORT or HOST:PORT/MODEL of a server. Raises ModelError
+    for no model, or a SavedModel that this project did not export, and ServingError if the server
+    does not answer or no client is installed.
     """
     folder = Path(location)
     if not folder.exists() and is_address(str(location)):
@@ -175,10 +172,8 @@ def load_checkpoint(folder: str | Path) -> tuple[tf.keras.Model, ExportSettings]
     """Loads the network (raw intensities to logits) of a checkpoint, and the settings of its export.
 
     The folder has `model.json`, weights and `task.json`; windows have the task's patch shape.
-
-    Raises:
-      ModelError: no network or no task in the folder, or weights that do not fit.
-      SettingsError: a setting of the task or of the network is out of range.
+    Raises ModelError if one is missing or does not fit, SettingsError for a setting that is out of
+    range.
     """
     from ahnet_tf.networks.checkpoint import load_network
 
@@ -225,11 +220,7 @@ def predictor_of(model: tf.keras.Model, settings: ExportSettings, where: object)
 
 
 def check_channels(windows: np.ndarray, settings: ExportSettings, where: object) -> np.ndarray:
-    """Returns `windows` if they have the axes [batch, z, y, x, channel] and the network's channels.
-
-    Raises:
-      ModelError: another number of axes or of channels.
-    """
+    """Returns windows; raises ModelError unless [batch, z, y, x, c] of the network's channels c."""
     channels = settings.model.channels
     if windows.ndim != 5 or windows.shape[-1] != channels:
         remedy = "The network takes volumes with another number of channels."

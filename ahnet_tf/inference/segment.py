@@ -81,11 +81,8 @@ def segment_volume(
     If the task resamples, probabilities are resampled to the volume's grid (linearly) before the
     most probable class is chosen, which gives smoother borders than resampled labels.
 
-    The volume has raw intensities [x, y, z] as on disk; `progress` is as in `predict_slabs`.
-
-    Raises:
-      ModelError: the network's output does not fit its task.
-      SettingsError: a setting that is not possible with the task.
+    The volume has raw intensities [x, y, z] as on disk; `progress` is as in `predict_slabs`. Raises
+    ModelError if the output does not fit the task, SettingsError if a setting does not.
     """
     settings = settings or PredictionSettings()
     task = predictor.settings.task

@@ -39,10 +39,8 @@ def window_starts(
 
     These are the fewest windows that cover the volume and overlap by at least the fraction
     `overlap`, evenly spaced from the first voxel to the last. An axis shorter than the window gets
-    one window, which extends beyond the end of the volume. All sizes are in voxels.
-
-    Raises:
-      SettingsError: an overlap outside [0, 1) or a size below 1.
+    one window, which extends beyond the end of the volume. All sizes are in voxels. Raises
+    SettingsError for an overlap outside [0, 1) or a size below 1.
     """
     check_overlap(overlap)
     for name, sizes in (("volume shape", shape_zyx), ("window shape", window_zyx)):
@@ -72,25 +70,20 @@ def predict_slabs(
     slices: while one batch is computed in a thread, the next one is cut out and the previous one is
     blended. Each additional call in flight adds a batch.
 
+    Yields (z_start, probabilities float32 [z, y, x, class]): adjacent slabs in order, each valid
+    until the next one is requested. Raises SettingsError for an overlap, batch size or shape out of
+    range, ModelError if `predict` returns another shape than expected, or NaN or infinite values.
+
     Args:
       array_zyx: raw intensities [z, y, x] or [z, y, x, channel], any dtype and size.
       predict: maps windows [batch, z, y, x, channel] of the volume's dtype to probabilities
         [batch, z, y, x, class].
       window_shape_zyx: size of a window in voxels.
-      classes: number of classes that `predict` returns.
       overlap: share of a window covered by its neighbour along each axis, from 0 to below 1.
       batch_size: windows per call of `predict`; the last call may have fewer.
       outside_value: intensity of voxels beyond the edge of the volume.
       in_flight: concurrent calls of `predict` in threads; more than one needs a thread-safe one.
       progress: called after each batch with (windows in the batch, windows in total).
-
-    Yields:
-      (z_start, probabilities float32 [z, y, x, class]): adjacent slabs in order, each valid until
-      the next one is requested.
-
-    Raises:
-      SettingsError: an overlap, batch size or shape out of range.
-      ModelError: `predict` returned another shape than expected, or NaN or infinite values.
     """
     if batch_size < 1:
         raise SettingsError("batch size", "at least 1", batch_size)

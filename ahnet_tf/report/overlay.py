@@ -42,20 +42,13 @@ _PLANES = {"R": "sagittal", "L": "sagittal", "A": "coronal", "P": "coronal"}
 
 @dataclass(frozen=True)
 class Plane:
-    """One plane through a case; row 0 is at the bottom.
-
-    Attributes:
-      image: raw intensities [row, column].
-      labels: label values [row, column] of the prediction and, if there is one, the reference.
-      size_mm: width and height.
-      letters: anatomical directions at the left, right, bottom and top edges.
-    """
+    """One plane through a case; row 0 is at the bottom."""
 
     name: str
-    image: np.ndarray
-    labels: Sequence[np.ndarray]
-    size_mm: tuple[float, float]
-    letters: tuple[str, str, str, str]
+    image: np.ndarray  # raw intensities [row, column]
+    labels: Sequence[np.ndarray]  # [row, column] of prediction and, if any, reference
+    size_mm: tuple[float, float]  # width and height
+    letters: tuple[str, str, str, str]  # directions at the left, right, bottom and top edges
 
 
 def overlay_case(
@@ -71,10 +64,7 @@ def overlay_case(
     Predictions are translucent areas (outlined too if there is no reference), references are
     outlines of the same colour; both are label values [x, y, z] on the image's grid. Slices are
     chosen where labels and disagreement are; the two planes go through the last class. All are drawn
-    at true aspect ratio in radiological convention.
-
-    Raises:
-      InputError: the shapes differ.
+    at true aspect ratio in radiological convention. Raises InputError if the shapes differ.
     """
     for name, labels in (("prediction", prediction), ("reference", reference)):
         if labels is not None and labels.shape != image.voxels.shape:

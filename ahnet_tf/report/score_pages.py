@@ -164,10 +164,8 @@ def _summary_table(summary: Mapping[str, Mapping[str, float]]) -> Table:
         Column("to", 4),
         Column("undefined", 0, help="values left out of the mean"),
     ]
-    rows: list[tuple[None, list[object]]] = []
-    for name, entry in summary.items():
-        values = (entry["value"], entry["low"], entry["high"], entry.get("undefined", 0))
-        rows.append((None, [name, *values]))
+    keys = ("value", "low", "high", "undefined")
+    rows = [(None, [name, *(entry.get(key, 0) for key in keys)]) for name, entry in summary.items()]
     return Table("Data set", columns, rows)
 
 

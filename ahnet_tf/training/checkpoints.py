@@ -39,8 +39,7 @@ def remove_unfinished(manager: tf.train.CheckpointManager) -> None:
 def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Callable[[str], None]) -> None:
     """Restores the newest readable checkpoint in a folder that has one; `say` tells of damaged ones.
 
-    Raises:
-      ModelError: the checkpoint is of another network or training, or none can be read.
+    Raises ModelError if the checkpoint is of another network or training, or none can be read.
     """
     remedy = "Choose another output folder to train from the start."
     damage = "none"
@@ -63,9 +62,7 @@ def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Callable[[str], 
 def report_last_checkpoint(output: Path, manager: tf.train.CheckpointManager) -> Iterator[None]:
     """Adds the last good checkpoint to errors that end a training.
 
-    Raises:
-      InputError: the disk is full.
-      ModelError: the loss is not finite, or memory ran out.
+    Those are an InputError for a full disk, and ModelErrors (a loss not finite, or memory ran out).
     """
     try:
         yield

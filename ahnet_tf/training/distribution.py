@@ -43,8 +43,8 @@ class Workers:
 def workers_of(environment: Mapping[str, str] = os.environ) -> Workers:
     """Returns the workers that the variable TF_CONFIG describes; one if it is not set.
 
-    Raises:
-      SettingsError: TF_CONFIG is not JSON, or names no such task; parameter servers are not supported.
+    Raises SettingsError if it is not JSON or names no such task; parameter servers are not
+    supported.
     """
     text = environment.get("TF_CONFIG", "")
     if not text.strip():
@@ -83,11 +83,8 @@ def set_up_devices(replicas: int) -> None:
 
     Without a GPU the CPU is split into so many logical devices as `replicas` (see `TrainingConfig`).
     With several workers in TF_CONFIG it waits for all of them. GPUs that TensorFlow can't use are
-    reported on standard error.
-
-    Raises:
-      SettingsError: TensorFlow is initialised already with fewer CPU devices; TF_CONFIG is damaged; or
-        several workers and replicas.
+    reported on standard error. Raises SettingsError if TensorFlow is initialised already with fewer
+    CPU devices, if TF_CONFIG is damaged, or for several workers and replicas.
     """
     several = workers_of().count > 1
     if several and replicas:
@@ -124,10 +121,8 @@ def set_up_devices(replicas: int) -> None:
 def training_strategy(replicas: int) -> tf.distribute.Strategy:
     """Returns the strategy over the workers of TF_CONFIG, or over `replicas` devices of this process.
 
-    0 replicas are all GPUs, or one CPU if there are none.
-
-    Raises:
-      SettingsError: there are fewer devices; or see `set_up_devices`.
+    0 replicas are all GPUs, or one CPU if there are none. Raises SettingsError if there are fewer
+    devices, and as `set_up_devices` does.
     """
     if workers_of().count > 1:
         return _multi_worker_strategy()
@@ -160,11 +155,7 @@ def sum_over_workers(
 
 @contextlib.contextmanager
 def translate_worker_errors(output: Path, workers: Workers) -> Iterator[None]:
-    """Converts lost-worker errors to ModelError.
-
-    Raises:
-      ModelError: the connection to another worker broke.
-    """
+    """Raises ModelError if the connection to another worker breaks."""
     lost = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
     try:
         yield

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from preprocessing.files import atomic_write
+from preprocessing.files import write_csv
 
 # Columns of history.csv and their names in TensorBoard, where the part before "/" makes a group.
 COLUMNS = {
@@ -30,12 +30,9 @@ COLUMNS = {
 class History:
     """Appends rows to `history.csv`, which begins with the rows `kept` of an earlier process.
 
-    Args:
-      path: the file.
-      dice_names: names with a column `dice_NAME` and `undefined_NAME` each; empty cells in rows
-        of steps that were not evaluated.
-      last_step: earlier rows after this step are dropped, since they will be written again.
-      resumed: the file with the earlier rows, if that is another one.
+    Those are the rows up to `last_step` of the file `resumed`, if that is another one; later ones
+    will be written again. Each of `dice_names` has a column `dice_NAME` and `undefined_NAME`, empty
+    for steps that were not evaluated.
     """
 
     def __init__(
@@ -45,20 +42,13 @@ class History:
         self._columns = [*COLUMNS]
         self._columns += [f"{kind}_{name}" for name in dice_names for kind in ("dice", "undefined")]
         self.kept = [row for row in read_history(resumed or path) if row["step"] <= last_step]
-        with (
-            atomic_write(path) as temporary,
-            open(temporary, "w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.DictWriter(file, self._columns, restval="")
-            writer.writeheader()
-            writer.writerows(
-                {name: _text(row[name]) for name in self._columns} for row in self.kept
-            )
+        lines = ({name: _text(row[name]) for name in self._columns} for row in self.kept)
+        write_csv(path, self._columns, lines)
 
     def add(self, row: Mapping[str, float]) -> None:
         """Appends one row."""
         with open(self._path, "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns, restval="")
+            writer = csv.DictWriter(file, self._columns, restval="", lineterminator="\n")
             writer.writerow({name: _text(value) for name, value in row.items()})
 
 

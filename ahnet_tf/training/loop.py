@@ -69,8 +69,6 @@ def train_steps(
     is written every `log_every` steps, with each evaluation and at the end.
 
     Args:
-      config: number of steps, and how often to log, evaluate and save.
-      train_state: updated and saved.
       batches: endless, from the step after `train_state.progress.step` on.
       train_step: see `make_train_step`.
       evaluate: keeps the network if it is the best so far; returns columns of the history. May raise
@@ -78,11 +76,9 @@ def train_steps(
       log: takes a row of the history.
       stop_request: the signal that asks to stop, 0 without one; the same in all workers.
       patch_voxels: voxels of one patch.
-      bar: progress bar.
 
-    Raises:
-      ModelError: the loss is not finite.
-      Stopped: a signal asked to stop; a checkpoint of the last step is saved.
+    Raises ModelError if the loss is not finite, and Stopped if a signal asked to stop, after saving
+    a checkpoint of the last step.
     """
     progress = train_state.progress
     iterator = None

@@ -97,8 +97,7 @@ def own_folder(output: Path, chief: bool) -> Iterator[Path]:
 def is_complete(strategy: tf.distribute.Strategy, output: Path) -> bool:
     """Whether the run is complete; waits for all workers.
 
-    Raises:
-      SettingsError: the workers don't see the same run folder.
+    Raises SettingsError if they don't see the same run folder.
     """
     complete = (output / RESULT).is_file()
     newest = tf.train.latest_checkpoint(str(output / CHECKPOINTS)) or "-0"
@@ -116,12 +115,9 @@ def is_complete(strategy: tf.distribute.Strategy, output: Path) -> bool:
 def claim_folder(
     output: Path, own: Path, model_config: ModelConfig, config: TrainingConfig, task: Task
 ) -> None:
-    """Writes the settings of a run, after checking that an earlier run in the folder had the same.
+    """Writes the settings of a run; raises SettingsError if one in the folder had other settings.
 
     `own` is the folder that this process writes into, `output` for the chief.
-
-    Raises:
-      SettingsError: the folder holds a run with other settings.
     """
     settings = {"model": to_dict(model_config), "training": to_dict(config), "task": task.to_dict()}
     path = output / "training.json"

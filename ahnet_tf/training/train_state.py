@@ -27,24 +27,19 @@ from preprocessing.files import atomic_write
 
 
 class Progress(tf.Module):
-    """Step, best score and unfinished history row of a training.
-
-    Attributes:
-      step: finished steps, int64.
-      best_dice: mean Dice of the best evaluation over the foreground classes, float64.
-      seconds: spent training and evaluating up to the last row of the history, float64.
-      logged: step of the last row of the history, int64.
-      sums: of loss, gradient norm and skipped steps since that row, float32 [3].
-      interval_seconds: since that row, and those spent waiting for data, float64 [2].
-    """
+    """Step, best score and unfinished history row of a training."""
 
     def __init__(self):
         super().__init__()
-        self.step = tf.Variable(0, dtype=tf.int64)
+        self.step = tf.Variable(0, dtype=tf.int64)  # finished steps, int64
+        # Mean Dice of the best evaluation over the foreground classes, float64.
         self.best_dice = tf.Variable(-1.0, dtype=tf.float64)
+        # Seconds spent training and evaluating up to the last row of the history, float64.
         self.seconds = tf.Variable(0.0, dtype=tf.float64)
-        self.logged = tf.Variable(0, dtype=tf.int64)
+        self.logged = tf.Variable(0, dtype=tf.int64)  # step of the last row of the history, int64
+        # Sums of loss, gradient norm and skipped steps since that row, float32 [3].
         self.sums = tf.Variable(tf.zeros(3))
+        # Seconds since that row, and those spent waiting for data, float64 [2].
         self.interval_seconds = tf.Variable(tf.zeros(2, tf.float64))
 
 
@@ -81,10 +76,7 @@ def make_train_state(
 
     Checkpoints are read from the run's folder `output` and written to `own`, which is the same for
     the chief. `initial` (see `train_network`) is used where there is no checkpoint yet; `say` prints
-    a line.
-
-    Raises:
-      ModelError: `initial` or the checkpoints don't fit.
+    a line. Raises ModelError if `initial` or the checkpoints don't fit.
     """
     with strategy.scope(), precision(config.precision):
         model = build_network(model_config, seed=config.seed)
@@ -111,8 +103,7 @@ def make_train_state(
 def start_from(initial: tf.keras.Model | str | Path, model: tf.keras.Model) -> Any:
     """Gives `model` all weights of another network, or its encoder's; returns a report as text.
 
-    Raises:
-      ModelError: the weights don't fit.
+    Raises ModelError if the weights don't fit.
     """
     network = initial if isinstance(initial, tf.keras.Model) else load_network(initial)[0]
     source, target = named_weights(network), named_weights(model)

@@ -93,16 +93,13 @@ def train_network(
     With several workers (TF_CONFIG) each calls this with the same arguments, and the chief writes.
 
     Args:
-      model_config: the network.
-      training_config: how it is trained. `deterministic` holds for the whole process from then on.
-      task: what the records hold.
+      training_config: `deterministic` holds for the whole process from then on.
       train_files: record files of the training split.
       eval_files: record files of the evaluation split, whose patches tile their volumes exactly; not
         read with `evaluate_every` 0.
       output: the run's folder. A complete run there is not repeated.
       initial: a network, or the checkpoint folder of one, to start from: all weights of the same
         architecture, the encoder of another. None: fresh weights.
-      progress: show progress bars and print lines.
 
     Raises:
       InputError: no records, records that don't fit (see `scan_records`), or a full disk.

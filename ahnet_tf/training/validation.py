@@ -72,14 +72,10 @@ def tile_counts(
 
 @dataclass
 class CaseDice:
-    """Voxel counts of each case, and the Dice computed from them.
+    """Voxel counts of each case, and the Dice computed from them."""
 
-    Attributes:
-      names: see `class_labels`.
-      counts: by case id, int64 [name, 3]: voxels in both, predicted, true.
-    """
-
-    names: list[str]
+    names: list[str]  # see `class_labels`
+    # By case id, int64 [name, 3]: voxels in both, predicted, true.
     counts: dict[str, np.ndarray] = field(default_factory=dict)
 
     def add(self, case_ids: np.ndarray, counts: np.ndarray) -> None:

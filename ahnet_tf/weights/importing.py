@@ -39,8 +39,8 @@ def import_network(
     ImageNet weights fill the encoder of the network that `config` describes. For a whole AH-Net,
     `config` gives only the settings that don't follow from its weights, such as the intensity window.
 
-    Raises:
-      ModelError: an unreadable or unknown file, or missing weights or other shapes, all listed.
+    Raises ModelError for an unreadable or unknown file, and lists all missing or other-shaped
+    weights.
     """
     arrays = read_arrays(path)
     family = _family(arrays, path)
@@ -90,11 +90,8 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
 
     `.pth` and `.pt` are read by torch (weights_only), if it is installed; the state dict may be
     nested under "state_dict" or "model". The prefix "module." of data-parallel training is removed.
-    The names in a Keras `.h5` are "layer/weight".
-
-    Raises:
-      ModelError: no such file, an unknown suffix, torch is needed but not installed, or the file is
-        damaged or contains other things than arrays.
+    The names in a Keras `.h5` are "layer/weight". Raises ModelError for a missing or damaged file,
+    an unknown suffix, other contents than arrays, or if torch is needed but not installed.
     """
     path = Path(path)
     readers = {".pth": _torch, ".pt": _torch, ".npz": _npz, ".h5": _keras}

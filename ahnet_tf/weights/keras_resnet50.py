@@ -28,9 +28,7 @@ def keras_encoder_weight(name: str, arrays: Mapping[str, np.ndarray]) -> np.ndar
     """Returns an encoder weight from the arrays of Keras' ResNet-50, exact in inference.
 
     The bias of a convolution and the difference between the epsilons go into the norm after it.
-
-    Raises:
-      KeyError: the weight's name in Keras, if `arrays` lacks it.
+    Raises KeyError with the weight's name in Keras if `arrays` lacks it.
     """
     layer, *middle, leaf = name.split("/")
     conv, norm = "conv1_conv", "conv1_bn"
@@ -52,8 +50,7 @@ def keras_encoder_weight(name: str, arrays: Mapping[str, np.ndarray]) -> np.ndar
 def imagenet_file(cache: str | Path | None = None) -> Path:
     """Returns the file of Keras' ImageNet weights, downloaded unless `cache` (~/.keras) has it.
 
-    Raises:
-      ModelError: the download failed, or the checksum differs; names the file and where it belongs.
+    Raises ModelError, with the file and where it belongs, if download or checksum fail.
     """
     import tensorflow as tf
 

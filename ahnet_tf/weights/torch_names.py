@@ -28,22 +28,17 @@ TRANSITIONS = {"up1": "up0", "up2": "up1", "up3": "up2", "up4": "trans1", "up5":
 
 @dataclass(frozen=True)
 class Source:
-    """Where a weight is stored in a PyTorch state dict.
+    """Where a weight is stored in a PyTorch state dict."""
 
-    Attributes:
-      keys: names in the state dict; several are concatenated along this project's last axis.
-      layout: axes in PyTorch and in this project; one that only one of them has is of length one.
-    """
-
+    # Names in the state dict; several are concatenated along this project's last axis.
     keys: tuple[str, ...]
+    # Axes in PyTorch and in this project; one that only one of them has is of length one.
     layout: tuple[str, str] = VECTOR
 
     def read(self, state: Mapping[str, np.ndarray]) -> np.ndarray:
         """Returns the weight in this project's layout.
 
-        Raises:
-          KeyError: a key is missing.
-          ValueError: an array has other axes.
+        Raises KeyError if a key is missing, ValueError if an array has other axes.
         """
         theirs, ours = self.layout
         return np.concatenate([_reordered(state[key], theirs, ours) for key in self.keys], axis=-1)

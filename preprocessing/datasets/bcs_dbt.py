@@ -15,7 +15,7 @@ import csv
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from preprocessing.datasets.case import Case, folder_name, safe_id
 from preprocessing.datasets.pairing import paired
 from preprocessing.dicom.deidentify import pseudonym
 from preprocessing.errors import InputError
-from preprocessing.files import atomic_write
+from preprocessing.files import write_csv
 from preprocessing.volumes.lesions import LesionBox
 
 VOLUME_COLUMNS = ("PatientID", "StudyUID", "View")
@@ -146,18 +146,7 @@ def replace_rows(
 ) -> None:
     """Writes rows to a table, atomically, replacing those with `value` in `column`."""
     lines = [line for _, line in read_rows(path, columns)] if path.exists() else []
-    write_rows(path, columns, [*(line for line in lines if line[column] != value), *rows])
-
-
-def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
-    """Writes the columns of rows as a table, atomically."""
-    with (
-        atomic_write(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, columns, [*(line for line in lines if line[column] != value), *rows])
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:

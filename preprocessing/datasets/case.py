@@ -17,31 +17,22 @@ LONGEST_ID = 100
 
 @dataclass(frozen=True)
 class Case:
-    """One volume of a patient.
+    """One volume of a patient."""
 
-    Attributes:
-      case_id: unique among the cases found together; letters, digits, `.`, `_` and `-`.
-      image_path: a file, or a folder of DICOM slices; None if only a label map was found.
-      label_path: the label map, or a folder of DICOM masks, if any.
-      source: name of the data set (the input folder).
-      problem: why the case can't be used, in one line; empty if it can.
-      boxes: lesions of a tomosynthesis from a table of boxes; None if there is no such table.
-      view: "lcc", "rcc", "lmlo" or "rmlo" if known from a table, else empty.
-      identifiers: what identifies the patient in headers and tables; never part of any output.
-      label_names: label values and their names in the data set; empty if they are the task's.
-      pseudonym: id to use if the case's own name could identify the patient.
-    """
-
-    case_id: str
+    case_id: str  # unique among the cases found together; letters, digits, `.`, `_` and `-`
+    # A file, or a folder of DICOM slices; None if there is only a label map.
     image_path: Path | None
-    label_path: Path | None
-    source: str
-    problem: str = ""
+    label_path: Path | None  # the label map, or a folder of DICOM masks, if any
+    source: str  # name of the data set (the input folder)
+    problem: str = ""  # why the case can't be used, in one line; empty if it can
+    # Lesions of a tomosynthesis from a table of boxes; None if there is no such table.
     boxes: tuple[LesionBox, ...] | None = None
-    view: str = ""
+    view: str = ""  # "lcc", "rcc", "lmlo" or "rmlo" if known from a table, else empty
+    # What identifies the patient in headers and tables; never part of any output.
     identifiers: tuple[str, ...] = ()
+    # Label values and their names in the data set; empty if they are the task's.
     label_names: tuple[tuple[int, str], ...] = ()
-    pseudonym: str = ""
+    pseudonym: str = ""  # id to use if the case's own name could identify the patient
 
     @property
     def path(self) -> Path:

@@ -8,14 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocessing.datasets.bcs_dbt import (
-    VOLUME_COLUMNS,
-    VolumeKey,
-    read_rows,
-    volume_key,
-    write_rows,
-)
+from preprocessing.datasets.bcs_dbt import VOLUME_COLUMNS, VolumeKey, read_rows, volume_key
 from preprocessing.errors import InputError
+from preprocessing.files import write_csv
 
 _BOX_COLUMNS = ("Score", "Z", "X", "Y", "Depth", "Width", "Height")
 DETECTION_COLUMNS = (*VOLUME_COLUMNS, *_BOX_COLUMNS)
@@ -23,21 +18,15 @@ DETECTION_COLUMNS = (*VOLUME_COLUMNS, *_BOX_COLUMNS)
 
 @dataclass(frozen=True)
 class Detection:
-    """A box around a detected lesion, in voxels of the volume in file order.
+    """A box around a detected lesion, in voxels of the volume in file order."""
 
-    Attributes:
-      score: confidence; higher is more certain.
-      x, y, z: first column, row and slice (file axes 0, 1 and 2).
-      width, height, depth: number of columns, rows and slices.
-    """
-
-    score: float
-    x: float
-    y: float
-    z: float
-    width: float
-    height: float
-    depth: float
+    score: float  # confidence; higher is more certain
+    x: float  # first column (file axis 0)
+    y: float  # first row (file axis 1)
+    z: float  # first slice (file axis 2)
+    width: float  # columns
+    height: float  # rows
+    depth: float  # slices
 
 
 def read_detections(path: Path) -> tuple[dict[VolumeKey, list[Detection]], dict[VolumeKey, str]]:
@@ -67,7 +56,7 @@ def write_detections(path: Path, rows: Iterable[tuple[VolumeKey, Detection]]) ->
         box = (found.z, found.x, found.y, found.depth, found.width, found.height)
         values = (*volume, f"{found.score:.6g}", *box)
         lines.append(dict(zip(DETECTION_COLUMNS, values, strict=True)))
-    write_rows(path, DETECTION_COLUMNS, lines)
+    write_csv(path, DETECTION_COLUMNS, lines)
 
 
 def _number(line: dict[str, str], column: str, where: str) -> float:

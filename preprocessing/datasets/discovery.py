@@ -37,29 +37,20 @@ _IRCADB_OTHERS = frozenset([IRCADB_MASKS, "LABELLED_DICOM", "MESHES_VTK"])
 
 @dataclass(frozen=True)
 class _DicomImage:
-    """A volume in DICOM.
+    """A volume in DICOM."""
 
-    Attributes:
-      path: a folder of slices, or a multi-frame file.
-      identifiers: see `deidentify.header_identifiers`.
-      pseudonym: a case id from the SeriesInstanceUID (for a file, its SOPInstanceUID).
-    """
-
-    path: Path
-    identifiers: tuple[str, ...]
-    pseudonym: str
+    path: Path  # a folder of slices, or a multi-frame file
+    identifiers: tuple[str, ...]  # see `deidentify.header_identifiers`
+    pseudonym: str  # a case id from the SeriesInstanceUID (for a file, its SOPInstanceUID)
 
 
 def find_cases(paths: Sequence[str | os.PathLike], *, need_labels: bool) -> list[Case]:
     """Finds all cases below some folders, in the order of the folders and of their names.
 
-    Args:
-      paths: data-set folders, case folders, folders of DICOM slices, or single images.
-      need_labels: True: a case needs an image and a label map, and those without a partner have a
-        `problem`. False: every image is a case.
-
-    Raises:
-      InputError: a path does not exist or has no image, or two cases would get the same id.
+    Paths are data-set folders, case folders, folders of DICOM slices, or single images. With
+    `need_labels` a case needs an image and a label map, and those without a partner have a
+    `problem`; otherwise every image is a case. Raises InputError if a path does not exist or has no
+    image, or two cases would get the same id.
     """
     different: dict[str, Path] = {}
     for path in paths:

@@ -39,20 +39,13 @@ _MAX_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class DecathlonSet:
-    """Content of a dataset.json.
-
-    Attributes:
-      label_names: label values and their names, sorted by value.
-      pairs: image and label map of each training case; None if the file does not list them.
-      test_images: images without label maps.
-      problems: unusable entries, each in one line.
-    """
+    """Content of a dataset.json."""
 
     folder: Path
-    label_names: tuple[tuple[int, str], ...]
-    pairs: tuple[tuple[Path, Path], ...] | None
-    test_images: tuple[Path, ...]
-    problems: tuple[str, ...]
+    label_names: tuple[tuple[int, str], ...]  # label values and their names, sorted by value
+    pairs: tuple[tuple[Path, Path], ...] | None  # image, label map; None if not listed
+    test_images: tuple[Path, ...]  # images without label maps
+    problems: tuple[str, ...]  # unusable entries, each in one line
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,7 @@ def is_dicom_image(path: Path) -> bool:
 def read_case_image(case: Case, *, allow: Collection[str] = ()) -> Volume:
     """Reads the image of a case; `allow` has names of `preprocessing.errors.ALLOWANCES`.
 
-    Raises:
-      InputError: see `nifti.read_image` and `multiframe.read_dicom`; no message contains an
-        identifier of the case.
+    Raises InputError as `nifti.read_image` and `multiframe.read_dicom` do, without identifiers.
     """
     with _redacted_errors(case):
         path = _given(case, case.image_path)
@@ -62,10 +60,8 @@ def read_case_label(
 ) -> Volume:
     """Reads the label map of a case, uint8 [x, y, z], in the values of the task's classes.
 
-    Raises:
-      InputError: a damaged label map, one that has not the image's `shape` (for NIfTI before its
-        voxels are read), a label that is not one of the task, or a class without masks; no message
-        contains an identifier of the case.
+    Raises InputError, without identifiers, for a damaged label map, another shape than the image's
+    `shape` (in NIfTI before voxels are read), a label not of the task, or a class without masks.
     """
     with _redacted_errors(case):
         path = _given(case, case.label_path)

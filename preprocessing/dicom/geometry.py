@@ -34,19 +34,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Plane:
-    """Position of a frame in LPS; None for what the header does not state.
+    """Position of a frame in LPS; None for what the header does not state."""
 
-    Attributes:
-      position_mm: centre of the first pixel.
-      orientation: directions of rows and columns, six cosines.
-      pixel_spacing_mm: between rows, then between columns.
-      step_mm: SpacingBetweenSlices, or else SliceThickness.
-    """
-
-    position_mm: tuple[float, ...] | None
-    orientation: tuple[float, ...] | None
-    pixel_spacing_mm: tuple[float, ...] | None
-    step_mm: float | None
+    position_mm: tuple[float, ...] | None  # centre of the first pixel
+    orientation: tuple[float, ...] | None  # directions of rows and columns, six cosines
+    pixel_spacing_mm: tuple[float, ...] | None  # between rows, then between columns
+    step_mm: float | None  # SpacingBetweenSlices, or else SliceThickness
 
 
 def plane_of(image: Image, frame: int = 0) -> Plane:

@@ -49,18 +49,12 @@ warnings.filterwarnings("ignore", module="pydicom")
 
 @dataclass(frozen=True)
 class Image:
-    """A DICOM image file: its header and how its pixels are stored.
-
-    Attributes:
-      name: the path without identifiers, for messages.
-      header: the elements in use, without pixels.
-      frames, rows, columns: number and size of the frames.
-    """
+    """A DICOM image file: its header and how its pixels are stored."""
 
     path: Path
-    name: deidentify.RedactedPath
-    header: Dataset
-    frames: int
+    name: deidentify.RedactedPath  # the path without identifiers, for messages
+    header: Dataset  # the elements in use, without pixels
+    frames: int  # number of frames, each rows x columns
     rows: int
     columns: int
     bits_allocated: int

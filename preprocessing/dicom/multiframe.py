@@ -42,10 +42,9 @@ def read_frames(path: str | os.PathLike, options: ReadOptions = DEFAULTS) -> Vol
     as in BCS-DBT's own reader (mazurowski-lab/duke-dbt-data); so is the affine, if the file has an
     orientation.
 
-    Raises:
-      InputError: not an image, a damaged or truncated one, a CT without its geometry, or frames
-        that do not form one regular volume (`preprocessing.errors.ALLOWANCES`).
-      SettingsError: a view that begins with neither L nor R.
+    Raises InputError for no image, a damaged or truncated one, a CT without its geometry, or frames
+    that do not form one regular volume (`preprocessing.errors.ALLOWANCES`); SettingsError for a
+    view that begins with neither L nor R.
     """
     if options.view and options.view[0].upper() not in "LR":
         raise SettingsError("view", "a view that begins with L or R", repr(options.view))

@@ -64,18 +64,12 @@ logging.getLogger("highdicom").setLevel(logging.CRITICAL + 1)
 
 @dataclass(frozen=True)
 class Source:
-    """The DICOM images of a volume, to which a SEG refers.
-
-    Attributes:
-      headers: of the slices in volume order, or of the one multi-frame file.
-      places: the z of each frame in the volume; negative if left out.
-      rotated: whether the volume has the frames rotated by 180 degrees.
-    """
+    """The DICOM images of a volume, to which a SEG refers."""
 
     name: RedactedPath
-    headers: tuple[Dataset, ...]
-    places: np.ndarray
-    rotated: bool = False
+    headers: tuple[Dataset, ...]  # of the slices in volume order, or of the one multi-frame file
+    places: np.ndarray  # the z of each frame in the volume; negative if left out
+    rotated: bool = False  # whether the volume has the frames rotated by 180 degrees
 
 
 @dataclass(frozen=True)

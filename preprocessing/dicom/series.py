@@ -30,17 +30,11 @@ from preprocessing.volumes.nifti_bytes import MAX_VOXELS
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What readers of DICOM need besides the path.
+    """What readers of DICOM need besides the path."""
 
-    Attributes:
-      view: of a tomosynthesis, for example "rmlo"; see `multiframe.read_frames`.
-      allow: irregularities to accept, names of `preprocessing.errors.ALLOWANCES`.
-      identifiers: values that must not occur in messages, besides those of the headers.
-    """
-
-    view: str = ""
-    allow: Collection[str] = ()
-    identifiers: Collection[str] = ()
+    view: str = ""  # of a tomosynthesis, for example "rmlo"; see `multiframe.read_frames`
+    allow: Collection[str] = ()  # irregularities to accept, names of `errors.ALLOWANCES`
+    identifiers: Collection[str] = ()  # must not occur in messages, besides the headers' own
 
 
 DEFAULTS = ReadOptions()
@@ -82,11 +76,9 @@ def read_series(folder: str | os.PathLike, options: ReadOptions = DEFAULTS) -> V
 
     Files may have any names; subfolders and files without an image (reports, a DICOMDIR) are
     ignored. Voxels are [x, y, z] (column, row, position along the normal) in HU: int16 if possible,
-    else int32, else float32. Padding is air (`pixels.AIR_HU`).
-
-    Raises:
-      InputError: no DICOM images, damaged ones, no position, orientation or spacing, or slices that
-        do not form one regular volume (`preprocessing.errors.ALLOWANCES`).
+    else int32, else float32. Padding is air (`pixels.AIR_HU`). Raises InputError for no DICOM
+    images, damaged ones, no position, orientation or spacing, or slices that do not form one
+    regular volume (`preprocessing.errors.ALLOWANCES`).
     """
     series = find_series(folder, options)
     pairs = zip(series.images, stored_frames(series.images), strict=True)

@@ -19,19 +19,12 @@ BEND_SHARE = 0.25
 
 @dataclass(frozen=True)
 class CodedImage:
-    """An image as WebP pictures of all slices, one after the other.
+    """An image as WebP pictures of all slices, one after the other."""
 
-    Attributes:
-      payload: the pictures.
-      slice_bytes: size of each picture.
-      levels: intensity of each of the 256 pixel values, rising.
-      rms_error: over the voxels between the knees; NaN without any.
-    """
-
-    payload: bytes
-    slice_bytes: list[int]
-    levels: list[float]
-    rms_error: float
+    payload: bytes  # the pictures
+    slice_bytes: list[int]  # size of each picture
+    levels: list[float]  # intensity of each of the 256 pixel values, rising
+    rms_error: float  # over the voxels between the knees; NaN without any
 
 
 def code_image(image_zyx: np.ndarray, knees: tuple[float, float]) -> CodedImage:

@@ -39,19 +39,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that sorts by its columns.
-
-    Attributes:
-      rows: the index of the row's case, or None, and a value per column; NaN is undefined.
-      first: whether it stands above the charts.
-      note: a sentence below the heading.
-    """
+    """A table that sorts by its columns."""
 
     title: str
     columns: Sequence[Column]
+    # The index of the row's case, or None, and a value per column; NaN is undefined.
     rows: Sequence[tuple[int | None, Sequence[Any]]]
-    first: bool = False
-    note: str = ""
+    first: bool = False  # whether it stands above the charts
+    note: str = ""  # a sentence below the heading
 
 
 @dataclass(frozen=True)

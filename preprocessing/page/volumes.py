@@ -46,17 +46,11 @@ class Box:
 
 @dataclass(frozen=True)
 class PageVolume:
-    """A volume encoded for the page.
+    """A volume encoded for the page."""
 
-    Attributes:
-      facts: parameters of the page's scripts, as JSON types.
-      blocks: encoded bytes of "image", "reference" and "prediction", those that exist.
-      note: differences between the volume on the page and the case, in words.
-    """
-
-    facts: dict[str, Any]
-    blocks: dict[str, bytes]
-    note: str
+    facts: dict[str, Any]  # parameters of the page's scripts, as JSON types
+    blocks: dict[str, bytes]  # encoded "image", "reference" and "prediction", as far as given
+    note: str  # differences between the volume on the page and the case, in words
 
 
 def reference_boxes(boxes: Sequence[LesionBox], voxel_mm: tuple[float, float, float]) -> list[Box]:

@@ -27,31 +27,18 @@ TEXTURE_MM = 2.0
 
 @dataclass(frozen=True)
 class PhantomSettings:
-    """Settings of a synthetic CT data set.
+    """Settings of a synthetic CT data set."""
 
-    Attributes:
-      shape_xyz: mean size in voxels; the number of slices varies by up to an eighth.
-      spacing_mm: voxel spacing (x, y, z).
-      most_tumours: maximum per case.
-      noise_hu: maximum standard deviation of the noise; the minimum is half of it.
-      blur_mm: in-plane standard deviation of the scanner's blur.
-      fewest_tumours: minimum per case.
-      tumour_radius_mm: range of the mean radius of tumours and lookalikes.
-      texture_hu: standard deviation of the in-plane texture in tumours.
-      cysts: maximum per case (the minimum is half of it); like tumours without texture.
-      flat_lookalikes: maximum per case (the minimum is half of it); a single slice of a tumour.
-    """
-
-    shape_xyz: tuple[int, int, int] = (128, 128, 32)
-    spacing_mm: tuple[float, float, float] = (2.5, 2.5, 5.0)
-    most_tumours: int = 3
-    noise_hu: float = 24.0
-    blur_mm: float = 2.0
-    fewest_tumours: int = 0
-    tumour_radius_mm: tuple[float, float] = (7.0, 24.0)
-    texture_hu: float = 0.0
-    cysts: int = 0
-    flat_lookalikes: int = 0
+    shape_xyz: tuple[int, int, int] = (128, 128, 32)  # mean; slices vary up to an eighth
+    spacing_mm: tuple[float, float, float] = (2.5, 2.5, 5.0)  # voxel spacing (x, y, z)
+    most_tumours: int = 3  # maximum per case
+    noise_hu: float = 24.0  # maximum standard deviation of the noise; the minimum is half of it
+    blur_mm: float = 2.0  # in-plane standard deviation of the scanner's blur
+    fewest_tumours: int = 0  # minimum per case
+    tumour_radius_mm: tuple[float, float] = (7.0, 24.0)  # mean radii, also of lookalikes
+    texture_hu: float = 0.0  # standard deviation of the in-plane texture in tumours
+    cysts: int = 0  # maximum per case (the minimum is half); like tumours without texture
+    flat_lookalikes: int = 0  # maximum per case (the minimum is half); one slice of a tumour
 
     def __post_init__(self) -> None:
         check_settings(vars(self), "tumours", smallest=4)

@@ -22,29 +22,18 @@ AIR, FAT, GLAND = 0.0, 0.34, 0.62  # attenuations; 1 is white
 
 @dataclass(frozen=True)
 class DBTSettings:
-    """Settings of a synthetic DBT data set.
+    """Settings of a synthetic DBT data set."""
 
-    Attributes:
-      shape_xyz: mean size in voxels; the number of slices varies by up to an eighth.
-      spacing_mm: voxel spacing (x, y, z).
-      most_masses: maximum per case.
-      clutter: mean number of summation shadows per case, each in one slice; varies by a half.
-      noise: standard deviation of the quantum noise, as a fraction of white.
-      angle_degrees: half of the tube's sweep angle.
-      depth_resolution_mm: blur of coarse structures along z (Gaussian standard deviation).
-      fewest_masses: minimum per case, where there is room.
-      flat_masses: maximum per case (the minimum is half of it): the image of one slice of a mass,
-        blurred along z, without the rest of the mass.
-    """
-
-    shape_xyz: tuple[int, int, int] = (160, 288, 40)
-    spacing_mm: tuple[float, float, float] = (0.4, 0.4, 1.0)
-    most_masses: int = 2
-    clutter: int = 8
-    noise: float = 0.02
-    angle_degrees: float = 12.5
-    depth_resolution_mm: float = 1.5
-    fewest_masses: int = 0
+    shape_xyz: tuple[int, int, int] = (160, 288, 40)  # mean; slices vary up to an eighth
+    spacing_mm: tuple[float, float, float] = (0.4, 0.4, 1.0)  # voxel spacing (x, y, z)
+    most_masses: int = 2  # maximum per case
+    clutter: int = 8  # mean number of summation shadows, each in one slice; varies by a half
+    noise: float = 0.02  # standard deviation of the quantum noise, as a fraction of white
+    angle_degrees: float = 12.5  # half of the tube's sweep angle
+    depth_resolution_mm: float = 1.5  # Gaussian standard deviation of the blur along z
+    fewest_masses: int = 0  # minimum per case, where there is room
+    # Maximum per case (the minimum is half of it): the image of one slice of a mass, blurred along
+    # z, without the rest of the mass.
     flat_masses: int = 0
 
     def __post_init__(self) -> None:
@@ -53,19 +42,12 @@ class DBTSettings:
 
 @dataclass(frozen=True, eq=False)
 class DBTCase:
-    """A synthetic DBT volume and its ground truth.
+    """A synthetic DBT volume and its ground truth."""
 
-    Attributes:
-      image: uint16 [x, y, z]; x columns, y rows from the top.
-      label: uint8, 1 in masses.
-      boxes: one per mass, around all of it, in the slice where it is largest.
-      view: laterality and projection, one of `VIEWS`.
-    """
-
-    image: Volume
-    label: Volume
-    boxes: tuple[LesionBox, ...]
-    view: str
+    image: Volume  # uint16 [x, y, z]; x columns, y rows from the top
+    label: Volume  # uint8, 1 in masses
+    boxes: tuple[LesionBox, ...]  # one per mass, around all of it, in the slice where it is largest
+    view: str  # laterality and projection, one of `VIEWS`
 
 
 def make_case(seed: int, number: int = 0, settings: DBTSettings | None = None) -> DBTCase:

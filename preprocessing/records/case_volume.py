@@ -21,23 +21,15 @@ from preprocessing.volumes.quality_checks import Finding, check_labels
 
 @dataclass(frozen=True, eq=False)
 class CaseVolume:
-    """A case on its task's grid.
-
-    Attributes:
-      image_zyx: raw intensities [z, y, x] in the task's `image_dtype`.
-      label_zyx: label values, uint8 [z, y, x]; for a heat map 1 where it is at least 1/2.
-      heat_map_zyx: uint8 [z, y, x], 255 means 1; None where the task's target is labels.
-      label_counts: voxels [slice, class] of the label map.
-      grid: where the voxels lie, and the way back to the file.
-    """
+    """A case on its task's grid."""
 
     case_id: str
     source: str
-    image_zyx: np.ndarray
-    label_zyx: np.ndarray
-    heat_map_zyx: np.ndarray | None
-    label_counts: np.ndarray
-    grid: TargetGrid
+    image_zyx: np.ndarray  # raw intensities [z, y, x] in the task's `image_dtype`
+    label_zyx: np.ndarray  # values, uint8 [z, y, x]; for a heat map 1 where it is at least 1/2
+    heat_map_zyx: np.ndarray | None  # uint8 [z, y, x], 255 means 1; None if the target is labels
+    label_counts: np.ndarray  # voxels [slice, class] of the label map
+    grid: TargetGrid  # where the voxels lie, and the way back to the file
 
 
 def read_case_volume(

@@ -31,33 +31,20 @@ SPACING_CLASSES_MM = (("thin", 2.0), ("medium", 4.0))
 
 @dataclass(frozen=True)
 class Patch:
-    """A box of voxels cut from one case.
+    """A box of voxels cut from one case."""
 
-    Attributes:
-      image_zyx: raw intensities [z, y, x].
-      label_zyx: label values [z, y, x], uint8.
-      index: number of the patch in its case.
-      origin_zyx: the patch's first voxel in the case's grid.
-      valid_zyx: extent of the part in the volume, from the first voxel on; the rest is padding.
-      volume_shape_zyx: size of the case's grid.
-      spacing_mm: voxel spacing of the case's grid (x, y, z).
-      intensity_quantiles: quantiles `INTENSITY_QUANTILES` of the whole case's raw intensities.
-      case_label_voxels: voxels per label value in the whole case.
-      heat_map_zyx: lesions as uint8 [z, y, x], 255 means 1; None unless it is the task's target.
-    """
-
-    image_zyx: np.ndarray
-    label_zyx: np.ndarray
+    image_zyx: np.ndarray  # raw intensities [z, y, x]
+    label_zyx: np.ndarray  # label values [z, y, x], uint8
     case_id: str
     source: str
-    index: int
-    origin_zyx: tuple[int, ...]
-    valid_zyx: tuple[int, ...]
-    volume_shape_zyx: tuple[int, ...]
-    spacing_mm: tuple[float, float, float]
-    intensity_quantiles: tuple[float, ...]
-    case_label_voxels: tuple[int, ...]
-    heat_map_zyx: np.ndarray | None = None
+    index: int  # number of the patch in its case
+    origin_zyx: tuple[int, ...]  # the patch's first voxel in the case's grid
+    valid_zyx: tuple[int, ...]  # extent in the volume from the first voxel on; then padding
+    volume_shape_zyx: tuple[int, ...]  # size of the case's grid
+    spacing_mm: tuple[float, float, float]  # voxel spacing of the case's grid (x, y, z)
+    intensity_quantiles: tuple[float, ...]  # `INTENSITY_QUANTILES` of the whole case
+    case_label_voxels: tuple[int, ...]  # voxels per label value in the whole case
+    heat_map_zyx: np.ndarray | None = None  # uint8 [z, y, x], 255 means 1; if it is the target
 
 
 def spacing_class(slice_spacing_mm: float) -> str:

@@ -111,8 +111,7 @@ def _atomic_file(path: str) -> Iterator[BinaryIO]:
 def hidden_beside(path: str, what: str) -> str:
     """Returns the address of a hidden folder beside `path`.
 
-    Raises:
-      SettingsError: an address on a file system that Beam has no package for.
+    Raises SettingsError for a file system that Beam has no package for.
     """
     try:
         parent, name = FileSystems.split(path)

@@ -37,23 +37,15 @@ class Volume:
 
 @dataclass(frozen=True)
 class TargetGrid:
-    """The grid of a task's tensors for one volume, and how it maps to the grid of the input file.
-
-    Attributes:
-      spacing_mm: of the target grid (x, y, z).
-      affine: target indices in x, y, z order to RAS+ mm, four rows of four numbers.
-      input_shape, input_spacing_mm: of the input grid, in file order.
-      axes: the input axis along which the target's x, y and z run.
-      flipped: whether the target's x, y and z run against that input axis.
-    """
+    """The grid of a task's tensors for one volume, and its relation to the input file's grid."""
 
     shape_zyx: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
-    affine: tuple[tuple[float, ...], ...]
-    input_shape: tuple[int, int, int]
-    input_spacing_mm: tuple[float, float, float]
-    axes: tuple[int, int, int]
-    flipped: tuple[bool, bool, bool]
+    spacing_mm: tuple[float, float, float]  # of the target grid (x, y, z)
+    affine: tuple[tuple[float, ...], ...]  # x, y, z indices to RAS+ mm, four rows of four
+    input_shape: tuple[int, int, int]  # in file order
+    input_spacing_mm: tuple[float, float, float]  # in file order
+    axes: tuple[int, int, int]  # the input axis along which the target's x, y and z run
+    flipped: tuple[bool, bool, bool]  # whether the target's x, y and z run against that input axis
 
 
 def checked_affine(affine: np.ndarray, where: object) -> np.ndarray:

@@ -27,25 +27,16 @@ SMALLEST_RADIUS = math.sqrt(3) / 2
 
 @dataclass(frozen=True)
 class LesionBox:
-    """A rectangle around a lesion in one slice, in voxels of the volume in file order.
+    """A rectangle around a lesion in one slice, in voxels of the volume in file order."""
 
-    Attributes:
-      x, y: first column and row (file axes 0 and 1).
-      width, height: number of columns and rows.
-      slice_index: central slice of the lesion (file axis 2), from 0.
-      volume_slices: number of slices of the volume.
-      lesion_class: "benign" or "cancer".
-      where: file and row of the box, for error messages.
-    """
-
-    x: int
-    y: int
-    width: int
-    height: int
-    slice_index: int
-    volume_slices: int
-    lesion_class: str
-    where: str = "box"
+    x: int  # first column (file axis 0)
+    y: int  # first row (file axis 1)
+    width: int  # number of columns
+    height: int  # number of rows
+    slice_index: int  # central slice of the lesion (file axis 2), from 0
+    volume_slices: int  # number of slices of the volume
+    lesion_class: str  # "benign" or "cancer"
+    where: str = "box"  # file and row of the box, for error messages
 
 
 def box_ellipsoid(

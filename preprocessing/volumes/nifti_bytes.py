@@ -38,9 +38,8 @@ def read_stored(
 ) -> tuple[nib.Nifti1Header, np.ndarray]:
     """Returns header and voxels [x, y, z] as stored: memory-mapped if uncompressed, else inflated.
 
-    Raises:
-      InputError: missing, damaged or truncated file, not NIfTI, not 3D; before anything is inflated
-        also not of the `expected` shape, or a large file compressed further than `ratio`.
+    Raises InputError for a missing, damaged or truncated file, not NIfTI, not 3D; before anything
+    is inflated also not of the `expected` shape, or a large file compressed further than `ratio`.
     """
     with _opened(path) as stream:
         header = _header(path, stream)

@@ -43,16 +43,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class CheckedImage:
-    """Results of one pass over the voxels of an image.
+    """Results of one pass over the voxels of an image."""
 
-    Attributes:
-      fingerprint: equal for equal voxels, regardless of orientation, compression and position.
-      low, high: smallest and largest intensity.
-    """
-
-    fingerprint: str
-    low: float
-    high: float
+    fingerprint: str  # equal for equal voxels, regardless of orientation, compression and position
+    low: float  # smallest intensity
+    high: float  # largest intensity
     findings: tuple[Finding, ...]
 
 
