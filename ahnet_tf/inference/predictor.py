@@ -40,21 +40,13 @@ _ADDRESS = re.compile(
 
 @attrs.frozen
 class ExportSettings:
-    """All that is needed to run a model, stored with every export.
+    """All that is needed to run a model, stored with every export."""
 
-    Attributes:
-      task: classes, intensity window, spacing and dtype of the volumes it was trained on.
-      model: the network's configuration.
-      window_shape_zyx: window size in voxels to predict with; the result depends on it.
-      versions: versions of the exporting software by package name.
-      precision: "float32" or "bfloat16" arithmetic; probabilities are float32 in either case.
-    """
-
-    task: Task
+    task: Task  # classes, intensity window, spacing and dtype of the volumes it was trained on
     model: ModelConfig
-    window_shape_zyx: tuple[int, int, int]
-    versions: dict[str, str] = attrs.field(factory=dict)
-    precision: str = "float32"
+    window_shape_zyx: tuple[int, int, int]  # in voxels, to predict with; the result depends on it
+    versions: dict[str, str] = attrs.field(factory=dict)  # of the exporting packages, by name
+    precision: str = "float32"  # or "bfloat16" arithmetic; probabilities are float32 in either case
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as plain JSON types."""
@@ -82,16 +74,13 @@ def settings_from_json(text: str | bytes, where: object) -> ExportSettings:
 class Predictor:
     """A network that is ready to predict.
 
-    Attributes:
-      settings: what it was trained for.
-      predict: maps raw intensities [batch, z, y, x, channel] of any numeric dtype to float32
-        probabilities [batch, z, y, x, class].
-      in_flight: useful number of concurrent calls of `predict`; more than 1 for a server.
+    `predict` maps raw intensities [batch, z, y, x, channel] of any numeric dtype to float32
+    probabilities [batch, z, y, x, class].
     """
 
-    settings: ExportSettings
+    settings: ExportSettings  # what it was trained for
     predict: Callable[[np.ndarray], np.ndarray]
-    in_flight: int = 1
+    in_flight: int = 1  # useful number of concurrent calls of `predict`; more than 1 for a server
 
 
 def open_predictor(location: str | Path) -> Predictor:

@@ -164,16 +164,10 @@ def make_evaluation(
                 if voxels > most:
                     most = voxels
                     shown = {name: values[row].numpy() for name, values in counted.items()}
-        return _sum_cases(found, case_ids, strategy), shown
+        # The counts of all workers together.
+        ids, zeros = sorted({*case_ids, *found.counts}), np.zeros((len(found.names), 3), np.int64)
+        counts = np.stack([found.counts.get(case_id, zeros) for case_id in ids])
+        counts = sum_over_workers(strategy, counts)
+        return CaseDice(found.names, dict(zip(ids, counts, strict=True))), shown
 
     return evaluate
-
-
-def _sum_cases(
-    found: CaseDice, case_ids: Collection[str], strategy: tf.distribute.Strategy
-) -> CaseDice:
-    """Returns the counts of all workers together."""
-    ids, zeros = sorted({*case_ids, *found.counts}), np.zeros((len(found.names), 3), np.int64)
-    counts = np.stack([found.counts.get(case_id, zeros) for case_id in ids])
-    counts = sum_over_workers(strategy, counts)
-    return CaseDice(found.names, dict(zip(ids, counts, strict=True)))
