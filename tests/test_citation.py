@@ -1,4 +1,4 @@
-"""CITATION.cff parses, has the version and licence of setup.py, and names the paper of the network."""
+"""CITATION.cff parses, has the version and licence of setup.py, and names the network's paper."""
 
 from __future__ import annotations
 

@@ -1,19 +1,38 @@
-"""The README is true: commands exist with the options given there and in the example; links lead somewhere."""
+"""The README is true: commands parse, links lead somewhere, figures are the benchmarks'."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import json
 import re
+import shlex
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from preprocessing import cli
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-WITH_COMMANDS = (README, (ROOT / "docs" / "real_ct.md").read_text(encoding="utf-8"))
-COMMANDS = re.findall(r"^    python -m (\S+)(.*)$", "\n".join(WITH_COMMANDS), re.MULTILINE)
+
+
+def commands_in(text: str) -> list[tuple[str, str]]:
+    """Returns module and options of each indented `python -m` line, continued lines joined."""
+    return re.findall(r"^ {4,}python -m (\S+)(.*)$", text.replace("\\\n", " "), re.MULTILINE)
+
+
+COMMANDS = commands_in(README + (ROOT / "docs" / "real_ct.md").read_text(encoding="utf-8"))
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+ALL_COMMANDS = [
+    command
+    for page in (ROOT / "README.md", *DOCS)
+    for command in commands_in(page.read_text(encoding="utf-8"))
+]
 
 
 @cache
@@ -25,11 +44,25 @@ def help_of(module: str) -> str:
     return result.stdout
 
 
+@cache
+def results_of(benchmark: str) -> dict[str, Any]:
+    path = ROOT / "benchmarks" / "results" / f"{benchmark}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def row_of(benchmark: str) -> str:
+    """Returns the row of the README's table of results that names a script."""
+    (row,) = re.findall(rf"^\|.*\| `{benchmark}` \|$", README, re.MULTILINE)
+    return row
+
+
 def test_readme_gives_the_whole_road():
     modules = {module for module, _ in COMMANDS}
     assert {
+        "preprocessing.verify",
         "preprocessing.convert",
         "ahnet_tf.train",
+        "serving.export",
         "pipeline.local_runner",
         "serving.server",
         "ahnet_tf.predict",
@@ -37,10 +70,30 @@ def test_readme_gives_the_whole_road():
     } <= modules
 
 
+def test_readme_is_short():
+    lines = README.splitlines()
+    assert len(lines) <= 120
+    assert not [line for line in lines if len(line) > 120 and not line.startswith("|")]
+
+
 @pytest.mark.parametrize(("module", "rest"), COMMANDS, ids=lambda text: text[:40])
 def test_options_of_commands_exist(module, rest):
-    for option in re.findall(r"(?<!\S)--[a-z-]+", rest.split("#")[0]):
+    for option in re.findall(r"(?<!\S)--[a-z0-9-]+", rest.split("#")[0]):
         assert re.search(rf"(?<!\S){option}\b", help_of(module)), f"{module} has no {option}"
+
+
+@pytest.mark.parametrize(("module", "rest"), ALL_COMMANDS, ids=lambda text: text.strip()[:60])
+def test_commands_are_parsed_by_their_own_parser(module, rest, monkeypatch):
+    """Each command does all but its work; a wrong option ends it with SystemExit."""
+    is_package = importlib.util.find_spec(module).submodule_search_locations is not None
+    command = importlib.import_module(f"{module}.__main__" if is_package else module)
+    parsed = []
+    # A command has imported the function or its module.
+    for place in (cli, command):
+        if hasattr(place, "run_command"):
+            monkeypatch.setattr(place, "run_command", lambda _, given: parsed.append(given) or 0)
+    assert command.main(shlex.split(rest, comments=True)) == 0
+    assert len(parsed) == 1
 
 
 @pytest.mark.parametrize("target", re.findall(r"^    make (\S+)", README, re.MULTILINE))
@@ -51,3 +104,54 @@ def test_targets_of_make_exist(target):
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!https?:)([^)#]+)\)", README))
 def test_links_lead_somewhere(link):
     assert (ROOT / link).exists()
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_every_page_is_in_the_table(page):
+    assert f"| [docs/{page.name}](docs/{page.name}) |" in README
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "goal", "quoted"),
+    [
+        (
+            "demo",
+            "liver Dice of the demonstration's unseen case",
+            "liver Dice {:.2f} on its unseen",
+        ),
+        ("demo", "liver Dice, mean of 6 unseen cases", "mean {:.2f} on 6"),
+        ("demo", "seconds from an empty folder to the picture", "{:.0f} s in all"),
+        ("real_ct", "liver Dice of totalsegmentator_example, not seen", "liver Dice {:.2f} and"),
+        ("real_ct", "liver Dice of ircadb01_case17, not seen", " and {:.2f},"),
+        (
+            "network",
+            "forward-512 float32: times as fast as MONAI, default allocator",
+            "{:.1f} times as fast as MONAI",
+        ),
+        (
+            "network",
+            "forward-512 float32: times as fast as MONAI, tuned allocator",
+            "allocator: {:.1f})",
+        ),
+        ("prediction", "times as fast as MONAI", "{:.1f} times as fast as MONAI"),
+        ("prediction", "times as fast as MONAI, tuned allocator", "allocator: {:.1f})"),
+    ],
+)
+def test_results_are_the_benchmarks(benchmark, goal, quoted):
+    goals = {entry["name"]: entry["measured"] for entry in results_of(benchmark)["goals"]}
+    assert quoted.format(goals[goal]) in row_of(benchmark)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "quoted"), [("network", "{:.1f} s"), ("prediction", "{:.0f} s")]
+)
+def test_seconds_are_the_benchmarks(benchmark, quoted):
+    figures = results_of(benchmark)["figures"]
+    ours = next(figure for figure in figures if figure["network"] == "ours")
+    assert f"| {quoted.format(ours['seconds_median'])}, " in row_of(benchmark)
+
+
+def test_tumour_dice_is_the_benchmarks():
+    (figures,) = results_of("demo")["figures"]
+    unseen, mean = figures["dice_tumour"], figures["dice_tumour_mean"]
+    assert f"tumour Dice of {unseen:.2f} on its unseen case, {mean:.2f} on average" in README
