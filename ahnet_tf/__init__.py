@@ -12,11 +12,13 @@ What is listed in `__all__` is imported on first use, and TensorFlow with it whe
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ahnet_tf.api import build, dataset, load, loss, save, transfer
     from ahnet_tf.evaluate import score_cases
+    from ahnet_tf.presets import run_config
     from ahnet_tf.train import train_stages
     from preprocessing.convert import convert as convert_cases
     from preprocessing.tasks import Task, load_task
@@ -29,6 +31,7 @@ __all__ = (
     "load",
     "load_task",
     "loss",
+    "run_config",
     "save",
     "score_cases",
     "train_stages",
@@ -39,6 +42,7 @@ _PLACES = {
     "Task": "preprocessing.tasks:Task",
     "convert_cases": "preprocessing.convert:convert",
     "load_task": "preprocessing.tasks:load_task",
+    "run_config": "ahnet_tf.presets:run_config",
     "score_cases": "ahnet_tf.evaluate:score_cases",
     "train_stages": "ahnet_tf.train:train_stages",
 }
@@ -48,7 +52,10 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _PLACES.get(name, f"ahnet_tf.api:{name}").partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    with warnings.catch_warnings():
+        # It announces its end at every import; what is used of it is tested here.
+        warnings.filterwarnings("ignore", module="tensorflow_addons")
+        return getattr(importlib.import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

@@ -82,11 +82,7 @@ def build(
     Raises:
       SettingsError: an unknown setting (the nearest name is suggested), or a value out of range.
     """
-    of_task: dict[str, Any] = {}
-    if task is not None:
-        own = _task(task)
-        of_task = {"classes": len(own.class_names), "intensity_window": own.intensity_window}
-        of_task["activation"] = "sigmoid" if own.target == "heat_map" else "softmax"
+    of_task = {} if task is None else _settings_of(_task(task))
     chosen = of_task | settings | {"architecture": architecture}
     config = from_dict(ModelConfig, chosen, "build")
     return build_network(config, seed=seed)
@@ -147,13 +143,20 @@ def loss(
       kind: "focal", "cross_entropy" or, for heat maps, "heat_map_l2".
       gamma: focusing exponent of the focal loss.
       class_weights: a factor for each class; for a heat map those of voxels without and with a lesion.
+
+    Raises:
+      SettingsError: another kind, or weights or a kind that don't fit the task.
     """
-    return VoxelLoss(
-        kind,
-        gamma=gamma,
-        class_weights=None if class_weights is None else list(class_weights),
-        heat_map=_task(task).target == "heat_map",
-    )
+    own = _task(task)
+    weights = None if class_weights is None else [float(weight) for weight in class_weights]
+    given = {"loss": kind, "gamma": gamma, "class_weights": weights}
+    config = from_dict(TrainingConfig, given, "loss")
+    if kind == "dice_focal":
+        remedy = "Soft Dice is not a loss of single voxels; python -m ahnet_tf.train has it."
+        raise SettingsError("loss", "focal, cross_entropy or heat_map_l2", kind, remedy)
+    check_settings(ModelConfig(**_settings_of(own)), config, own)
+    heat_map = own.target == "heat_map"
+    return VoxelLoss(kind, gamma=gamma, class_weights=weights, heat_map=heat_map)
 
 
 def transfer(source: tf.keras.Model, target: tf.keras.Model) -> TransferReport:
@@ -178,6 +181,15 @@ def save(model: tf.keras.Model, folder: str | os.PathLike, task: Task | str) -> 
 
 def _task(task: Task | str) -> Task:
     return load_task(task) if isinstance(task, str) else task
+
+
+def _settings_of(task: Task) -> dict[str, Any]:
+    """Returns the settings of a network that follow from its task."""
+    return {
+        "classes": len(task.class_names),
+        "intensity_window": task.intensity_window,
+        "activation": "sigmoid" if task.target == "heat_map" else "softmax",
+    }
 
 
 def _config(model: tf.keras.Model, task: Task) -> ModelConfig:

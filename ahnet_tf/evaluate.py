@@ -106,28 +106,30 @@ class Scores:
 
 
 def score_cases(
-    predictions: Sequence[str | Path],
-    references: Sequence[str | Path],
+    predictions: str | Path | Sequence[str | Path],
+    references: str | Path | Sequence[str | Path],
     *,
     tolerance_mm: float = TOLERANCE_MM,
     seed: int = 0,
     debug: bool = False,
+    progress: bool = True,
 ) -> Scores:
     """Scores label maps (1 liver, 2 tumour) by the measures of the LiTS challenge.
 
     Args:
-      predictions: label maps, or a folder of them.
+      predictions: one or several label maps, or a folder of them.
       references: reference label maps in the same order, or a data-set folder.
       tolerance_mm: tolerance of surface Dice.
       seed: of the bootstrap.
       debug: raise the errors of single cases.
+      progress: show a progress bar.
 
     Raises:
       InputError: nothing to score.
     """
-    pairs, problems = pair_up(list(map(Path, predictions)), list(map(Path, references)))
+    pairs, problems = pair_up(_paths(predictions), _paths(references))
     scores: dict[str, CaseScores] = {}
-    for pair in tqdm(pairs, desc="scoring", unit="case", leave=False):
+    for pair in tqdm(pairs, desc="scoring", unit="case", leave=False, disable=not progress):
         try:
             reference = read_label(pair.reference, TASK.class_names)
             prediction = read_label(pair.prediction, TASK.class_names)
@@ -143,6 +145,10 @@ def score_cases(
             problems.append(f"{where}{error}")
     rows = {case_id: case_row(case) for case_id, case in scores.items()}
     return Scores(scores, rows, summarise(scores.values(), seed), problems, pairs)
+
+
+def _paths(given: str | Path | Sequence[str | Path]) -> list[Path]:
+    return [Path(given)] if isinstance(given, str | Path) else list(map(Path, given))
 
 
 def _score_label_maps(arguments: argparse.Namespace) -> list[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Collection, Sequence
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
 
 
 def convert(
-    inputs: Sequence[str],
-    output: str,
-    task: Task,
+    inputs: str | os.PathLike | Sequence[str | os.PathLike],
+    output: str | os.PathLike,
+    task: Task | str,
     *,
     seed: int = 0,
     splits_file: str | None = None,
@@ -47,8 +48,9 @@ def convert(
     """Converts all cases below some folders; the module's docstring lists what is written.
 
     Args:
-      inputs: data-set folders, see `preprocessing.datasets.discovery`.
-      output: the new folder, an address on one of Beam's file systems.
+      inputs: one or several data-set folders, see `preprocessing.datasets.discovery`.
+      output: the new folder, which may be an address on one of Beam's file systems.
+      task: a task, or what `load_task` takes.
       splits_file: see `preprocessing.records.splits.load_splits`; cases that it does not name are
         rejected.
       eval_fraction: without a splits file, the share of cases for evaluation.
@@ -64,17 +66,19 @@ def convert(
     """
     if shard_mib < 1 or seed < 0:
         raise SettingsError("convert", "--shard-mib >= 1 and --seed >= 0", (shard_mib, seed))
+    task = load_task(task) if isinstance(task, str) else task
     # Imports that take seconds follow the checks and the search for cases.
     from preprocessing.datasets.discovery import find_cases
 
-    cases = find_cases(inputs, need_labels=True)
+    several = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
+    cases = find_cases(several, need_labels=True)
 
     from preprocessing.records import output_folder
     from preprocessing.records.beam_runner import beam_runner, run_pipeline
     from preprocessing.records.case_conversion import CONVERTED, ConversionSettings, outcome_path
     from preprocessing.records.storage import read_json
 
-    output = output.rstrip("/")
+    output = os.fspath(output).rstrip("/")
     runner = beam_runner(beam_options, cli.own_options(_parser()))
     fraction = None if splits_file else eval_fraction
     if splits_file:

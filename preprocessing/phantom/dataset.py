@@ -24,6 +24,7 @@ def write_cases(
     first: int = 0,
     settings: ct.PhantomSettings | dbt.DBTSettings | None = None,
     overwrite: bool = False,
+    progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Writes cases `first` to `first + count - 1`; CT by default.
 
@@ -45,7 +46,7 @@ def write_cases(
         expected = "a folder without these cases"
         raise SettingsError("--output", expected, existing[0], "Give --overwrite to replace.")
     cases = []
-    for number in tqdm(numbers, "phantom", unit="case"):
+    for number in tqdm(numbers, "phantom", unit="case", disable=not progress):
         if isinstance(settings, dbt.DBTSettings):
             cases.append(_write_dbt(output, seed, number, settings))
         else:

@@ -123,6 +123,7 @@ def run_pipeline(
     try:
         with (
             _progress_bar(folder, len(jobs), progress),
+            _quiet_in_notebooks(),
             contextlib.nullcontext() if debug else contextlib.redirect_stderr(io.StringIO()),
             beam.Pipeline(runner=runner[0], options=runner[1]) as pipeline,
         ):
@@ -141,6 +142,19 @@ def run_pipeline(
     counter = MetricsFilter().with_namespace(TAKEN_OVER[0]).with_name(TAKEN_OVER[1])
     counters = pipeline.result.metrics().query(counter)["counters"]
     return sum(each.result or 0 for each in counters)
+
+
+@contextlib.contextmanager
+def _quiet_in_notebooks() -> Iterator[None]:
+    """Keeps out of a notebook what Beam shows there: a warning, and a script that loads jQuery."""
+    if "IPython" not in sys.modules:
+        yield
+        return
+    from IPython.utils.capture import capture_output
+
+    logging.getLogger("apache_beam.runners.interactive").setLevel(logging.ERROR)
+    with capture_output(stdout=False, stderr=False):
+        yield
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -31,6 +32,13 @@ def test_import_is_fast_and_brings_no_tensorflow():
     code = "import ahnet_tf, sys; dir(ahnet_tf); print('tensorflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
     assert done.stdout.strip() == "False"
+
+
+def test_nobody_is_warned_of_the_end_of_a_dependency():
+    code = "import ahnet_tf; ahnet_tf.build"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert "Warning" not in done.stderr
 
 
 @pytest.mark.parametrize("name", ahnet_tf.__all__)
@@ -206,6 +214,7 @@ def test_scores_of_label_maps(tmp_path):
     # 48 of 64 voxels in common.
     assert row["liver_dice"] == pytest.approx(0.75)
     assert scores.problems == []
+    assert ahnet_tf.score_cases(str(tmp_path / "found"), tmp_path / "true").rows == scores.rows
 
 
 @pytest.mark.parametrize(
@@ -236,6 +245,11 @@ def test_scores_of_label_maps(tmp_path):
         (lambda s: ahnet_tf.build("ahnet", growth=20.5), SettingsError, "growth"),
         (lambda s: ahnet_tf.dataset("nowhere"), InputError, "records with task.json"),
         (lambda s: ahnet_tf.loss("ct_livr"), SettingsError, "Did you mean 'ct_liver'"),
+        (lambda s: ahnet_tf.loss("ct_liver", "focl"), SettingsError, "Did you mean 'focal'"),
+        (lambda s: ahnet_tf.loss("ct_liver", "dice_focal"), SettingsError, "train has it"),
+        (lambda s: ahnet_tf.loss("ct_liver", "heat_map_l2"), SettingsError, "softmax"),
+        (lambda s: ahnet_tf.loss("ct_liver", gamma=-1), SettingsError, "gamma: expected"),
+        (lambda s: ahnet_tf.loss("ct_liver", class_weights=(1, 2)), SettingsError, "one for each"),
     ],
 )
 def test_errors_are_typed_and_say_what_to_do(threshold_model, call, kind, message):
@@ -257,6 +271,23 @@ def test_several_cases_are_not_one_volume(threshold_model, hounsfield, tmp_path)
         write_image(tmp_path / name, Volume(hounsfield, AFFINE))
     with pytest.raises(InputError, match="one volume, found 2 cases"):
         ahnet_tf.load(threshold_model).segment(tmp_path)
+
+
+def test_conversion_takes_one_folder_and_the_name_of_a_task(tmp_path):
+    task = ahnet_tf.load_task("ct_liver")
+    (tmp_path / "task.json").write_text(
+        json.dumps(task.to_dict() | {"patch_shape_zyx": [4, 16, 16]})
+    )
+    labels = np.zeros((16, 16, 8), np.uint8)
+    labels[4:9, 4:9, 2:6] = 1
+    write_image(tmp_path / "cases" / "volume-0.nii.gz", Volume(labels.astype(np.int16), AFFINE))
+    write_image(tmp_path / "cases" / "segmentation-0.nii.gz", Volume(labels, AFFINE))
+    manifest = ahnet_tf.convert_cases(
+        tmp_path / "cases", tmp_path / "records", str(tmp_path / "task.json"), progress=False
+    )
+    assert manifest["converted"] == 1
+    with pytest.raises(SettingsError, match="Did you mean 'ct_liver'"):
+        ahnet_tf.convert_cases(tmp_path / "cases", tmp_path / "again", "ct_livr")
 
 
 def test_training_stages_by_function(toy_records, tmp_path):
