@@ -13,6 +13,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import nibabel as nib
 import pytest
 from packaging.requirements import Requirement
 
@@ -211,10 +212,8 @@ def test_the_core_predicts_without_the_extras(installed, core_only, tmp_path):
     assert phantom.returncode == 0, phantom.stderr
     assert core_only("-m", "ahnet_tf.train", "--help").returncode == 0
     probe = f"""
-import sys
 import ahnet_tf
 from ahnet_tf.inference.predictor import open_predictor
-from ahnet_tf.predict import main
 from preprocessing.errors import ServingError
 
 assert ahnet_tf.__file__.startswith({str(installed)!r}), ahnet_tf.__file__
@@ -222,11 +221,18 @@ try:
     open_predictor("localhost:1")
 except ServingError as error:
     print(error)
-sys.exit(main(["--model", {str(EXPORT)!r}, {str(cases)!r}, {str(tmp_path / "labels")!r}]))
+result = ahnet_tf.load({str(EXPORT)!r}).segment({str(cases / "volume-0.nii.gz")!r})
+result.save({str(tmp_path / "segmentation-0.nii.gz")!r})
+print(result.labels.shape)
 """
     result = core_only("-c", probe)
     assert result.returncode == 0, result.stderr
-    assert "Install it with pip install 'ahnet-tf[serving]'." in result.stdout
+    refusal, shape = result.stdout.splitlines()
+    assert refusal.endswith("Install it with pip install 'ahnet-tf[serving]'.")
+    assert nib.load(tmp_path / "segmentation-0.nii.gz").shape == ast.literal_eval(shape)
+    command = ("-m", "ahnet_tf.predict", "--model", EXPORT, cases, tmp_path / "labels")
+    predicted = core_only(*command)
+    assert predicted.returncode == 0, predicted.stderr
     assert (tmp_path / "labels" / "segmentation-0.nii.gz").is_file()
 
 

@@ -175,7 +175,9 @@ class PyramidPool(tf.keras.layers.Layer):
             if level:
                 # A last row or column without a partner passes.
                 pool = tf.nn.max_pool2d(pool, 2, 2, "SAME")
-            x = tf.nn.conv2d(pool, kernel[..., level : level + 1], 1, "VALID") + self.bias[level]
+            one = slice(level, level + 1)
+            # The ONNX converter can't add a scalar to a convolution.
+            x = tf.nn.conv2d(pool, kernel[..., one], 1, "VALID") + self.bias[one]
             x = self._expand(unfold(x, inputs), level, size)
             maps.append(x[:, :, : size[0], : size[1]])
         return tf.concat([*maps, inputs], axis=-1)
