@@ -26,8 +26,8 @@ NOT_INSTALLED = "serving/deploy/"
 EXPORT = ROOT / "tests" / "stored_0_1" / "export"
 RECORDS = ROOT / "tests" / "stored_0_1" / "records"
 NETWORK = ROOT / "tests" / "stored_0_1" / "networks" / "ahnet"
-# Read where it is installed; no extra installs it (python -m ahnet_tf.weights says what to do).
-OPTIONAL = {"torch"}
+# Used only where a user has them: torch to read .pth files, IPython if the program is a notebook.
+OPTIONAL = {"torch", "IPython"}
 
 # In a sitecustomize.py: the packages in BLOCKED are as if they were not installed.
 BLOCKER = """
