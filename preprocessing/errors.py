@@ -96,5 +96,5 @@ def named_extra(kind: type[AHNetError]) -> Iterator[None]:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        remedy = f"Install it with pip install 'ahnet-tf[{EXTRAS[package]}]'."
+        remedy = f"In a checkout, pip install '.[{EXTRAS[package]}]' adds it."
         raise kind(EXTRAS[package], f"the package {package}", "none", remedy) from error

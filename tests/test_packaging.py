@@ -228,7 +228,7 @@ print(result.labels.shape)
     result = core_only("-c", probe)
     assert result.returncode == 0, result.stderr
     refusal, shape = result.stdout.splitlines()
-    assert refusal.endswith("Install it with pip install 'ahnet-tf[serving]'.")
+    assert refusal.endswith("In a checkout, pip install '.[serving]' adds it.")
     assert nib.load(tmp_path / "segmentation-0.nii.gz").shape == ast.literal_eval(shape)
     command = ("-m", "ahnet_tf.predict", "--model", EXPORT, cases, tmp_path / "labels")
     predicted = core_only(*command)
@@ -253,5 +253,5 @@ def test_a_part_without_its_extra_says_so_in_one_line(core_only, extra, command)
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
     assert re.search(rf"error: {extra}: expected the package \w+, found none\. ", last)
-    assert last.endswith(f"Install it with pip install 'ahnet-tf[{extra}]'.")
+    assert last.endswith(f"In a checkout, pip install '.[{extra}]' adds it.")
     assert "Traceback" not in result.stderr

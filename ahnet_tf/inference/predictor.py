@@ -97,7 +97,7 @@ def open_predictor(location: str | Path) -> Predictor:
         if not clients:
             expected = f"an installed client (entry point group {ENTRY_POINT_GROUP})"
             raise ServingError(
-                location, expected, "none", "Install it: pip install 'ahnet-tf[serving]'."
+                location, expected, "none", "In a checkout, pip install '.[serving]' adds it."
             )
         with named_extra(ServingError):
             return next(iter(clients)).load()(str(location))

@@ -63,7 +63,7 @@ class TestCommands:
         assert self.run(lambda arguments: importlib.import_module("tfx.types")) == 1
         assert capsys.readouterr().err == (
             "error: pipeline: expected the package tfx, found none. "
-            "Install it with pip install 'ahnet-tf[pipeline]'.\n"
+            "In a checkout, pip install '.[pipeline]' adds it.\n"
         )
 
     def test_interruption(self, capsys):
