@@ -30,7 +30,7 @@ MACHINE = {"cpu": "a processor", "cores": 2}
 
 
 @pytest.mark.slow
-def test_a_killed_comparison_goes_on_and_writes_its_page(tmp_path):
+def test_a_killed_comparison_resumes_and_writes_its_page(tmp_path):
     plan, output = Plan(**TINY), tmp_path / "runs"
     first, second = (result_path(output, *run) for run in run_names(plan))
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(output)], cwd=ROOT)
@@ -75,7 +75,7 @@ def test_every_network_sees_the_same_voxels():
             assert patches * (6 if variant.flat else 12) == 24
 
 
-def test_rivals_differ_from_the_transferred_network_in_what_their_names_say():
+def test_baselines_differ_from_the_transferred_network_in_what_their_names_say():
     plan, task = Plan(), TASKS["dbt"]
     configs = {name: training_config(name, task, plan, 1) for name in VARIANTS}
     reference = configs["ahnet_transferred"]
