@@ -3,14 +3,14 @@
 # For NVIDIA GPUs: docker build -t ahnet-tf --build-arg GPU=1 . && docker run --gpus all ahnet-tf
 FROM python:3.10-slim-bookworm
 
-# A number, because Kubernetes can't know that a name is not root's.
+# A number, because Kubernetes can't tell whether a name is root's.
 RUN useradd --create-home --uid 1000 ahnet
 WORKDIR /home/ahnet/ahnet-tf
 RUN chown 1000 /home/ahnet/ahnet-tf
 USER 1000
 
-# The environment before the code: a changed line of code does not install 2.6 GB again. With bytecode,
-# or each pod would compile TensorFlow and TFX anew.
+# The environment before the code, so that a change of the code does not install it again. With bytecode,
+# or each pod would compile TensorFlow and TFX again.
 ENV UV_NO_CACHE=1 PIP_NO_CACHE_DIR=1 UV_COMPILE_BYTECODE=1
 COPY --chown=1000 environment.sh setup.py pyproject.toml requirements.lock requirements-gpu.lock README.md ./
 ARG GPU=0

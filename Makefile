@@ -3,19 +3,19 @@ PYTHON_BIN = .venv/bin/python
 DATA =
 OUTPUT = demo
 
-# Without bytecode beside the packages each of the many processes compiles TensorFlow and TFX anew.
+# Without bytecode beside the packages, each of the many processes would compile TensorFlow and TFX again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help env demo test test-fast test-flink lint lock clean
 
 help:
-	@echo "make env               the locked environment .venv, nothing else; GPU=0 without CUDA's libraries, GPU=1 with them"
-	@echo "make demo              the whole road on synthetic CT: data, training, served prediction"
+	@echo "make env               only the locked environment .venv; GPU=1 with CUDA's libraries, GPU=0 without"
+	@echo "make demo              the whole workflow on synthetic CT: data, training, served prediction"
 	@echo "make demo DATA=DIR     the same on your own folder of CT volumes and label maps"
 	@echo "make test              all tests; make test-fast leaves out the whole runs"
-	@echo "make test-flink        the conversion on Flink; fetches nothing, says where the job server comes from"
+	@echo "make test-flink        the conversion on Flink; downloads nothing, says where to get the job server"
 	@echo "make lint              format, style and types"
-	@echo "make lock              resolves requirements.lock and requirements-gpu.lock anew from setup.py"
+	@echo "make lock              resolves requirements.lock and requirements-gpu.lock again from setup.py"
 	@echo "make clean             removes the environment and the demo's output"
 
 env:
@@ -30,12 +30,12 @@ test: env
 test-fast: env
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON_BIN) -m pytest -n 2 --dist loadfile -m "not slow"
 
-# Beam's job server for Flink is a Java program that this project neither holds nor fetches.
+# Beam's job server for Flink is a Java program that this project neither contains nor downloads.
 FLINK_JOB_SERVER = org.apache.beam:beam-runners-flink-1.19-job-server:2.68.0
 
 test-flink:
 	@test -f "$$AHNET_FLINK_JOB_SERVER_JAR" || { \
-		echo "AHNET_FLINK_JOB_SERVER_JAR names no file. It is Beam's job server for Flink, on Maven Central:"; \
+		echo "AHNET_FLINK_JOB_SERVER_JAR must be the path of Beam's job server for Flink, on Maven Central:"; \
 		echo "    $(FLINK_JOB_SERVER)"; \
 		echo "One way to get it, with Maven and a Java of version 11 or 17:"; \
 		echo "    mvn dependency:copy -Dartifact=$(FLINK_JOB_SERVER) -DoutputDirectory=."; \

@@ -56,7 +56,7 @@ def row_of(benchmark: str) -> str:
     return row
 
 
-def test_readme_gives_the_whole_road():
+def test_readme_gives_the_whole_workflow():
     modules = {module for module, _ in COMMANDS}
     assert {
         "preprocessing.verify",

@@ -1,4 +1,4 @@
-"""Tomosynthesis down the whole road, with the commands users type."""
+"""Tomosynthesis through the whole workflow, with the commands users type."""
 
 import json
 

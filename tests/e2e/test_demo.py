@@ -1,4 +1,4 @@
-"""The whole road at its smallest, in a folder with a space, with the commands users type."""
+"""The whole workflow at its smallest, in a folder with a space, with the commands users type."""
 
 from __future__ import annotations
 
