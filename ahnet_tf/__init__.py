@@ -53,7 +53,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _PLACES.get(name, f"ahnet_tf.api:{name}").partition(":")
     with warnings.catch_warnings():
-        # It announces its end at every import; what is used of it is tested here.
+        # TensorFlow Addons warns at every import that its development has ended.
         warnings.filterwarnings("ignore", module="tensorflow_addons")
         return getattr(importlib.import_module(module), attribute)
 

@@ -37,12 +37,12 @@ def load(
     task: Task | str | None = None,
     flips: str = "",
 ) -> Segmenter:
-    """Returns what segments whole volumes with a trained network.
+    """Returns a `Segmenter`, which segments whole volumes with a trained network.
 
     Args:
       source: folder of an export or of a checkpoint, HOST:PORT or HOST:PORT/NAME of a server; several
         of these, whose probabilities are averaged; or a Keras model from `build`.
-      task: name of a preset, JSON file or `Task` of a Keras model; the others know theirs.
+      task: name of a preset, JSON file or `Task`, for a Keras model only: the others have theirs.
       flips: also predict each window mirrored along these of x, y and z, and average.
 
     Raises:
@@ -58,7 +58,7 @@ def load(
         found = [predictor_of(source, settings, source.name)]
         return Segmenter(flipped_predictor(mean_predictor(found, [source.name]), flips))
     if task is not None:
-        raise SettingsError("task", "none, for the model knows its own", "one")
+        raise SettingsError("task", "no task, because the model has its own", "one")
     several = [source] if isinstance(source, str | os.PathLike) else source
     locations = tuple(os.fspath(each) for each in several)
     found = [open_predictor(each) for each in locations]
@@ -76,7 +76,7 @@ def build(
       architecture: "ahnet", "mcgcn", "unet2d" or "unet3d".
       task: name of a preset, JSON file or `Task`, from which number of classes, intensity window and
         activation follow.
-      seed: of the initial weights.
+      seed: seed of the initial weights.
       settings: attributes of `ahnet_tf.config.ModelConfig`, for example `classes=3` or `width=0.25`.
 
     Raises:
@@ -104,8 +104,8 @@ def dataset(
     Args:
       records: folder written by `convert_cases` or `python -m preprocessing.convert`.
       split: "train" or "eval".
-      batch_size: patches a batch.
-      seed: of order and augmentation.
+      batch_size: patches per batch.
+      seed: seed of order and augmentation.
       augment: True for the default magnitudes, or the magnitudes.
 
     Returns:
@@ -196,7 +196,7 @@ def _config(model: tf.keras.Model, task: Task) -> ModelConfig:
     """Returns the settings of a network from `build`, checked against the task."""
     config = getattr(model, "network_config", None)
     if config is None:
-        remedy = "Build it anew, and set its weights."
+        remedy = "Build a new one, and set its weights."
         raise ModelError(model.name, "a network from ahnet_tf.build", "another model", remedy)
     check_settings(config, TrainingConfig(), task)
     return config

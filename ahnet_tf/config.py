@@ -73,7 +73,7 @@ class ModelConfig:
     dense_layers: int = _setting(3, whole(1))
     pvp_levels: int = _setting(4, whole(0))
     pvp_border: bool = False
-    # The coarsest level of six holds one voxel of 32 x 32: to that inputs are padded.
+    # At most six levels: inputs are padded to multiples of 32, one voxel of the sixth.
     unet_levels: int = _setting(
         0, Requirement("0, or a whole number from 2 to 6", lambda value: value in (0, *range(2, 7)))
     )
@@ -141,7 +141,7 @@ class TrainingConfig(AugmentationConfig):
 
     Attributes (and those of `AugmentationConfig`):
       steps: optimizer steps.
-      batch_size: patches a step, over all replicas together.
+      batch_size: patches per step, over all replicas together.
       learning_rate: Adam's rate after the warm-up.
       warmup_steps: steps over which the rate rises linearly from zero.
       decay: "cosine" or "constant" after the warm-up.
@@ -156,7 +156,7 @@ class TrainingConfig(AugmentationConfig):
         example; the average is evaluated and kept. 0: no average.
       precision: "float32", "mixed_bfloat16" or "mixed_float16" (float32 variables, 16-bit arithmetic;
         float16 with a dynamic loss scale).
-      seed: of start weights, order of patches and augmentation.
+      seed: seed of start weights, order of patches and augmentation.
       deterministic: the same settings on the same machine give bit-identical weights.
       replicas: devices that share a step; 0 means all GPUs, or one CPU if there are none.
       evaluate_every: steps between evaluations; the last step is always evaluated. 0: no evaluations

@@ -120,7 +120,7 @@ def score_cases(
       predictions: one or several label maps, or a folder of them.
       references: reference label maps in the same order, or a data-set folder.
       tolerance_mm: tolerance of surface Dice.
-      seed: of the bootstrap.
+      seed: seed of the bootstrap.
       debug: raise the errors of single cases.
       progress: show a progress bar.
 

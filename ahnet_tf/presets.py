@@ -169,7 +169,7 @@ def check_settings(model_config: ModelConfig, config: TrainingConfig, task: Task
     if config.class_weights is not None and len(config.class_weights) != count:
         raise SettingsError("class_weights", f"one for each of {classes}", config.class_weights)
     if task.target == "heat_map" and model_config.activation != "sigmoid":
-        expected = f"sigmoid, for task {task.name} has a heat map as its target"
+        expected = f"sigmoid, because task {task.name} has a heat map as its target"
         raise SettingsError("activation", expected, model_config.activation)
     if config.loss == "heat_map_l2" and model_config.activation != "sigmoid":
         expected = "focal, cross_entropy or dice_focal with a softmax (activation)"

@@ -162,7 +162,7 @@ def _read(
         given = np.diag([*spacing_mm, 1.0]) if spacing_mm is not None else affine
         return check_image("array", image, np.asarray(given)), None
     if spacing_mm is not None or affine is not None:
-        expected = "no spacing_mm and no affine, for the image has its own"
+        expected = "no spacing_mm and no affine, because the image has its own"
         raise InputError("segment", expected, "one")
     if isinstance(image, Volume):
         return check_image("volume", image.voxels, image.affine), None

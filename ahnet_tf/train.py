@@ -21,7 +21,7 @@ from preprocessing.tasks import Task, load_task, records_task
 if TYPE_CHECKING:
     from ahnet_tf.training.run_folder import TrainingResult
 
-# Values of --init besides a folder.
+# Values of --init other than a folder.
 SCRATCH, IMAGENET = "scratch", "imagenet"
 
 # The folder of each stage's network in the run's folder.
@@ -62,7 +62,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "(settings.json of a run lists the names)",
     )
     add("--steps", type=int, help="optimizer steps of each stage")
-    add("--batch-size", type=int, help="patches a step over all replicas")
+    add("--batch-size", type=int, help="patches per step over all replicas")
     add("--learning-rate", type=float, help="learning rate after the warm-up")
     add("--precision", help="float32, mixed_bfloat16 or mixed_float16")
     add(

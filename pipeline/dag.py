@@ -223,7 +223,7 @@ def _training(
 
 
 def _serving_check(settings: PipelineSettings, model: Channel, examples: Channel) -> BaseNode:
-    """Returns the component that serves the model: in TensorFlow Serving's image, or by our server."""
+    """Returns the component that serves the model: TensorFlow Serving's image or the embedded server."""
     if not settings.serving_image:
         check = answer_requests(model=model, examples=examples, requests=SERVING_REQUESTS)
         return check.with_id("ServingCheck")

@@ -64,7 +64,7 @@ def quiet_frameworks(debug: bool = False) -> None:
 def run_command(
     run: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace
 ) -> int:
-    """Runs a command and returns its exit code; an error of the user's becomes one line on stderr.
+    """Runs a command and returns its exit code; a user's error becomes one line on stderr.
 
     The code is what `run` returns (0 for None), 1 after an error, 130 after Ctrl-C, and 128 plus the
     signal's number if a signal stopped work that can be resumed. With `--debug` errors are raised.

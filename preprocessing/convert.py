@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--input", nargs="+", required=True, metavar="DIR", help="folders of cases")
     add("--output", required=True, metavar="DIR", help="new folder for the records")
     add("--task", default="ct_liver", help="preset or JSON file (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of the training patches (default: 0)")
+    add("--seed", type=int, default=0, help="seed of the training patches (default: 0)")
     add("--splits", metavar="FILE", help='your splits: {"train": [case ids], "eval": [case ids]}')
     share = "share of cases for evaluation, by a hash of the case id (default: %(default)s)"
     add("--eval-fraction", type=float, default=EVAL_FRACTION, help=share)

@@ -1,7 +1,7 @@
 """Settings as frozen attrs classes: read from JSON, checked, and dumped again.
 
 A field's type hint decides which JSON fits (cattrs, without any conversion between types), its
-`Requirement` which values; whatever is wrong with a field, the error names the requirement.
+`Requirement` which values. An error about a field always names its requirement.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Settings = TypeVar("Settings")
 _JSON_NAMES = {
     int: "a whole number",
     float: "a finite number",
-    str: "a text",
+    str: "text",
     bool: "true or false",
 }
 _CONVERTER = cattrs.Converter(detailed_validation=False)
@@ -89,7 +89,7 @@ def one_of(*choices: str) -> Requirement:
 
 
 def did_you_mean(name: object, names: Collection[str]) -> str:
-    """Returns "Did you mean ...?" with the name most like a misspelt one, or an empty text."""
+    """Returns "Did you mean ...?" with the name most like a misspelt one, or an empty string."""
     near = difflib.get_close_matches(str(name), list(names), n=1)
     return f"Did you mean {near[0]!r}?" if near else ""
 

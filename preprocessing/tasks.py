@@ -42,7 +42,7 @@ class Task:
         as, for example ("tumour", "liver"); None: labels are the classes.
     """
 
-    name: str = attrs.field(validator=settings.Requirement("a text", lambda name: name != ""))
+    name: str = attrs.field(validator=settings.Requirement("text", lambda name: name != ""))
     class_names: tuple[str, ...] = attrs.field(
         validator=settings.Requirement(
             "a list of names, two or more, all different",
@@ -167,7 +167,7 @@ def load_task(name_or_path: str) -> Task:
 
 
 def records_task(folder: str | Path) -> Task:
-    """Returns the task of a folder of records; raises InputError if it has none, as `load_task` else."""
+    """Returns the task of a folder of records; raises InputError without one, else as `load_task`."""
     path = Path(folder) / "task.json"
     if not path.is_file():
         found = "no such file" if Path(folder).is_dir() else "no such folder"

@@ -45,8 +45,8 @@ def training_dataset(
     `scan_records` does.
 
     Args:
-      batch_size: patches a step; the rest of an epoch joins the next epoch's first batch.
-      seed: of order and augmentation.
+      batch_size: patches per step; the rest of an epoch joins the next epoch's first batch.
+      seed: seed of order and augmentation.
       augment: magnitudes of the augmentation; None for none.
       records: number of records in `files`, if already known from `scan_records`.
       context: the worker that reads, and its number of replicas; an element is one replica's share of

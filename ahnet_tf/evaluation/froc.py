@@ -49,7 +49,7 @@ class Counts:
     boxes: np.ndarray  # number of reference boxes [volume]
     found: np.ndarray  # boxes hit at or above the threshold [volume, threshold]
     false_positives: np.ndarray  # at or above the threshold, hitting nothing [volume, threshold]
-    # 1 where the volume has a hit of that score, or at infinities [volume, threshold].
+    # 1 where the threshold is infinite or the score of a hit in the volume [volume, threshold].
     own: np.ndarray
 
 

@@ -53,7 +53,7 @@ def remove_small_lesions(
 
 
 def check_has_organ(classes: int) -> None:
-    """Raises SettingsError if a task of so many classes has no organ, as those of two classes."""
+    """Raises SettingsError if a task has no organ, as is the case with two classes."""
     if classes < 3:
         expected = "a task of an organ and its lesions"
         raise SettingsError("--lesions-in-organ", expected, "a task without an organ")

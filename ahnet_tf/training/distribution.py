@@ -81,7 +81,7 @@ def check_alone(what: str) -> None:
 def set_up_devices(replicas: int) -> None:
     """Sets logical CPU devices and threads; call before TensorFlow computes anything.
 
-    Without a GPU the CPU is split into so many logical devices as `replicas` (see `TrainingConfig`).
+    Without a GPU the CPU is split into `replicas` logical devices (see `TrainingConfig`).
     With several workers in TF_CONFIG it waits for all of them. GPUs that TensorFlow can't use are
     reported on standard error. Raises SettingsError if TensorFlow is initialised already with fewer
     CPU devices, if TF_CONFIG is damaged, or for several workers and replicas.

@@ -70,7 +70,7 @@ def read_history(path: Path) -> list[dict[str, float]]:
 class Summaries:
     """TensorBoard's event files: history rows as scalars, and pictures.
 
-    The scalars of earlier rows are written anew, so that a resumed run shows each step once.
+    The scalars of earlier rows are written again, so that a resumed run shows each step once.
     """
 
     def __init__(self, folder: Path, rows: Iterable[Mapping[str, float]]):

@@ -18,7 +18,7 @@ class WarmUpThenDecay(tf.keras.optimizers.schedules.LearningRateSchedule):
     The first of n warm-up steps takes 1 / n of the rate, where Keras' own warm-up begins at 0.
 
     Args:
-      config: steps, warm-up, rates; without a decay the rate stays.
+      config: steps, warm-up, rates; without a decay the rate is constant.
     """
 
     def __init__(self, config: TrainingConfig):

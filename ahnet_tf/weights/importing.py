@@ -149,7 +149,7 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
 
 
 def _damaged(path: Path, kind: str, error: object) -> ModelError:
-    return ModelError(path, f"a whole {kind} file of arrays", f"a damaged or foreign one ({error})")
+    return ModelError(path, f"an intact {kind} file of arrays", f"a damaged or other one ({error})")
 
 
 def _family(arrays: Mapping[str, np.ndarray], where: object) -> str:

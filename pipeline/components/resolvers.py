@@ -142,7 +142,7 @@ def span_of(artifact: Artifact) -> int:
 
 
 def passed_validation(store: MetadataStore) -> dict[int, int]:
-    """Returns the ids of the statistics of all examples that passed the anomaly gate, by theirs."""
+    """Returns by the ids of examples that passed the anomaly gate those of their statistics."""
     # By the function's name alone: its module has been renamed since the first runs.
     gate = f".{stop_on_anomalies.__name__}"
     kinds = [kind.name for kind in store.get_execution_types() if kind.name.endswith(gate)]

@@ -49,7 +49,7 @@ def lineage_of(store: MetadataStore, model: Path) -> list[Step]:
     inputs = [event for event in events if event.type == Event.INPUT]
 
     def judges(function: str, artifacts: set[int]) -> set[int]:
-        """Returns the executions of one of our components with any of `artifacts` as input.
+        """Returns the executions of one of this project's components with any of `artifacts` as input.
 
         Data validation and the report have no outputs upstream of a model.
         """

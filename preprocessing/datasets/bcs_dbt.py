@@ -262,5 +262,5 @@ def _by_name(tables: Tables, images: Sequence[Path]) -> dict[VolumeKey, list[Pat
 
 
 def _words(text: str) -> str:
-    """Returns the words of a text in lower case, with one `-` before and after each."""
+    """Returns the words of a string in lower case, with one `-` before and after each."""
     return "-" + "".join(f"{word}-" for word in re.split(r"[^a-z0-9]+", text.lower()) if word)

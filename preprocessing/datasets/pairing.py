@@ -201,7 +201,7 @@ def _classified_dicom(
 
 
 def _role(words: Sequence[str]) -> str:
-    """Returns "label", "image", or an empty text if the words indicate neither."""
+    """Returns "label", "image", or an empty string if the words indicate neither."""
     if any(map(_LABEL.fullmatch, words)):
         return "label"
     return "image" if any(map(_IMAGE.fullmatch, words)) else ""

@@ -61,7 +61,7 @@ def read_case_label(
     """Reads the label map of a case, uint8 [x, y, z], in the values of the task's classes.
 
     Raises InputError, without identifiers, for a damaged label map, another shape than the image's
-    `shape` (in NIfTI before voxels are read), a label not of the task, or a class without masks.
+    `shape` (in NIfTI before voxels are read), an unknown label, or a class without masks.
     """
     with _redacted_errors(case):
         path = _given(case, case.label_path)

@@ -65,7 +65,7 @@ def read_frames(path: str | os.PathLike, options: ReadOptions = DEFAULTS) -> Vol
 def frame_places(
     path: str | os.PathLike, options: ReadOptions = DEFAULTS
 ) -> tuple[np.ndarray, bool]:
-    """Returns each frame's z in the volume of `read_frames` (negative: none), and if it is rotated.
+    """Returns each frame's z in the volume of `read_frames` (negative: none), and whether it is rotated.
 
     Raises the errors of `read_frames`.
     """
@@ -117,7 +117,7 @@ def _rotated_to(view: str, frames: Iterator[np.ndarray]) -> tuple[Iterator[np.nd
 
 
 def _geometry(image: Image, allow: Collection[str]) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Returns each frame's z (negative: left out), the affine, and if an orientation is given."""
+    """Returns each frame's z (negative: left out), the affine, and whether an orientation is given."""
     planes = [geometry.plane_of(image, frame) for frame in range(image.frames)]
     groups = geometry.grouped(
         range(image.frames), lambda one, other: geometry.same_plane(planes[one], planes[other])

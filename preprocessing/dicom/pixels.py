@@ -191,7 +191,7 @@ def _decoded_in_process(images: Sequence[Image]) -> Iterator[np.ndarray]:
 
 def _received(stream: BinaryIO, image: Image) -> np.ndarray:
     line = stream.readline(4096)
-    head = json.loads(line) if line.endswith(b"\n") else {"error": "the decoder broke down"}
+    head = json.loads(line) if line.endswith(b"\n") else {"error": "the decoder crashed"}
     if "error" in head:
         raise _undecodable(image, head["error"])
     dtype, shape = np.dtype(head["dtype"]), tuple(head["shape"])
@@ -199,7 +199,7 @@ def _received(stream: BinaryIO, image: Image) -> np.ndarray:
     size = math.prod(shape) * dtype.itemsize
     content = stream.read(size)
     if len(content) < size:
-        raise _undecodable(image, "the decoder broke down")
+        raise _undecodable(image, "the decoder crashed")
     return np.frombuffer(content, dtype).reshape(shape)
 
 

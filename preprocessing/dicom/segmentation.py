@@ -74,7 +74,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Software:
-    """The program that made a label map, and its model's number, in at most 64 characters."""
+    """The program and the model that made a label map, in texts of at most 64 characters."""
 
     name: str
     version: str

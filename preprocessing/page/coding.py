@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-# Of WebP: no difference is visible within the window.
+# WebP quality at which no difference is visible within the window.
 QUALITY = 95
 # Outside the knees the number of shades falls with the distance: it is halved at this share of the
 # range between the knees, so that bone, lung and metal stay coarse but visible.
@@ -28,7 +28,7 @@ class CodedImage:
 
 
 def code_image(image_zyx: np.ndarray, knees: tuple[float, float]) -> CodedImage:
-    """Encodes intensities [z, y, x]; those between the knees get even and the finest shades."""
+    """Encodes intensities [z, y, x]; those between the knees get the finest, evenly spaced shades."""
     pixels, levels = to_pixels(image_zyx, knees)
     pictures = []
     total, count = 0.0, 0

@@ -1,4 +1,4 @@
-"""Content of a page besides its volumes, as data: tables, charts, notes."""
+"""Content of a page except its volumes, as data: tables, charts, notes."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def class_colour(value: int) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of texts, or of numbers with that many digits after the point."""
+    """A column of texts, or of numbers if `digits` is given."""
 
     name: str
-    digits: int | None = None
-    help: str = ""
-    wide: bool = False
+    digits: int | None = None  # after the decimal point
+    help: str = ""  # tooltip of the header
+    wide: bool = False  # whether the column is wide, for sentences
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Curves:
     y: Axis
     series: Mapping[str, Sequence[tuple[float, float]]]
     colours: Sequence[str]
-    legend_low: bool = False
+    legend_low: bool = False  # whether the legend is at the bottom
     note: str = ""
     kind: str = "lines"
 

@@ -155,7 +155,7 @@ def foreground_region(
 
 
 def coarsened(space: geometry.TargetGrid, most_voxels: float) -> tuple[float, float, float]:
-    """Returns the finest spacing (x, y, z) in mm at which a grid has at most so many voxels.
+    """Returns the finest spacing (x, y, z) in mm at which a grid has at most `most_voxels`.
 
     The finest axes become coarser first; no axis becomes finer.
     """

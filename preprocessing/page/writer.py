@@ -49,7 +49,7 @@ def check_page_options(arguments: argparse.Namespace) -> None:
 
 
 def budget_bytes(volumes: int) -> int:
-    """Returns the bytes that one of so many volumes may have before base64 encoding."""
+    """Returns the largest size of each of several volumes, in bytes before base64 encoding."""
     return min(CASE_BYTES, PAGE_BYTES // max(1, volumes)) * 3 // 4
 
 

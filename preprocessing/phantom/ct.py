@@ -35,7 +35,7 @@ class PhantomSettings:
     noise_hu: float = 24.0  # maximum standard deviation of the noise; the minimum is half of it
     blur_mm: float = 2.0  # in-plane standard deviation of the scanner's blur
     fewest_tumours: int = 0  # minimum per case
-    tumour_radius_mm: tuple[float, float] = (7.0, 24.0)  # mean radii, also of lookalikes
+    tumour_radius_mm: tuple[float, float] = (7.0, 24.0)  # range of mean radii, also of lookalikes
     texture_hu: float = 0.0  # standard deviation of the in-plane texture in tumours
     cysts: int = 0  # maximum per case (the minimum is half); like tumours without texture
     flat_lookalikes: int = 0  # maximum per case (the minimum is half); one slice of a tumour

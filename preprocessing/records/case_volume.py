@@ -26,8 +26,8 @@ class CaseVolume:
     case_id: str
     source: str
     image_zyx: np.ndarray  # raw intensities [z, y, x] in the task's `image_dtype`
-    label_zyx: np.ndarray  # values, uint8 [z, y, x]; for a heat map 1 where it is at least 1/2
-    heat_map_zyx: np.ndarray | None  # uint8 [z, y, x], 255 means 1; None if the target is labels
+    label_zyx: np.ndarray  # uint8 [z, y, x]: label values, or 1 where a heat map is at least 1/2
+    heat_map_zyx: np.ndarray | None  # uint8 [z, y, x], 255 for 1; None if the target is labels
     label_counts: np.ndarray  # voxels [slice, class] of the label map
     grid: TargetGrid  # where the voxels lie, and the way back to the file
 

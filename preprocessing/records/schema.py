@@ -39,12 +39,12 @@ class Patch:
     source: str
     index: int  # number of the patch in its case
     origin_zyx: tuple[int, ...]  # the patch's first voxel in the case's grid
-    valid_zyx: tuple[int, ...]  # extent in the volume from the first voxel on; then padding
+    valid_zyx: tuple[int, ...]  # size of the part in the volume; the rest is padding
     volume_shape_zyx: tuple[int, ...]  # size of the case's grid
     spacing_mm: tuple[float, float, float]  # voxel spacing of the case's grid (x, y, z)
     intensity_quantiles: tuple[float, ...]  # `INTENSITY_QUANTILES` of the whole case
     case_label_voxels: tuple[int, ...]  # voxels per label value in the whole case
-    heat_map_zyx: np.ndarray | None = None  # uint8 [z, y, x], 255 means 1; if it is the target
+    heat_map_zyx: np.ndarray | None = None  # uint8 [z, y, x], 255 for 1; None if not the target
 
 
 def spacing_class(slice_spacing_mm: float) -> str:

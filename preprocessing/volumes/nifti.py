@@ -45,7 +45,7 @@ def read_image(path: str | os.PathLike) -> Volume:
 def check_image(where: object, voxels: np.ndarray, affine: np.ndarray) -> Volume:
     """Returns the volume of an image with voxels [x, y, z] and a 4x4 affine.
 
-    Raises InputError for other than 3D numbers, voxels NaN, infinite or all equal, or a bad affine.
+    Raises InputError unless these are 3D numbers, finite and not all equal, with a valid affine.
     """
     if voxels.ndim != 3 or not voxels.size or voxels.dtype.kind not in "iuf":
         found = f"{voxels.dtype} of shape {voxels.shape}"
@@ -64,7 +64,7 @@ def read_label(
     """Reads a 3D label map as uint8 voxels [x, y, z]; `class_names` has a name per allowed value.
 
     Raises InputError as `read_image` (except for equal voxels), for a value that is not a class,
-    and for not the `shape` of the image (checked before reading the voxels).
+    and for another shape than the image's `shape` (checked before the voxels are read).
     """
     header, voxels = read_stored(Path(path), expected=shape)
     voxels = _scaled(voxels, header)

@@ -28,7 +28,7 @@ NO_AIR_HU, NO_TISSUE_HU, BELOW_AIR_HU = -200, 100, -1100
 AIR_HU, SHARE_IN_AIR = -500, 0.25
 # Plausible spacing in mm, in-plane and between slices, by stored dtype (CT, DBT).
 SPACING_MM = {"int16": ((0.2, 5.0), (0.2, 15.0)), "uint16": ((0.02, 0.5), (0.2, 5.0))}
-# One row in so many is enough to see whether a label map lies in air.
+# Every fourth row is enough to see whether a label map lies in air.
 _STEP = 4
 
 

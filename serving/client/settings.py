@@ -47,7 +47,7 @@ class ClientSettings:
 
     def __post_init__(self):
         if self.version is not None and self.label is not None:
-            raise SettingsError("version, label", "one of both", "both")
+            raise SettingsError("version, label", "at most one of them", "both")
         for name in ("attempts", "in_flight", "max_message_bytes"):
             if getattr(self, name) < 1:
                 raise SettingsError(name, "at least 1", getattr(self, name))

@@ -137,7 +137,7 @@ class Batcher:
             if entry.is_wanted():
                 wanted.append(entry)
             else:
-                _refuse(entry, grpc.StatusCode.CANCELLED, "the client is gone")
+                _refuse(entry, grpc.StatusCode.CANCELLED, "the client has disconnected")
         if wanted:
             self._answer(wanted)
 

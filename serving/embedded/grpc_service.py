@@ -164,7 +164,7 @@ class GrpcService:
             except StopIteration:
                 raise malformed("expected a message, found none") from None
             except grpc.RpcError:
-                raise RefusedError(grpc.StatusCode.CANCELLED, "the message did not come") from None
+                raise RefusedError(grpc.StatusCode.CANCELLED, "no message arrived") from None
             finally:
                 timer.cancel()
 
@@ -179,7 +179,7 @@ class GrpcService:
             if size > limit:
                 raise RefusedError(
                     grpc.StatusCode.RESOURCE_EXHAUSTED,
-                    f"the answer of {size} bytes is above the limit of {limit} bytes a message; "
+                    f"the answer of {size} bytes is above the limit of {limit} bytes per message; "
                     "send fewer or smaller windows",
                 )
             response = predict_pb2.PredictResponse()

@@ -44,7 +44,7 @@ def test_a_task_has_its_own_preset_or_the_published_one():
 def test_a_heat_map_is_learned_through_a_sigmoid():
     stages = run_config(TASKS["dbt_lesion"]).stages
     assert {stage.model.activation for stage in stages.values()} == {"sigmoid"}
-    with pytest.raises(SettingsError, match="activation: expected sigmoid, for task dbt_lesion"):
+    with pytest.raises(SettingsError, match="activation: expected sigmoid, because task dbt"):
         run_config(TASKS["dbt_lesion"], settings=["3d.activation=softmax"])
 
 

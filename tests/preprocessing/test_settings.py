@@ -65,7 +65,7 @@ def test_json_is_taken_and_dumped_unchanged():
         ({"rate": float("nan")}, "rate: expected a finite number of at least 0, found nan"),
         ({"rate": float("inf")}, "rate: expected a finite number of at least 0, found inf"),
         ({"rate": 10**400}, "rate: expected a finite number of at least 0, found 1000"),
-        ({"name": 3}, "name: expected a text, found 3"),
+        ({"name": 3}, "name: expected text, found 3"),
         ({"fast": 1}, "fast: expected true or false, found 1"),
         ({"sizes": "34"}, "sizes: expected a list, found '34'"),
         ({"sizes": [3]}, r"sizes: expected a list of 2, found \[3\]"),

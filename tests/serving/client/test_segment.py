@@ -152,7 +152,7 @@ def test_volume_begins_again_when_its_version_is_replaced(tmp_path, export_linea
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"version": 1, "label": "stable"}, "expected one of both"),
+        ({"version": 1, "label": "stable"}, "expected at most one of them"),
         ({"in_flight": 0}, "in_flight: expected at least 1"),
         ({"attempts": 0}, "attempts: expected at least 1"),
         ({"timeout_s": 0}, "timeout_s: expected a time above 0"),
