@@ -68,7 +68,7 @@ class Variant:
 
     Attributes:
       title: for people.
-      network: settings of `ModelConfig` besides those of the task.
+      network: settings of `ModelConfig` other than those of the task.
       learning_rate: Adam's.
       flat: learns from slabs, slice by slice; else from patches of volumes.
       transferred: starts from the encoder of the seed's 2D network and spends the rest of the budget.
@@ -121,7 +121,7 @@ class Plan:
       slabs: training slabs drawn from each volume and each further case.
       steps: optimizer steps of the whole budget.
       steps_2d: of these, the steps of the 2D stage before a transfer.
-      batch_3d: patches a step; slabs a step are twice as many.
+      batch_3d: patches per step; slabs per step are twice as many.
     """
 
     tasks: tuple[str, ...] = ("ct", "dbt")
@@ -190,7 +190,7 @@ def training_config(name: str, task: Task, plan: Plan, seed: int) -> TrainingCon
 
 
 def everything(plan: Plan) -> dict[str, Any]:
-    """Returns everything besides the code that decides the results, as plain JSON types."""
+    """Returns everything except the code that decides the results, as plain JSON types."""
     return to_dict(plan) | {
         "phantoms": {task: to_dict(PHANTOMS[task]) for task in plan.tasks},
         "definitions": {task: TASKS[task].to_dict() for task in plan.tasks},

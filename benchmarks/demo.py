@@ -3,7 +3,7 @@
 python -m benchmarks.demo [--unseen 6] [--runs 1]
 
 The demonstration runs as a user would start it, in an empty folder; then its pushed model segments
-more cases than the one that the demonstration shows, so that the score does not hang on one of them.
+more cases than the one that the demonstration shows, so that the score does not depend on a single one.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 python -m benchmarks.pipeline_overhead [--cases 32] [--steps 20]
 
 The same records are trained on, exported, and their evaluation cases predicted and scored: once by the
-pipeline, once by the commands that a person would type. Both train as many steps, few, for the time of
+pipeline, once by the commands that a user would type. Both train the same few steps: the time of
 training is in both and only blurs the difference.
 """
 

@@ -5,8 +5,8 @@ python -m benchmarks.real_ct [--input DIR ...] [--work DIR]
 The commands of docs/real_ct.md, once for each scan that is left out, and a last time with all scans,
 which is the network of the page: its time counts, and it has no scan left to be scored on. Every
 network sees each of its scans equally often: without one of two scans it makes half of the steps.
-Without --input the scans are those that the page names, below AHNET_DATA. With --work, a run that was
-killed goes on with the network that was not done yet; its training starts anew, so that its time is whole.
+Without --input the scans are those that the page names, below AHNET_DATA. With --work, a killed run
+resumes with the first unfinished network, whose training starts over, so that its time is complete.
 """
 
 from __future__ import annotations

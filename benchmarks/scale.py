@@ -3,7 +3,7 @@
 python -m benchmarks.scale [--cases 10000] [--shape 512 512 300] [--steps 40000]
 
 What a voxel, a patch and a step cost comes from `benchmarks.preprocessing` and `benchmarks.network`, on
-one machine of two cores; nothing but the product is new. `docs/scale.md` says what changes it.
+one machine of two cores, multiplied by the size of the data. `docs/scale.md` says what changes it.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     purpose = __doc__.splitlines()[0]
     parser = make_parser("benchmarks.scoring", purpose, ["python -m benchmarks.scoring"])
-    parser.add_argument("--seed", type=int, default=0, help="of the phantom (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the phantom (default: 0)")
     return run_command(_run, parser.parse_args(argv))
 
 

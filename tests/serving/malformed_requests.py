@@ -1,4 +1,4 @@
-"""Requests to a model server that are no sound ones: (request, status code, words of the message)."""
+"""Malformed requests to a model server: (request, status code, words of the message)."""
 
 from __future__ import annotations
 
