@@ -34,7 +34,11 @@ setup(
     packages=find_packages(include=["preprocessing*", "ahnet_tf*", "serving*", "pipeline*"]),
     # A link to the folder, whatever packages it holds yet: the image is made before the code is there.
     package_dir={"": "."},
-    package_data={"pipeline.components": ["*.jinja"], "preprocessing.page": ["static/*"]},
+    package_data={
+        "": ["py.typed"],
+        "pipeline.components": ["*.jinja"],
+        "preprocessing.page": ["static/*"],
+    },
     install_requires=[
         "tensorflow==2.15.1",
         "keras==2.15.0",
