@@ -222,7 +222,7 @@ def test_scores_of_label_maps(tmp_path):
     [
         (lambda s: ahnet_tf.load("nowhere"), ModelError, "nowhere: expected a SavedModel"),
         (lambda s: ahnet_tf.load("localhost:9"), ServingError, "Check host, port"),
-        (lambda s: ahnet_tf.load("m", task="ct_liver"), SettingsError, "task: expected none"),
+        (lambda s: ahnet_tf.load("m", task="ct_liver"), SettingsError, "task: expected no task"),
         (lambda s: ahnet_tf.load(_other_model()), SettingsError, "the task of a Keras model"),
         (lambda s: ahnet_tf.load(_other_model(), task="ct_liver"), ModelError, "ahnet_tf.build"),
         (lambda s: ahnet_tf.load(_network(classes=2), task="ct_liver"), SettingsError, "3 \\("),
