@@ -24,7 +24,6 @@ def ahnet_logits(image: tf.Tensor, config: ModelConfig) -> tf.Tensor:
     size = 3 if up == "trilinear" else 2
     pooled = MaxPool(size, slice_pool=True, name="stem_pool")(stem)
     res1, res2, res3, res4 = residual_stages(pooled, config, slice_pool=True)
-    x = res4
     steps = (
         (res3, 1024, up),
         (res2, 512, up),
@@ -32,10 +31,15 @@ def ahnet_logits(image: tf.Tensor, config: ModelConfig) -> tf.Tensor:
         (pooled, 64, "none"),
         (stem, 64, up),
     )
+    # The decoder's maps are lists of pieces, the counts of their channels go with them.
+    x, pieces = res4, [res4.shape[-1]]
     for i, (skip, filters, mode) in enumerate(steps, start=1):
-        x = Transition(channels(config, filters), mode, norm, name=f"up{i}")(x, skip)
+        width = channels(config, filters)
+        x = Transition(width, mode, norm, pieces, name=f"up{i}")(x, skip)
         x = DenseBlock(config.dense_layers, config.growth, norm, name=f"dense{i}")(x)
+        pieces = [width, *[config.growth] * config.dense_layers]
     if config.pvp_levels:
-        x = PyramidPool(config.pvp_levels, up, config.pvp_border, name="pvp")(x)
-    final = Transition(config.classes, up, norm, 3, config.dropout, add=False, name="final")
+        x = PyramidPool(config.pvp_levels, up, config.pvp_border, pieces, name="pvp")(x)
+        pieces = [config.pvp_levels, *pieces]
+    final = Transition(config.classes, up, norm, pieces, True, config.dropout, name="final")
     return final(x, image)

@@ -35,9 +35,13 @@ class SeededDropout(tf.keras.layers.Layer):
     def call(self, inputs, training=None):
         if not training or not self.rate:
             return inputs
+        pieces = [self._drop(x, i) for i, x in enumerate(tf.nest.flatten(inputs))]
+        return pieces if isinstance(inputs, list) else pieces[0]
+
+    def _drop(self, x, index):
         seed = _step_seed.get()
         if seed is None:
-            return tf.nn.dropout(inputs, self.rate)
-        salt = zlib.crc32(self.name.encode()) & 0x7FFFFFFF
+            return tf.nn.dropout(x, self.rate)
+        salt = (zlib.crc32(self.name.encode()) + index) & 0x7FFFFFFF
         seed = tf.random.experimental.stateless_fold_in(seed, salt)
-        return tf.nn.experimental.stateless_dropout(inputs, self.rate, seed)
+        return tf.nn.experimental.stateless_dropout(x, self.rate, seed)

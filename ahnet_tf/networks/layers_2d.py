@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from ahnet_tf.networks.normalization import make_norm
 from ahnet_tf.networks.ops import (
+    Channels,
     axis_sizes,
     conv,
     fold,
@@ -20,14 +21,18 @@ from ahnet_tf.networks.ops import (
     unfold_plane,
 )
 
+# Values in a kernel from which on scaling the output is faster.
+LARGE_KERNEL = 2**19
+
 
 @register
 class ConvNorm(tf.keras.layers.Layer):
-    """Convolution within slices, norm and, unless `relu` is off, ReLU.
+    """Convolution of a map or pieces within slices, norm and, unless `relu` is off, ReLU.
 
     With `slice_pool` a max pool of two slices comes between convolution and norm, `residual` is
-    added before the ReLU. Maps stay folded in between: TensorFlow then computes convolution, batch
-    norm and ReLU of an inference in one pass.
+    added before the ReLU. In inference batch norm's scale is in the kernel, or behind large kernels,
+    which belong to small maps; TensorFlow computes convolution, shift, sum and ReLU in one pass, as
+    long as maps stay folded in between.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class ConvNorm(tf.keras.layers.Layer):
         norm: str = "batch",
         relu: bool = True,
         slice_pool: bool = False,
+        channels: Channels = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -46,22 +52,35 @@ class ConvNorm(tf.keras.layers.Layer):
         self.strides = strides
         self.relu = relu
         self.slice_pool = slice_pool
+        self.channels = channels
         self.normalise = make_norm(norm, name="norm")
 
     def build(self, input_shape):
-        size = self.kernel_size
-        shape = [size, size, input_shape[-1], self.filters]
-        self.kernel = self.add_weight(name="kernel", shape=shape)
+        size, channels = self.kernel_size, sum(self.channels or input_shape[-1:])
+        self.kernel = self.add_weight(name="kernel", shape=[size, size, channels, self.filters])
+        self.normalise.build([self.filters])
+        super().build(input_shape)
 
     def call(self, inputs, residual=None, training=None):
-        x, like = conv(fold(inputs), self.kernel, self.strides), inputs
-        if self.slice_pool:
-            like = slice_max_pool(unfold(x, inputs))
-            x = fold(like)
-        x = self.normalise(x, training=training)
+        x, like = fold(inputs), inputs
+        if self.slice_pool or self.normalise.learns(training):
+            x = conv(x, self.kernel, self.strides, self.channels)
+            if self.slice_pool:
+                like = slice_max_pool(unfold(x, inputs))
+                x = fold(like)
+            x = self.normalise(x, training=training)
+        else:
+            x = self._conv_affine(x, *self.normalise.affine())
         if residual is not None:
             x += fold(residual)
         return unfold(tf.nn.relu(x) if self.relu else x, like)
+
+    def _conv_affine(self, x, scale, shift):
+        scale = tf.cast(scale, self.compute_dtype)
+        if self.kernel.shape.num_elements() < LARGE_KERNEL:
+            return conv(x, self.kernel * scale, self.strides, self.channels, shift)
+        x = conv(x, self.kernel, self.strides, self.channels) * scale
+        return tf.nn.bias_add(x, tf.cast(shift, x.dtype))
 
 
 @register

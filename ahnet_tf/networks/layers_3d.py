@@ -11,15 +11,19 @@ from ahnet_tf.networks.dropout import SeededDropout
 from ahnet_tf.networks.layers_2d import ConvNorm
 from ahnet_tf.networks.normalization import make_norm, norm_relu
 from ahnet_tf.networks.ops import (
+    Channels,
     axis_sizes,
     conv_across,
     conv_in_plane,
+    conv_to_few,
     fold,
+    join,
     register,
     resize,
     resize_in_plane,
     transposed_conv,
     unfold,
+    widen,
 )
 
 
@@ -45,18 +49,11 @@ class TransposedConv(tf.keras.layers.Layer):
 
 
 @register
-class Resize(tf.keras.layers.Layer):
-    """Trilinear interpolation to the z, y, x of a second map, corners aligned."""
-
-    def call(self, inputs, like):
-        return resize(inputs, axis_sizes(like)[1:4])
-
-
-@register
 class Transition(tf.keras.layers.Layer):
-    """Norm, ReLU, dropout, k x k x 1 convolution, upsampling to a second map, sum of both if `add`.
+    """Norm, ReLU, 1x1x1 convolution, upsampling to a second map, sum of both; of a map or pieces.
 
-    `upsampling` is "trilinear", "transpose", or "none" where both maps have one size.
+    `upsampling` is "trilinear", "transpose", or "none" where both maps have one size. The `final` one
+    has dropout and a 3x3x1 convolution to few channels, and no sum.
     """
 
     def __init__(
@@ -64,77 +61,85 @@ class Transition(tf.keras.layers.Layer):
         filters: int,
         upsampling: str,
         norm: str = "batch",
-        kernel_size: int = 1,
+        channels: Channels = None,
+        final: bool = False,
         dropout: float = 0.0,
-        add: bool = True,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.filters = filters
-        self.kernel_size = kernel_size
-        self.add = add
-        self.normalise = make_norm(norm, name="norm")
+        self.upsampling = upsampling
+        self.channels = channels
+        self.final = final
+        self.normalise = make_norm(norm, "norm", channels)
         self.drop = SeededDropout(dropout, name="drop")
-        self.up = None
-        if upsampling == "trilinear":
-            self.up = Resize(name="up")
-        elif upsampling == "transpose":
+        if upsampling == "transpose":
             self.up = TransposedConv(filters, name="up")
 
     def build(self, input_shape):
-        shape = [self.kernel_size, self.kernel_size, input_shape[-1], self.filters]
-        self.kernel = self.add_weight(name="kernel", shape=shape)
+        size, channels = 3 if self.final else 1, sum(self.channels or input_shape[-1:])
+        self.kernel = self.add_weight(name="kernel", shape=[size, size, channels, self.filters])
 
     def call(self, inputs, like, training=None):
-        x = norm_relu(self.normalise, inputs, training)
-        x = conv_in_plane(self.drop(x, training=training), self.kernel)
-        if self.up is not None:
+        x = self.drop(norm_relu(self.normalise, inputs, training), training=training)
+        x = (conv_to_few if self.final else conv_in_plane)(x, self.kernel, self.channels)
+        if self.upsampling == "transpose":
             x = self.up(x, like)
-        return x + like if self.add else x
+        elif self.upsampling == "trilinear":
+            x = resize(x, axis_sizes(like)[1:4])
+        return x if self.final else x + like
 
 
 @register
 class DenseLayer(tf.keras.layers.Layer):
     """The pseudo-3D layer: 1x1x1 to 4 * growth, 3x3x1 to growth, plus 1x1x3 of it, 1x1x1.
 
-    Norm and ReLU stand before every convolution. Returns the new channels, `growth` of them.
+    Norm and ReLU stand before every convolution. Takes the block's input and the pieces of the layers
+    before, returns another piece: `growth` new channels and zeros up to a multiple of 16.
     """
 
     def __init__(self, growth: int, norm: str = "batch", **kwargs):
         super().__init__(**kwargs)
         self.growth = growth
-        self.norm1 = make_norm(norm, name="norm1")
-        self.conv1 = ConvNorm(4 * growth, 1, norm=norm, name="conv1")
-        self.norm3 = make_norm(norm, name="norm3")
-        self.norm4 = make_norm(norm, name="norm4")
+        self.norm = norm
 
     def build(self, input_shape):
-        self.kernel2 = self.add_weight(name="kernel2", shape=[3, 3, 4 * self.growth, self.growth])
-        self.kernel3 = self.add_weight(name="kernel3", shape=[3, 1, self.growth, self.growth])
-        self.kernel4 = self.add_weight(name="kernel4", shape=[1, 1, self.growth, self.growth])
+        norm, growth = self.norm, self.growth
+        channels = [input_shape[0][-1], *[growth] * (len(input_shape) - 1)]
+        self.norm1 = make_norm(norm, "norm1", channels)
+        self.conv1 = ConvNorm(4 * growth, 1, norm=norm, channels=channels, name="conv1")
+        self.norm3 = make_norm(norm, "norm3", [growth])
+        self.norm4 = make_norm(norm, "norm4", [growth])
+        self.kernel2 = self.add_weight(name="kernel2", shape=[3, 3, 4 * growth, growth])
+        self.kernel3 = self.add_weight(name="kernel3", shape=[3, 1, growth, growth])
+        self.kernel4 = self.add_weight(name="kernel4", shape=[1, 1, growth, growth])
+        super().build(input_shape)
 
     def call(self, inputs, training=None):
         x = norm_relu(self.norm1, inputs, training)
         x = self.conv1(x, training=training)
-        x = conv_in_plane(x, self.kernel2)
-        x += conv_across(norm_relu(self.norm3, x, training), self.kernel3)
+        x = conv_in_plane(x, widen(self.kernel2))
+        x += conv_across(norm_relu(self.norm3, x, training), widen(self.kernel3))
         x = norm_relu(self.norm4, x, training)
-        return conv_in_plane(x, self.kernel4)
+        return conv_in_plane(x, widen(self.kernel4))
 
 
 @register
 class DenseBlock(tf.keras.layers.Layer):
-    """Pseudo-3D layers; each sees the block's input and the new channels of all layers before it."""
+    """Pseudo-3D layers; each sees the block's input and the pieces of all layers before it.
+
+    Returns the input and the pieces, whose concatenation the published block returns.
+    """
 
     def __init__(self, layers: int, growth: int, norm: str = "batch", **kwargs):
         super().__init__(**kwargs)
         self.dense = [DenseLayer(growth, norm, name=f"layer{i + 1}") for i in range(layers)]
 
     def call(self, inputs, training=None):
-        x = inputs
+        pieces = [inputs]
         for layer in self.dense:
-            x = tf.concat([x, layer(x, training=training)], axis=-1)
-        return x
+            pieces = [*pieces, layer(pieces, training=training)]
+        return pieces
 
 
 @register
@@ -147,14 +152,22 @@ class PyramidPool(tf.keras.layers.Layer):
     the public PyTorch code does (it pads a 1x1x1 convolution), which the weights trained there expect.
     """
 
-    def __init__(self, levels: int, upsampling: str = "trilinear", border: bool = False, **kwargs):
+    def __init__(
+        self,
+        levels: int,
+        upsampling: str = "trilinear",
+        border: bool = False,
+        channels: Channels = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.levels = levels
         self.upsampling = upsampling
         self.border = border
+        self.channels = channels
 
     def build(self, input_shape):
-        shape = [1, 1, input_shape[-1], self.levels]
+        shape = [1, 1, sum(self.channels or input_shape[-1:]), self.levels]
         self.kernel = self.add_weight(name="kernel", shape=shape)
         self.bias = self.add_weight(name="bias", shape=[self.levels], initializer="zeros")
         if self.upsampling == "transpose":
@@ -167,9 +180,11 @@ class PyramidPool(tf.keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, inputs):
-        size = axis_sizes(inputs)[2:4]
-        pool = tf.nn.max_pool2d(fold(inputs), 8, 8, "VALID")
-        kernel = tf.cast(self.kernel, inputs.dtype)
+        pieces = tf.nest.flatten(inputs)
+        size = axis_sizes(pieces[0])[2:4]
+        pool = [tf.nn.max_pool2d(piece, 8, 8, "VALID") for piece in fold(pieces)]
+        pool = join(pool, self.channels or [pool[0].shape[-1]])
+        kernel = tf.cast(self.kernel, pool.dtype)
         maps = []
         for level in range(self.levels):
             if level:
@@ -180,7 +195,7 @@ class PyramidPool(tf.keras.layers.Layer):
             x = tf.nn.conv2d(pool, kernel[..., one], 1, "VALID") + self.bias[one]
             x = self._expand(unfold(x, inputs), level, size)
             maps.append(x[:, :, : size[0], : size[1]])
-        return tf.concat([*maps, inputs], axis=-1)
+        return [tf.concat(maps, axis=-1), *pieces]
 
     def _expand(self, x, level, size):
         step = 2 ** (3 + level)
