@@ -17,12 +17,12 @@ from ahnet_tf.data.dataset import evaluation_dataset, training_dataset
 from ahnet_tf.data.records import find_records
 from ahnet_tf.inference.ensemble import flipped_predictor, mean_predictor
 from ahnet_tf.inference.predictor import ExportSettings, open_predictor, predictor_of
-from ahnet_tf.networks.checkpoint import save_network
 from ahnet_tf.networks.factory import build_network
-from ahnet_tf.networks.transfer import TransferReport, transfer_encoder
 from ahnet_tf.presets import check_settings
 from ahnet_tf.segmenter import Segmenter
 from ahnet_tf.training.losses import VoxelLoss
+from ahnet_tf.weights.checkpoint import save_network
+from ahnet_tf.weights.transfer import TransferReport, transfer_encoder
 from preprocessing.errors import ModelError, SettingsError
 from preprocessing.files import write_json
 from preprocessing.settings import from_dict
@@ -160,7 +160,7 @@ def loss(
 
 
 def transfer(source: tf.keras.Model, target: tf.keras.Model) -> TransferReport:
-    """Copies the encoder of a 2D network into a 3D one; see `ahnet_tf.networks.transfer`.
+    """Copies the encoder of a 2D network into a 3D one; see `ahnet_tf.weights.transfer`.
 
     Raises:
       ModelError: weights without a partner or of another shape, all of them listed.

@@ -164,7 +164,7 @@ def load_checkpoint(folder: str | Path) -> tuple[tf.keras.Model, ExportSettings]
     Raises ModelError if one is missing or does not fit, SettingsError for a setting that is out of
     range.
     """
-    from ahnet_tf.networks.checkpoint import load_network
+    from ahnet_tf.weights.checkpoint import load_network
 
     path = Path(folder) / "task.json"
     if not path.is_file():

@@ -30,12 +30,12 @@ import numpy as np
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
-from ahnet_tf.networks.checkpoint import save_network
 from ahnet_tf.training.checkpoints import CHECKPOINTS
 from ahnet_tf.training.distribution import sum_over_workers, workers_of
 from ahnet_tf.training.logs import read_history
 from ahnet_tf.training.train_state import Progress, TrainState
 from ahnet_tf.training.validation import CaseDice, mean_over_classes
+from ahnet_tf.weights.checkpoint import save_network
 from preprocessing.errors import SettingsError
 from preprocessing.files import remove_stale_temporaries, without_nan, write_json
 from preprocessing.settings import read_object, to_dict

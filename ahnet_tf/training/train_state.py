@@ -12,9 +12,7 @@ import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.networks import build_network
-from ahnet_tf.networks.checkpoint import load_network
 from ahnet_tf.networks.factory import named_weights, precision
-from ahnet_tf.networks.transfer import transfer_encoder
 from ahnet_tf.training.checkpoints import (
     CHECKPOINTS,
     KEPT,
@@ -23,6 +21,8 @@ from ahnet_tf.training.checkpoints import (
     restore,
 )
 from ahnet_tf.training.optimizer import WeightAverage, make_optimizer
+from ahnet_tf.weights.checkpoint import load_network
+from ahnet_tf.weights.transfer import transfer_encoder
 from preprocessing.files import atomic_write
 
 

@@ -18,7 +18,6 @@ from tqdm import tqdm
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.data.dataset import training_dataset
 from ahnet_tf.data.records import scan_records
-from ahnet_tf.networks.checkpoint import save_network
 from ahnet_tf.presets import check_settings
 from ahnet_tf.report.overlay import overlay_case
 from ahnet_tf.training.checkpoints import report_last_checkpoint
@@ -45,6 +44,7 @@ from ahnet_tf.training.run_folder import (
 from ahnet_tf.training.train_state import TrainState, make_train_state
 from ahnet_tf.training.train_step import make_train_step
 from ahnet_tf.training.validation import class_labels, make_evaluation
+from ahnet_tf.weights.checkpoint import save_network
 from preprocessing.errors import SettingsError, Stopped
 from preprocessing.files import write_json
 from preprocessing.tasks import Task

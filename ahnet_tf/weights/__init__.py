@@ -1,1 +1,1 @@
-"""Weights of other programs, imported as checkpoints of this project."""
+"""Weights by name: checkpoints, transfer from 2D to 3D, import of other programs' files."""

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     from ahnet_tf.config import ModelConfig
-    from ahnet_tf.networks.checkpoint import save_network
+    from ahnet_tf.weights.checkpoint import save_network
     from ahnet_tf.weights.importing import import_network
     from ahnet_tf.weights.keras_resnet50 import imagenet_file
     from preprocessing.errors import SettingsError

@@ -16,11 +16,11 @@ import numpy as np
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
-from ahnet_tf.networks.checkpoint import read_safetensors
 from ahnet_tf.networks.factory import build_network, named_weights
-from ahnet_tf.networks.transfer import STEM_KERNEL, TransferReport, encoder_weights, stem_kernel_3d
+from ahnet_tf.weights.checkpoint import read_safetensors
 from ahnet_tf.weights.keras_resnet50 import keras_encoder_weight
 from ahnet_tf.weights.torch_names import ahnet_source, encoder_source
+from ahnet_tf.weights.transfer import STEM_KERNEL, TransferReport, encoder_weights, stem_kernel_3d
 from preprocessing.errors import ModelError
 
 # Each family's name in messages, and a key that only its files have.

@@ -17,11 +17,11 @@ from tfx.components.tuner.component import TunerFnResult
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.inference.predictor import ExportSettings, load_checkpoint
-from ahnet_tf.networks.checkpoint import save_network
 from ahnet_tf.training.distribution import check_alone, set_up_devices
 from ahnet_tf.training.run_folder import FREE_SETTINGS, TrainingResult
 from ahnet_tf.training.trainer import train_network
 from ahnet_tf.training.validation import mean_over_classes
+from ahnet_tf.weights.checkpoint import save_network
 from preprocessing.errors import PipelineError
 from preprocessing.files import write_json
 from preprocessing.settings import from_dict

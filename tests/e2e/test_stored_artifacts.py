@@ -13,8 +13,8 @@ import pytest
 
 from ahnet_tf.data.records import find_records, scan_records
 from ahnet_tf.inference.predictor import open_predictor
-from ahnet_tf.networks import load_network
 from ahnet_tf.train import main as train
+from ahnet_tf.weights.checkpoint import load_network
 from preprocessing.tasks import load_task
 
 STORED = Path(__file__).resolve().parents[1] / "stored_0_1"

@@ -15,7 +15,7 @@ from ahnet_tf.inference.predictor import (
     settings_from_json,
 )
 from ahnet_tf.networks import build_network
-from ahnet_tf.networks.checkpoint import save_network
+from ahnet_tf.weights.checkpoint import save_network
 from preprocessing.errors import ModelError, ServingError, SettingsError
 from preprocessing.files import write_json
 from preprocessing.tasks import PRESETS

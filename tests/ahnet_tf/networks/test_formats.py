@@ -10,12 +10,13 @@ import pytest
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
-from ahnet_tf.networks import build_network, load_network, named_weights, save_network
+from ahnet_tf.networks import build_network, named_weights
 from ahnet_tf.networks.inputs import IntensityWindow
 from ahnet_tf.networks.layers_2d import ConvNorm, GlobalConv
 from ahnet_tf.networks.layers_3d import DenseBlock, DenseLayer, PyramidPool, TransposedConv
 from ahnet_tf.networks.normalization import make_norm
 from ahnet_tf.training.losses import softmax_focal
+from ahnet_tf.weights.checkpoint import load_network, save_network
 from preprocessing.errors import ModelError, SettingsError
 
 TINY = {"width": 0.0625, "blocks": (1, 1, 1, 1), "growth": 4, "dense_layers": 1, "pvp_levels": 1}

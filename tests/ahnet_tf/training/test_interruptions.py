@@ -9,9 +9,9 @@ import socket
 import numpy as np
 import pytest
 
-from ahnet_tf.networks.checkpoint import read_safetensors
 from ahnet_tf.training.distribution import Workers, workers_of
 from ahnet_tf.training.logs import read_history
+from ahnet_tf.weights.checkpoint import read_safetensors
 from preprocessing.errors import SettingsError
 from tests.ahnet_tf.forks import Strike
 

@@ -9,13 +9,14 @@ import pytest
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
-from ahnet_tf.networks import build_network, load_network
+from ahnet_tf.networks import build_network
 from ahnet_tf.networks.factory import named_weights, precision
 from ahnet_tf.training.distribution import training_strategy
 from ahnet_tf.training.logs import read_history
 from ahnet_tf.training.optimizer import WeightAverage, make_optimizer
 from ahnet_tf.training.train_step import make_train_step
 from ahnet_tf.training.trainer import train_network
+from ahnet_tf.weights.checkpoint import load_network
 from tests.ahnet_tf.toy import MODEL, TASK, TRAINING, toy_patch
 
 # Clipping would mix what the weights do.

@@ -16,14 +16,14 @@ import pytest
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
-from ahnet_tf.networks import build_network, load_network
-from ahnet_tf.networks.checkpoint import save_network
+from ahnet_tf.networks import build_network
 from ahnet_tf.training.checkpoints import KEPT, report_last_checkpoint, restore
 from ahnet_tf.training.distribution import training_strategy
 from ahnet_tf.training.logs import read_history
 from ahnet_tf.training.train_state import Progress, start_from
 from ahnet_tf.training.trainer import train_network
 from ahnet_tf.training.validation import make_evaluation, predicted_classes
+from ahnet_tf.weights.checkpoint import load_network, save_network
 from preprocessing.errors import InputError, ModelError, SettingsError, Stopped
 from preprocessing.records.schema import encode_patch
 from tests.ahnet_tf.forks import Strike

@@ -11,8 +11,9 @@ import safetensors.numpy
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
-from ahnet_tf.networks import build_network, load_network, named_weights
+from ahnet_tf.networks import build_network, named_weights
 from ahnet_tf.weights.__main__ import main
+from ahnet_tf.weights.checkpoint import load_network
 from ahnet_tf.weights.importing import import_network, read_arrays
 from ahnet_tf.weights.keras_resnet50 import NAME, imagenet_file
 from ahnet_tf.weights.torch_names import ahnet_source, encoder_source

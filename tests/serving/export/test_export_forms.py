@@ -13,7 +13,7 @@ import tensorflow as tf
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.inference.predictor import ExportSettings, open_predictor, settings_from_json
 from ahnet_tf.networks import build_network
-from ahnet_tf.networks.checkpoint import save_network
+from ahnet_tf.weights.checkpoint import save_network
 from preprocessing.errors import ModelError
 from preprocessing.files import write_json
 from preprocessing.tasks import load_task

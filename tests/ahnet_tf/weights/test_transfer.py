@@ -6,9 +6,10 @@ import pytest
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
-from ahnet_tf.networks import build_network, named_weights, transfer_encoder
+from ahnet_tf.networks import build_network, named_weights
 from ahnet_tf.networks.encoder import Stem, residual_stages
 from ahnet_tf.networks.layers_2d import MaxPool
+from ahnet_tf.weights.transfer import transfer_encoder
 from preprocessing.errors import ModelError
 
 AHNET = ModelConfig(
