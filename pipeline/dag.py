@@ -49,15 +49,10 @@ def create_pipeline(
 ) -> Pipeline:
     """Returns the pipeline of one task, without running anything.
 
-    Args:
-      settings: data and output may lie on another machine or in an object store.
-      metadata: None if the engine brings its own store.
-      has_metadata: components can query a store. Otherwise a new model is compared with the one
-        pushed last instead of the one blessed last, and nothing is cached.
-      beam_arguments: Beam's command line.
-
-    Raises:
-      SettingsError: spans, a warm start or volumes, which need metadata, without it.
+    Data and output of `settings` may lie on another machine or in an object store. `metadata` is
+    None if the engine brings its own store. Without `has_metadata` components can't query a store:
+    a new model is compared with the one pushed last instead of the one blessed last, and nothing is
+    cached. Raises SettingsError for spans, a warm start or volumes without the metadata they need.
     """
     if not has_metadata and (settings.spans or settings.warm_start or settings.from_volumes):
         options, expected = "--spans, --warm-start, --volumes", "an engine with a metadata store"

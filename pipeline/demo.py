@@ -122,10 +122,8 @@ def run_stages(arguments: argparse.Namespace, output: Path, stages: Stages) -> N
 def hold_one_out(inputs: Sequence[str], task: Task, data: Path, unseen: Path) -> None:
     """Links the user's cases into `data`, and the last readable one into `unseen`.
 
-    With only two cases, the one in the eval split is also predicted: it is not trained on.
-
-    Raises:
-      InputError: fewer than two readable labelled cases.
+    With only two cases, the one in the eval split is also predicted: it is not trained on. Raises
+    InputError for fewer than two readable labelled cases.
     """
     for folder in (data, unseen):
         shutil.rmtree(folder, ignore_errors=True)

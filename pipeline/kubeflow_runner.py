@@ -68,9 +68,8 @@ def compile_pipeline(
 ) -> list[Path]:
     """Writes the specs of a pipeline for one of `ENGINES` into a folder; returns their paths.
 
-    Raises:
-      SettingsError: an unknown engine, an invalid name or address, or settings for a component that
-        the pipeline does not have.
+    Raises SettingsError for an unknown engine, an invalid name or address, or settings for a
+    component that the pipeline does not have.
     """
     if engine == "local":
         remedy = "On this machine it runs by python -m pipeline.local_runner."

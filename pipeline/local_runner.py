@@ -124,10 +124,8 @@ def run_local(
 ) -> PipelineResult | None:
     """Runs the pipeline in this process, printing a line as each component starts and ends.
 
-    Returns None if the tfx command line only compiles the pipeline.
-
-    Raises:
-      PipelineError: a component failed, or data validation stopped the run.
+    Returns None if the tfx command line only compiles the pipeline. Raises PipelineError if a
+    component failed or data validation stopped the run.
     """
     start = time.monotonic()
     output = Path(settings.output)

@@ -75,11 +75,9 @@ def pipeline_settings(
 ) -> PipelineSettings:
     """Returns the settings given by the options of `add_pipeline_options`.
 
-    `storage_root` is the folder or address of the run on a cluster, None on this machine.
-
-    Raises:
-      InputError: a missing folder, or records without their task.
-      SettingsError: an invalid setting.
+    `storage_root` is the folder or address of the run on a cluster, None on this machine. Raises
+    InputError for a missing folder or records without their task, SettingsError for an invalid
+    setting.
     """
     data = arguments.input or arguments.volumes
     if storage_root is None:

@@ -39,8 +39,7 @@ class Stages:
     def run(self, name: str, command: Sequence[object]) -> None:
         """Runs `python -m COMMAND` unless it finished before with the same arguments.
 
-        Raises:
-          PipelineError: the command failed; it has printed its own message.
+        Raises PipelineError if the command failed; it has printed its own message.
         """
         words = [str(word) for word in command] + self._debug
 
@@ -88,10 +87,8 @@ def served(
     """Serves the folder `models` by `python -m serving.server` until the context ends.
 
     Yields HOST:PORT, and a function that returns the server's peak memory in MiB afterwards. With
-    `announce` the command and its output are printed.
-
-    Raises:
-      PipelineError: the server exits before it is ready, or is not ready within `START_S`.
+    `announce` the command and its output are printed. Raises PipelineError if the server exits
+    before it is ready, or is not ready within `START_S`.
     """
     words = ["serving.server", "--model-base-path", str(models), "--model-name", model_name]
     words += ["--port", "0", *options]

@@ -39,18 +39,14 @@ def load_network(
 ) -> tuple[tf.keras.Model, ModelConfig]:
     """Builds the network of a checkpoint and loads its weights; returns it with its settings.
 
-    Raises:
-      ModelError: a file is missing or damaged, or the weights don't fit the settings.
-      SettingsError: `model.json` holds unknown settings or values out of range.
+    Raises ModelError for a missing or damaged file, or weights that don't fit the settings, and
+    SettingsError for unknown settings or values out of range in `model.json`.
     """
     for file in (SETTINGS, WEIGHTS):
         if not (Path(folder) / file).is_file():
-            raise ModelError(
-                folder,
-                f"a checkpoint folder with {SETTINGS} and {WEIGHTS}",
-                f"no {file}",
-                "Training writes one; python -m ahnet_tf.weights import converts other files.",
-            )
+            expected = f"a checkpoint folder with {SETTINGS} and {WEIGHTS}"
+            remedy = "Training writes one; python -m ahnet_tf.weights import converts other files."
+            raise ModelError(folder, expected, f"no {file}", remedy)
     config = load_settings(Path(folder) / SETTINGS, ModelConfig)
     arrays = read_safetensors(Path(folder) / WEIGHTS)
     model = build_network(config, name=name)
@@ -59,11 +55,7 @@ def load_network(
 
 
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Returns the arrays of a .safetensors file by name.
-
-    Raises:
-      ModelError: the file is damaged or no safetensors file.
-    """
+    """Returns the arrays of a .safetensors file by name; ModelError if it is damaged."""
     try:
         return safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
@@ -75,8 +67,7 @@ def assign_weights(
 ) -> None:
     """Assigns every weight of `model` from arrays by name; nothing is written unless all fit.
 
-    Raises:
-      ModelError: names missing or unknown, or shapes that differ, all of them listed.
+    Raises ModelError that lists all missing and unknown names and all shapes that differ.
     """
     variables = named_weights(model)
     problems = [f"{name} is missing" for name in variables if name not in arrays]

@@ -19,15 +19,10 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 @dataclass(frozen=True)
 class TransferReport:
-    """Result of a transfer, as (name, shape) of the target's weights.
+    """Result of a transfer, as (name, shape) of the target's weights."""
 
-    Attributes:
-      copied: weights and moving statistics taken from the source.
-      fresh: weights that keep their own initial values.
-    """
-
-    copied: Shapes
-    fresh: Shapes
+    copied: Shapes  # weights and moving statistics taken from the source
+    fresh: Shapes  # weights that keep their own initial values
 
     def __str__(self) -> str:
         lines = []
@@ -56,10 +51,8 @@ def transfer_encoder(source: tf.keras.Model, target: tf.keras.Model) -> Transfer
     """Copies the whole encoder, moving statistics included, from `source` into `target`.
 
     The source is an MC-GCN or another AH-Net, the target an AH-Net (or MC-GCN for a 2D source) of the
-    same width, blocks, channels and kind of norm. Nothing is written unless every pair fits.
-
-    Raises:
-      ModelError: weights without a partner or of another shape, all of them listed.
+    same width, blocks, channels and kind of norm. Nothing is written unless every pair fits; else
+    raises ModelError that lists all weights without a partner or of another shape.
     """
     wanted, given = encoder_weights(target), encoder_weights(source)
     problems = [f"{name} is missing in the source" for name in wanted if name not in given]
@@ -77,12 +70,9 @@ def transfer_encoder(source: tf.keras.Model, target: tf.keras.Model) -> Transfer
             problems.append(f"{name} is {value.shape} in the source and {shape} in the target")
         values[name] = value
     if problems:
-        raise ModelError(
-            f"transfer from {source.name} to {target.name}",
-            "the same encoder in both networks",
-            "; ".join(sorted(problems)),
-            "Give both the same width, blocks, channels and norm.",
-        )
+        where, found = f"transfer from {source.name} to {target.name}", "; ".join(sorted(problems))
+        remedy = "Give both the same width, blocks, channels and norm."
+        raise ModelError(where, "the same encoder in both networks", found, remedy)
     for name, variable in wanted.items():
         variable.assign(values[name])
     shapes = {name: tuple(variable.shape) for name, variable in named_weights(target).items()}

@@ -80,8 +80,7 @@ class ConvertVolumesExecutor(BaseBeamExecutor):
     ) -> None:
         """Converts the volumes of one span; resumes a run that was killed.
 
-        Raises:
-          PipelineError: a case was rejected and that is not allowed, or a split has no case.
+        Raises PipelineError if a case was rejected and that is not allowed, or a split has no case.
         """
         settings = json.loads(exec_properties["settings"])
         volumes = str(_folder(exec_properties, exec_properties["span"]))

@@ -62,11 +62,10 @@ def write_report(
 ) -> None:
     """A component that writes the model card, and scores liver and tumour in whole cases.
 
-    Args:
-      examples: of the newest span; their evaluation cases are scored.
-      serving: from ServingCheck or InfraValidator.
-      report: model_card.md, facts.json, and scores/ as `ahnet_tf.evaluate` writes it.
-      settings: JSON with `name`, `task`, `config`, `thresholds`, `start`, `code_version`.
+    `examples` are of the newest span, whose evaluation cases are scored; `serving` comes from
+    ServingCheck or InfraValidator. `report` gets model_card.md, facts.json, and scores/ as
+    `ahnet_tf.evaluate` writes it. `settings` is JSON with `name`, `task`, `config`, `thresholds`,
+    `start`, `code_version`.
     """
     content = json.loads(settings)
     task = task_from_dict(content["task"])
@@ -190,10 +189,8 @@ def write_cases(files: Sequence[str], predictor: Predictor, folder: Path) -> Non
 def score_cases(cases: Path, output: Path) -> None:
     """Scores predictions against references by `python -m ahnet_tf.evaluate`.
 
-    The command's output goes to scores.txt in `output`, its page of volumes to report.html.
-
-    Raises:
-      PipelineError: a case can't be scored; the command has printed the reason.
+    The command's output goes to scores.txt in `output`, its page of volumes to report.html. Raises
+    PipelineError if a case can't be scored; the command has printed the reason.
     """
     images, references, predictions = (str(cases / kind) for kind in _KINDS)
     arguments = ["--input", predictions, "--reference", references, "--output", str(output)]
@@ -209,8 +206,7 @@ def score_cases(cases: Path, output: Path) -> None:
 def compare_scores(evaluated: Mapping[str, Mapping[str, float]], output: Path) -> float:
     """Returns the largest difference between the Evaluator's Dice of a case and the scorer's.
 
-    Raises:
-      PipelineError: it is above `AGREEMENT`.
+    Raises PipelineError if it is above `AGREEMENT`.
     """
     cases = json.loads((output / "scores.json").read_text(encoding="utf-8"))["cases"]
     largest = 0.0

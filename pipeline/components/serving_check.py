@@ -64,12 +64,9 @@ def evaluation_files(examples: standard_artifacts.Examples) -> list[str]:
 def check_answers(export: str, files: Sequence[str], requests: int) -> None:
     """Compares the answers of a server with those of the same export in this process.
 
-    The first patches of up to `requests` cases in the record files are sent.
-
-    Raises:
-      ModelError: the export can't be loaded here.
-      PipelineError: the server ends before it is ready.
-      ServingError: it does not answer, or answers differ.
+    The first patches of up to `requests` cases in the record files are sent. Raises ModelError if
+    the export can't be loaded here, PipelineError if the server ends before it is ready, and
+    ServingError if it does not answer or answers differ.
     """
     with tempfile.TemporaryDirectory() as folder:
         version = Path(folder) / "1"

@@ -46,11 +46,8 @@ def run_fn_2d(fn_args: FnArgs) -> None:
 def run_fn_3d(fn_args: FnArgs) -> None:
     """Trains the 3D network for Trainer3D and exports it.
 
-    The base model is either Trainer2D's, whose encoder is transferred, or for a warm start an
-    earlier output of this function, of which all weights are taken.
-
-    Raises:
-      PipelineError: there is no base model.
+    The base model is Trainer2D's, whose encoder is transferred, or for a warm start an earlier output
+    of this function, of which all weights are taken. Raises PipelineError without a base model.
     """
     base = fn_args.base_model
     if base is None:
@@ -77,8 +74,7 @@ class LearningRateSearch(keras_tuner.RandomSearch):
     def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Returns the mean Dice over classes at a trial's learning rate.
 
-        Raises:
-          FatalError: the training failed. Keras Tuner ignores other errors and starts another trial.
+        Raises FatalError if the training failed: Keras Tuner goes on after any other error.
         """
         learning_rate = trial.hyperparameters.get("learning_rate")
         training = attrs.evolve(self._training, learning_rate=learning_rate)
@@ -95,8 +91,7 @@ class LearningRateSearch(keras_tuner.RandomSearch):
 def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
     """Returns the search that TFX's Tuner runs: random learning rates on a logarithmic scale.
 
-    Raises:
-      SettingsError: TF_CONFIG describes several workers; a trial uses one.
+    Raises SettingsError if TF_CONFIG describes several workers; a trial uses one.
     """
     check_alone("Tuner")
     training = from_dict(TrainingConfig, fn_args.custom_config["training"])

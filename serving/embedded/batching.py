@@ -101,11 +101,9 @@ class Batcher:
     ) -> Outputs:
         """Queues a prediction and returns its outputs; the caller holds a place.
 
-        `is_wanted` returns whether the client is still connected.
-
-        Raises:
-          RefusedError: (DEADLINE_EXCEEDED) the deadline has passed; (CANCELLED) the client has
-            disconnected; or as in `run_request`.
+        `is_wanted` returns whether the client is still connected. Raises RefusedError with
+        DEADLINE_EXCEEDED once the deadline has passed, CANCELLED if the client has disconnected, or
+        as `run_request` does.
         """
         entry = _Entry(model, request, is_wanted)
         with self._lock:

@@ -32,17 +32,11 @@ BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
 
 @dataclass(frozen=True)
 class ModelServer:
-    """A running server.
+    """A running server."""
 
-    Attributes:
-      address: HOST:PORT of gRPC.
-      target: HOST:PORT/MODEL, which `ahnet_tf.inference.predictor.open_predictor` accepts.
-      metrics_address: http://HOST:PORT/metrics; None without a metrics port.
-    """
-
-    address: str
-    target: str
-    metrics_address: str | None
+    address: str  # HOST:PORT of gRPC
+    target: str  # HOST:PORT/MODEL, which `ahnet_tf.inference.predictor.open_predictor` accepts
+    metrics_address: str | None  # http://HOST:PORT/metrics; None without a metrics port
     versions: ModelVersions
     in_flight: InFlightRequests
 
@@ -77,9 +71,7 @@ def start_server(
       grace_s: seconds that requests in flight may take when the server stops.
       report: called with one line when a version is replaced or can't be loaded.
 
-    Raises:
-      ModelError: the folder holds no version, or none that can be loaded.
-      ServingError: a port can't be bound.
+    Raises ModelError without a version that can be loaded, ServingError if a port can't be bound.
     """
     batches, limits = batches or BatchSettings(), limits or Limits()
     shown_host = f"[{host}]" if ":" in host else host

@@ -151,9 +151,8 @@ class GrpcService:
     def _read(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         """Receives the message of a call: few at a time, each within its time limit.
 
-        Raises:
-          RefusedError: (INVALID_ARGUMENT) the call has no message; (CANCELLED) the message did not
-            arrive in time, the client has disconnected, or gRPC refuses the size.
+        Raises RefusedError with INVALID_ARGUMENT if the call has no message, CANCELLED if the
+        message did not arrive in time, the client has disconnected, or gRPC refuses the size.
         """
         with self._reads:
             timer = threading.Timer(self.limits.read_s, context.cancel)

@@ -64,8 +64,7 @@ class CheckedRequest:
 def load_model(folder: Path, version: int) -> LoadedModel:
     """Loads an exported model and runs its warm-up requests.
 
-    Raises:
-      ModelError: the folder holds no export, a damaged one, or one that fails its own warm-up.
+    Raises ModelError if the folder holds no export, a damaged one, or one that fails its warm-up.
     """
     settings_path = folder / SETTINGS_FILE
     if not settings_path.is_file():
@@ -131,10 +130,8 @@ def check_request(
 ) -> CheckedRequest:
     """Returns the content of an untrusted request after validating it against its signature.
 
-    `max_voxels` limits the voxels in the request, summed over the batch.
-
-    Raises:
-      RefusedError: (INVALID_ARGUMENT) a name or tensor that does not match the signature.
+    `max_voxels` limits the voxels in the request, summed over the batch. Raises RefusedError
+    (INVALID_ARGUMENT) for a name or tensor that does not match the signature.
     """
     name = request.model_spec.signature_name or protocol.SERVING_DEFAULT
     signatures = model.saved_model.signatures
@@ -173,9 +170,8 @@ def check_request(
 def run_request(model: LoadedModel, request: CheckedRequest) -> Outputs:
     """Runs a validated request and returns the requested outputs.
 
-    Raises:
-      RefusedError: (INVALID_ARGUMENT) the graph rejects the values, for example bytes that are not a
-        tf.Example; (RESOURCE_EXHAUSTED) out of memory; (INTERNAL) any other error in the graph.
+    Raises RefusedError with INVALID_ARGUMENT if the graph rejects the values, for example bytes
+    that are no tf.Example, RESOURCE_EXHAUSTED out of memory, INTERNAL for any other of its errors.
     """
     name = request.signature_name
     tensors = {key: tf.constant(array) for key, array in request.inputs.items()}

@@ -30,10 +30,7 @@ class ModelVersions:
     current version is removed, the newest remaining one replaces it; if none remains, it stays.
 
     The folder is checked every `poll_s` seconds. `report` is called with one line when a version is
-    replaced or can't be loaded.
-
-    Raises:
-      ModelError: the folder holds no version, or none that can be loaded.
+    replaced or can't be loaded. Raises ModelError if no version in the folder can be loaded.
     """
 
     def __init__(
@@ -63,9 +60,8 @@ class ModelVersions:
     def in_use(self, spec: model_pb2.ModelSpec) -> Iterator[LoadedModel]:
         """Yields the model that a request names, which counts as in use until the context ends.
 
-        Raises:
-          RefusedError: (INVALID_ARGUMENT) the request names no model; (NOT_FOUND) it names another
-            model, a version that is not served, or a label.
+        Raises RefusedError with INVALID_ARGUMENT if the request names no model, NOT_FOUND if it
+        names another model, a version that is not served, or a label.
         """
         self._check_names(spec)
         with self._lock:
@@ -87,8 +83,7 @@ class ModelVersions:
     def status(self, spec: model_pb2.ModelSpec) -> list[ModelVersionStatus]:
         """Returns the state of the version that a request names, or of all known ones, newest first.
 
-        Raises:
-          RefusedError: as in `in_use`, but only an unknown version is refused.
+        Raises RefusedError as `in_use` does, but of the versions only an unknown one is refused.
         """
         self._check_names(spec)
         with self._lock:

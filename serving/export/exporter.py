@@ -44,16 +44,11 @@ def export_model(
     The signatures are those of `signatures.build_signatures`. `assets.extra/ahnet.json` holds the
     settings, `assets.extra/tf_serving_warmup_requests` the warm-up requests (PredictionLog records).
 
-    Args:
-      model: float32 raw intensities [batch, z, y, x, channel] -> logits [batch, z, y, x, class].
-      settings: what the network was trained for.
-      output: the SavedModel folder, DIR/VERSION for a server. An earlier export there is replaced.
-      precision: precision of computation and weights in the export, "float32" or "bfloat16",
-        whatever the network was trained in.
-      onnx: also write `predict_windows` to this ONNX file.
-
-    Raises:
-      ModelError: the network does not match its configuration or the task.
+    `model` maps float32 raw intensities [batch, z, y, x, channel] to logits [batch, z, y, x,
+    class]; `settings` say what it was trained for. `output` is the SavedModel folder, DIR/VERSION
+    for a server; an earlier export there is replaced. `precision`, "float32" or "bfloat16", is that
+    of computation and weights in the export, whatever the network was trained in. `onnx` is a file
+    that also gets `predict_windows`. ModelError if network, configuration and task do not match.
     """
     _check(model, settings, output)
     settings = attrs.evolve(settings, precision=precision)
@@ -72,10 +67,8 @@ def export_onnx(network: tf.keras.Model, settings: ExportSettings, output: str |
     """Writes `image` float32 [batch, z, y, x, channel] -> `probabilities` float32 [batch, z, y, x, class].
 
     The network maps raw intensities to logits in float32. All sizes except the number of channels are
-    dynamic. The file's metadata holds the settings under "ahnet". It is written atomically.
-
-    Raises:
-      ModelError: the converter is not installed.
+    dynamic. The file's metadata holds the settings under "ahnet". It is written atomically. Raises
+    ModelError if the converter is not installed.
     """
     with named_extra(ModelError):
         import onnx
