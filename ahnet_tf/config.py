@@ -14,6 +14,8 @@ LARGEST_SEED = 2**32 - 1
 
 _BELOW_ONE = Requirement("a fraction from 0 to below 1", lambda v: is_number(v) and 0 <= v < 1)
 
+_ODD = Requirement("an odd number of at least 1", lambda v: is_whole(v) and v >= 1 and v % 2 == 1)
+
 
 def _is_window(value: Any) -> bool:
     return len(value) == 2 and all(map(is_number, value)) and value[0] < value[1]
@@ -51,10 +53,7 @@ class ModelConfig:
     architecture: str = _setting("ahnet", one_of("ahnet", "mcgcn", "unet2d", "unet3d"))
     classes: int = _setting(3, whole(1))
     channels: int = _setting(1, whole(1))
-    slices: int = _setting(
-        3,
-        Requirement("an odd number of at least 1", lambda v: is_whole(v) and v >= 1 and v % 2 == 1),
-    )
+    slices: int = _setting(3, _ODD)
     intensity_window: tuple[float, float] = _setting(
         (-200.0, 250.0), Requirement("two finite numbers, low < high", _is_window)
     )

@@ -88,21 +88,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of label maps against their references.
+    """Scores of label maps against their references."""
 
-    Attributes:
-      cases: all measures of each case, by case id.
-      rows: the main measures of each case, by name.
-      summary: value, 95 % interval and number of undefined values of each measure, by name.
-      problems: why a case has no scores, one line each.
-      pairs: the files of each case.
-    """
-
-    cases: dict[str, CaseScores]
-    rows: dict[str, dict[str, float | int]]
+    cases: dict[str, CaseScores]  # all measures of each case, by case id
+    rows: dict[str, dict[str, float | int]]  # the main measures of each case, by name
+    # Value, 95 % interval and number of undefined values of each measure, by name.
     summary: dict[str, dict[str, float | int]]
-    problems: list[str]
-    pairs: list[Pair]
+    problems: list[str]  # why a case has no scores, one line each
+    pairs: list[Pair]  # the files of each case
 
 
 def score_cases(

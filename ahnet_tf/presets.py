@@ -32,14 +32,10 @@ class StageConfig:
 
 @attrs.frozen
 class RunConfig:
-    """All settings of a run.
+    """All settings of a run."""
 
-    Attributes:
-      preset: name of the preset that the other settings change.
-      stages: by stage, "2d" (MC-GCN) and "3d" (AH-Net), even if only one of them is trained.
-    """
-
-    preset: str
+    preset: str  # name of the preset that the other settings change
+    # By stage, "2d" (MC-GCN) and "3d" (AH-Net), even if only one of them is trained.
     stages: dict[str, StageConfig]
 
     def to_dict(self) -> dict[str, Any]:
@@ -176,9 +172,7 @@ def check_settings(model_config: ModelConfig, config: TrainingConfig, task: Task
         raise SettingsError("loss", expected, config.loss)
     if tuple(model_config.intensity_window) != tuple(task.intensity_window):
         raise SettingsError(
-            "intensity_window",
-            f"the task's {task.intensity_window}",
-            model_config.intensity_window,
+            "intensity_window", f"the task's {task.intensity_window}", model_config.intensity_window
         )
 
 

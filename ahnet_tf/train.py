@@ -52,25 +52,17 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--preset", choices=list(PRESETS), help="base settings (default: the task's preset)")
     add("--config", metavar="JSON", help="file of settings, or of some of them")
-    add(
-        "--set",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        dest="settings",
-        help="a setting of both stages, or of one: 2d.NAME=VALUE, 3d.NAME=VALUE; repeatable "
-        "(settings.json of a run lists the names)",
+    text = (
+        "a setting of both stages, or of one: 2d.NAME=VALUE, 3d.NAME=VALUE; repeatable "
+        "(settings.json of a run lists the names)"
     )
+    add("--set", metavar="NAME=VALUE", action="append", default=[], dest="settings", help=text)
     add("--steps", type=int, help="optimizer steps of each stage")
     add("--batch-size", type=int, help="patches per step over all replicas")
     add("--learning-rate", type=float, help="learning rate after the warm-up")
     add("--precision", help="float32, mixed_bfloat16 or mixed_float16")
-    add(
-        "--deterministic",
-        action="store_true",
-        default=None,
-        help="bit-identical weights in repeated runs; slower on GPUs",
-    )
+    text = "bit-identical weights in repeated runs; slower on GPUs"
+    add("--deterministic", action="store_true", default=None, help=text)
     add("--replicas", type=int, help="devices that share a step (default: all GPUs, or one CPU)")
     add("--seed", type=int, help="seed of start weights, order of patches and augmentation")
 
@@ -159,13 +151,9 @@ def train_stages(
     splits = ("train", "eval") if evaluated else ("train",)
     for split in splits:
         if not any((records / split).glob("*.*")):
-            raise InputError(
-                records / split,
-                "TFRecords of the split",
-                "none",
-                "Write them with python -m preprocessing.convert, with a case for each split; "
-                "--set evaluate_every=0 trains without evaluating.",
-            )
+            remedy = "Write them with python -m preprocessing.convert, with a case for each split; "
+            remedy += "--set evaluate_every=0 trains without evaluating."
+            raise InputError(records / split, "TFRecords of the split", "none", remedy)
 
     from ahnet_tf.data.records import find_records
     from ahnet_tf.training.distribution import set_up_devices, workers_of

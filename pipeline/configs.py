@@ -34,6 +34,8 @@ NO_PACKING = "--sdk_container_image=none"
 IN_THIS_PROCESS = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
 BEAM_ARGUMENTS = (LOCAL_RUNNER, NO_PACKING, *IN_THIS_PROCESS)
 
+_SHARE = Requirement("a share between 0 and 1", lambda value: 0 < value < 1)
+
 
 def threshold_names(task: Task) -> tuple[str, ...]:
     """Returns the scores a model can be blessed by: Dice of its classes, and lesion detection scores."""
@@ -81,10 +83,7 @@ class PipelineSettings:
     largest_loss: float = attrs.field(default=0.0, validator=fraction("a Dice"))
     name: str = "ahnet"
     from_volumes: bool = False
-    eval_fraction: float = attrs.field(
-        default=EVAL_FRACTION,
-        validator=Requirement("a share between 0 and 1", lambda value: 0 < value < 1),
-    )
+    eval_fraction: float = attrs.field(default=EVAL_FRACTION, validator=_SHARE)
     spans: int = attrs.field(default=0, validator=whole(0))
     warm_start: bool = False
     schema: str = "curated"

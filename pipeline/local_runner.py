@@ -68,28 +68,18 @@ EXAMPLES = (
 
 @dataclass(frozen=True)
 class PipelineResult:
-    """Result of a run of the pipeline.
+    """Result of a run of the pipeline."""
 
-    Attributes:
-      seconds: wall-clock time by component, in order of execution.
-      executed: components that were executed; the others were cached.
-      refusals: reasons why the model was not blessed, one sentence each.
-      thresholds: lowest value that blesses, by score (dice_CLASS).
-      scores: by slice ("overall", "spacing_class=thick", "case_id=...") and name.
-      pushed: folder of the pushed SavedModel; None if the model was refused.
-      report: folder of the model card and the scores of whole cases.
-      total_seconds: with imports.
-    """
-
-    seconds: dict[str, float]
-    executed: list[str]
+    seconds: dict[str, float]  # wall-clock time by component, in order of execution
+    executed: list[str]  # components that were executed; the others were cached
     blessed: bool
-    refusals: list[str]
-    thresholds: dict[str, float]
+    refusals: list[str]  # reasons why the model was not blessed, one sentence each
+    thresholds: dict[str, float]  # lowest value that blesses, by score (dice_CLASS)
+    # By slice ("overall", "spacing_class=thick", "case_id=...") and name.
     scores: dict[str, dict[str, float]]
-    pushed: str | None
-    report: str
-    total_seconds: float
+    pushed: str | None  # folder of the pushed SavedModel; None if the model was refused
+    report: str  # folder of the model card and the scores of whole cases
+    total_seconds: float  # with imports
 
 
 def main(argv: Sequence[str] | None = None) -> int:

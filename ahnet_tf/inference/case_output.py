@@ -121,10 +121,7 @@ def software_of(settings: ExportSettings, digests: Sequence[str | None]) -> Soft
 
 
 def write_record(
-    output: Path,
-    record: dict[str, Any],
-    cases: Sequence[Case],
-    entries: dict[str, dict[str, Any]],
+    output: Path, record: dict[str, Any], cases: Sequence[Case], entries: dict[str, dict[str, Any]]
 ) -> None:
     """Writes the record of a run, `record` with the entries of its finished cases, and their lesions.
 

@@ -19,18 +19,13 @@ _NEIGHBOURS = np.ones((3, 3, 3), bool)
 
 @dataclass(frozen=True)
 class DetectionSettings:
-    """Which peaks of a heat map are lesions.
+    """Which peaks of a heat map are lesions."""
 
-    Attributes:
-      threshold: lowest peak, above 0 and up to 1. Low by default, because FROC evaluates all
-        thresholds.
-      most: lesions per volume; the highest peaks are kept.
-      minimum_distance_mm: of two peaks closer than this, the lower one is removed. The BCS-DBT scorer
-        counts a detection within 100 pixels (8.5 mm) as a hit.
-    """
-
+    # Lowest peak, above 0 and up to 1. Low by default, because FROC evaluates all thresholds.
     threshold: float = 0.1
-    most: int = 10
+    most: int = 10  # lesions per volume; the highest peaks are kept
+    # Of two peaks closer than this, the lower one is removed. The BCS-DBT scorer counts a detection
+    # within 100 pixels (8.5 mm) as a hit.
     minimum_distance_mm: float = 10.0
 
     def __post_init__(self):

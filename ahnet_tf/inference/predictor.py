@@ -96,9 +96,8 @@ def open_predictor(location: str | Path) -> Predictor:
         clients = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
         if not clients:
             expected = f"an installed client (entry point group {ENTRY_POINT_GROUP})"
-            raise ServingError(
-                location, expected, "none", "In a checkout, pip install '.[serving]' adds it."
-            )
+            remedy = "In a checkout, pip install '.[serving]' adds it."
+            raise ServingError(location, expected, "none", remedy)
         with named_extra(ServingError):
             return next(iter(clients)).load()(str(location))
     if not folder.is_dir():

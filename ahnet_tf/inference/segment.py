@@ -32,40 +32,28 @@ from preprocessing.volumes.geometry import (
 
 @attrs.frozen
 class PredictionSettings:
-    """How the windows cover a volume, and the steps of post-processing, in their order.
+    """How the windows cover a volume, and the steps of post-processing, in their order."""
 
-    Attributes:
-      overlap: share of a window covered by its neighbour along each axis, from 0 to below 1.
-      batch_size: windows per call of the network.
-      largest_component: keep only the largest connected foreground region.
-      lesions_in_organ: keep only lesions that touch the organ.
-      smallest_lesion_mm3: remove smaller lesions; 0 keeps all.
-      probabilities: also return a probability map of each class.
-      detection: which peaks become lesions where the task's target is a heat map.
-    """
-
+    # Share of a window covered by its neighbour along each axis, from 0 to below 1.
     overlap: float = attrs.field(default=0.25, validator=lambda *given: check_overlap(given[2]))
-    batch_size: int = attrs.field(default=1, validator=whole(1))
-    largest_component: bool = False
-    lesions_in_organ: bool = False
+    batch_size: int = attrs.field(default=1, validator=whole(1))  # windows per call of the network
+    largest_component: bool = False  # keep only the largest connected foreground region
+    lesions_in_organ: bool = False  # keep only lesions that touch the organ
+    # Remove smaller lesions; 0 keeps all.
     smallest_lesion_mm3: float = attrs.field(default=0.0, validator=number(0))
-    probabilities: bool = False
+    probabilities: bool = False  # also return a probability map of each class
+    # Which peaks become lesions where the task's target is a heat map.
     detection: DetectionSettings = attrs.field(factory=DetectionSettings)
 
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """A segmented volume, in the axis order of its file.
+    """A segmented volume, in the axis order of its file."""
 
-    Attributes:
-      labels: label values uint8 [x, y, z].
-      probabilities: a float32 map [x, y, z] of each class, not post-processed; empty unless
-        requested.
-      lesions: detected in the heat map, if the task's target is one; the highest score first.
-    """
-
-    labels: np.ndarray
+    labels: np.ndarray  # label values uint8 [x, y, z]
+    # A float32 map [x, y, z] of each class, not post-processed; empty unless requested.
     probabilities: tuple[np.ndarray, ...] = ()
+    # Detected in the heat map, if the task's target is one; the highest score first.
     lesions: tuple[Detection, ...] = ()
 
 

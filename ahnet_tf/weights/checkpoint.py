@@ -55,7 +55,7 @@ def load_network(
 
 
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Returns the arrays of a .safetensors file by name; ModelError if it is damaged."""
+    """Returns a .safetensors file's arrays by name; ModelError if it is damaged or another kind."""
     try:
         return safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:

@@ -83,19 +83,13 @@ def summarize(
 
 @dataclass(eq=False)
 class CombineCases(beam.CombineFn):
-    """Adds up the contributions of each case's patches, then scores the cases of a slice.
+    """Adds up the contributions of each case's patches, then scores the cases of a slice."""
 
-    Attributes:
-      contribution: of a patch, from its features and the model's outputs by name; added by `+`.
-      score: returns scores by name from the sums of all cases.
-      keys: TFMA's keys by score name.
-      model_name: the model whose outputs are used.
-    """
-
+    # Of a patch, from its features and the model's outputs by name; added by `+`.
     contribution: Contribution
-    score: Score
-    keys: Mapping[str, tfma.metrics.MetricKey]
-    model_name: str = ""
+    score: Score  # returns scores by name from the sums of all cases
+    keys: Mapping[str, tfma.metrics.MetricKey]  # TFMA's keys by score name
+    model_name: str = ""  # the model whose outputs are used
 
     def create_accumulator(self) -> Cases:
         return {}

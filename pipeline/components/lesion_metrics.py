@@ -34,21 +34,13 @@ FEATURES = (
 
 @dataclass(frozen=True, eq=False)
 class PatchMaps:
-    """The relevant voxels of one patch, as indices into the flattened volume of its case.
+    """The relevant voxels of one patch, as indices into the flattened volume of its case."""
 
-    Attributes:
-      shape_zyx: of the volume.
-      spacing_mm: x, y, z.
-      places: voxels with a probability of at least `LEAST_KEPT`.
-      heights: their probabilities.
-      lesions: voxels of the reference lesions.
-    """
-
-    shape_zyx: tuple[int, ...]
-    spacing_mm: tuple[float, float, float]
-    places: np.ndarray
-    heights: np.ndarray
-    lesions: np.ndarray
+    shape_zyx: tuple[int, ...]  # of the volume
+    spacing_mm: tuple[float, float, float]  # x, y, z
+    places: np.ndarray  # voxels with a probability of at least `LEAST_KEPT`
+    heights: np.ndarray  # their probabilities
+    lesions: np.ndarray  # voxels of the reference lesions
 
 
 class LesionsPerCase(tfma.metrics.Metric):

@@ -21,17 +21,11 @@ MAX_BATCH_BYTES = 32 * 2**20
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """Queue and batching settings.
+    """Queue and batching settings."""
 
-    Attributes:
-      running: concurrent predictions; each uses all cores.
-      waiting: predictions that may wait; more are refused with RESOURCE_EXHAUSTED.
-      max_windows: largest number of windows in a merged batch; 1 disables merging.
-    """
-
-    running: int = 1
-    waiting: int = 16
-    max_windows: int = 4
+    running: int = 1  # concurrent predictions; each uses all cores
+    waiting: int = 16  # predictions that may wait; more are refused with RESOURCE_EXHAUSTED
+    max_windows: int = 4  # largest number of windows in a merged batch; 1 disables merging
 
 
 @dataclass(eq=False)

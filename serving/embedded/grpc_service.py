@@ -35,22 +35,15 @@ warnings.filterwarnings("ignore", message="Unexpected end-group tag")
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one request and one answer.
-
-    Attributes:
-      request_bytes: size of a request.
-      answer_bytes: size of an answer.
-      request_voxels: voxels in a request, summed over its windows.
-      reads: messages that are received at the same time. gRPC checks the size of a message only
-        when it is complete, so this bounds the memory for incomplete ones.
-      read_s: seconds in which a message must arrive.
-    """
+    """Limits of one request and one answer."""
 
     request_bytes: int = protocol.MAX_REQUEST_BYTES
     answer_bytes: int = protocol.MAX_ANSWER_BYTES
-    request_voxels: int = protocol.MAX_REQUEST_VOXELS
+    request_voxels: int = protocol.MAX_REQUEST_VOXELS  # summed over a request's windows
+    # Messages that are received at the same time. gRPC checks the size of a message only when it is
+    # complete, so this bounds the memory for incomplete ones.
     reads: int = 4
-    read_s: float = 30.0
+    read_s: float = 30.0  # seconds in which a message must arrive
 
 
 class InFlightRequests:

@@ -104,9 +104,8 @@ class ModelVersions:
         if spec.name != self.name:
             raise _not_found(f"model {spec.name[:60]!r} is not served here; {self.name!r} is")
         if spec.version_label:
-            raise _not_found(
-                f"model {self.name!r} has no version label {spec.version_label[:60]!r}; labels: none"
-            )
+            label = spec.version_label[:60]
+            raise _not_found(f"model {self.name!r} has no version label {label!r}; labels: none")
 
     def _load_first(self) -> LoadedModel:
         if not self._base_path.is_dir():

@@ -58,9 +58,8 @@ def _run(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output) / str(version)
     if output.exists():
         remedy = f"Servers only load new numbers: use --version {free}."
-        raise SettingsError(
-            output, "a version that does not exist yet", f"version {version}", remedy
-        )
+        expected = "a version that does not exist yet"
+        raise SettingsError(output, expected, f"version {version}", remedy)
     if arguments.onnx is not None and arguments.precision != "float32":
         raise SettingsError("--onnx", "--precision float32 with it", arguments.precision)
     model, settings = load_checkpoint(arguments.model)

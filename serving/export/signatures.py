@@ -78,10 +78,8 @@ def build_signatures(
         protocol.DESCRIBE: _trace(describe, unused_spec),
     }
     stored = settings.task.image_dtype
-    for name, function in (
-        (protocol.PREDICT_WINDOWS, predict_windows),
-        (protocol.SEGMENT, segment),
-    ):
+    of_windows = {protocol.PREDICT_WINDOWS: predict_windows, protocol.SEGMENT: segment}
+    for name, function in of_windows.items():
         for key, dtype in ((name, "float32"), (protocol.stored_signature(name, stored), stored)):
             spec = tf.TensorSpec(windows, tf.as_dtype(dtype), "image")
             signatures[key] = _trace(function, spec)
