@@ -18,23 +18,16 @@ def ahnet_logits(image: tf.Tensor, config: ModelConfig) -> tf.Tensor:
     multiples of 32 it is the published network there too.
     """
     norm, up = config.norm, config.upsampling
-    width = channels(config, 64)
-    stem = Stem(width, volumetric=True, slice_pool=True, norm=norm, name="stem")(image)
+    stem = Stem(channels(config, 64), norm=norm, name="stem")(image)
     # The public code pools 2x2x2 where it upsamples by transposed convolutions.
     size = 3 if up == "trilinear" else 2
     pooled = MaxPool(size, slice_pool=True, name="stem_pool")(stem)
     res1, res2, res3, res4 = residual_stages(pooled, config, slice_pool=True)
-    steps = (
-        (res3, 1024, up),
-        (res2, 512, up),
-        (res1, 256, up),
-        (pooled, 64, "none"),
-        (stem, 64, up),
-    )
+    steps = ((res3, 1024), (res2, 512), (res1, 256), (pooled, 64), (stem, 64))
     # The decoder's maps are lists of pieces, the counts of their channels go with them.
     x, pieces = res4, [res4.shape[-1]]
-    for i, (skip, filters, mode) in enumerate(steps, start=1):
-        width = channels(config, filters)
+    for i, (skip, filters) in enumerate(steps, start=1):
+        width, mode = channels(config, filters), "none" if skip is pooled else up
         x = Transition(width, mode, norm, pieces, name=f"up{i}")(x, skip)
         x = DenseBlock(config.dense_layers, config.growth, norm, name=f"dense{i}")(x)
         pieces = [width, *[config.growth] * config.dense_layers]

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from ahnet_tf.networks.ops import register
 
+_fold_in = tf.random.experimental.stateless_fold_in
 _step_seed: ContextVar[tf.Tensor | None] = ContextVar("step_seed", default=None)
 
 
@@ -35,13 +36,12 @@ class SeededDropout(tf.keras.layers.Layer):
     def call(self, inputs, training=None):
         if not training or not self.rate:
             return inputs
-        pieces = [self._drop(x, i) for i, x in enumerate(tf.nest.flatten(inputs))]
-        return pieces if isinstance(inputs, list) else pieces[0]
-
-    def _drop(self, x, index):
         seed = _step_seed.get()
         if seed is None:
-            return tf.nn.dropout(x, self.rate)
-        salt = (zlib.crc32(self.name.encode()) + index) & 0x7FFFFFFF
-        seed = tf.random.experimental.stateless_fold_in(seed, salt)
-        return tf.nn.experimental.stateless_dropout(x, self.rate, seed)
+            return tf.nest.map_structure(lambda x: tf.nn.dropout(x, self.rate), inputs)
+        seed = _fold_in(seed, zlib.crc32(self.name.encode()) & 0x7FFFFFFF)
+        pieces = [
+            tf.nn.experimental.stateless_dropout(x, self.rate, _fold_in(seed, i))
+            for i, x in enumerate(tf.nest.flatten(inputs))
+        ]
+        return tf.nest.pack_sequence_as(inputs, pieces)

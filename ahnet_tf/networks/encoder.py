@@ -16,19 +16,16 @@ def channels(config: ModelConfig, published: int) -> int:
 
 
 def residual_stages(x: tf.Tensor, config: ModelConfig, slice_pool: bool) -> list[tf.Tensor]:
-    """Returns the maps of res1..res4, ResNet-50's stages, on the pooled stem `x`.
-
-    Layers are named res1_block1 and so on. Stages 2 to 4 halve y and x, and z too with `slice_pool`.
-    """
+    """Returns the maps of ResNet-50's stages on the pooled stem; with `slice_pool` they halve z too."""
     levels = []
     for stage, count in enumerate(config.blocks, start=1):
         for block in range(1, count + 1):
-            first = block == 1
+            halves = block == 1 and stage > 1
             x = Bottleneck(
                 channels(config, 64 * 2 ** (stage - 1)),
-                strides=2 if first and stage > 1 else 1,
-                shortcut=first,
-                slice_pool=slice_pool and first and stage > 1,
+                strides=2 if halves else 1,
+                shortcut=block == 1,
+                slice_pool=slice_pool and halves,
                 norm=config.norm,
                 name=f"res{stage}_block{block}",
             )(x)
@@ -38,41 +35,28 @@ def residual_stages(x: tf.Tensor, config: ModelConfig, slice_pool: bool) -> list
 
 @register
 class Stem(tf.keras.layers.Layer):
-    """7x7 convolution of in-plane stride 2, norm, ReLU on [batch, z, y, x, channel], y and x even.
+    """The 3D stem: 7x7x3 convolution of in-plane stride 2, max pool of two slices, norm, ReLU.
 
-    The 3D stem (`volumetric`) is a 7x7x3 convolution whose kernel is [3, 7, 7, channel, filters] in
-    z, y, x order; it is computed as the 2D stem on three neighbouring slices as channels. With
-    `slice_pool` a max pool of two slices comes between convolution and norm.
+    Its kernel is [3, 7, 7, channel, filters] in z, y, x order; it is computed as the 2D stem, on three
+    neighbouring slices as channels. y and x are even.
     """
 
-    def __init__(
-        self,
-        filters: int,
-        volumetric: bool = False,
-        slice_pool: bool = False,
-        norm: str = "batch",
-        **kwargs,
-    ):
+    def __init__(self, filters: int, slice_pool: bool = True, norm: str = "batch", **kwargs):
         super().__init__(**kwargs)
         self.filters = filters
-        self.volumetric = volumetric
         self.slice_pool = slice_pool
         self.normalise = make_norm(norm, name="norm")
 
     def build(self, input_shape):
-        depth = [3] if self.volumetric else []
-        shape = [*depth, 7, 7, input_shape[-1], self.filters]
+        shape = [3, 7, 7, input_shape[-1], self.filters]
         self.kernel = self.add_weight(name="kernel", shape=shape)
 
     def call(self, inputs, training=None):
-        x, kernel = inputs, self.kernel
-        if self.volumetric:
-            # As `neighbouring_slices`, faster for few channels.
-            count = inputs.shape[-1]
-            x = conv_across(inputs, tf.reshape(tf.eye(3 * count), [3, 1, count, 3 * count]))
-            kernel = tf.transpose(kernel, [1, 2, 0, 3, 4])
-            kernel = tf.reshape(kernel, [7, 7, x.shape[-1], self.filters])
-        x = unfold(conv(fold(x), kernel, strides=2), x)
+        # A convolution stacks few channels faster than a concatenation does.
+        count = 3 * inputs.shape[-1]
+        x = conv_across(inputs, tf.reshape(tf.eye(count), [3, 1, -1, count]))
+        kernel = tf.transpose(self.kernel, [1, 2, 0, 3, 4])
+        x = unfold(conv(fold(x), tf.reshape(kernel, [7, 7, count, -1]), strides=2), x)
         if self.slice_pool:
             x = slice_max_pool(x)
         return norm_relu(self.normalise, x, training)

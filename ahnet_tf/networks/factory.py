@@ -14,13 +14,13 @@ from ahnet_tf.config import ModelConfig
 from ahnet_tf.networks.ahnet import ahnet_logits
 from ahnet_tf.networks.inputs import CropInPlane, ForegroundPrior, IntensityWindow, PadInPlane
 from ahnet_tf.networks.mcgcn import mcgcn_logits
-from ahnet_tf.networks.unet import unet2d_logits, unet3d_logits
+from ahnet_tf.networks.unet import unet_logits
 
 ARCHITECTURES = {
     "ahnet": ahnet_logits,
     "mcgcn": mcgcn_logits,
-    "unet2d": unet2d_logits,
-    "unet3d": unet3d_logits,
+    "unet2d": unet_logits,
+    "unet3d": unet_logits,
 }
 
 
@@ -63,14 +63,9 @@ def precision(policy: str) -> Iterator[None]:
 def named_weights(model: tf.keras.Model) -> dict[str, tf.Variable]:
     """Returns the model's weights by name, as in "res1_block1/conv1/kernel".
 
-    A name is the path of layer and attribute names. Unlike TensorFlow's names it is the same for a
-    model that was built, copied or loaded.
+    A name is the path of layer and attribute names, the same for models built, copied or loaded.
     """
-    return {
-        path: variable
-        for layer in model.layers
-        for path, variable in _weights_inside(layer, layer.name)
-    }
+    return dict(item for layer in model.layers for item in _weights_inside(layer, layer.name))
 
 
 def _weights_inside(part: Any, path: str) -> Iterator[tuple[str, tf.Variable]]:
@@ -87,10 +82,7 @@ def _weights_inside(part: Any, path: str) -> Iterator[tuple[str, tf.Variable]]:
 
 
 def initial_kernel(path: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Returns the published initialisation of a kernel: normal, variance 2 / (ky * kx * out).
-
-    The values follow from `seed` and the weight's name alone.
-    """
+    """Returns the published initial kernel, normal of variance 2 / (ky * kx * out), by seed and name."""
     generator = np.random.default_rng([seed, zlib.crc32(path.encode())])
     size = shape[-4] * shape[-3] if len(shape) > 2 else 1
     stddev = np.sqrt(2 / (size * shape[-1]))

@@ -6,15 +6,15 @@ import math
 
 import tensorflow as tf
 
-from ahnet_tf.networks.ops import axis_sizes, neighbouring_slices, register
+from ahnet_tf.networks.ops import axis_sizes, register
 
 
 def class_probabilities(logits: tf.Tensor, activation: str) -> tf.Tensor:
     """Returns probabilities [batch, z, y, x, class], float32, of logits; class 0 is the background.
 
-    "softmax": exclusive classes. "sigmoid": one independent probability (heat map) for each foreground
-    class, and 1 - their maximum for the background, so that the most probable class is a foreground
-    class exactly where its probability is above a half, also after averaging over windows.
+    "softmax": exclusive classes. "sigmoid": independent foreground probabilities (heat maps), and 1 -
+    their maximum for the background: the most probable class is a foreground class exactly where its
+    probability is above a half, also after averaging over windows.
     """
     logits = tf.cast(logits, tf.float32)
     if activation == "softmax":
@@ -61,10 +61,7 @@ class CropInPlane(tf.keras.layers.Layer):
 
 @register
 class ForegroundPrior(tf.keras.layers.Layer):
-    """Adds log(p / (1 - p)) to the logits of all foreground classes, in float32.
-
-    A fresh network then predicts rare lesions rarely (Lin et al. 2017, section 4.1).
-    """
+    """Adds log(p / (1 - p)) to foreground logits: a fresh network predicts them rarely (Lin 2017)."""
 
     def __init__(self, probability: float, **kwargs):
         super().__init__(**{"dtype": "float32"} | kwargs)
@@ -77,11 +74,13 @@ class ForegroundPrior(tf.keras.layers.Layer):
 
 @register
 class NeighbouringSlices(tf.keras.layers.Layer):
-    """Stacks each slice's neighbours as channels: [batch, z, y, x, count * channel], slice-major."""
+    """Stacks each slice and its neighbours, zeros beyond the ends, as channels: slice-major."""
 
     def __init__(self, count: int = 3, **kwargs):
         super().__init__(**kwargs)
         self.count = count
 
     def call(self, inputs):
-        return neighbouring_slices(inputs, self.count)
+        reach, depth = self.count // 2, axis_sizes(inputs)[1]
+        x = tf.pad(inputs, [[0, 0], [reach, reach], [0, 0], [0, 0], [0, 0]])
+        return tf.concat([x[:, i : i + depth] for i in range(self.count)], axis=-1)

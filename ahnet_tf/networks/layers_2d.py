@@ -1,38 +1,23 @@
-"""Layers within slices: convolution with norm, pooling, interpolation, GCN, boundary refinement.
-
-Feature maps are [batch, z, y, x, channel], for the 2D networks too.
-"""
+"""Layers within slices of [batch, z, y, x, channel]: convolution, pooling, GCN, refinement."""
 
 from __future__ import annotations
 
 import tensorflow as tf
 
+from ahnet_tf.networks import ops
 from ahnet_tf.networks.normalization import make_norm
-from ahnet_tf.networks.ops import (
-    Channels,
-    axis_sizes,
-    conv,
-    fold,
-    fold_plane,
-    register,
-    resize_in_plane,
-    slice_max_pool,
-    unfold,
-    unfold_plane,
-)
 
-# Values in a kernel from which on scaling the output is faster.
+# Values in a kernel from which on scaling the map instead is faster.
 LARGE_KERNEL = 2**19
 
 
-@register
+@ops.register
 class ConvNorm(tf.keras.layers.Layer):
     """Convolution of a map or pieces within slices, norm and, unless `relu` is off, ReLU.
 
-    With `slice_pool` a max pool of two slices comes between convolution and norm, `residual` is
-    added before the ReLU. In inference batch norm's scale is in the kernel, or behind large kernels,
-    which belong to small maps; TensorFlow computes convolution, shift, sum and ReLU in one pass, as
-    long as maps stay folded in between.
+    With `slice_pool` a max pool of two slices comes between convolution and norm, `residual` is added
+    before the ReLU. In inference batch norm's scale is in the kernel, or behind it if it is larger
+    than the map; TensorFlow computes convolution, shift, sum and ReLU of a folded map in one pass.
     """
 
     def __init__(
@@ -43,7 +28,7 @@ class ConvNorm(tf.keras.layers.Layer):
         norm: str = "batch",
         relu: bool = True,
         slice_pool: bool = False,
-        channels: Channels = None,
+        channels: ops.Channels = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -62,33 +47,30 @@ class ConvNorm(tf.keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, inputs, residual=None, training=None):
-        x, like = fold(inputs), inputs
+        x, like = ops.fold(inputs), inputs
         if self.slice_pool or self.normalise.learns(training):
-            x = conv(x, self.kernel, self.strides, self.channels)
+            x = ops.conv(x, self.kernel, self.strides, self.channels)
             if self.slice_pool:
-                like = slice_max_pool(unfold(x, inputs))
-                x = fold(like)
+                like = ops.slice_max_pool(ops.unfold(x, inputs))
+                x = ops.fold(like)
             x = self.normalise(x, training=training)
         else:
             x = self._conv_affine(x, *self.normalise.affine())
         if residual is not None:
-            x += fold(residual)
-        return unfold(tf.nn.relu(x) if self.relu else x, like)
+            x += ops.fold(residual)
+        return ops.unfold(tf.nn.relu(x) if self.relu else x, like)
 
     def _conv_affine(self, x, scale, shift):
         scale = tf.cast(scale, self.compute_dtype)
         if self.kernel.shape.num_elements() < LARGE_KERNEL:
-            return conv(x, self.kernel * scale, self.strides, self.channels, shift)
-        x = conv(x, self.kernel, self.strides, self.channels) * scale
+            return ops.conv(x, self.kernel * scale, self.strides, self.channels, shift)
+        x = ops.conv(x, self.kernel, self.strides, self.channels) * scale
         return tf.nn.bias_add(x, tf.cast(shift, x.dtype))
 
 
-@register
+@ops.register
 class MaxPool(tf.keras.layers.Layer):
-    """Max pool of stride 2: `size` 3 pads one zero (its input is a ReLU's output), 2 pads at the end.
-
-    Within slices, and across them too with `slice_pool`.
-    """
+    """Max pool of stride 2 within slices, with `slice_pool` across them; size 3 pads a ReLU's zeros."""
 
     def __init__(self, size: int = 3, slice_pool: bool = False, **kwargs):
         super().__init__(**kwargs)
@@ -96,27 +78,27 @@ class MaxPool(tf.keras.layers.Layer):
         self.slice_pool = slice_pool
 
     def call(self, inputs):
-        x = fold(inputs)
+        x = ops.fold(inputs)
         if self.size == 3:
             x = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])
-        x = unfold(tf.nn.max_pool2d(x, self.size, 2, "VALID"), inputs)
+        x = ops.unfold(tf.nn.max_pool2d(x, self.size, 2, "VALID"), inputs)
         if not self.slice_pool:
             return x
         if self.size == 2:
-            return slice_max_pool(x)
+            return ops.slice_max_pool(x)
         x = tf.pad(x, [[0, 0], [1, 1], [0, 0], [0, 0], [0, 0]])
-        return unfold_plane(tf.nn.max_pool2d(fold_plane(x), [3, 1], [2, 1], "VALID"), x)
+        return ops.along_slices(lambda y: tf.nn.max_pool2d(y, [3, 1], [2, 1], "VALID"), x)
 
 
-@register
+@ops.register
 class ResizeInPlane(tf.keras.layers.Layer):
     """Bilinear interpolation within slices to the y, x size of a second map, corners aligned."""
 
     def call(self, inputs, like):
-        return resize_in_plane(inputs, axis_sizes(like)[2:4])
+        return ops.resize_in_plane(inputs, ops.axis_sizes(like)[2:4])
 
 
-@register
+@ops.register
 class GlobalConv(tf.keras.layers.Layer):
     """The GCN block (Peng et al. 2017): 7x1 then 1x7 plus 1x7 then 7x1 convolutions, with biases."""
 
@@ -130,13 +112,13 @@ class GlobalConv(tf.keras.layers.Layer):
         self.right = [conv("right1", 1, 7), conv("right2", 7, 1)]
 
     def call(self, inputs):
-        x = fold(inputs)
+        x = ops.fold(inputs)
         left = self.left[1](self.left[0](x))
         right = self.right[1](self.right[0](x))
-        return unfold(left + right, inputs)
+        return ops.unfold(left + right, inputs)
 
 
-@register
+@ops.register
 class Refine(tf.keras.layers.Layer):
     """Boundary refinement: norm, ReLU, 3x3 convolution twice (one shared norm), added to the input."""
 
@@ -147,7 +129,7 @@ class Refine(tf.keras.layers.Layer):
         self.conv2 = tf.keras.layers.Conv2D(filters, 3, padding="same", name="conv2")
 
     def call(self, inputs, training=None):
-        x = fold(inputs)
+        x = ops.fold(inputs)
         for convolve in (self.conv1, self.conv2):
             x = convolve(tf.nn.relu(self.normalise(x, training=training)))
-        return inputs + unfold(x, inputs)
+        return inputs + ops.unfold(x, inputs)

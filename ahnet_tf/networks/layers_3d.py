@@ -1,37 +1,21 @@
-"""Layers of AH-Net's decoder: upsampling transitions, dense blocks, pyramid volumetric pooling.
-
-Feature maps are [batch, z, y, x, channel].
-"""
+"""Layers of AH-Net's decoder, on [batch, z, y, x, channel]: transitions, dense blocks, pooling."""
 
 from __future__ import annotations
 
 import tensorflow as tf
 
+from ahnet_tf.networks import ops
 from ahnet_tf.networks.dropout import SeededDropout
 from ahnet_tf.networks.layers_2d import ConvNorm
 from ahnet_tf.networks.normalization import make_norm, norm_relu
-from ahnet_tf.networks.ops import (
-    Channels,
-    axis_sizes,
-    conv_across,
-    conv_in_plane,
-    conv_to_few,
-    fold,
-    join,
-    register,
-    resize,
-    resize_in_plane,
-    transposed_conv,
-    unfold,
-    widen,
-)
 
 
-@register
+@ops.register
 class TransposedConv(tf.keras.layers.Layer):
     """Transposed convolution of stride 2 without bias, cropped to the z, y, x of a second map.
 
-    The kernel is [2 or 1, 2, 2, channel, filters]; with `slices=False` z stays as it is.
+    The kernel is [2 or 1, 2, 2, channel, filters]; with `slices=False` z stays as it is. Cells don't
+    overlap, so each slice of a cell is a 1x1 convolution whose channels become pixels.
     """
 
     def __init__(self, filters: int, slices: bool = True, **kwargs):
@@ -44,11 +28,20 @@ class TransposedConv(tf.keras.layers.Layer):
         self.kernel = self.add_weight(name="kernel", shape=shape)
 
     def call(self, inputs, like):
-        _, depth, rows, columns, _ = axis_sizes(like)
-        return transposed_conv(inputs, self.kernel)[:, :depth, :rows, :columns]
+        depth, _, _, count, filters = self.kernel.shape
+        _, slices, rows, columns, _ = ops.axis_sizes(inputs)
+        kernel = tf.transpose(self.kernel, [0, 3, 1, 2, 4])
+        slabs = [
+            tf.nn.depth_to_space(ops.conv(ops.fold(inputs), part), 2)
+            for part in tf.unstack(tf.reshape(kernel, [depth, 1, 1, count, 4 * filters]))
+        ]
+        x = tf.stack(slabs, axis=1)
+        x = tf.reshape(x, [-1, depth * slices, 2 * rows, 2 * columns, filters])
+        _, depth, rows, columns, _ = ops.axis_sizes(like)
+        return x[:, :depth, :rows, :columns]
 
 
-@register
+@ops.register
 class Transition(tf.keras.layers.Layer):
     """Norm, ReLU, 1x1x1 convolution, upsampling to a second map, sum of both; of a map or pieces.
 
@@ -61,7 +54,7 @@ class Transition(tf.keras.layers.Layer):
         filters: int,
         upsampling: str,
         norm: str = "batch",
-        channels: Channels = None,
+        channels: ops.Channels = None,
         final: bool = False,
         dropout: float = 0.0,
         **kwargs,
@@ -82,15 +75,15 @@ class Transition(tf.keras.layers.Layer):
 
     def call(self, inputs, like, training=None):
         x = self.drop(norm_relu(self.normalise, inputs, training), training=training)
-        x = (conv_to_few if self.final else conv_in_plane)(x, self.kernel, self.channels)
+        x = (ops.conv_to_few if self.final else ops.conv_in_plane)(x, self.kernel, self.channels)
         if self.upsampling == "transpose":
             x = self.up(x, like)
         elif self.upsampling == "trilinear":
-            x = resize(x, axis_sizes(like)[1:4])
+            x = ops.resize(x, ops.axis_sizes(like)[1:4])
         return x if self.final else x + like
 
 
-@register
+@ops.register
 class DenseLayer(tf.keras.layers.Layer):
     """The pseudo-3D layer: 1x1x1 to 4 * growth, 3x3x1 to growth, plus 1x1x3 of it, 1x1x1.
 
@@ -118,18 +111,15 @@ class DenseLayer(tf.keras.layers.Layer):
     def call(self, inputs, training=None):
         x = norm_relu(self.norm1, inputs, training)
         x = self.conv1(x, training=training)
-        x = conv_in_plane(x, widen(self.kernel2))
-        x += conv_across(norm_relu(self.norm3, x, training), widen(self.kernel3))
+        x = ops.conv_in_plane(x, ops.widen(self.kernel2))
+        x += ops.conv_across(norm_relu(self.norm3, x, training), ops.widen(self.kernel3))
         x = norm_relu(self.norm4, x, training)
-        return conv_in_plane(x, widen(self.kernel4))
+        return ops.conv_in_plane(x, ops.widen(self.kernel4))
 
 
-@register
+@ops.register
 class DenseBlock(tf.keras.layers.Layer):
-    """Pseudo-3D layers; each sees the block's input and the pieces of all layers before it.
-
-    Returns the input and the pieces, whose concatenation the published block returns.
-    """
+    """Pseudo-3D layers; each takes the block's input and the pieces before it. Returns all of them."""
 
     def __init__(self, layers: int, growth: int, norm: str = "batch", **kwargs):
         super().__init__(**kwargs)
@@ -142,14 +132,14 @@ class DenseBlock(tf.keras.layers.Layer):
         return pieces
 
 
-@register
+@ops.register
 class PyramidPool(tf.keras.layers.Layer):
     """Pyramid volumetric pooling: max pools of 8, 16, 32, ... pixels, each projected to one channel.
 
-    Puts one channel for each level before those of its input, whose y and x are multiples of 8. Each
-    pool is taken from the one before; pixels that fill no whole cell are left out, as published, and a
-    pool larger than the map takes all of it. `border` surrounds each projection with a cell of its bias, as
-    the public PyTorch code does (it pads a 1x1x1 convolution), which the weights trained there expect.
+    Puts a piece, one channel for each level, before those of its input, whose y and x are multiples of
+    8. Each pool is taken from the one before; pixels that fill no whole cell are left out, as published,
+    and a pool larger than the map takes all of it. `border` surrounds each projection with a cell of its
+    bias, as the public PyTorch code does (it pads a 1x1x1 convolution) and weights trained there expect.
     """
 
     def __init__(
@@ -157,7 +147,7 @@ class PyramidPool(tf.keras.layers.Layer):
         levels: int,
         upsampling: str = "trilinear",
         border: bool = False,
-        channels: Channels = None,
+        channels: ops.Channels = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -181,9 +171,9 @@ class PyramidPool(tf.keras.layers.Layer):
 
     def call(self, inputs):
         pieces = tf.nest.flatten(inputs)
-        size = axis_sizes(pieces[0])[2:4]
-        pool = [tf.nn.max_pool2d(piece, 8, 8, "VALID") for piece in fold(pieces)]
-        pool = join(pool, self.channels or [pool[0].shape[-1]])
+        size = ops.axis_sizes(pieces[0])[2:4]
+        pool = [tf.nn.max_pool2d(piece, 8, 8, "VALID") for piece in ops.fold(pieces)]
+        pool = ops.join(pool, self.channels or [pool[0].shape[-1]])
         kernel = tf.cast(self.kernel, pool.dtype)
         maps = []
         for level in range(self.levels):
@@ -193,18 +183,18 @@ class PyramidPool(tf.keras.layers.Layer):
             one = slice(level, level + 1)
             # The ONNX converter can't add a scalar to a convolution.
             x = tf.nn.conv2d(pool, kernel[..., one], 1, "VALID") + self.bias[one]
-            x = self._expand(unfold(x, inputs), level, size)
+            x = self._expand(ops.unfold(x, inputs), level, size)
             maps.append(x[:, :, : size[0], : size[1]])
         return [tf.concat(maps, axis=-1), *pieces]
 
     def _expand(self, x, level, size):
         step = 2 ** (3 + level)
         if self.upsampling == "transpose":
-            _, slices, rows, columns, _ = axis_sizes(x)
+            _, slices, rows, columns, _ = ops.axis_sizes(x)
             x = x[:, :, :, tf.newaxis, :, tf.newaxis] * self.up_kernels[level][:, tf.newaxis, :, 0]
             return tf.reshape(x, [-1, slices, rows * step, columns * step, 1]) + self.up_bias[level]
         x = x[:, :, : tf.maximum(size[0] // step, 1), : tf.maximum(size[1] // step, 1)]
         if self.border:
             border = [[0, 0], [0, 0], [1, 1], [1, 1], [0, 0]]
             x = tf.pad(x, border, constant_values=self.bias[level])
-        return resize_in_plane(x, size)
+        return ops.resize_in_plane(x, size)

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.networks.dropout import SeededDropout
-from ahnet_tf.networks.encoder import Stem, channels, residual_stages
+from ahnet_tf.networks.encoder import channels, residual_stages
 from ahnet_tf.networks.inputs import NeighbouringSlices
 from ahnet_tf.networks.layers_2d import ConvNorm, GlobalConv, MaxPool, Refine, ResizeInPlane
 
@@ -21,7 +21,7 @@ def mcgcn_logits(image: tf.Tensor, config: ModelConfig) -> tf.Tensor:
     x = NeighbouringSlices(config.slices, name="slices")(image)
     if config.slices != 3:
         x = ConvNorm(3 * config.channels, 1, norm=norm, name="slice_projection")(x)
-    stem = Stem(channels(config, 64), norm=norm, name="stem")(x)
+    stem = ConvNorm(channels(config, 64), 7, 2, norm, name="stem")(x)
     pooled = MaxPool(3, name="stem_pool")(stem)
     _, res2, res3, res4 = residual_stages(pooled, config, slice_pool=False)
     x = None

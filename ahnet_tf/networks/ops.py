@@ -17,7 +17,7 @@ pieces without those zeros; weights have no zeros, `split` appends them. docs/ne
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import tensorflow as tf
@@ -116,37 +116,21 @@ def conv_to_few(x: FeatureMap, kernel: tf.Tensor, channels: Channels = None) -> 
     return conv_in_plane(conv_in_plane(x, shares, channels), adding)
 
 
-def fold_plane(x: tf.Tensor) -> tf.Tensor:
-    """Reshapes [batch, z, y, x, channel] to [batch, z, y * x, channel]."""
-    _, slices, rows, columns, channels = axis_sizes(x)
-    return tf.reshape(x, [-1, slices, rows * columns, channels])
-
-
-def unfold_plane(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    """Reshapes [batch, z, y * x, channel] to [batch, z, y, x, channel] with the y, x of `like`."""
-    _, slices, _, channels = axis_sizes(x)
-    return tf.reshape(x, [-1, slices, *axis_sizes(like)[2:4], channels])
+def along_slices(function: Callable, x: tf.Tensor) -> tf.Tensor:
+    """Applies `function` to [batch, z, y, x, channel] reshaped to [batch, z, y * x, channel]."""
+    _, slices, *plane, channels = axis_sizes(x)
+    y = function(tf.reshape(x, [-1, slices, math.prod(plane), channels]))
+    return tf.reshape(y, [-1, axis_sizes(y)[1], *plane, y.shape[-1]])
 
 
 def conv_across(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """Convolves along z with `kernel` [3, 1, in, out], one zero slice beyond either end."""
-    return unfold_plane(conv(fold_plane(x), kernel), x)
-
-
-def neighbouring_slices(x: tf.Tensor, count: int) -> tf.Tensor:
-    """Stacks each slice's `count` neighbours, itself in the middle, as channels: slice-major.
-
-    [batch, z, y, x, channel] becomes [batch, z, y, x, count * channel]; beyond the ends lie zeros.
-    """
-    reach = count // 2
-    depth = axis_sizes(x)[1]
-    x = tf.pad(x, [[0, 0], [reach, reach], [0, 0], [0, 0], [0, 0]])
-    return tf.concat([x[:, i : i + depth] for i in range(count)], axis=-1)
+    return along_slices(lambda y: conv(y, kernel), x)
 
 
 def slice_max_pool(x: tf.Tensor) -> tf.Tensor:
     """Max pool over pairs of slices; a last slice without a partner passes: z becomes ceil(z / 2)."""
-    return unfold_plane(tf.nn.max_pool2d(fold_plane(x), [2, 1], [2, 1], "SAME"), x)
+    return along_slices(lambda y: tf.nn.max_pool2d(y, [2, 1], [2, 1], "SAME"), x)
 
 
 def resize_in_plane(x: tf.Tensor, size_yx: Sequence[int | tf.Tensor]) -> tf.Tensor:
@@ -157,12 +141,10 @@ def resize_in_plane(x: tf.Tensor, size_yx: Sequence[int | tf.Tensor]) -> tf.Tens
 
 
 def resize(x: tf.Tensor, size_zyx: Sequence[int | tf.Tensor]) -> tf.Tensor:
-    """Interpolates [batch, z, y, x, channel] trilinearly to `size_zyx`, corners aligned.
-
-    Along z by a matrix product, faster on CPU than gathering neighbours.
-    """
+    """Interpolates [batch, z, y, x, channel] trilinearly to `size_zyx`, corners aligned."""
     depth = size_zyx[0]
     _, slices, *rest = axis_sizes(x)
+    # A matrix product is faster than gathering neighbours.
     flat = tf.reshape(x, [-1, slices, math.prod(rest)])
     flat = tf.matmul(_interpolation_matrix(slices, depth, x.dtype), flat)
     return resize_in_plane(tf.reshape(flat, [-1, depth, *rest]), size_zyx[1:])
@@ -175,19 +157,3 @@ def _interpolation_matrix(size_in, size_out, dtype):
     positions = tf.cast(tf.range(size_out), tf.float32) * last_in / last_out
     distances = tf.abs(positions[:, tf.newaxis] - tf.cast(tf.range(size_in), tf.float32))
     return tf.cast(tf.nn.relu(1 - distances), dtype)
-
-
-def transposed_conv(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """Transposes a convolution with `kernel` [depth, 2, 2, in, out] and strides of its size.
-
-    Cells don't overlap, so each slice of a cell is a 1x1 convolution whose channels become pixels.
-    """
-    depth, _, _, channels, filters = kernel.shape
-    _, slices, rows, columns, _ = axis_sizes(x)
-    kernel = tf.transpose(tf.cast(kernel, x.dtype), [0, 3, 1, 2, 4])
-    slabs = [
-        tf.nn.depth_to_space(tf.nn.conv2d(fold(x), part, 1, "SAME"), 2)
-        for part in tf.unstack(tf.reshape(kernel, [depth, 1, 1, channels, 4 * filters]))
-    ]
-    x = tf.stack(slabs, axis=1)
-    return tf.reshape(x, [-1, depth * slices, 2 * rows, 2 * columns, filters])

@@ -11,34 +11,20 @@ from ahnet_tf.networks.inputs import NeighbouringSlices
 from ahnet_tf.networks.layers_2d import ConvNorm, MaxPool
 from ahnet_tf.networks.layers_3d import TransposedConv
 
-# Channels at full resolution, doubled at each level, and the published numbers of levels.
-FIRST_CHANNELS = 64
-LEVELS_2D, LEVELS_3D = 5, 4
 
+def unet_logits(x: tf.Tensor, config: ModelConfig) -> tf.Tensor:
+    """Returns logits of the 2D or 3D U-Net for windowed [batch, z, y, x, channel].
 
-def unet2d_logits(x: tf.Tensor, config: ModelConfig) -> tf.Tensor:
-    """Returns logits of the 2D U-Net for windowed [batch, z, y, x, channel].
-
-    With n levels y and x are multiples of 2^(n - 1). Each slice and its neighbours are the channels.
-    Convolutions are padded and normalized.
+    With n levels y and x are multiples of 2^(n - 1). In 2D each slice and its neighbours are the
+    channels, in 3D poolings keep a last slice without a partner. Convolutions are padded and normalized.
     """
-    x = NeighbouringSlices(config.slices, name="slices")(x)
-    widths = [FIRST_CHANNELS * 2**level for level in range(config.unet_levels or LEVELS_2D)]
-    levels = [(width, width) for width in widths]
-    return _unet(x, config, levels, volumetric=False)
+    volumetric = config.architecture == "unet3d"
+    if not volumetric:
+        x = NeighbouringSlices(config.slices, name="slices")(x)
+    # As published: 64 channels at full resolution, doubled at each of 4 or 5 levels.
+    widths = [64 * 2**level for level in range(config.unet_levels or (4 if volumetric else 5))]
+    levels = [(width // 2 if volumetric else width, width) for width in widths]
 
-
-def unet3d_logits(x: tf.Tensor, config: ModelConfig) -> tf.Tensor:
-    """Returns logits of the 3D U-Net for windowed [batch, z, y, x, channel].
-
-    As the 2D one; poolings keep a last slice without a partner.
-    """
-    widths = [FIRST_CHANNELS * 2**level for level in range(config.unet_levels or LEVELS_3D)]
-    levels = [(width // 2, width) for width in widths]
-    return _unet(x, config, levels, volumetric=True)
-
-
-def _unet(x, config, levels, volumetric):
     def convolve(x, width, name):
         if volumetric:
             # A 3x3x3 convolution is a 3x3 one over each slice and its neighbours.

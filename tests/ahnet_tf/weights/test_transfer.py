@@ -98,7 +98,7 @@ def test_3d_stem_equals_2d_stem_on_three_slices(source, pair):
 
 def test_encoder_without_slice_pooling_is_the_2d_encoder(source, pair):
     image = tf.keras.Input((None, None, None, 2))
-    x = Stem(8, volumetric=True, name="stem")(image)
+    x = Stem(8, slice_pool=False, name="stem")(image)
     x = MaxPool(3, name="stem_pool")(x)
     levels = residual_stages(x, AHNET, slice_pool=False)
     flat = tf.keras.Model(image, levels)
