@@ -74,7 +74,10 @@ class ForegroundPrior(tf.keras.layers.Layer):
 
 @register
 class NeighbouringSlices(tf.keras.layers.Layer):
-    """Stacks each slice and its neighbours, zeros beyond the ends, as channels: slice-major."""
+    """Stacks each slice's `count` neighbours, itself in the middle, as channels: slice-major.
+
+    [batch, z, y, x, channel] becomes [batch, z, y, x, count * channel]; beyond the ends lie zeros.
+    """
 
     def __init__(self, count: int = 3, **kwargs):
         super().__init__(**kwargs)

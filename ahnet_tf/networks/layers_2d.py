@@ -70,7 +70,10 @@ class ConvNorm(tf.keras.layers.Layer):
 
 @ops.register
 class MaxPool(tf.keras.layers.Layer):
-    """Max pool of stride 2 within slices, with `slice_pool` across them; size 3 pads a ReLU's zeros."""
+    """Max pool of stride 2: `size` 3 pads one zero (its input is a ReLU's output), 2 pads at the end.
+
+    Within slices, and across them too with `slice_pool`.
+    """
 
     def __init__(self, size: int = 3, slice_pool: bool = False, **kwargs):
         super().__init__(**kwargs)

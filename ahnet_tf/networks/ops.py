@@ -6,12 +6,11 @@ kernels do all the work: batch norm is fused for 4D tensors only, and on CPU Ten
 gives its gradient to every one of several equal maxima.
 
 Pieces: where a layer works on a concatenation, it takes the list of its parts and convolves each with
-its share of the kernel. The concatenation, as large as the largest maps, and its gradient's slices are
-then never copied.
+its share of the kernel. The concatenation and its gradient's slices are then never copied.
 
-Lanes: dense layers append channels of zeros to their maps up to a multiple of 16, the width of AVX512
-and AMX registers; oneDNN is slow at other widths. `channels` are the numbers of channels of a list of
-pieces without those zeros; weights have no zeros, `split` appends them. docs/network.md has figures.
+Lanes: dense layers append channels of zeros to their maps up to a multiple of 16; in bfloat16 oneDNN is
+slow at other numbers. `channels` are the numbers of channels of a list of pieces without those zeros.
+Weights have none either, `split` and `widen` append them. docs/network.md has figures.
 """
 
 from __future__ import annotations
