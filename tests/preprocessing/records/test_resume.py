@@ -36,7 +36,14 @@ def tree(folder):
 
 def start(folder, *options):
     whole = [sys.executable, "-m", "preprocessing.convert", *command(folder, *options)]
-    return subprocess.Popen(whole, cwd=ROOT, text=True, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        # A shell's background jobs, and so their children, begin with SIGINT ignored.
+        whole,
+        cwd=ROOT,
+        text=True,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 @pytest.fixture(scope="module")

@@ -152,13 +152,14 @@ def test_gigabyte_messages_are_not_kept(process, channel):
     before = process.now_mib()
     predict = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
     peaks = []
-    for _ in range(2):
+    for _ in range(4):
         with pytest.raises(grpc.RpcError) as caught:
             predict(bytes(2**30), timeout=60)
         assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         peaks.append(process.peak_mib())
     assert peaks[0] - before < 1300
-    assert peaks[1] - peaks[0] < 200
+    # One may arrive while the one before is being freed, but four would take 4 GiB.
+    assert peaks[-1] - before < 2400
 
 
 def test_messages_that_do_not_come_are_given_up(models, windows, linear_probabilities):
