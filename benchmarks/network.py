@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--only",
         choices=WORKS,
         action="append",
-        help="a work to measure again, the others keep their figures; may be repeated",
+        help="a work to measure again, the others keep figures of this processor; may be repeated",
     )
     return run_command(_run, parser.parse_args(argv))
 

@@ -81,11 +81,17 @@ def write_report(
 
 
 def read_report(name: str) -> dict[str, Any]:
-    """Returns the content of benchmarks/results/NAME.json; no figures and goals without the file."""
+    """Returns the content of benchmarks/results/NAME.json, to which a benchmark adds figures.
+
+    There are no figures and goals without the file, or if it has those of another processor: one
+    report is of one machine.
+    """
     path = RESULTS / f"{name}.json"
-    if not path.is_file():
-        return {"figures": [], "goals": []}
-    return json.loads(path.read_text(encoding="utf-8"))
+    if path.is_file():
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if report["machine"]["cpu"] == machine()["cpu"]:
+            return report
+    return {"figures": [], "goals": []}
 
 
 def print_table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
