@@ -53,7 +53,7 @@ def load(
     if isinstance(source, tf.keras.Model):
         if task is None:
             raise SettingsError("task", "the task of a Keras model", "none")
-        own = _task(task)
+        own = load_task(task)
         settings = ExportSettings(own, _config(source, own), own.patch_shape_zyx)
         found = [predictor_of(source, settings, source.name)]
         return Segmenter(flipped_predictor(mean_predictor(found, [source.name]), flips))
@@ -82,7 +82,7 @@ def build(
     Raises:
       SettingsError: an unknown setting (the nearest name is suggested), or a value out of range.
     """
-    of_task = {} if task is None else _settings_of(_task(task))
+    of_task = {} if task is None else _settings_of(load_task(task))
     chosen = of_task | settings | {"architecture": architecture}
     config = from_dict(ModelConfig, chosen, "build")
     return build_network(config, seed=seed)
@@ -147,7 +147,7 @@ def loss(
     Raises:
       SettingsError: another kind, or weights or a kind that don't fit the task.
     """
-    own = _task(task)
+    own = load_task(task)
     weights = None if class_weights is None else [float(weight) for weight in class_weights]
     given = {"loss": kind, "gamma": gamma, "class_weights": weights}
     config = from_dict(TrainingConfig, given, "loss")
@@ -174,13 +174,9 @@ def save(model: tf.keras.Model, folder: str | os.PathLike, task: Task | str) -> 
     Raises:
       ModelError: not a network from `build`, or one that doesn't fit the task.
     """
-    own = _task(task)
+    own = load_task(task)
     save_network(Path(folder), model, _config(model, own))
     write_json(Path(folder) / "task.json", own.to_dict())
-
-
-def _task(task: Task | str) -> Task:
-    return load_task(task) if isinstance(task, str) else task
 
 
 def _settings_of(task: Task) -> dict[str, Any]:

@@ -143,6 +143,8 @@ def train_stages(
     records, output, init = Path(records), Path(output), str(init)
     task = task or records_task(records)
     config = config or run_config(task)
+    if not stages or not set(stages) <= set(STAGES):
+        raise SettingsError("stages", f"some of {', '.join(STAGES)}, in this order", repr(stages))
     replicas = {config.stages[stage].training.replicas for stage in stages}
     if len(replicas) > 1:
         raise SettingsError("replicas", "the same number in both stages", sorted(replicas))

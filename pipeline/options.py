@@ -9,7 +9,7 @@ from ahnet_tf.train import add_settings, settings_from
 from pipeline.configs import SCHEMAS, WAIVERS, PipelineSettings, newest_span
 from preprocessing.errors import ALLOWANCES, InputError, SettingsError
 from preprocessing.records.splits import EVAL_FRACTION
-from preprocessing.tasks import Task, load_task
+from preprocessing.tasks import Task, load_task, records_task
 
 
 def add_pipeline_options(parser: argparse.ArgumentParser, *, on_cluster: bool = False) -> None:
@@ -113,11 +113,7 @@ def _task(arguments: argparse.Namespace, data: str) -> Task:
         return load_task("ct_liver")
     here = Path(data).is_dir()
     folder = newest_span(data) if arguments.spans and here else Path(data)
-    if not (folder / "task.json").is_file():
-        where, expected = folder if here else data, "records with task.json on this machine"
-        remedy = "Write records with python -m preprocessing.convert, or name the task with --task."
-        raise InputError(where, expected, "none", remedy)
-    return load_task(str(folder / "task.json"))
+    return records_task(folder if here else data)
 
 
 def _thresholds(arguments: argparse.Namespace, task: Task) -> dict[str, float]:

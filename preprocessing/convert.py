@@ -66,7 +66,7 @@ def convert(
     """
     if shard_mib < 1 or seed < 0:
         raise SettingsError("convert", "--shard-mib >= 1 and --seed >= 0", (shard_mib, seed))
-    task = load_task(task) if isinstance(task, str) else task
+    task = load_task(task)
     # Imports that take seconds follow the checks and the search for cases.
     from preprocessing.datasets.discovery import find_cases
 

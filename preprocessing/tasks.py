@@ -151,12 +151,14 @@ _DBT_LESION_SMALL = attrs.evolve(
 PRESETS = {task.name: task for task in (_CT_LIVER, _CT_LIVER_SMALL, _DBT_LESION, _DBT_LESION_SMALL)}
 
 
-def load_task(name_or_path: str) -> Task:
-    """Returns a preset by name, or a user's task from a JSON file.
+def load_task(name_or_path: Task | str) -> Task:
+    """Returns a preset by name, or a user's task from a JSON file; a task is returned as it is.
 
     A file holds the attributes of `Task`; `"base": "ct_liver"` takes the rest from a preset. Raises
     SettingsError if it is neither a preset nor a readable file, or for a setting that doesn't fit.
     """
+    if isinstance(name_or_path, Task):
+        return name_or_path
     if name_or_path in PRESETS:
         return PRESETS[name_or_path]
     if not Path(name_or_path).is_file():

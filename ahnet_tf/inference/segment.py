@@ -20,7 +20,7 @@ from ahnet_tf.inference.postprocessing import (
 from ahnet_tf.inference.predictor import Predictor
 from ahnet_tf.inference.sliding_window import check_overlap, most_probable, predict_slabs
 from preprocessing.datasets.detection_table import Detection
-from preprocessing.settings import number, whole
+from preprocessing.settings import Requirement, number, whole
 from preprocessing.volumes.geometry import (
     TargetGrid,
     Volume,
@@ -43,7 +43,10 @@ class PredictionSettings:
     smallest_lesion_mm3: float = attrs.field(default=0.0, validator=number(0))
     probabilities: bool = False  # also return a probability map of each class
     # Which peaks become lesions where the task's target is a heat map.
-    detection: DetectionSettings = attrs.field(factory=DetectionSettings)
+    detection: DetectionSettings = attrs.field(
+        factory=DetectionSettings,
+        validator=Requirement("a DetectionSettings", lambda v: isinstance(v, DetectionSettings)),
+    )
 
 
 @dataclass(frozen=True, eq=False)

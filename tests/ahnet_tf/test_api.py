@@ -240,6 +240,7 @@ def test_scores_of_label_maps(tmp_path):
         (lambda s: s.segment("no.nii"), InputError, "no.nii.*no such file"),
         (lambda s: s.segment(np.eye(4), overlp=0.5), SettingsError, "Did you mean 'overlap'"),
         (lambda s: s.segment(np.eye(4), overlap=1.0), SettingsError, "overlap"),
+        (lambda s: s.segment(np.eye(4), detection={}), SettingsError, "a DetectionSettings"),
         (lambda s: ahnet_tf.build("anet"), SettingsError, "Did you mean 'ahnet'"),
         (lambda s: ahnet_tf.build("ahnet", clases=3), SettingsError, "Did you mean 'classes'"),
         (lambda s: ahnet_tf.build("ahnet", growth=20.5), SettingsError, "growth"),
@@ -302,3 +303,10 @@ def _network(**settings):
 def _other_model():
     image = tf.keras.Input((None, None, None, 1))
     return tf.keras.Model(image, image)
+
+
+@pytest.mark.parametrize("stages", ["3d", (), ("2d", "4d")])
+def test_stages_that_are_none_are_refused(toy_records, tmp_path, stages):
+    with pytest.raises(SettingsError, match="stages: expected some of 2d, 3d"):
+        ahnet_tf.train_stages(toy_records, tmp_path / "run", stages=stages)
+    assert list(tmp_path.iterdir()) == []
