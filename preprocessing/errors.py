@@ -11,7 +11,7 @@ ALLOWANCES = {
     "gaps": "slices at uneven steps are treated as evenly spaced at the mean step",
     "duplicate_slices": "of several slices at one position the one with the lowest instance number "
     "is kept",
-    "mixed_series": "of several series, shapes or orientations in one folder the one with the most "
+    "mixed_series": "of several series, acquisitions, shapes or orientations the one with the most "
     "slices is read",
 }
 

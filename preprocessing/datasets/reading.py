@@ -10,7 +10,7 @@ import numpy as np
 
 from preprocessing.datasets.case import Case, redact_case_path, redact_message
 from preprocessing.dicom.deidentify import redact_path
-from preprocessing.dicom.header import is_dicom
+from preprocessing.dicom.header import DICOM_SUFFIXES, is_dicom
 from preprocessing.dicom.multiframe import read_dicom
 from preprocessing.dicom.pixels import stored_frames
 from preprocessing.dicom.segmentation import Source, read_source
@@ -32,8 +32,9 @@ TUMOUR = frozenset(
 
 
 def is_dicom_image(path: Path) -> bool:
-    """Returns whether an image is read as DICOM: a folder, or a file with DICOM content."""
-    return path.is_dir() or (not has_nifti_suffix(path) and is_dicom(path))
+    """Returns whether an image is read as DICOM: a folder, a file with DICOM content or suffix."""
+    named = path.suffix.lower() in DICOM_SUFFIXES
+    return path.is_dir() or named or (not has_nifti_suffix(path) and is_dicom(path))
 
 
 def read_case_image(case: Case, *, allow: Collection[str] = ()) -> Volume:

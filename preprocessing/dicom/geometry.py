@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from preprocessing.dicom.header import Image, numbers, sequence_item
+from preprocessing.dicom.header import Image, functional_groups, numbers
 from preprocessing.errors import InputError, refuse_unless_allowed
 
 # Relative tolerance for orientations and spacings within one stack, for values with few digits.
@@ -68,25 +68,43 @@ def frame_numbers(
 
     Raises as `header.numbers`.
     """
-    for groups, index in (
-        ("PerFrameFunctionalGroupsSequence", frame),
-        ("SharedFunctionalGroupsSequence", 0),
-    ):
-        item = sequence_item(image.header, groups, image.name, index)
-        inner = None if item is None else sequence_item(item, group, image.name)
-        found = None if inner is None else numbers(inner, keyword, count, image.name)
+    for item in functional_groups(image.header, frame, group, image.name):
+        found = numbers(item, keyword, count, image.name)
         if found is not None:
             return found
-    return numbers(image.header, keyword, count, image.name)
+    return None
 
 
 def same_plane(one: Plane, other: Plane) -> bool:
     """Returns whether two planes have the same orientation and spacing, except for rounding."""
-    mine, its = ((p.orientation, p.pixel_spacing_mm) for p in (one, other))
-    return all(
-        a is b if a is None or b is None else np.allclose(a, b, SAME_PLANE, SAME_PLANE)
-        for a, b in zip(mine, its, strict=True)
-    )
+    return not differences([one, other])
+
+
+def differences(planes: Sequence[Plane]) -> list[str]:
+    """Returns which elements of planes differ from the first one's by more than rounding."""
+    return [
+        keyword
+        for keyword, several in (
+            ("ImageOrientationPatient", [plane.orientation for plane in planes]),
+            ("PixelSpacing", [plane.pixel_spacing_mm for plane in planes]),
+        )
+        if not all(_alike(several[0], each) for each in several)
+    ]
+
+
+def _alike(one: tuple[float, ...] | None, other: tuple[float, ...] | None) -> bool:
+    if one is None or other is None or one == other:
+        return one == other
+    return np.allclose(one, other, SAME_PLANE, SAME_PLANE)
+
+
+def along_normal(planes: Sequence[Plane]) -> np.ndarray | None:
+    """Returns the places of planes of one orientation along their normal, mm; None if unknown."""
+    positions = [plane.position_mm for plane in planes]
+    if None in positions or planes[0].orientation is None:
+        return None
+    row, column = np.reshape(planes[0].orientation, (2, 3))
+    return np.array(positions) @ np.cross(row, column)
 
 
 def grouped(items: Sequence[T], alike: Callable[[T, T], bool]) -> list[list[T]]:

@@ -6,15 +6,17 @@ import contextlib
 import logging
 import math
 import os
+import re
 import struct
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom import dcmread, uid
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_file_meta_info
+from pydicom.filereader import read_dataset
+from pydicom.multival import MultiValue
 
 from preprocessing.dicom import deidentify
 from preprocessing.errors import InputError
@@ -26,8 +28,13 @@ MAX_COMPRESSION = 10_000
 _MIN_FRAME_BYTES = 10
 
 _MAGIC_AT, _MAGIC = 128, b"DICM"
-# First element of files without preamble and meta header: group 8, little endian, low numbers.
-_BARE_STARTS = tuple(bytes([8, 0, element, 0]) for element in range(0x20))
+# First element of files without a preamble: of a meta header, or else of group 8 in little or big
+# endian (the latter with explicit VR), with low numbers.
+_STARTS = re.compile(
+    rb"\x02\0[\0-\x16]\0(UL|OB|UI|SH)|\x08\0[\0-\x1f]\0|\0\x08\0[\0-\x1f](UL|CS|UI|DA|TM)"
+)
+# Files with these suffixes are reported as damaged if they are no DICOM.
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _PIXEL_DATA = (0x7FE0, 0x0010)
 _NATIVE = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian)
 
@@ -38,9 +45,27 @@ _TAGS = (
     *("BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue"),
     *("PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing"),
-    *("SpacingBetweenSlices", "SliceThickness"),
+    *("SpacingBetweenSlices", "SliceThickness", "RescaleType"),
+    *("AcquisitionNumber", "AcquisitionTime", "TemporalPositionIdentifier"),
+    *("TemporalPositionIndex", "TriggerTime", "NominalCardiacTriggerDelayTime"),
+    *("NominalPercentageOfCardiacPhase", "NumberOfTemporalPositions"),
+    *("ContrastBolusAgent", "ContrastBolusStartTime", "EchoNumbers", "KVP", "ConvolutionKernel"),
+    *("FilterType", "ReconstructionDiameter", "MonoenergeticEnergyEquivalent"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
+
+# Objects without an image of the patient, by the branch of their SOP class and by Modality:
+# waveforms, presentation states, parametric maps, segmentations and registrations, surfaces,
+# reports, documents, radiotherapy. pydicom knows most, but not the latest.
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_NO_IMAGE_BRANCHES = frozenset(["9", "11", "30", "66", "67", "68", "88", "104", "481"])
+_NO_IMAGE = frozenset(["SEG", "PR", "SR", "KO", "DOC", "REG", "FID", "PLAN"])
+# Images that are no slices: by the branch of their SOP class, and by words in ImageType.
+_SECONDARY_CAPTURE = "7"
+_ASIDE = {
+    "localizer": frozenset(["LOCALIZER", "SCOUT", "TOPOGRAM", "TOP", "SURVEY", "SCANOGRAM"]),
+    "screen": frozenset(["SCREEN", "SCREENSHOT", "DOSE", "PROT", "PROTOCOL", "REPORT"]),
+}
 
 # pydicom's warnings and log lines may contain patient data.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
@@ -75,11 +100,11 @@ def is_dicom(path: str | os.PathLike) -> bool:
     if os.path.isfile(path):
         with contextlib.suppress(OSError), open(path, "rb") as file:
             first = file.read(_MAGIC_AT + len(_MAGIC))
-    return first[_MAGIC_AT:] == _MAGIC or first.startswith(_BARE_STARTS)
+    return first[_MAGIC_AT:] == _MAGIC or bool(_STARTS.match(first))
 
 
 def read_header(path: str | os.PathLike, identifiers: Collection[str] = ()) -> Dataset:
-    """Reads the header elements in use, without pixels.
+    """Reads the header elements in use, without pixels, of a file with or without a preamble.
 
     The result has the attributes `pixel_offset`, where pixel data starts, and `pixel_bytes`, the
     bytes from there to the end of the file: 0 without pixel data, negative if the header exceeds
@@ -91,11 +116,12 @@ def read_header(path: str | os.PathLike, identifiers: Collection[str] = ()) -> D
         raise InputError(name, "a DICOM file", what_is(Path(path)))
     try:
         with open(path, "rb") as file:
-            whole = file.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] == _MAGIC
-            syntax = read_file_meta_info(path).get("TransferSyntaxUID") if whole else None
-            if syntax == uid.DeflatedExplicitVRLittleEndian:
+            if file.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] != _MAGIC:
+                file.seek(0)
+            meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
+            if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
                 # pydicom inflates such files as a whole, without a limit.
-                raise InputError(name, "a file not deflated as a whole", syntax.name)
+                raise InputError(name, "a file not deflated as a whole", "a deflated one")
             file.seek(0)
             header = dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
             header.pixel_offset = file.tell()
@@ -106,18 +132,42 @@ def read_header(path: str | os.PathLike, identifiers: Collection[str] = ()) -> D
     return header
 
 
-def has_image(header: Dataset) -> bool:
-    """Returns whether an object is an image, rather than a report, plan, dose or DICOMDIR.
+def sop_class(header: Dataset) -> uid.UID:
+    """Returns the SOP class of an object; empty if there is none."""
+    return uid.UID(text(header, "SOPClassUID") or text(header.file_meta, "MediaStorageSOPClassUID"))
 
-    Private SOP classes are images if they have pixels. A header without a valid class counts as a
-    (damaged) image, so that it is reported rather than ignored.
+
+def has_image(header: Dataset) -> bool:
+    """Returns whether an object is an image, rather than a segmentation, report, plan or DICOMDIR.
+
+    A secondary capture is one if it has a place in the patient. Private SOP classes are images if
+    they have pixels. A header without a valid class counts as a (damaged) image, so that it is
+    reported rather than ignored.
     """
-    kind = uid.UID(text(header, "SOPClassUID") or text(header.file_meta, "MediaStorageSOPClassUID"))
+    kind, modality = sop_class(header), text(header, "Modality").upper()
+    branch = _branch(kind)
+    if branch == _SECONDARY_CAPTURE:
+        return "ImagePositionPatient" in header
     if kind.name != kind:
-        return "Image Storage" in kind.name
+        return "Image Storage" in kind.name and branch not in _NO_IMAGE_BRANCHES
+    if branch in _NO_IMAGE_BRANCHES or modality in _NO_IMAGE or modality.startswith("RT"):
+        return False
     if kind.is_valid and kind.is_private:
         return "Rows" in header or header.pixel_bytes != 0
     return True
+
+
+def aside(header: Dataset) -> str:
+    """Returns "localizer", "screen" (a page of text), "secondary_capture", or nothing for a slice."""
+    if _branch(sop_class(header)) == _SECONDARY_CAPTURE:
+        return "secondary_capture"
+    words = image_type_words(header)
+    return next((kind for kind, own in _ASIDE.items() if words & own), "")
+
+
+def image_type_words(header: Dataset) -> frozenset[str]:
+    """Returns the words of ImageType from its third value on: `CT_SOM5 MPR` has CT, SOM5, MPR."""
+    return frozenset(re.split(r"[\W_]+", " ".join(values(header, "ImageType")[2:])))
 
 
 def read_image_header(path: str | os.PathLike, identifiers: Collection[str] = ()) -> Image:
@@ -169,6 +219,16 @@ def text(header: Dataset, keyword: str) -> str:
     return "" if value is None else str(value).strip()
 
 
+def values(header: Dataset, keyword: str) -> tuple[str, ...]:
+    """Returns the values of an element as texts in upper case; none if it is damaged."""
+    try:
+        found = header.get(keyword)
+    except deidentify.DAMAGE:
+        return ()
+    several = found if isinstance(found, MultiValue) else [found]
+    return tuple("" if each is None else str(each).strip().upper() for each in several)
+
+
 def integer(header: Dataset, keyword: str, where: object, default: int | None = None) -> int:
     """Returns an element's integer, else the default; raises InputError for anything else."""
     (number,) = numbers(header, keyword, 1, where) or (default,)
@@ -185,12 +245,12 @@ def numbers(header: Dataset, keyword: str, count: int, where: object) -> tuple[f
         value = header.get(keyword)
         if value is None or (isinstance(value, str | list) and not value):
             return None
-        values = tuple(float(each) for each in (value if count > 1 else (value,)))
+        found = tuple(float(each) for each in (value if count > 1 else (value,)))
     except deidentify.DAMAGE:
         raise InputError(where, expected, "something else") from None
-    if len(values) != count or not all(map(math.isfinite, values)):
-        raise InputError(where, expected, f"{len(values)}, or infinite ones")
-    return values
+    if len(found) != count or not all(map(math.isfinite, found)):
+        raise InputError(where, expected, f"{len(found)}, or infinite ones")
+    return found
 
 
 def sequence_item(header: Dataset, keyword: str, where: object, index: int = 0) -> Dataset | None:
@@ -201,6 +261,24 @@ def sequence_item(header: Dataset, keyword: str, where: object, index: int = 0) 
     except deidentify.DAMAGE as error:
         found = f"a damaged one ({type(error).__name__})"
         raise InputError(where, f"a sequence {keyword}", found) from None
+
+
+def functional_groups(header: Dataset, frame: int, group: str, where: object) -> Iterator[Dataset]:
+    """Yields a frame's own functional group, the shared one, and the header, as far as there."""
+    for groups, index in (
+        ("PerFrameFunctionalGroupsSequence", frame),
+        ("SharedFunctionalGroupsSequence", 0),
+    ):
+        item = sequence_item(header, groups, where, index)
+        inner = None if item is None else sequence_item(item, group, where)
+        if inner is not None:
+            yield inner
+    yield header
+
+
+def _branch(kind: str) -> str:
+    """Returns the number of a SOP class below `_STORAGE`, up to the next dot."""
+    return kind.removeprefix(_STORAGE).partition(".")[0]
 
 
 def _transfer_syntax(header: Dataset, where: object) -> uid.UID:

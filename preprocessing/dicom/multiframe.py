@@ -7,14 +7,14 @@ else `SLICE_MM`; a pixel spacing of ImagerPixelSpacing, else `PIXEL_MM`.
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from preprocessing.dicom import geometry, pixels
+from preprocessing.dicom.acquisitions import acquisitions, facts_of
 from preprocessing.dicom.header import Image, read_image_header, text
 from preprocessing.dicom.series import DEFAULTS, ReadOptions, read_series
 from preprocessing.errors import InputError, SettingsError, refuse_unless_allowed
@@ -42,23 +42,24 @@ def read_frames(path: str | os.PathLike, options: ReadOptions = DEFAULTS) -> Vol
     as in BCS-DBT's own reader (mazurowski-lab/duke-dbt-data); so is the affine, if the file has an
     orientation.
 
-    Raises InputError for no image, a damaged or truncated one, a CT without its geometry, or frames
-    that do not form one regular volume (`preprocessing.errors.ALLOWANCES`); SettingsError for a
-    view that begins with neither L nor R.
+    Raises InputError for no image, a damaged or truncated one, a CT without its geometry, frames
+    that do not form one regular volume (`preprocessing.errors.ALLOWANCES`), or, given a view, both
+    edges equally bright; SettingsError for a view that begins with neither L nor R.
     """
     if options.view and options.view[0].upper() not in "LR":
         raise SettingsError("view", "a view that begins with L or R", repr(options.view))
     image = read_image_header(path, options.identifiers)
     places, affine, oriented = _geometry(image, options.allow)
-    frames, rotated = _rotated_to(options.view, _values(image))
     dtype = np.dtype(np.int16)
     if not _is_ct(image) and pixels.scaling_of(image) == (1.0, 0.0):
         dtype = np.dtype(f"{'i' if image.signed else 'u'}{image.bits_allocated // 8}")
-    voxels = pixels.stacked(frames, places.tolist(), image.name, dtype)
-    if rotated and oriented:
+    voxels = pixels.stacked(_values(image), places.tolist(), image.name, dtype)
+    if options.view and _is_rotated(options.view, voxels[[0, -1]].T, image):
+        voxels = voxels[::-1, ::-1]
         rotation = np.diag([-1.0, -1.0, 1.0, 1.0])
         rotation[:2, 3] = image.columns - 1, image.rows - 1
-        affine = affine @ rotation
+        # A default geometry is that of the rotated image.
+        affine = affine @ rotation if oriented else affine
     return Volume(voxels, checked_affine(affine, image.name))
 
 
@@ -71,17 +72,24 @@ def frame_places(
     """
     image = read_image_header(path, options.identifiers)
     places, _, _ = _geometry(image, options.allow)
-    return places, _rotated_to(options.view, _values(image))[1]
+    if not options.view:
+        return places, False
+    frames = (frame for frame, z in zip(_values(image), places, strict=True) if z >= 0)
+    return places, _is_rotated(options.view, frames, image)
 
 
-def breast_side(frame: np.ndarray) -> str:
-    """Returns the side, "L" or "R", of the breast in a frame [row, column] with bright tissue.
+def breast_side(frames: Iterable[np.ndarray]) -> str:
+    """Returns the side, "L" or "R", of the breast in frames [row, column] with bright tissue.
 
-    The chest wall is at the brighter edge: "R" if the sum of the first column is below that of the
-    last. Laterality in BCS-DBT's headers is unreliable.
+    The chest wall is at the brighter edge: "R" if the sum of the first column, over all frames, is
+    below that of the last. Empty if the sums are equal. Laterality in BCS-DBT's headers is
+    unreliable, and single frames may be blank.
     """
-    left, right = (frame[:, edge].astype(np.float64).sum() for edge in (0, -1))
-    return "R" if left < right else "L"
+    left = right = 0.0
+    for frame in frames:
+        first, last = (frame[:, edge].astype(np.float64).sum() for edge in (0, -1))
+        left, right = left + first, right + last
+    return "" if left == right else "R" if left < right else "L"
 
 
 def _is_ct(image: Image) -> bool:
@@ -105,25 +113,22 @@ def _values(image: Image) -> Iterator[np.ndarray]:
         yield stored if scaling == (1.0, 0.0) else pixels.rescaled(stored, *scaling)
 
 
-def _rotated_to(view: str, frames: Iterator[np.ndarray]) -> tuple[Iterator[np.ndarray], bool]:
-    """Rotates the frames by 180 degrees if the first one shows the other side than the view."""
-    if not view:
-        return frames, False
-    first = next(frames)
-    frames = itertools.chain([first], frames)
-    if breast_side(first) == view[0].upper():
-        return frames, False
-    return (frame[::-1, ::-1] for frame in frames), True
+def _is_rotated(view: str, frames: Iterable[np.ndarray], image: Image) -> bool:
+    """Returns whether frames show the other side than the view; raises InputError for neither."""
+    side = breast_side(frames)
+    if not side:
+        expected = "a breast at the left or right edge, which tells whether it shows the view"
+        raise InputError(image.name, expected, "equal sums of the first and last columns")
+    return side != view[0].upper()
 
 
 def _geometry(image: Image, allow: Collection[str]) -> tuple[np.ndarray, np.ndarray, bool]:
     """Returns each frame's z (negative: left out), the affine, and whether an orientation is given."""
     planes = [geometry.plane_of(image, frame) for frame in range(image.frames)]
-    groups = geometry.grouped(
-        range(image.frames), lambda one, other: geometry.same_plane(planes[one], planes[other])
-    )
+    facts = [facts_of(image, frame, one_series=not _is_ct(image)) for frame in range(image.frames)]
+    groups, found = acquisitions(facts, planes)
     if len(groups) > 1:
-        expected, found = "frames of one orientation and spacing", f"{len(groups)} kinds"
+        expected = "frames of one acquisition, orientation and spacing"
         refuse_unless_allowed("mixed_series", allow, image.name, expected, found)
     chosen = max(groups, key=len)
     first = planes[chosen[0]]

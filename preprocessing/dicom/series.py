@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from preprocessing.dicom import geometry
+from preprocessing.dicom.acquisitions import Facts, acquisitions, facts_of
 from preprocessing.dicom.deidentify import header_identifiers, redact_path
 from preprocessing.dicom.header import (
     Image,
+    aside,
     has_image,
     image_of,
     integer,
@@ -61,8 +63,8 @@ class Series:
 class _Slice:
     image: Image
     plane: geometry.Plane
+    facts: Facts
     series_uid: str
-    shape: tuple[int, int, int]
     uid: str
 
     def required(self, keyword: str, value: tuple[float, ...] | None) -> tuple[float, ...]:
@@ -75,10 +77,11 @@ def read_series(folder: str | os.PathLike, options: ReadOptions = DEFAULTS) -> V
     """Reads the single-slice images of a folder as one volume.
 
     Files may have any names; subfolders and files without an image (reports, a DICOMDIR) are
-    ignored. Voxels are [x, y, z] (column, row, position along the normal) in HU: int16 if possible,
-    else int32, else float32. Padding is air (`pixels.AIR_HU`). Raises InputError for no DICOM
-    images, damaged ones, no position, orientation or spacing, or slices that do not form one
-    regular volume (`preprocessing.errors.ALLOWANCES`).
+    ignored; so are localizers, secondary captures and pages of text beside other slices. Voxels are
+    [x, y, z] (column, row, position along the normal) in HU: int16 if possible, else int32, else
+    float32. Padding is air (`pixels.AIR_HU`). Raises InputError for no DICOM images, damaged ones,
+    no position, orientation or spacing, or slices that do not form one regular volume
+    (`preprocessing.errors.ALLOWANCES`).
     """
     series = find_series(folder, options)
     pairs = zip(series.images, stored_frames(series.images), strict=True)
@@ -92,7 +95,7 @@ def find_series(
 ) -> Series:
     """Sorts the slices of a folder by their headers; see `read_series`.
 
-    With `one_series`, all files belong to one series, regardless of their SeriesInstanceUID.
+    With `one_series`, all files belong to one series and acquisition, regardless of their headers.
     """
     folder = Path(folder)
     names = _slice_files(folder)
@@ -102,10 +105,9 @@ def find_series(
         raise InputError(name, "DICOM images", f"none among {len(names)} files")
     slices = []
     for image in images:
-        series_uid = "" if one_series else text(image.header, "SeriesInstanceUID")
-        shape = (image.frames, image.rows, image.columns)
-        uid = text(image.header, "SOPInstanceUID")
-        slices.append(_Slice(image, geometry.plane_of(image), series_uid, shape, uid))
+        facts, plane = facts_of(image, one_series=one_series), geometry.plane_of(image)
+        uids = (text(image.header, f"{kind}InstanceUID") for kind in ("Series", "SOP"))
+        slices.append(_Slice(image, plane, facts, *uids))
     slices = _largest_group(slices, name, options.allow)
     if sum(s.image.rows * s.image.columns for s in slices) > MAX_VOXELS:
         raise InputError(name, f"at most {MAX_VOXELS} voxels", f"{len(slices)} slices")
@@ -156,26 +158,22 @@ def _images(
         identifiers |= header_identifiers(header)
         if has_image(header):
             headers.append((path, header))
-    return [image_of(path, header, identifiers) for path, header in headers], identifiers
+    # What stands beside slices is no slice.
+    slices = [(path, header) for path, header in headers if not aside(header)] or headers
+    return [image_of(path, header, identifiers) for path, header in slices], identifiers
 
 
 def _largest_group(slices: list[_Slice], name: str, allow: Collection[str]) -> list[_Slice]:
-    """Returns the largest group of slices of one series, shape, orientation and spacing."""
-    groups = geometry.grouped(
-        slices,
-        lambda one, other: (
-            (one.series_uid, one.shape) == (other.series_uid, other.shape)
-            and geometry.same_plane(one.plane, other.plane)
-        ),
-    )
+    """Returns the largest group of slices of one series, acquisition, shape and plane."""
+    groups, found = acquisitions([s.facts for s in slices], [s.plane for s in slices])
     if len(groups) > 1:
-        series, shapes = {s.series_uid for s in slices}, {s.shape for s in slices}
-        found = f"{len(series)} series, {len(shapes)} shapes, {len(groups)} kinds of slices in all"
-        expected = "slices of one series, shape, orientation and spacing"
+        expected = "slices of one series, acquisition, shape, orientation and spacing"
         refuse_unless_allowed("mixed_series", allow, name, expected, found)
-    single = [group for group in groups if group[0].image.frames == 1]
+    several = [[slices[i] for i in group] for group in groups]
+    single = [group for group in several if group[0].image.frames == 1]
     if not single:
         raise InputError(name, "single-slice DICOM images", "only multi-frame ones")
     return min(
-        single, key=lambda group: (-len(group), group[0].series_uid, min(s.uid for s in group))
+        single,
+        key=lambda group: (-len(group), group[0].series_uid, min(s.uid for s in group)),
     )

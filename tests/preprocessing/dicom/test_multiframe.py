@@ -89,16 +89,18 @@ def test_monochrome1_and_padding(tmp_path, dicom):
 
 
 def test_side_from_the_pixel_edges():
-    frame = np.zeros((4, 5), np.uint16)
-    assert breast_side(frame) == "L"  # equal sums
+    frame, blank = np.zeros((4, 5), np.uint16), np.zeros((4, 5), np.uint16)
+    assert breast_side([frame, blank]) == ""  # equal sums
     frame[:, -1] = 65535
-    assert breast_side(frame) == "R"
+    assert breast_side([blank, frame, blank]) == "R"
     frame[:, 0] = 65535
     frame[0, -1] = 0
-    assert breast_side(frame) == "L"
+    assert breast_side([frame]) == "L"
+    # All frames count, by their sums: 65535 too little, then 65536 too much at the right edge.
+    assert breast_side([frame, np.tile([0, 0, 0, 0, 16384], (4, 1))]) == "R"
     # The middle of the image does not count.
     frame[:, 1:4] = 65535
-    assert breast_side(frame[:, ::-1]) == "R"
+    assert breast_side([frame[:, ::-1]]) == "R"
 
 
 @pytest.mark.parametrize(("view", "turned"), [("rmlo", False), ("LCC", True), ("", False)])
