@@ -14,7 +14,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from preprocessing.dicom.multiframe import breast_side, read_dicom, read_frames
+from preprocessing.dicom.multiframe import breast_side, frame_places, read_dicom, read_frames
 from preprocessing.dicom.series import ReadOptions
 from preprocessing.errors import InputError, SettingsError
 
@@ -112,6 +112,30 @@ def test_an_image_of_the_other_side_is_rotated(tmp_path, dicom, view, turned):
     volume = read_frames(path, ReadOptions(view=view))
     assert np.array_equal(volume.voxels, expected.transpose(2, 1, 0))
     np.testing.assert_array_equal(volume.affine, np.diag([-0.085, -0.085, 1, 1]))
+
+
+@pytest.mark.parametrize("blank", [[0], [0, 1, 3], [4]])
+def test_blank_frames_say_nothing_about_the_side(tmp_path, dicom, blank):
+    stored = STORED.copy()
+    stored[:, :, -1] += 2000
+    stored[blank] = 0
+    path = dicom.save(dicom.multi_frame(stored), tmp_path / "a.dcm")
+    straight = read_frames(path, ReadOptions(view="rmlo"))
+    assert np.array_equal(straight.voxels, stored.transpose(2, 1, 0))
+    turned = read_frames(path, ReadOptions(view="lmlo"))
+    assert np.array_equal(turned.voxels, straight.voxels[::-1, ::-1])
+    assert frame_places(path, ReadOptions(view="rmlo"))[1] is False
+    assert frame_places(path, ReadOptions(view="lmlo"))[1] is True
+
+
+def test_a_breast_at_neither_edge_is_refused(tmp_path, dicom):
+    stored = STORED.copy()
+    stored[:, :, [0, -1]] = 7
+    path = dicom.save(dicom.multi_frame(stored), tmp_path / "a.dcm")
+    for read in (read_frames, frame_places):
+        with pytest.raises(InputError, match="equal sums of the first and last columns"):
+            read(path, ReadOptions(view="rcc"))
+    assert np.array_equal(read_frames(path).voxels, stored.transpose(2, 1, 0))
 
 
 def test_the_affine_follows_the_rotation(tmp_path, dicom):

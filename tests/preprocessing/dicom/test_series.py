@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
-from pydicom.uid import BasicTextSRStorage, RLELossless
+from pydicom.uid import (
+    BasicTextSRStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
 
 from preprocessing.cli import parse_allowances
 from preprocessing.dicom.multiframe import read_dicom
@@ -238,6 +243,43 @@ def test_other_encodings(tmp_path, dicom):
         assert path.read_bytes()[128:132] != b"DICM"
     assert np.array_equal(read_dicom(tmp_path / "rle").voxels, HU)
     assert np.array_equal(read_dicom(tmp_path / "bare").voxels, HU)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless])
+@pytest.mark.parametrize("suffix", ["", ".dcm"])
+def test_no_preamble(tmp_path, dicom, syntax, suffix):
+    """The meta header, with the transfer syntax, at the very beginning of the file."""
+    dicom.ct_series(tmp_path, STORED)
+    for path in list(tmp_path.iterdir()):
+        dataset = dcmread(path)
+        if syntax == RLELossless:
+            dataset.compress(syntax)
+        else:
+            dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.save_as(path.with_suffix(suffix), implicit_vr=syntax.is_implicit_VR, overwrite=True)
+    for path in list(tmp_path.iterdir()):
+        if path.suffix != suffix:
+            path.unlink()
+            continue
+        content = path.read_bytes()
+        assert content[128:132] == b"DICM"
+        path.write_bytes(content[132:])
+    assert np.array_equal(read_dicom(tmp_path).voxels, HU)
+    path.write_bytes(path.read_bytes()[:-2])
+    assert "truncated" in refusal(tmp_path) or syntax == RLELossless
+
+
+def test_bare_big_endian(tmp_path, dicom):
+    """Neither preamble nor meta header, explicit VR in big endian."""
+    dicom.ct_series(tmp_path, STORED)
+    for path in tmp_path.iterdir():
+        old = dcmread(path)
+        old.PixelData = np.frombuffer(old.PixelData, "<u2").astype(">u2").tobytes()
+        del old.file_meta
+        old.preamble = None
+        old.save_as(path, implicit_vr=False, little_endian=False, force_encoding=True)
+        assert path.read_bytes()[:2] == b"\0\x08"
+    assert np.array_equal(read_dicom(tmp_path).voxels, HU)
 
 
 def test_pydicoms_own_ct():
