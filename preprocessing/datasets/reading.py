@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from preprocessing.datasets.case import Case, redact_case_path, redact_message
+from preprocessing.datasets.pairing import DICOM_SUFFIXES
 from preprocessing.dicom.deidentify import redact_path
-from preprocessing.dicom.header import DICOM_SUFFIXES, is_dicom
+from preprocessing.dicom.header import is_dicom
 from preprocessing.dicom.multiframe import read_dicom
 from preprocessing.dicom.pixels import stored_frames
 from preprocessing.dicom.segmentation import Source, read_source
@@ -33,8 +34,9 @@ TUMOUR = frozenset(
 
 def is_dicom_image(path: Path) -> bool:
     """Returns whether an image is read as DICOM: a folder, a file with DICOM content or suffix."""
-    named = path.suffix.lower() in DICOM_SUFFIXES
-    return path.is_dir() or named or (not has_nifti_suffix(path) and is_dicom(path))
+    if path.is_dir() or path.name.lower().endswith(DICOM_SUFFIXES):
+        return True
+    return not has_nifti_suffix(path) and is_dicom(path)
 
 
 def read_case_image(case: Case, *, allow: Collection[str] = ()) -> Volume:

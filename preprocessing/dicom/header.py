@@ -33,8 +33,6 @@ _MAGIC_AT, _MAGIC = 128, b"DICM"
 _STARTS = re.compile(
     rb"\x02\0[\0-\x16]\0(UL|OB|UI|SH)|\x08\0[\0-\x1f]\0|\0\x08\0[\0-\x1f](UL|CS|UI|DA|TM)"
 )
-# Files with these suffixes are reported as damaged if they are no DICOM.
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _PIXEL_DATA = (0x7FE0, 0x0010)
 _NATIVE = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian)
 

@@ -167,7 +167,7 @@ class TestFinding:
             if case.case_id == "good":
                 continue
             assert re.fullmatch("dicom-[0-9a-f]{12}", case.case_id)
-            with pytest.raises(InputError, match="expected a"):
+            with pytest.raises(InputError, match="expected a DICOM"):
                 read_case_image(case)
 
     @pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small_implicit.dcm", "MR_small_RLE.dcm"])
