@@ -45,7 +45,7 @@ LOCALIZER = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
         (RTDoseStorage, {}),
         (RTImageStorage, {}),
         ("1.3.46.670589.5.0.1", {"Modality": "SEG"}),
-        ("", {"Modality": "RTSTRUCT"}),
+        ("1.2.840.10008.99", {"Modality": "RTSTRUCT"}),
         (SecondaryCaptureImageStorage, {"ImagePositionPatient": None}),
         (MultiFrameGrayscaleWordSecondaryCaptureImageStorage, {"ImagePositionPatient": None}),
     ],
@@ -58,7 +58,9 @@ def test_objects_without_an_image_do_not_count(tmp_path, dicom, sop_class, tags)
     assert np.array_equal(read_dicom(tmp_path).voxels, HU)
 
 
-@pytest.mark.parametrize("tags", [{}, {"SOPClassUID": ""}, {"SOPClassUID": MRImageStorage}])
+@pytest.mark.parametrize(
+    "tags", [{}, {"SOPClassUID": "1.2.840.10008.99"}, {"SOPClassUID": MRImageStorage}]
+)
 def test_images_count(tmp_path, dicom, tags):
     path = dicom.save(dicom.ct_slice(STORED[0], (0, 0, 0), **tags), tmp_path / "a.dcm")
     assert has_image(read_header(path))
@@ -106,7 +108,7 @@ CODES = [
     ({"Modality": "MR"}, "int16", ("error", "modality")),
     ({"Modality": "Doehring"}, "int16", ("error", "modality")),
     ({"Modality": None}, "int16", None),  # by its SOP class
-    ({"Modality": None, "SOPClassUID": ""}, "int16", ("warning", "modality")),
+    ({"Modality": None, "SOPClassUID": "1.2.3.4"}, "int16", ("warning", "modality")),
     ({"SOPClassUID": MRImageStorage}, "int16", ("error", "modality")),
     ({"SOPClassUID": PositronEmissionTomographyImageStorage}, "int16", ("error", "modality")),
     ({"SOPClassUID": BreastTomosynthesisImageStorage}, "int16", ("error", "modality")),

@@ -274,6 +274,9 @@ def test_compressed_frames(tmp_path, dicom, kind, syntax):
     path = gdcm_compressed(plain, tmp_path / "small.dcm", kind)
     assert dcmread(path).file_meta.TransferSyntaxUID == syntax
     assert np.array_equal(read_dicom(path).voxels, stored.transpose(2, 1, 0))
+    # Without the preamble too.
+    path.write_bytes(path.read_bytes()[132:])
+    assert np.array_equal(read_dicom(path).voxels, stored.transpose(2, 1, 0))
 
 
 def test_pydicoms_own_compressed_files():
