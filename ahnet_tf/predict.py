@@ -29,7 +29,7 @@ from ahnet_tf.inference.predictor import content_digest, is_address, open_predic
 from ahnet_tf.inference.segment import PredictionSettings
 from preprocessing.cli import add_allow_option, make_parser, parse_allowances, run_command
 from preprocessing.datasets.case import Case, redact_case_path
-from preprocessing.datasets.discovery import find_cases
+from preprocessing.datasets.discovery import discover
 from preprocessing.datasets.reading import is_dicom_image, read_case_label
 from preprocessing.dicom.deidentify import redact_path
 from preprocessing.errors import InputError, SettingsError
@@ -142,7 +142,10 @@ def _run(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     allow = parse_allowances(arguments.allow)
     output = Path(arguments.output)
-    cases = find_cases(arguments.input, need_labels=False)
+    found = discover(arguments.input, need_labels=False)
+    cases = found.cases
+    for line in found.lines():
+        print(line, file=sys.stderr)
     _check_output(arguments.input, cases, output)
     for case in cases:
         if arguments.dicom_seg and not is_dicom_image(case.path):
@@ -165,6 +168,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "settings": to_dict(settings)
         | {"blend": "gaussian", "overlay": arguments.overlay, "dicom_seg": arguments.dicom_seg}
         | {"allow": sorted(allow)},
+        **found.record(),
     }
     software = software_of(predictor.settings, digests) if arguments.dicom_seg else None
     draw = functools.partial(_draw_overlay, output, task, allow) if arguments.overlay else None

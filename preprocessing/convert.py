@@ -60,7 +60,7 @@ def convert(
       beam_options: options of Beam's command line.
 
     Returns the manifest; if every case was rejected, nothing else was written. Raises InputError if
-    an input folder is missing or empty, SettingsError if the output exists, another run is writing
+    an input is missing or there is no case, SettingsError if the output exists, another run is writing
     to it, or a setting is invalid or differs from that of the run to resume, and PipelineError if
     the Beam job failed; `resume` keeps its finished cases.
     """
@@ -68,10 +68,11 @@ def convert(
         raise SettingsError("convert", "--shard-mib >= 1 and --seed >= 0", (shard_mib, seed))
     task = load_task(task)
     # Imports that take seconds follow the checks and the search for cases.
-    from preprocessing.datasets.discovery import find_cases
+    from preprocessing.datasets.discovery import discover
 
     several = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
-    cases = find_cases(several, need_labels=True)
+    discovered = discover(several, need_labels=True)
+    cases = discovered.cases
 
     from preprocessing.records import output_folder
     from preprocessing.records.beam_runner import beam_runner, run_pipeline
@@ -110,7 +111,7 @@ def convert(
             text = f"{already_finished} of {len(cases)} cases were finished already"
             print(text, file=sys.stderr)
         in_order = [entries[case.case_id] for case in cases]
-        return output_folder.publish(partial, output, in_order, run, task)
+        return output_folder.publish(partial, output, in_order, run | discovered.record(), task)
 
 
 def _with_split(case: Case, splits: dict[str, str], splits_file: str) -> Case:
@@ -188,6 +189,9 @@ def _run(arguments: argparse.Namespace, beam_options: Sequence[str]) -> int:
     rejected = [entry for entry in manifest["cases"] if entry["status"] == "rejected"]
     for entry in rejected:
         print(f"rejected {entry['case_id']}: {entry['reason']}", file=sys.stderr)
+    if manifest["passed_over"]:
+        count = len(manifest["passed_over"])
+        print(f"passed over {count} files or folders, see the manifest", file=sys.stderr)
     questionable = [entry for entry in manifest["cases"] if entry.get("warnings")]
     if questionable:
         text = f"{sum(len(e['warnings']) for e in questionable)} warnings about {len(questionable)}"

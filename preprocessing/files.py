@@ -54,7 +54,8 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     """Writes `content` as indented JSON with sorted keys, atomically."""
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
     with atomic_write(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        # Names of files may contain bytes that are not text; they become JSON's escapes.
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

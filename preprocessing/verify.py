@@ -40,16 +40,17 @@ def verify(
       workers: processes, each of which checks one case at a time.
 
     Returns plain data: `cases`, one entry per case with measurements and `findings`; `findings`
-    about the whole data set; the numbers of `errors` and `warnings`; `task`. Raises InputError if
-    an input folder is missing or empty.
+    about the whole data set; the numbers of `errors` and `warnings`; `task`; lines about what is
+    `passed_over` or `renamed`. Raises InputError if an input is missing or there is no case.
     """
     from tqdm import tqdm
 
-    from preprocessing.datasets.discovery import find_cases
+    from preprocessing.datasets.discovery import discover
 
     if workers < 1:
         raise SettingsError("--workers", "a number of processes, at least 1", workers)
-    cases = find_cases(inputs, need_labels=True)
+    found = discover(inputs, need_labels=True)
+    cases = found.cases
     with contextlib.ExitStack() as stack:
         run: Callable[..., Iterator[dict[str, Any]]] = map
         if workers > 1:
@@ -72,6 +73,7 @@ def verify(
         "errors": severities.count("error"),
         "warnings": severities.count("warning"),
         "task": task.to_dict(),
+        **found.record(),
     }
 
 
@@ -147,6 +149,9 @@ def report_lines(report: dict[str, Any], width: int) -> Iterator[str]:
     for entry in report["cases"]:
         yield from wrapper.wrap(f"{entry['case_id']}: {_summary(entry)}")
     yield ""
+    for kind in ("passed over", "renamed"):
+        for line in report[kind.replace(" ", "_")]:
+            yield from wrapper.wrap(f"{kind}: {line}")
     found = [(entry["case_id"], each) for entry in report["cases"] for each in entry["findings"]]
     found += [("all cases", finding) for finding in report["findings"]]
     for where, finding in sorted(found, key=lambda each: each[1]["severity"]):

@@ -34,6 +34,8 @@ from preprocessing.volumes.nifti import write_image, write_on_grid
 
 LESION_FILE = "lesions.csv"
 RECORD_FILE = "prediction.json"
+# What a record says about its run besides models and settings.
+_NOT_SETTINGS = {"cases", "input", "passed_over", "renamed"}
 
 
 def prediction_name(case_id: str) -> str:
@@ -158,7 +160,7 @@ def finished_cases(
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(path, "the record of an earlier run", error) from None
     now = json.loads(json.dumps(record))
-    names = sorted((now.keys() | earlier.keys()) - {"cases", "input"})
+    names = sorted((now.keys() | earlier.keys()) - _NOT_SETTINGS)
     changed = [name for name in names if earlier.get(name) != now.get(name)]
     if changed:
         expected = f"the model and settings of the earlier run in {output}"

@@ -112,7 +112,8 @@ def cases_of_tables(tables: Tables, files: Sequence[Path], *, need_labels: bool)
     problems are ignored. Raises InputError if there are no such cases.
     """
     source = safe_id(folder_name(tables.folder))
-    masks = {case.path: case.label_path for case in paired(files, [], source, False)}
+    pairs = [case for case in paired(files, [], source, False)[0] if case.image_path is not None]
+    masks = {case.path: case.label_path for case in pairs}
     found = _by_path(tables) if tables.has_paths else _by_name(tables, list(masks))
     owners = Counter(path for paths in found.values() for path in paths)
     cases = []
@@ -170,6 +171,8 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[st
                 yield where, {name: value.strip() for name, value in line.items()}
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(path, "a CSV table in UTF-8", error) from None
+    except OSError as error:
+        raise InputError(path, "a readable file", error.strerror) from None
 
 
 def volume_key(line: dict[str, str], where: str) -> VolumeKey:

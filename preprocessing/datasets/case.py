@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from preprocessing.dicom.deidentify import redact_path
 from preprocessing.volumes.lesions import LesionBox
@@ -40,6 +41,14 @@ class Case:
         return self.image_path or self.label_path or Path(self.source)
 
 
+class PassedOver(NamedTuple):
+    """A file or folder that is part of no case, and why."""
+
+    path: Path
+    reason: str
+    identifiers: tuple[str, ...] = ()  # as those of a case
+
+
 def redact_case_path(case: Case, path: Path | None) -> str:
     """Returns a path of a case without the case's identifiers, for messages."""
     return redact_path(path or "", case.identifiers) if case.identifiers else str(path)
@@ -50,7 +59,15 @@ def redact_message(case: Case, text: str) -> str:
     for path in (case.image_path, case.label_path):
         if path is not None:
             text = text.replace(str(path), redact_case_path(case, path))
-    return " ".join(text.split())
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """Returns a text in one line, with escapes for bytes that are not text and control characters."""
+    text = " ".join(text.split())
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def safe_id(name: str) -> str:

@@ -1,202 +1,286 @@
-"""Finds the cases of a data set.
+"""Finds the cases of data sets: what `preprocessing.datasets.layouts` makes of files below folders.
 
-Supported layouts are LiTS (`volume-N.nii`, `segmentation-N.nii`), the Medical Segmentation
-Decathlon (`dataset.json`) and nnU-Net (`imagesTr`, `labelsTr`), 3D-IRCADb (`PATIENT_DICOM`,
-`MASKS_DICOM`), one subfolder per case (`ct.nii.gz`, `label.nii.gz`), pairs with similar names in
-one folder (`a_ct.nii.gz`, `a_seg.nii.gz`) or two (`images/a.nii.gz`, `labels/a.nii.gz`), and
-BCS-DBT's tables (`preprocessing.datasets.bcs_dbt`). An image may be DICOM: a folder of slices or a
-multi-frame file. Every image becomes a case; images without a partner become cases with a problem.
+Every image becomes a case, and every other file that could be one is passed over with a reason. A
+defect of one file, list or table concerns nothing else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections import Counter, defaultdict
+import re
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import BreastTomosynthesisImageStorage
 
-from preprocessing.datasets import pairing
-from preprocessing.datasets.bcs_dbt import cases_of_tables, read_tables
-from preprocessing.datasets.case import Case, folder_name, redact_case_path, redact_message, safe_id
-from preprocessing.dicom.deidentify import header_identifiers, is_identifying, pseudonym
-from preprocessing.dicom.header import has_image, is_dicom, read_header, text
+from preprocessing.datasets import layouts, pairing
+from preprocessing.datasets.case import (
+    Case,
+    PassedOver,
+    folder_name,
+    printable,
+    redact_message,
+    safe_id,
+)
+from preprocessing.datasets.layouts import DicomImage, Found
+from preprocessing.datasets.unique_ids import ANONYMOUS_SOURCE, with_unique_ids
+from preprocessing.dicom.deidentify import (
+    DAMAGE,
+    header_identifiers,
+    is_identifying,
+    pseudonym,
+    redact_path,
+)
+from preprocessing.dicom.header import has_image, is_dicom, read_header, sop_class, text
 from preprocessing.errors import InputError
 from preprocessing.volumes.nifti import has_nifti_suffix
 from preprocessing.volumes.nifti_bytes import what_is
 
-# Name of a data set whose folder name contains an identifier.
-ANONYMOUS_SOURCE = "dicom"
-# 3D-IRCADb's folders: the scan, one folder of masks per structure, and copies of both.
-IRCADB_IMAGE, IRCADB_MASKS = "PATIENT_DICOM", "MASKS_DICOM"
-_IRCADB_OTHERS = frozenset([IRCADB_MASKS, "LABELLED_DICOM", "MESHES_VTK"])
+# Files that hold volumes in other formats, or packed.
+_ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar")
+_OTHER_FORMATS = (".nrrd", ".mha", ".mhd", ".mgz", ".hdr", ".npz")
+# SOP classes of DICOM segmentations, which stand at the beginning of a file.
+_SEGMENTATION = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.66\.[47]")
+_SEGMENTATION_BYTES = re.compile(_SEGMENTATION.pattern.encode() + rb"[\0A-Z\x02-\x1f]")
+_HEADER_BYTES = 2048
 
 
 @dataclass(frozen=True)
-class _DicomImage:
-    """A volume in DICOM."""
+class Discovery:
+    """The cases below some folders, and what else is there; no line contains an identifier."""
 
-    path: Path  # a folder of slices, or a multi-frame file
-    identifiers: tuple[str, ...]  # see `deidentify.header_identifiers`
-    pseudonym: str  # a case id from the SeriesInstanceUID (for a file, its SOPInstanceUID)
+    cases: list[Case]
+    passed_over: list[str] = field(default_factory=list)  # "PATH: reason"
+    renamed: list[str] = field(default_factory=list)  # "PATH: case A renamed to B"
+
+    def record(self) -> dict[str, list[str]]:
+        """Returns what is not a case as plain data, for manifests and reports."""
+        return {"passed_over": self.passed_over, "renamed": self.renamed}
+
+    def lines(self) -> list[str]:
+        """Returns what is not a case as lines to print."""
+        passed = [f"passed over: {line}" for line in self.passed_over]
+        return passed + [f"renamed: {line}" for line in self.renamed]
 
 
 def find_cases(paths: Sequence[str | os.PathLike], *, need_labels: bool) -> list[Case]:
-    """Finds all cases below some folders, in the order of the folders and of their names.
+    """Finds all cases below some folders; see `discover`."""
+    return discover(paths, need_labels=need_labels).cases
+
+
+def discover(paths: Sequence[str | os.PathLike], *, need_labels: bool) -> Discovery:
+    """Finds all cases below some folders, in the order of the folders and of their layouts.
 
     Paths are data-set folders, case folders, folders of DICOM slices, or single images. With
     `need_labels` a case needs an image and a label map, and those without a partner have a
-    `problem`; otherwise every image is a case. Raises InputError if a path does not exist or has no
-    image, or two cases would get the same id.
+    `problem`; otherwise every image is a case. Raises InputError if a path does not exist, or there
+    is no case at all.
     """
     different: dict[str, Path] = {}
     for path in paths:
         different.setdefault(os.path.realpath(path), Path(path))
-    return _with_unique_ids([c for p in different.values() for c in _cases_below(p, need_labels)])
-
-
-def _cases_below(path: Path, need_labels: bool) -> list[Case]:
-    files: list[Path] = []
-    dicom: list[_DicomImage] = []
+        if not os.path.exists(path):
+            expected = "a folder of cases, a NIfTI or a DICOM file"
+            raise InputError(path, expected, what_is(Path(path)))
     cases: list[Case] = []
-    source = safe_id(folder_name(path if path.is_dir() else path.parent))
-    if path.is_dir():
-        folders = list(walk_folders(path))
-        files, tables = nifti_files(folders), read_tables(path)
-        if tables is not None:
-            return cases_of_tables(tables, files, need_labels=need_labels)
-        dicom = [image for below in folders for image in _dicom_images(*below, path)]
-        listing = [folder for folder, names in folders if pairing.DATASET_FILE in names]
-        for listed in filter(None, map(pairing.read_decathlon, listing)):
-            own = [file for file in files if listed.folder in file.parents]
-            files = [file for file in files if listed.folder not in file.parents]
-            cases += _cases_of_decathlon(listed, own, source, need_labels)
-    elif path.is_file() and has_nifti_suffix(path):
-        files = [path]
-    elif path.is_file() and is_dicom(path):
-        dicom = [_dicom_file(path)]
+    passed: list[str] = []
+    errors: list[InputError] = []
+    owners: dict[str, Path] = {}
+    for root in different.values():
+        try:
+            found, lines = _cases_below(root, need_labels)
+        except InputError as error:
+            errors.append(error)
+            passed.append(str(error))
+            continue
+        passed += lines
+        # Inputs may be inside one another.
+        for case in found:
+            place = case.image_path or case.label_path
+            if not place or owners.setdefault(os.path.realpath(place), root) == root:
+                cases.append(case)
+    if not cases:
+        raise errors[0]
+    cases, renamed = with_unique_ids(cases)
+    return Discovery(cases, list(map(printable, passed)), renamed)
+
+
+def _cases_below(root: Path, need_labels: bool) -> tuple[list[Case], list[str]]:
+    """Returns the cases below a path and the lines about what is passed over.
+
+    Raises InputError if there are none.
+    """
+    found = Found(safe_id(folder_name(root if root.is_dir() else root.parent)), need_labels)
+    if root.is_dir():
+        found.folders = dict(walk_folders(root, found))
+        found.files = nifti_files(found.folders.items())
+        layouts.read_tables(found)
+        for folder, names in found.folders.items():
+            _find_dicom(folder, names, root, found)
+    elif root.is_file() and has_nifti_suffix(root):
+        found.files = [root]
+    elif root.is_file() and is_dicom(root):
+        _find_dicom(root.parent, [root.name], root.parent, found)
     else:
-        raise InputError(path, "a folder of cases, a NIfTI or a DICOM file", what_is(path))
-    others = []
-    for image in dicom:
-        masks = image.path.parent / IRCADB_MASKS
-        if image.path.name == IRCADB_IMAGE and masks.is_dir():
-            case_id = safe_id(folder_name(image.path.parent))
-            cases.append(Case(case_id, image.path, masks, source))
-        else:
-            others.append(image.path)
-    cases += pairing.paired(files, others, source, need_labels)
-    if not need_labels:
-        cases = [case for case in cases if case.image_path is not None]
+        raise InputError(root, "a folder of cases, a NIfTI or a DICOM file", what_is(root))
+    found.dicom = list(found.images)
+    for read_layout in layouts.LAYOUTS:
+        read_layout(found)
+    cases = _complete(found)
+    cases = _without_identifiers(cases, [*found.dicom, *found.segmentations], root)
+    lines = _lines(found, cases, root)
     if not cases:
         expected = "NIfTI images (.nii, .nii.gz), for example volume-0.nii.gz, or DICOM ones"
-        raise InputError(path, expected, "none in this folder or below")
-    return _without_identifiers(cases, dicom, path)
+        more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
+        remedy = f"Passed over: {'; '.join(lines[:3])}{more}" if lines else ""
+        raise InputError(root, expected, "none in this folder or below", printable(remedy))
+    return cases, lines
 
 
-def _cases_of_decathlon(
-    listed: pairing.DecathlonSet, files: Sequence[Path], source: str, need_labels: bool
-) -> list[Case]:
-    """Returns the cases in a dataset.json, and those of the other files below its folder."""
-    pairs = dict.fromkeys(listed.pairs or ())
-    cases = [Case(_id_of(image), image, label, source) for image, label in pairs]
-    if not need_labels:
-        cases += [Case(_id_of(path), path, None, source) for path in listed.test_images]
-    known = {path for pair in pairs for path in pair} | set(listed.test_images)
-    others = pairing.paired([file for file in files if file not in known], [], source, need_labels)
-    for case in others:
-        if listed.pairs is not None and need_labels:
-            expected = f"this case in {listed.folder / pairing.DATASET_FILE}"
+def _complete(found: Found) -> list[Case]:
+    """Returns the cases with their problems, or without labels those with an image."""
+    cases = []
+    for case in found.cases:
+        case = _with_damaged_lists(case, found)
+        if not found.need_labels:
+            if case.label_path is not None:
+                found.pass_over(case.label_path, layouts.NO_IMAGE)
+            if case.image_path is not None:
+                cases.append(case)
+            continue
+        if not case.problem and not (case.image_path and case.label_path) and case.boxes is None:
+            here, missing = (
+                ("image", "a label map") if case.image_path else ("label map", "an image")
+            )
+            expected = f"{missing} beside this {here}"
             case = replace(case, problem=str(InputError(case.path, expected, "none")))
         cases.append(case)
-    for number, problem in enumerate(listed.problems if need_labels else (), start=1):
-        cases.append(Case(f"{source}_entry-{number}", None, None, source, problem))
-    return [replace(case, label_names=listed.label_names) for case in cases]
+    return _strays_merged(cases) if found.need_labels else cases
 
 
-def _id_of(image: Path) -> str:
-    return safe_id(pairing.stem_of(image).removesuffix("_0000"))
+def _with_damaged_lists(case: Case, found: Found) -> Case:
+    """Returns a case without what a damaged dataset.json or table would have said about it."""
+    for folder, problem in found.damaged_lists.items():
+        if found.need_labels and not case.problem and folder in case.path.parents:
+            case = replace(case, problem=problem)
+    for folder, problem in found.damaged_tables.items():
+        if case.label_path is None and folder in case.path.parents:
+            # Volumes of tables are named after patients.
+            own = pseudonym("dbt", case.path.relative_to(folder).as_posix())
+            parts = case.path.relative_to(folder).parts
+            problem = problem if found.need_labels else ""
+            case = replace(case, case_id=own, problem=problem, identifiers=parts, boxes=())
+    return case
 
 
-def _without_identifiers(cases: list[Case], dicom: Sequence[_DicomImage], root: Path) -> list[Case]:
+def _strays_merged(cases: list[Case]) -> list[Case]:
+    """Refuses series of slices with further images or label maps in their folders."""
+    series = {
+        case.image_path: case for case in cases if case.image_path and case.image_path.is_dir()
+    }
+    strays: dict[Path, list[str]] = defaultdict(list)
+    for case in cases:
+        if case.path.parent in series:
+            strays[case.path.parent].append(case.path.name)
+    merged = []
+    for case in cases:
+        names = strays.get(case.image_path, ()) if case.image_path else ()
+        if names and not case.problem:
+            found = f"the slices, {', '.join(names)}"
+            problem = str(InputError(case.path, "one image and one label map", found))
+            case = replace(case, problem=problem)
+        if case.path.parent not in series:
+            merged.append(case)
+    return merged
+
+
+def _lines(found: Found, cases: Sequence[Case], root: Path) -> list[str]:
+    """Returns a line for all that is passed over, and one for a folder of the same kind."""
+    used = {case.image_path for case in cases}
+    used |= {case.label_path for case in cases} if found.need_labels else set()
+    used.discard(None)
+    busy = {folder for path in used if path for folder in path.parents}
+    entries: dict[Path, PassedOver] = {}
+    for entry in found.passed_over:
+        if used.isdisjoint((entry.path, *entry.path.parents)):
+            entries.setdefault(entry.path, entry)
+    by_folder: dict[Path, list[PassedOver]] = defaultdict(list)
+    for entry in entries.values():
+        by_folder[entry.path.parent].append(entry)
+    everybody = {
+        each for image in (*found.dicom, *found.segmentations) for each in image.identifiers
+    }
+    lines = []
+    for folder, own in sorted(by_folder.items()):
+        reasons = {entry.reason for entry in own}
+        if len(own) > 1 and len(reasons) == 1 and folder not in busy and folder != root:
+            own = [PassedOver(folder, f"{len(own)} files: {own[0].reason}", own[0].identifiers)]
+        for path, reason, identifiers in own:
+            plain = "".join(filter(str.isalnum, str(path).casefold()))
+            known = [*identifiers, *(each for each in everybody if each in plain)]
+            lines.append(f"{redact_path(path, known) if known else path}: {reason}")
+    return lines
+
+
+def _without_identifiers(cases: list[Case], dicom: Sequence[DicomImage], root: Path) -> list[Case]:
     """Adds the identifiers of DICOM headers to cases, and renames cases named after them."""
-    if not dicom:
-        return cases
     images = {image.path: image for image in dicom}
     everybody: Collection[str] = {each for image in dicom for each in image.identifiers}
     renamed = []
     for case in cases:
-        image = None if case.image_path is None else images.get(case.image_path)
+        image = images.get(case.path)
         if image is not None:
             identifiers, own = image.identifiers, image.pseudonym
-        else:
+        elif case.boxes is None and dicom:
             # A NIfTI file among DICOM files may be named after any of their patients.
             names = "/".join(case.path.parts)
             identifiers = tuple(sorted(each for each in everybody if is_identifying(names, [each])))
-            own = pseudonym("case", str(case.path.relative_to(root)))
+            below = case.path.relative_to(root) if case.path.is_relative_to(root) else case.path
+            own = pseudonym("case", str(below))
+        else:
+            identifiers, own = case.identifiers, case.pseudonym
         case = replace(case, identifiers=identifiers, pseudonym=own)
-        if is_identifying(case.case_id, identifiers):
+        if own and is_identifying(case.case_id, identifiers):
             case = replace(case, case_id=own)
-        if is_identifying(case.source, identifiers):
+        if own and is_identifying(case.source, identifiers):
             case = replace(case, source=ANONYMOUS_SOURCE)
         renamed.append(replace(case, problem=redact_message(case, case.problem)))
     return renamed
 
 
-def _with_unique_ids(cases: list[Case]) -> list[Case]:
-    """Makes ids unique, with pseudonyms, or else the data set's or folder's name as a prefix."""
-    counts = Counter(case.case_id for case in cases)
-    cases = list(cases)
-    by_id: dict[str, list[int]] = defaultdict(list)
-    for index, case in enumerate(cases):
-        if counts[case.case_id] > 1 and case.pseudonym:
-            cases[index] = replace(case, case_id=case.pseudonym)
-        by_id[cases[index].case_id].append(index)
-    for case_id, indices in list(by_id.items()):
-        if len(indices) == 1:
-            continue
-        twins = [cases[index] for index in indices]
-        folders = [_folder_id(case) for case in twins]
-        for prefixes in (
-            [case.source for case in twins],
-            folders,
-            [f"{case.source}_{folder}" for case, folder in zip(twins, folders, strict=True)],
-        ):
-            unique = [f"{prefix}_{case_id}" for prefix in prefixes]
-            if len(set(unique)) == len(twins) and not by_id.keys() & set(unique):
-                break
-        else:
-            first, second = (redact_case_path(case, case.path) for case in twins[:2])
-            found, remedy = f"{case_id!r} for {first} too", "Rename one of the files or folders."
-            raise InputError(second, "a name of its own for each case", found, remedy)
-        for index, name in zip(indices, unique, strict=True):
-            cases[index] = replace(cases[index], case_id=name)
-            by_id[name].append(index)
-    return cases
-
-
-def _folder_id(case: Case) -> str:
-    name = safe_id(folder_name(case.path.parent))
-    return ANONYMOUS_SOURCE if is_identifying(name, case.identifiers) else name
-
-
-def walk_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+def walk_folders(root: Path, found: Found | None = None) -> Iterator[tuple[Path, list[str]]]:
     """Yields each folder with the names of its files, sorted, following links except for loops.
 
     Hidden files and folders are ignored: archives from macOS have "._volume-0.nii" and the like.
+    `found` takes unreadable folders, and 3D-IRCADb's that hold no scans, which are not entered.
     """
+
+    def passed(error: OSError) -> None:
+        if found is not None:
+            reason = f"can't be read: {error.strerror}"
+            found.pass_over(Path(os.fsdecode(error.filename or root)), reason)
+
     visited = set()
-    for folder, subfolders, names in os.walk(root, onerror=_raise, followlinks=True):
-        place = os.stat(folder)
+    for folder, subfolders, names in os.walk(root, onerror=passed, followlinks=True):
+        try:
+            place = os.stat(folder)
+        except OSError as error:
+            passed(error)
+            subfolders.clear()
+            continue
         if (place.st_dev, place.st_ino) in visited:
             subfolders.clear()
             continue
         visited.add((place.st_dev, place.st_ino))
-        if IRCADB_IMAGE in subfolders:
-            subfolders[:] = set(subfolders) - _IRCADB_OTHERS
+        if found is not None:
+            others = [each for each in subfolders if each in layouts.IRCADB_OTHERS]
+            found.ircadb += [Path(folder, each) for each in sorted(others)]
+            subfolders[:] = set(subfolders) - set(others)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         yield Path(folder), [name for name in sorted(names) if not name.startswith(".")]
 
@@ -206,47 +290,76 @@ def nifti_files(folders: Iterable[tuple[Path, list[str]]]) -> list[Path]:
     return [folder / name for folder, names in folders for name in names if has_nifti_suffix(name)]
 
 
-def _dicom_file(path: Path) -> _DicomImage:
-    """Returns a single file as a volume."""
-    try:
-        header = read_header(path)
-    except InputError:
-        return _DicomImage(path, (), pseudonym("dicom", path.name))
-    return _image(path, header, path.parent)
+def _find_dicom(folder: Path, names: Sequence[str], root: Path, found: Found) -> None:
+    """Adds the DICOM volumes among the files of a folder: a series of slices, multi-frame files.
 
-
-def _dicom_images(folder: Path, names: Sequence[str], root: Path) -> list[_DicomImage]:
-    """Returns the DICOM volumes among the files of a folder: a series of slices, multi-frame files.
-
-    The folder is below `root`; from there on, paths of unreadable files identify patients.
+    Also adds segmentations, and passes over other objects, archives and other formats. The folder
+    is below `root`; from there on, paths of unreadable files identify patients.
     """
-    images: list[_DicomImage] = []
-    damaged: list[_DicomImage] = []
-    slices = False
+    frames: list[DicomImage] = []
+    damaged: list[DicomImage] = []
+    slices: list[Path] = []
+    series: DicomImage | None = None
     for name in names:
         path = folder / name
-        if has_nifti_suffix(name) or name.upper() == "DICOMDIR" or not path.is_file():
+        if has_nifti_suffix(name) or not os.path.isfile(path):
             continue
-        if not (name.lower().endswith(pairing.DICOM_SUFFIXES) or is_dicom(path)):
-            continue
-        try:
-            header = read_header(path)
-        except InputError:
-            damaged.append(_unreadable(path, root))
-            continue
-        if not has_image(header):
-            continue
-        multi_frame = text(header, "NumberOfFrames") not in ("", "0", "1")
-        if multi_frame or _is_mammogram(header):
-            images.append(_image(path, header, root))
-        elif not slices:
-            slices = True
-            series = _image(folder, header, root)
-            if not images:
+        if name.upper() == "DICOMDIR":
+            found.pass_over(path, "an index of DICOM files")
+        elif name.lower().endswith(_ARCHIVE_SUFFIXES):
+            found.pass_over(path, "an archive; unpack it to use what it holds")
+        elif name.lower().endswith(_OTHER_FORMATS):
+            found.pass_over(path, "neither NIfTI nor DICOM")
+        elif name.lower().endswith(pairing.DICOM_SUFFIXES) or is_dicom(path):
+            if _starts_as_segmentation(path) and _add_segmentation(path, root, found):
+                continue
+            if series is not None and not frames:
                 # The remaining files are checked when the series is read, damaged ones too.
-                return [series]
-            images.append(series)
-    return images + damaged
+                continue
+            try:
+                header = read_header(path)
+            except InputError:
+                damaged.append(_unreadable(path, root))
+                continue
+            if not has_image(header):
+                own = tuple(header_identifiers(header))
+                found.passed_over.append(PassedOver(path, "a DICOM object without an image", own))
+            elif text(header, "NumberOfFrames") not in ("", "0", "1") or _is_mammogram(header):
+                frames.append(_image(path, header, root))
+            else:
+                slices.append(path)
+                series = series or _image(folder, header, root)
+    if series is None:
+        found.images += frames + damaged
+    elif all(image.series_uids == series.series_uids for image in frames):
+        found.images.append(series)
+    else:
+        found.images += frames + damaged
+        for path in slices:
+            reason = "a single slice beside multi-frame files of other series"
+            found.passed_over.append(PassedOver(path, reason, series.identifiers))
+
+
+def _starts_as_segmentation(path: Path) -> bool:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return _SEGMENTATION_BYTES.search(file.read(_HEADER_BYTES)) is not None
+    return False
+
+
+def _add_segmentation(path: Path, root: Path, found: Found) -> bool:
+    """Adds a file to the segmentations if it is one; returns whether it is."""
+    try:
+        header = read_header(path)
+        if not _SEGMENTATION.fullmatch(sop_class(header)):
+            return False
+        tags = ["ReferencedSeriesSequence"]
+        sequence = dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
+        items = sequence.get("ReferencedSeriesSequence") or ()
+        uids = frozenset(text(item, "SeriesInstanceUID") for item in items) - {""}
+    except (InputError, *DAMAGE):
+        return False
+    found.segmentations.append(replace(_image(path, header, root), series_uids=uids))
+    return True
 
 
 def _is_mammogram(header: Dataset) -> bool:
@@ -254,7 +367,7 @@ def _is_mammogram(header: Dataset) -> bool:
     return sop_class == BreastTomosynthesisImageStorage or text(header, "Modality") == "MG"
 
 
-def _image(path: Path, header: Dataset, root: Path) -> _DicomImage:
+def _image(path: Path, header: Dataset, root: Path) -> DicomImage:
     kind = "dbt" if _is_mammogram(header) else "ct"
     series_uid = text(header, "SeriesInstanceUID")
     if not series_uid:
@@ -262,14 +375,11 @@ def _image(path: Path, header: Dataset, root: Path) -> _DicomImage:
         return _unreadable(path, root)
     uid = text(header, "SOPInstanceUID") if path.is_file() else series_uid
     identifiers = tuple(sorted(header_identifiers(header)))
-    return _DicomImage(path, identifiers, pseudonym(kind, uid or series_uid))
+    own = pseudonym(kind, uid or series_uid)
+    return DicomImage(path, identifiers, own, frozenset([series_uid]))
 
 
-def _unreadable(path: Path, root: Path) -> _DicomImage:
+def _unreadable(path: Path, root: Path) -> DicomImage:
     """Returns a file with an unreadable header; each part of its path counts as an identifier."""
     relative = path.relative_to(root)
-    return _DicomImage(path, relative.parts, pseudonym("dicom", str(relative)))
-
-
-def _raise(error: OSError) -> None:
-    raise error
+    return DicomImage(path, relative.parts, pseudonym("dicom", str(relative)))

@@ -1,145 +1,108 @@
-"""Pairs images with label maps: by a `dataset.json`, or by the names of files and folders."""
+"""Pairs images with label maps by the words in the names of files and folders.
+
+Letters and digits are words of their own, and so are the parts of `labelsTr`. A word such as
+`image` or `seg` gives the role; the others must agree, with or without nnU-Net's channel.
+"""
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from preprocessing.datasets.case import Case, folder_name, safe_id
+from preprocessing.datasets.case import Case, PassedOver, folder_name, safe_id
 from preprocessing.errors import InputError
 from preprocessing.volumes.nifti import SUFFIXES
 
 # Words in the names of files and folders, in lower case.
 _LABEL = re.compile(
-    "labels?|lbl|segs?|segmentations?|masks?|gt|truth|annotations?|reference|labelst[rs]"
+    "labels?(t[rs]|va)?|lbl|labelmaps?|segs?|segm|segmentations?|masks?|gt|truth|groundtruth|"
+    "annotations?|annot|reference|rois?|contours?"
 )
-_IMAGE = re.compile("ct|images?|imgs?|volumes?|vol|scans?|dbt|imagest[rs]")
+_IMAGE = re.compile("ct|images?(t[rs]|va)?|imgs?|volumes?|vol|scans?|dbt")
 # Words that indicate a label map only if no other word indicates an image.
 _ORGAN = re.compile("liver|tumou?rs?|lesions?|mass")
 # Words in the names of DICOM folders that do not distinguish cases.
 _ARCHIVE = re.compile("dicom|dcm|series|study|patient")
+# Words of splits, in which images and label maps have partners.
+_SPLIT = re.compile(
+    "(?:images|labels)?(?:(tr|train|training)|(ts|test|testing)|(va|val|validation))"
+)
+# Words that leave a folder's name one for label maps alone.
+_NEUTRAL = re.compile(r"\d+|maps?|ground|manual|part|batch|v")
 
-_DECATHLON_FOLDERS = frozenset(["imagesTr", "labelsTr", "imagesTs", "labelsTs"])
-# Images in this folder come without label maps by design.
-_UNLABELLED_FOLDER = "imagests"
-_LITS = re.compile(r"^(?:test-)?(volume|segmentation)-(\d+)$", re.IGNORECASE)
-_NNUNET_CHANNEL = re.compile(r"_0000$")
+_NNUNET_FOLDER = re.compile("(images|labels)(tr|ts|va)", re.IGNORECASE)
+_LITS = re.compile(r"(test-)?(volume|segmentation)-(\d+)", re.IGNORECASE)
+_CT_ORG_LABEL = re.compile(r"labels-(\d+)", re.IGNORECASE)
+_CHANNEL = re.compile(r"(.+)_(\d{4})")
+# Images of more numbers than this are cases rather than channels.
+_MOST_CHANNELS = 4
 
-DATASET_FILE = "dataset.json"
+_AMBIGUOUS = "one of several files for one case"
+FURTHER_CHANNEL = "a further channel of an image; only channel 0000 is read"
 # Files with these suffixes that are not DICOM are reported as damaged.
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
-# Larger files are not lists of cases.
-_MAX_BYTES = 64 * 2**20
-
-
-@dataclass(frozen=True)
-class DecathlonSet:
-    """Content of a dataset.json."""
-
-    folder: Path
-    label_names: tuple[tuple[int, str], ...]  # label values and their names, sorted by value
-    pairs: tuple[tuple[Path, Path], ...] | None  # image, label map; None if not listed
-    test_images: tuple[Path, ...]  # images without label maps
-    problems: tuple[str, ...]  # unusable entries, each in one line
 
 
 @dataclass(frozen=True)
 class _File:
     path: Path
     role: str  # "image" or "label"
-    group: Path  # partners are in the same group
+    group: tuple[Path, str]  # partners are in the same folder and split
     key: str  # partners have the same key
+    words: str  # or else the same words
     name: str  # the case's name, if not named after its folder
+    numbered: bool = False  # as in LiTS
+    test: bool = False  # images without label maps by design
+    by_folder: bool = False  # the role is that of the folder
 
-
-def read_decathlon(folder: Path) -> DecathlonSet | None:
-    """Reads the dataset.json of the Medical Segmentation Decathlon or of nnU-Net in a folder.
-
-    Returns None if there is none, or one of another kind. nnU-Net's names only the labels. Raises
-    InputError for other files than JSON, and labels that are not numbers with a name each.
-    """
-    path = folder / DATASET_FILE
-    if not path.is_file():
-        return None
-    if path.stat().st_size > _MAX_BYTES:
-        raise InputError(path, f"at most {_MAX_BYTES} bytes", path.stat().st_size)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(path, "JSON", type(error).__name__) from None
-    if not isinstance(content, dict) or "labels" not in content:
-        return None
-    label_names = _label_names(path, content["labels"])
-    pairs, test_images, problems = [], [], []
-    lists = {kind: content.get(kind) for kind in ("training", "test")}
-    listed = {kind: entries for kind, entries in lists.items() if isinstance(entries, list)}
-    for kind, entry in ((kind, entry) for kind, entries in listed.items() for entry in entries):
-        named = entry if isinstance(entry, dict) else {"image": entry}
-        image, label = (_inside(folder, named.get(name)) for name in ("image", "label"))
-        if image is not None and kind == "test":
-            test_images.append(image)
-        elif image is not None and label is not None:
-            pairs.append((image, label))
-        else:
-            expected = f"files below its folder in each entry of {kind!r}"
-            problems.append(str(InputError(path, expected, repr(entry)))[:400])
-    training = tuple(pairs) if "training" in listed else None
-    return DecathlonSet(folder, label_names, training, tuple(test_images), tuple(problems))
-
-
-def _label_names(path: Path, labels: Any) -> tuple[tuple[int, str], ...]:
-    """Returns (value, name) pairs of {"0": "liver"} (Decathlon) or {"liver": 0} (nnU-Net)."""
-    try:
-        items = [
-            (int(name), value) if isinstance(value, str) else (int(value), name)
-            for name, value in labels.items()
-        ]
-    except (AttributeError, TypeError, ValueError):
-        items = []
-    values = [value for value, _ in items]
-    if not items or len(set(values)) < len(values) or not all(0 <= v < 256 for v in values):
-        expected = 'labels such as {"0": "background", "1": "liver"}, each value from 0 to 255 once'
-        raise InputError(path, expected, str(labels)[:200])
-    return tuple(sorted(items))
-
-
-def _inside(folder: Path, name: Any) -> Path | None:
-    """Returns the file that an entry names; None unless it is below the folder."""
-    if not isinstance(name, str) or "\0" in name or not name.strip():
-        return None
-    relative = Path(name)
-    return None if relative.is_absolute() or ".." in relative.parts else folder / relative
+    def without_channel(self, key: str) -> str:
+        """Returns a key without the channel 0000 of nnU-Net's images."""
+        first = self.role == "image" and stem_of(self.path).endswith("_0000")
+        return key.removesuffix("_0000") if first else key
 
 
 def paired(
     files: Sequence[Path], dicom: Sequence[Path], source: str, need_labels: bool
-) -> list[Case]:
-    """Returns the cases among NIfTI files and DICOM images, paired by their names.
+) -> tuple[list[Case], list[PassedOver]]:
+    """Returns the cases among NIfTI files and DICOM images, and which files belong to none.
 
-    `source` is the name of the data set; for `need_labels` see `discovery.find_cases`.
+    `source` is the name of the data set. Cases may lack an image or a label map. Without
+    `need_labels` every image is a case, and ambiguous label maps are none.
     """
-    if need_labels:
-        files = [file for file in files if file.parent.name.lower() != _UNLABELLED_FOLDER]
-    groups: dict[Path, list[_File]] = defaultdict(list)
-    # The roles of each folder's subfolders with files, by their names.
-    roles_in: dict[Path, set[str]] = defaultdict(set)
+    # The roles and splits of each folder's subfolders with files, by their names.
+    roles_in: dict[Path, set[tuple[str, str]]] = defaultdict(set)
     for folder in {path.parent for path in (*files, *dicom)}:
-        roles_in[folder.parent].add(_role(_words(folder.name)))
-    known = [_classified(path, roles_in) for path in files]
+        words = _words(folder.name)
+        roles_in[folder.parent].add((_role(words), _split(words)))
+    volumes = {
+        (folder, int(match[3]))
+        for path in files
+        if (match := _LITS.fullmatch(stem_of(path))) and match[2].lower() == "volume"
+        for folder in (path.parent, path.parent.parent)
+    }
+    known = [_classified(path, roles_in, volumes) for path in files]
     known += _classified_dicom(files, dicom, roles_in)
-    for file in _lits_partners_joined(known):
+    groups: dict[tuple[Path, str], list[_File]] = defaultdict(list)
+    for file in _numbered_partners_joined(known):
         groups[file.group].append(file)
-    found = []
-    for group, members in sorted(groups.items()):
-        found += _cases_of_group(group, members, source, need_labels)
-    if need_labels:
-        return [_with_problem(case) for case in found]
-    return [case for case in found if case.image_path is not None]
+    has_images = any(file.role == "image" for file in known)
+    cases: list[Case] = []
+    passed: list[PassedOver] = []
+    for (folder, _), members in sorted(groups.items()):
+        members = _first_channels(members, passed)
+        for case, test in _cases_of_group(folder, members, source, need_labels, passed):
+            if need_labels and test and case.image_path and not case.label_path:
+                passed.append(PassedOver(case.path, "a test image without a label map"))
+            elif need_labels and test and has_images and not case.image_path:
+                reason = "the label map of a test image that is not there"
+                passed.append(PassedOver(case.path, reason))
+            else:
+                cases.append(case)
+    return cases, passed
 
 
 def stem_of(path: Path) -> str:
@@ -149,30 +112,80 @@ def stem_of(path: Path) -> str:
     return path.name[: -len(next(suffixes, "")) or None]
 
 
-def _classified(path: Path, roles_in: dict[Path, set[str]]) -> _File:
-    """Classifies a NIfTI file by its LiTS name, its folder (images, labels), or its own words."""
+def case_name(image: Path, label: Path | None, name: str | None = None) -> str:
+    """Returns an image's name, without nnU-Net's channel unless its label map has that too."""
+    stem = stem_of(image)
+    name = stem if name is None else name
+    return name if label and stem_of(label) == stem else name.removesuffix("_0000")
+
+
+def channel_of(path: Path) -> tuple[Path, int] | None:
+    """Returns the name without channel and the channel of a file named as in nnU-Net."""
+    match = _CHANNEL.fullmatch(stem_of(path))
+    return (path.parent / match[1], int(match[2])) if match else None
+
+
+def is_test(path: Path) -> bool:
+    """Returns whether a file lies in a folder of test data (imagesTs, labelsTs)."""
+    return _split(_words(path.parent.name)) == "ts"
+
+
+def holds_label_maps(folder: Path) -> bool:
+    """Returns whether a folder's name says that it holds label maps and nothing else."""
+    words = _words(folder.name)
+    ours = (_LABEL, _ORGAN, _SPLIT, _NEUTRAL)
+    return _role(words) == "label" and not _without(words, *ours)
+
+
+def is_label_name(path: Path) -> bool:
+    """Returns whether a file's own name, or else its folder's, says that it is a label map."""
+    return holds_label_maps(path.parent) or _role(_words(stem_of(path))) == "label"
+
+
+def _classified(
+    path: Path, roles_in: dict[Path, set[tuple[str, str]]], volumes: Collection[tuple[Path, int]]
+) -> _File:
+    """Classifies a NIfTI file by its number, its folder (images, labels), or its own words."""
     stem, folder = stem_of(path), path.parent
-    words = _words(stem)
-    key = "_".join(_without(words, _LABEL, _IMAGE))
-    folder_role = _role(_words(folder.name))
-    lits = _LITS.match(stem)
-    if lits:
-        role = "image" if lits[1].lower() == "volume" else "label"
-        name = f"volume-{int(lits[2])}"
-        return _File(path, role, folder, name, name)
-    both = {"image", "label"} <= roles_in[folder.parent]
-    if folder_role and (both or folder.name in _DECATHLON_FOLDERS):
-        if folder_role == "image":
-            stem, key = _NNUNET_CHANNEL.sub("", stem), _NNUNET_CHANNEL.sub("", key)
-        return _File(path, folder_role, folder.parent, key or stem, stem)
-    role = _role(words) or ("label" if any(map(_ORGAN.fullmatch, words)) else "image")
-    if role == "label":
-        key = "_".join(_without(words, _LABEL, _IMAGE, _ORGAN))
-    return _File(path, role, folder, key, key)
+    words, parts = _words(stem), _parts(stem)
+    role, group = _place(folder, roles_in)
+    lits, ct_org = _LITS.fullmatch(stem), _CT_ORG_LABEL.fullmatch(stem)
+    if lits or (ct_org and (folder, int(ct_org[1])) in volumes):
+        number, test = (int(lits[3]), lits[1]) if lits else (int(stem[7:]), None)
+        is_image = lits and lits[2].lower() == "volume" and role != "label"
+        name = f"{(test or '').lower()}volume-{number}"
+        place = (folder, "")
+        kind = "image" if is_image else "label"
+        return _File(path, kind, place, name, name, name, numbered=True, test=bool(test))
+    if role:
+        key, joined = ("_".join(_without(each, _LABEL, _IMAGE)) or stem for each in (parts, words))
+        return _File(path, role, group, key, joined, stem, test=is_test(path), by_folder=True)
+    role = _role(words) or ("label" if any(map(_ORGAN.fullmatch, parts)) else "image")
+    kinds = (_LABEL, _IMAGE, _ORGAN) if role == "label" else (_LABEL, _IMAGE)
+    key, joined = ("_".join(_without(each, *kinds)) for each in (parts, words))
+    return _File(path, role, group, key, joined, key)
+
+
+def _place(
+    folder: Path, roles_in: dict[Path, set[tuple[str, str]]]
+) -> tuple[str, tuple[Path, str]]:
+    """Returns the role of a folder, if that is one of all its files, and the group of these."""
+    words = _words(folder.name)
+    role, split = _role(words), _split(words)
+    siblings = roles_in[folder.parent]
+    other = "label" if role == "image" else "image"
+    others = {own for kind, own in siblings if kind == other}
+    if not role or not (
+        others or _NNUNET_FOLDER.fullmatch(folder.name) or holds_label_maps(folder)
+    ):
+        return "", (folder, "")
+    if split not in others and (not others or "" in others):
+        split = ""
+    return role, (folder.parent, split)
 
 
 def _classified_dicom(
-    files: Sequence[Path], dicom: Sequence[Path], roles_in: dict[Path, set[str]]
+    files: Sequence[Path], dicom: Sequence[Path], roles_in: dict[Path, set[tuple[str, str]]]
 ) -> list[_File]:
     """Classifies DICOM images; their label maps lie beside them, inside them, or in a folder above.
 
@@ -183,21 +196,143 @@ def _classified_dicom(
     found = []
     for path in dicom:
         stem, folder = stem_of(path), path.parent
-        key = "_".join(_without(_words(stem), _LABEL, _IMAGE, _ARCHIVE))
+        kinds = (_LABEL, _IMAGE, _ARCHIVE)
+        key, words = ("_".join(_without(each, *kinds)) for each in (_parts(stem), _words(stem)))
         name = stem if key else ""
         above = next((each for each in path.parents if each in with_nifti), None)
-        lits = _LITS.match(stem)
-        group = folder
-        if lits and lits[1].lower() == "volume":
-            key = name = f"volume-{int(lits[2])}"
+        lits = _LITS.fullmatch(stem)
+        role, place = _place(folder, roles_in)
+        group, numbered = (folder, ""), False
+        if lits and lits[2].lower() == "volume":
+            key = words = name = f"{(lits[1] or '').lower()}volume-{int(lits[3])}"
+            numbered = True
         elif path in with_nifti:
-            group = path
-        elif _role(_words(folder.name)) == "image" and "label" in roles_in[folder.parent]:
-            group, key, name = folder.parent, key or stem, stem
+            group = (path, "")
+        elif role == "image" and any(kind == "label" for kind, _ in roles_in[folder.parent]):
+            group, key, words, name = place, key or stem, words or stem, stem
         elif above is not None and below[above] == 1:
-            group = above
-        found.append(_File(path, "image", group, key, name))
+            group = (above, "")
+        found.append(_File(path, "image", group, key, words, name, numbered=numbered))
     return found
+
+
+def _numbered_partners_joined(files: list[_File]) -> list[_File]:
+    """Puts LiTS partners from two folders (volumes/, segmentations/) into one group.
+
+    Partners are the nearest ones by their folders, if there is one nearest for each.
+    """
+    numbered = [file for file in files if file.numbered]
+    here = Counter((file.group, file.key) for file in numbered)
+    alone: dict[tuple[str, str], list[_File]] = defaultdict(list)
+    for file in numbered:
+        if here[file.group, file.key] == 1:
+            alone[file.key, file.role].append(file)
+    group_of = {}
+    for (key, role), labels in alone.items():
+        for label in labels if role == "label" else ():
+            image = _nearest(label, alone.get((key, "image"), ()))
+            if image and _nearest(image, labels) == label:
+                group_of[label] = image.group
+    return [replace(file, group=group_of.get(file, file.group)) for file in files]
+
+
+def _nearest(file: _File, others: Iterable[_File]) -> _File | None:
+    """Returns the file that shares the most folders with another one; None if several do."""
+    shared = {each: len(os.path.commonpath([each.path, file.path])) for each in others}
+    nearest = [each for each, length in shared.items() if length == max(shared.values())]
+    return nearest[0] if len(nearest) == 1 else None
+
+
+def _first_channels(files: list[_File], passed: list[PassedOver]) -> list[_File]:
+    """Returns the files without the further channels of nnU-Net's images (`x_0001` with `x_0000`).
+
+    Names that label maps have too are those of cases. Without label maps, numbers are channels in a
+    folder of images, or if several images all have the same.
+    """
+    channels: dict[Path, dict[int, _File]] = defaultdict(dict)
+    labels = {stem_of(file.path) for file in files if file.role == "label"}
+    for file in files:
+        channel = channel_of(file.path) if file.role == "image" and not file.numbered else None
+        if channel and stem_of(file.path) not in labels:
+            channels[channel[0]][channel[1]] = file
+    alike = len({frozenset(own) for own in channels.values()}) == 1 and len(channels) > 1
+    dropped = set()
+    for base, own in channels.items():
+        few = 0 in own and len(own) <= _MOST_CHANNELS and (alike or own[0].by_folder)
+        if few or base.name in labels:
+            dropped |= {file for channel, file in own.items() if channel}
+    passed += [PassedOver(file.path, FURTHER_CHANNEL) for file in files if file in dropped]
+    return [file for file in files if file not in dropped]
+
+
+def _partners(images: Sequence[_File], labels: Sequence[_File]) -> dict[_File, list[_File]]:
+    """Returns each image's label maps: those with its key, else the one with its words.
+
+    Keys and words are compared with and without nnU-Net's channel.
+    """
+    found = {image: [label for label in labels if label.key == image.key] for image in images}
+    taken = {label for own in found.values() for label in own}
+    ways: tuple[Callable[[_File], str], ...] = (
+        lambda file: file.without_channel(file.key),
+        lambda file: file.words,
+        lambda file: file.without_channel(file.words),
+    )
+    for way in ways:
+        left: dict[str, tuple[list[_File], list[_File]]] = defaultdict(lambda: ([], []))
+        for image in images:
+            if not found[image]:
+                left[way(image)][0].append(image)
+        for label in labels:
+            if label not in taken:
+                left[way(label)][1].append(label)
+        for own_images, own_labels in left.values():
+            if len(own_images) == len(own_labels) == 1:
+                found[own_images[0]] = own_labels
+                taken.add(own_labels[0])
+    return found
+
+
+def _cases_of_group(
+    folder: Path, files: list[_File], source: str, need_labels: bool, passed: list[PassedOver]
+) -> Iterator[tuple[Case, bool]]:
+    """Yields the cases of a group, and whether they are test data."""
+    images = [file for file in files if file.role == "image"]
+    labels = [file for file in files if file.role == "label"]
+    if len(images) == len(labels) == 1 and not images[0].numbered:
+        paths = images[0].path, labels[0].path
+        if folder in (path.parent for path in paths):
+            # One image and one label map in a folder are a case, whatever their names.
+            yield Case(safe_id(folder_name(folder)), *paths, source), False
+            return
+    partners = _partners(images, labels)
+    by_key: dict[str, tuple[list[_File], list[_File]]] = defaultdict(lambda: ([], []))
+    for file in images:
+        by_key[file.key][0].append(file)
+        by_key[file.key][1][:] = partners[file]
+    taken = [file for own in partners.values() for file in own]
+    for file in labels:
+        if file not in taken:
+            by_key[file.key][1].append(file)
+    for _, (own_images, own_labels) in sorted(by_key.items()):
+        first = (own_images or own_labels)[0]
+        image = own_images[0].path if own_images else None
+        label = own_labels[0].path if own_labels else None
+        name = first.name
+        if image and (first.by_folder or (own_labels and own_labels[0].key != first.key)):
+            name = case_name(image, label, first.name)
+        case_id = safe_id(name or folder_name(folder))
+        if len(own_images) <= 1 and len(own_labels) <= 1:
+            yield Case(case_id, image, label, source), first.test
+        elif need_labels:
+            names = ", ".join(file.path.name for file in (*own_images, *own_labels))
+            problem = str(InputError(folder, "one image and one label map", names))
+            yield Case(case_id, image, label, source, problem), False
+            passed += [PassedOver(f.path, _AMBIGUOUS) for f in (*own_images[1:], *own_labels[1:])]
+        else:
+            for file in own_images:
+                own_id = safe_id(stem_of(file.path)) if len(own_images) > 1 else case_id
+                yield Case(own_id, file.path, None, source), False
+            passed += [PassedOver(file.path, _AMBIGUOUS) for file in own_labels]
 
 
 def _role(words: Sequence[str]) -> str:
@@ -207,60 +342,18 @@ def _role(words: Sequence[str]) -> str:
     return "image" if any(map(_IMAGE.fullmatch, words)) else ""
 
 
-def _lits_partners_joined(files: list[_File]) -> list[_File]:
-    """Puts LiTS partners from two folders (volumes/, segmentations/) into one group."""
-    lits = [file for file in files if _LITS.match(stem_of(file.path))]
-    here = Counter((file.group, file.key) for file in lits)
-    alone = {file: file.role for file in lits if here[file.group, file.key] == 1}
-    roles = Counter((file.key, role) for file, role in alone.items())
-    group_of = {file.key: file.group for file, role in alone.items() if role == "image"}
-    return [
-        replace(file, group=group_of[file.key])
-        if file in alone and roles[file.key, "image"] == roles[file.key, "label"] == 1
-        else file
-        for file in files
-    ]
+def _split(words: Sequence[str]) -> str:
+    """Returns "tr", "ts" or "va" if a word names a split, else an empty string."""
+    match = next(filter(None, map(_SPLIT.fullmatch, words)), None)
+    return ("", "tr", "ts", "va")[match.lastindex or 0] if match else ""
 
 
-def _cases_of_group(group: Path, files: list[_File], source: str, need_labels: bool) -> list[Case]:
-    images = [file for file in files if file.role == "image"]
-    labels = [file for file in files if file.role == "label"]
-    alone = len(images) == 1 and len(labels) == 1 and labels[0].group == labels[0].path.parent
-    if alone and not _LITS.match(stem_of(images[0].path)):
-        # One image and one label map in a folder are a case, whatever their names.
-        return [Case(safe_id(folder_name(group)), images[0].path, labels[0].path, source)]
-    cases = []
-    for key in sorted({file.key for file in files}):
-        own_images = [file for file in images if file.key == key]
-        own_labels = [file for file in labels if file.key == key]
-        own = own_images + own_labels
-        case_id = safe_id(own[0].name or folder_name(group))
-        image = own_images[0].path if own_images else None
-        label = own_labels[0].path if own_labels else None
-        if len(own_images) <= 1 and len(own_labels) <= 1:
-            cases.append(Case(case_id, image, label, source))
-        elif need_labels:
-            names = ", ".join(file.path.name for file in own)
-            problem = str(InputError(group, "one image and one label map", names))
-            cases.append(Case(case_id, image, label, source, problem))
-        elif len(own_images) == 1:
-            cases.append(Case(case_id, image, None, source))
-        else:
-            for file in own_images:
-                cases.append(Case(safe_id(stem_of(file.path)), file.path, None, source))
-    return cases
-
-
-def _with_problem(case: Case) -> Case:
-    if case.problem or (case.image_path and case.label_path):
-        return case
-    missing, found = ("a label map", "image") if case.image_path else ("an image", "label map")
-    problem = InputError(case.path, f"{missing} beside this {found}", "none")
-    return replace(case, problem=str(problem))
+def _parts(name: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", name.lower())
 
 
 def _words(name: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", name.lower())
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)]
 
 
 def _without(words: Sequence[str], *kinds: re.Pattern[str]) -> list[str]:

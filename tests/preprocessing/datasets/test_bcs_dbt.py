@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -10,9 +11,8 @@ import tensorflow as tf
 
 from preprocessing.convert import main as convert_main
 from preprocessing.datasets.bcs_dbt import dbt_case_id, read_tables
-from preprocessing.datasets.discovery import find_cases
+from preprocessing.datasets.discovery import discover, find_cases
 from preprocessing.datasets.reading import read_case_image
-from preprocessing.errors import InputError
 from preprocessing.records.schema import parse_example
 from preprocessing.tasks import load_task
 from preprocessing.volumes.geometry import Volume
@@ -151,11 +151,14 @@ def test_a_wrong_box_rejects_only_its_case(tmp_path, row, message):
         ("", "row 1: expected columns PatientID"),
     ],
 )
-def test_an_invalid_table_is_an_error(tmp_path, content, message):
+def test_an_invalid_table_is_a_problem_of_its_volumes(tmp_path, content, message):
     (tmp_path / "boxes.csv").write_text(content)
     write_volume(tmp_path / "DBT-P00013.nii.gz")
-    with pytest.raises(InputError, match=message):
-        find_cases([tmp_path], need_labels=True)
+    assert re.search(message, the_problem(tmp_path))
+    # Predictions need no boxes.
+    result = discover([tmp_path], need_labels=False)
+    assert [case.problem for case in result.cases] == [""]
+    assert re.search(message, result.passed_over[0])
 
 
 def test_labels_and_boxes_must_agree(tmp_path):

@@ -300,8 +300,12 @@ class TestDecathlon:
         "labels", [[], {}, {"0": "a", "zero": "b"}, {"0": "a", "300": "b"}, {"a": 0, "b": 0}, "x"]
     )
     def test_invalid_labels(self, tmp_path, labels):
-        with pytest.raises(InputError, match=r"dataset\.json: expected labels such as"):
-            find_cases([self.write(tmp_path, labels=labels)], need_labels=True)
+        cases = find_cases([self.write(tmp_path, labels=labels)], need_labels=True)
+        problems = {case.case_id: case.problem for case in cases}
+        assert all(
+            "dataset.json: expected labels such as" in problems[f"liver_{n}"] for n in (0, 1)
+        )
+        assert "expected this case in" in problems["liver_2"]
 
     def test_files_outside_the_folder_and_missing_files(self, tmp_path):
         listed = [

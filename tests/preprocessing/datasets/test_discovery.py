@@ -1,11 +1,12 @@
 """Which files are paired in the layouts of data sets."""
 
 import os
+import re
 
 import numpy as np
 import pytest
 
-from preprocessing.datasets.discovery import find_cases
+from preprocessing.datasets.discovery import discover, find_cases
 from preprocessing.errors import InputError
 
 
@@ -170,11 +171,16 @@ def test_several_images_of_one_folder_are_predicted_one_by_one(tmp_path):
     assert list(problems(tmp_path)) == [tmp_path.name]
 
 
-def test_ambiguous_ids_are_refused(tmp_path):
+def test_ambiguous_ids_get_digits_of_their_paths(tmp_path):
     for parent in ("p", "q"):
         touch(tmp_path / parent / "same", "volume-1.nii", "segmentation-1.nii")
-    with pytest.raises(InputError, match="a name of its own for each case"):
-        find_cases([tmp_path / "p" / "same", tmp_path / "q" / "same"], need_labels=True)
+    result = discover([tmp_path / "p" / "same", tmp_path / "q" / "same"], need_labels=True)
+    first, second = (case.case_id for case in result.cases)
+    assert first != second
+    assert all(re.fullmatch("volume-1-[0-9a-f]{8}", each) for each in (first, second))
+    assert f"/p/same/volume-1.nii: case volume-1 renamed to {first}" in result.renamed[0]
+    (case, _) = find_cases([tmp_path / "q" / "same", tmp_path / "p" / "same"], need_labels=True)
+    assert case.case_id == second
 
 
 def test_empty_and_missing_folders(tmp_path):

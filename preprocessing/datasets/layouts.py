@@ -1,0 +1,291 @@
+"""The layouts of data sets: each is a reader that turns files below an input folder into cases."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from preprocessing.datasets import bcs_dbt, pairing
+from preprocessing.datasets.case import Case, PassedOver, folder_name, safe_id
+from preprocessing.datasets.dataset_json import DATASET_FILE, Listing, read_listing
+from preprocessing.dicom.header import is_dicom
+from preprocessing.errors import InputError
+from preprocessing.volumes.nifti import has_nifti_suffix
+
+# 3D-IRCADb's folders: the scan, one folder of masks per structure, and copies of both.
+IRCADB_IMAGE, IRCADB_MASKS = "PATIENT_DICOM", "MASKS_DICOM"
+IRCADB_OTHERS = {
+    IRCADB_MASKS: "masks, not images",
+    "LABELLED_DICOM": "masks of 3D-IRCADb once more, in one series",
+    "MESHES_VTK": "meshes of 3D-IRCADb",
+}
+NO_IMAGE = "a label map, not an image"
+
+
+@dataclass(frozen=True)
+class DicomImage:
+    """A volume in DICOM, or a segmentation (SEG)."""
+
+    path: Path  # a folder of slices, a multi-frame file or a segmentation
+    identifiers: tuple[str, ...]  # see `deidentify.header_identifiers`
+    pseudonym: str  # a case id from the SeriesInstanceUID (for a file, its SOPInstanceUID)
+    # Its SeriesInstanceUID; of a segmentation those of the series that it refers to.
+    series_uids: frozenset[str] = frozenset()
+
+
+@dataclass
+class Found:
+    """What lies below an input folder, and what the layouts have made of it so far."""
+
+    source: str  # name of the data set
+    need_labels: bool
+    folders: dict[Path, list[str]] = field(default_factory=dict)  # names of files
+    files: list[Path] = field(default_factory=list)  # NIfTI, part of no case yet
+    images: list[DicomImage] = field(default_factory=list)  # part of no case yet
+    dicom: list[DicomImage] = field(default_factory=list)  # all images
+    segmentations: list[DicomImage] = field(default_factory=list)
+    ircadb: list[Path] = field(default_factory=list)  # folders of `IRCADB_OTHERS`
+    cases: list[Case] = field(default_factory=list)
+    passed_over: list[PassedOver] = field(default_factory=list)
+    # Why a folder's dataset.json or tables can't be read.
+    damaged_lists: dict[Path, str] = field(default_factory=dict)
+    damaged_tables: dict[Path, str] = field(default_factory=dict)
+
+    def pass_over(self, path: Path, reason: str) -> None:
+        """Records that a file or folder is part of no case."""
+        self.passed_over.append(PassedOver(path, reason))
+
+    def take_files(self, folder: Path) -> list[Path]:
+        """Removes and returns the NIfTI files below a folder."""
+        own = [path for path in self.files if folder in path.parents]
+        self.files = [path for path in self.files if folder not in path.parents]
+        return own
+
+
+def read_tables(found: Found) -> None:
+    """BCS-DBT: folders with a table of boxes. Their DICOM files are found by these tables alone."""
+    for folder in list(found.folders):
+        names = found.folders.get(folder, ())
+        if not any(name.lower().endswith(".csv") for name in names):
+            continue
+        try:
+            tables = bcs_dbt.read_tables(folder)
+        except InputError as error:
+            found.damaged_tables[folder] = str(error)
+            found.pass_over(Path(error.where), f"expected {error.expected}, found {error.found}")
+            continue
+        if tables is None:
+            continue
+        files = found.take_files(folder)
+        below = [each for each in found.folders if each == folder or folder in each.parents]
+        files += [
+            each / name
+            for each in below
+            for name in found.folders.pop(each)
+            if not has_nifti_suffix(name) and name != "DICOMDIR" and _may_be_dicom(each / name)
+        ]
+        nifti = [path for path in files if has_nifti_suffix(path)]
+        cases: list[Case] = []
+        try:
+            cases = bcs_dbt.cases_of_tables(tables, nifti, need_labels=found.need_labels)
+        except InputError:
+            found.pass_over(folder, "its tables name no volume that is there")
+        found.cases += cases
+        used = {path for case in cases for path in (case.image_path, case.label_path)}
+        patients = tuple({value for key in tables.rows for value in key[:2]})
+        reason = "no image of a row of the tables"
+        found.passed_over += [PassedOver(p, reason, patients) for p in files if p not in used]
+
+
+def _may_be_dicom(path: Path) -> bool:
+    return path.name.lower().endswith(pairing.DICOM_SUFFIXES) or is_dicom(path)
+
+
+def _dataset_json(found: Found) -> None:
+    """Medical Segmentation Decathlon, nnU-Net v1 and v2, AMOS: folders with a dataset.json."""
+    listings = {}
+    for folder, names in found.folders.items():
+        if DATASET_FILE in names:
+            try:
+                listings[folder] = read_listing(folder)
+            except InputError as error:
+                found.damaged_lists[folder] = str(error)
+                reason = f"expected {error.expected}, found {error.found}"
+                found.pass_over(folder / DATASET_FILE, reason)
+    # A folder's own list comes before one further up.
+    for folder in sorted(listings, key=lambda each: len(each.parts), reverse=True):
+        listing = listings[folder]
+        if listing is not None:
+            cases = _listed_cases(found, folder, listing, found.take_files(folder))
+            cases = [replace(case, label_names=listing.label_names) for case in cases]
+            if found.need_labels:
+                problem = listing.label_problem
+                cases = [replace(case, problem=case.problem or problem) for case in cases]
+            found.cases += cases
+
+
+def _listed_cases(
+    found: Found, folder: Path, listing: Listing, files: Sequence[Path]
+) -> list[Case]:
+    """Returns the cases in a dataset.json, and those of the other files below its folder."""
+    source, need_labels = found.source, found.need_labels
+    cases: list[Case] = []
+    unusable: list[Case] = []
+    known: set[Path | None] = set(listing.channels)
+    for entry in listing.entries:
+        image, label = entry.image, entry.label
+        if need_labels and image is None:
+            number = sum(case.path == Path(source) for case in (*found.cases, *unusable)) + 1
+            name = f"{source}_entry-{number}"
+            unusable.append(Case(name, None, None, source, entry.problem))
+        elif need_labels:
+            cases.append(Case(entry.case_id, image, label, source, entry.problem))
+            known |= {image, label}
+        elif image is not None and os.path.exists(image):
+            label = label if label and os.path.exists(label) else None
+            cases.append(Case(entry.case_id, image, label, source))
+            known |= {image, label}
+        else:
+            place = image or folder / DATASET_FILE
+            found.pass_over(place, entry.problem.removeprefix(f"{place}: "))
+    for image in listing.test_images:
+        if not os.path.exists(image):
+            found.pass_over(image, f"listed in {DATASET_FILE}, file missing")
+        elif not need_labels:
+            cases.append(Case(safe_id(pairing.case_name(image, None)), image, None, source))
+            known.add(image)
+    for path in files:
+        channel = pairing.channel_of(path)
+        if channel and path not in known:
+            bases = {f"{channel[0]}_0000{suffix}" for suffix in (".nii.gz", ".nii")}
+            if bases & {str(each) for each in known}:
+                known.add(path)
+                found.pass_over(path, pairing.FURTHER_CHANNEL)
+    for path in listing.channels:
+        found.pass_over(path, pairing.FURTHER_CHANNEL)
+    found.images = [image for image in found.images if image.path not in known]
+    others, passed = pairing.paired(
+        [path for path in files if path not in known], [], source, need_labels
+    )
+    found.passed_over += passed
+    for case in others:
+        listed = not listing.is_complete or case.image_path in listing.test_images
+        if need_labels and not listed and pairing.is_test(case.path):
+            for path in filter(None, (case.image_path, case.label_path)):
+                found.pass_over(path, f"test data that {DATASET_FILE} does not list")
+            continue
+        if need_labels and not listed:
+            expected = f"this case in {folder / DATASET_FILE}"
+            case = replace(case, problem=str(InputError(case.path, expected, "none")))
+        cases.append(case)
+    return cases + unusable
+
+
+def _ircadb(found: Found) -> None:
+    """3D-IRCADb: PATIENT_DICOM, MASKS_DICOM and copies; unpackers may nest equal names."""
+    masks_of = {path.parent: path for path in found.ircadb if path.name == IRCADB_MASKS}
+    for image in found.images:
+        # The input may be PATIENT_DICOM itself.
+        if image.path.name == IRCADB_IMAGE and (image.path.parent / IRCADB_MASKS).is_dir():
+            masks_of.setdefault(image.path.parent, image.path.parent / IRCADB_MASKS)
+    for case_folder, masks in masks_of.items():
+        while os.path.isdir(masks / IRCADB_MASKS):
+            masks /= IRCADB_MASKS
+        scan = case_folder / IRCADB_IMAGE
+        own = [image for image in found.images if scan in (image.path, *image.path.parents)]
+        if len(own) == 1 or (found.need_labels and not own):
+            image_path = own[0].path if own else None
+            case_id = safe_id(folder_name(case_folder))
+            found.cases.append(Case(case_id, image_path, masks, found.source))
+            found.images = [image for image in found.images if image not in own]
+        else:
+            found.pass_over(masks, IRCADB_OTHERS[IRCADB_MASKS])
+    for path in found.ircadb:
+        if path.name != IRCADB_MASKS:
+            found.pass_over(path, IRCADB_OTHERS[path.name])
+
+
+def _mask_folders(found: Found) -> None:
+    """TotalSegmentator: an image, and a folder beside it with one NIfTI mask per structure."""
+    by_folder: dict[Path, list[Path]] = defaultdict(list)
+    for path in found.files:
+        by_folder[path.parent].append(path)
+    for folder, masks in list(by_folder.items()):
+        images = [p for p in by_folder.get(folder.parent, ()) if not pairing.is_label_name(p)]
+        if len(images) != 1 or not pairing.holds_label_maps(folder):
+            continue
+        several = folder.name.lower() == "segmentations" or len(masks) > 1
+        pairs, _ = pairing.paired([*images, *masks], [], found.source, False)
+        if several and not any(case.image_path and case.label_path for case in pairs):
+            (image,) = (case for case in pairs if case.image_path)
+            found.cases.append(replace(image, label_path=folder))
+            found.files = [path for path in found.files if path not in {*images, *masks}]
+            found.images = [image for image in found.images if folder not in image.path.parents]
+
+
+def _pairs(found: Found) -> None:
+    """LiTS, CT-ORG, AMOS, BTCV, AbdomenCT-1K, nnU-Net without its list, pairs, folders per case."""
+    images = []
+    for image in found.images:
+        names = (image.path.with_name(pairing.stem_of(image.path)), image.path.parent)
+        if any(map(pairing.holds_label_maps, names)):
+            found.passed_over.append(
+                PassedOver(image.path, "its name says label map, which DICOM images are not")
+            )
+        else:
+            images.append(image.path)
+    cases, passed = pairing.paired(found.files, images, found.source, found.need_labels)
+    found.cases += cases
+    found.passed_over += passed
+    found.files, found.images = [], []
+
+
+def _segmentations(found: Found) -> None:
+    """DICOM SEG: it belongs to the series that it refers to, or else that it lies in or beside."""
+    places = {case.image_path: index for index, case in enumerate(found.cases)}
+    own: dict[Path | None, list[Path]] = defaultdict(list)
+    for segmentation in found.segmentations:
+        folder, uids = segmentation.path.parent, segmentation.series_uids
+        near: Iterable[Sequence[Path]] = (
+            [folder],
+            [image.path for image in found.dicom if image.path.parent == folder],
+            [image.path for image in found.dicom if image.path.parent == folder.parent],
+        )
+        known = {image.path for image in found.dicom if not uids or image.series_uids & uids}
+        choices = [[path for path in paths if path in known] for paths in near]
+        choices += [list(known)] if uids else []
+        image = next((paths[0] for paths in choices if len(paths) == 1), None)
+        own[image if image in places else None].append(segmentation.path)
+    for image, paths in own.items():
+        if image is None:
+            for path in paths:
+                if found.need_labels and not any(case.image_path for case in found.cases):
+                    case_id = safe_id(pairing.stem_of(path))
+                    found.cases.append(Case(case_id, None, path, found.source))
+                else:
+                    found.pass_over(path, "a DICOM segmentation of none of the images here")
+            continue
+        case = found.cases[places[image]]
+        if case.label_path is not None or len(paths) > 1:
+            for path in paths:
+                found.pass_over(
+                    path, "a DICOM segmentation, one of several label maps of its image"
+                )
+        if case.label_path is None and len(paths) == 1:
+            found.cases[places[image]] = replace(case, label_path=paths[0])
+        elif case.label_path is None and found.need_labels:
+            problem = InputError(image, "one label map", f"{len(paths)} DICOM segmentations")
+            found.cases[places[image]] = replace(case, problem=str(problem))
+
+
+# Tried in this order; each takes what is its own from `Found`.
+LAYOUTS: tuple[Callable[[Found], None], ...] = (
+    _dataset_json,
+    _ircadb,
+    _mask_folders,
+    _pairs,
+    _segmentations,
+)
