@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,20 @@ from ahnet_tf.inference.segment import PredictionSettings, segment_volume, windo
 from preprocessing.datasets.case import Case
 from preprocessing.datasets.detection_table import Detection
 from preprocessing.datasets.discovery import find_cases
-from preprocessing.datasets.reading import is_dicom_image, read_case_image, read_case_source
+from preprocessing.datasets.reading import (
+    check_case_image,
+    is_dicom_image,
+    read_case_image,
+    read_case_source,
+)
 from preprocessing.dicom.segmentation import write_segmentation
 from preprocessing.errors import InputError
 from preprocessing.settings import check_names
 from preprocessing.tasks import Task
+from preprocessing.volumes import nifti
 from preprocessing.volumes.geometry import Volume
-from preprocessing.volumes.nifti import check_image, write_image, write_on_grid
+from preprocessing.volumes.nifti import write_image, write_on_grid
+from preprocessing.volumes.quality_checks import check_image
 
 Input: TypeAlias = str | os.PathLike | SpatialImage | Volume | np.ndarray
 
@@ -64,19 +72,28 @@ class Segmenter:
             or an array [x, y, z].
           spacing_mm: voxel spacing (x, y, z) of an array whose axes point right, anterior, superior.
           affine: of an array instead, 4x4, voxel indices to RAS+ mm.
-          allow: irregularities of a DICOM series to accept, names of `preprocessing.errors.ALLOWANCES`.
+          allow: irregularities to accept, names of `preprocessing.errors.ALLOWANCES`.
           progress: show a progress bar.
           settings: attributes of `ahnet_tf.inference.segment.PredictionSettings`, for example
             `overlap=0.5`, `probabilities=True` or `largest_component=True`.
 
         Raises:
-          InputError: not one readable volume, or an array without spacing and affine.
+          InputError: not one readable volume, an array without spacing and affine, or an image that
+            can't be one of the task. What is only suspicious about it is a Python warning.
           SettingsError: an unknown setting, or one that is not possible with the task.
           ModelError, ServingError: the network or the server failed.
         """
         names = [field.name for field in attrs.fields(PredictionSettings)]
         chosen = PredictionSettings(**check_names(settings, names, "segment"))
         volume, origin = _read(image, spacing_mm, affine, allow)
+        if isinstance(origin, Case):
+            checked = check_case_image(origin, volume, self.task, allow=allow)
+        else:
+            checked = check_image(volume, self.task, allow=allow)
+        if checked.misfit is not None:
+            raise checked.misfit
+        for finding in checked.findings:
+            warnings.warn(finding.text, stacklevel=2)
         with window_progress("segment", progress) as advance:
             found = segment_volume(volume, self.predictor, chosen, progress=advance)
         ml = volumes_ml(found.labels, volume.affine, self.task.class_names)
@@ -160,18 +177,19 @@ def _read(
             found = "neither" if affine is None else "both"
             raise InputError("array", "spacing_mm or affine", found)
         given = np.diag([*spacing_mm, 1.0]) if spacing_mm is not None else affine
-        return check_image("array", image, np.asarray(given)), None
+        return nifti.check_image("array", image, np.asarray(given)), None
     if spacing_mm is not None or affine is not None:
         expected = "no spacing_mm and no affine, because the image has its own"
         raise InputError("segment", expected, "one")
     if isinstance(image, Volume):
-        return check_image("volume", image.voxels, image.affine), None
+        return nifti.check_image("volume", image.voxels, image.affine), None
     if isinstance(image, SpatialImage):
         voxels = np.asanyarray(image.dataobj)
         while voxels.ndim > 3 and voxels.shape[-1] == 1:
             voxels = voxels[..., 0]
         header = image.header if isinstance(image.header, nib.Nifti1Header) else None
-        return check_image("nibabel image", voxels, image.affine), header
+        in_mm = image.affine if header is None else nifti.in_mm(image.affine, header)
+        return nifti.check_image("nibabel image", voxels, in_mm), header
     cases = find_cases([image], need_labels=False)
     if len(cases) != 1:
         remedy = "Give one of them, or use python -m ahnet_tf.predict."

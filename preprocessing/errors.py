@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterator
 
-# Irregularities of DICOM series that are refused unless `--allow` names them, and what happens then.
+# Irregularities that are refused unless `--allow` names them, and what happens then: of DICOM series,
+# and of images.
 ALLOWANCES = {
     "gantry_tilt": "slices that are not stacked along their normal keep their sheared affine",
     "gaps": "slices at uneven steps are treated as evenly spaced at the mean step",
@@ -13,6 +14,7 @@ ALLOWANCES = {
     "is kept",
     "mixed_series": "of several series, acquisitions, shapes or orientations the one with the most "
     "slices is read",
+    "unfit_image": "an image that does not look like what the task expects is used all the same",
 }
 
 

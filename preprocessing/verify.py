@@ -83,11 +83,11 @@ def verify_case(case: Case, task: Task, allow: Collection[str]) -> dict[str, Any
     Returns plain data: always `findings`; as far as the files can be read shape and spacing (in the
     file's order), orientation, slice axis, intensities, and voxels per class on the task's grid.
     """
-    from preprocessing.datasets.case import redact_case_path
-    from preprocessing.datasets.reading import read_case_image
-    from preprocessing.records.case_volume import read_case_volume, rejection_reason
+    from preprocessing.datasets.case import redact_case_path, rejection_reason
+    from preprocessing.datasets.reading import check_case_image, read_case_image
+    from preprocessing.records.case_volume import read_case_volume
     from preprocessing.volumes.geometry import axis_codes, target_grid
-    from preprocessing.volumes.quality_checks import ERROR, Finding, check_image
+    from preprocessing.volumes.quality_checks import ERROR, Finding
 
     entry: dict[str, Any] = {"case_id": case.case_id, "source": case.source}
     findings = [Finding(ERROR, "incomplete", case.problem)] if case.problem else []
@@ -96,7 +96,7 @@ def verify_case(case: Case, task: Task, allow: Collection[str]) -> dict[str, Any
         if case.image_path is not None:
             entry["image"] = Path(redact_case_path(case, case.image_path)).name
             image = read_case_image(case, allow=allow)
-            checked = check_image(image, task)
+            checked = check_case_image(case, image, task, allow=allow)
             grid = target_grid(image.voxels.shape, image.affine, task)
             axes = axis_codes(image.affine)
             entry |= {
@@ -108,6 +108,9 @@ def verify_case(case: Case, task: Task, allow: Collection[str]) -> dict[str, Any
                 "fingerprint": checked.fingerprint,
             }
             findings += checked.findings
+            if checked.misfit is not None:
+                stage = "unfit"
+                raise checked.misfit
             if not case.problem:
                 stage = "annotation"
                 _, facts, further = read_case_volume(case, image, task, allow=allow)

@@ -22,11 +22,16 @@ from ahnet_tf.inference.segment import (
     segment_volume,
     window_progress,
 )
-from preprocessing.datasets.case import Case, redact_message
+from preprocessing.datasets.case import Case, rejection_reason
 from preprocessing.datasets.detection_table import Detection, write_detections
-from preprocessing.datasets.reading import is_dicom_image, read_case_image, read_case_source
+from preprocessing.datasets.reading import (
+    check_case_image,
+    is_dicom_image,
+    read_case_image,
+    read_case_source,
+)
 from preprocessing.dicom.segmentation import Software, write_segmentation
-from preprocessing.errors import AHNetError, InputError, SettingsError
+from preprocessing.errors import InputError, SettingsError
 from preprocessing.files import DISK_FULL, write_json
 from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import Volume, count_labels, spacing_mm
@@ -60,7 +65,8 @@ def predict_case(
 ) -> dict[str, Any]:
     """Predicts a case with an image and writes its outputs; returns its entry of the record.
 
-    An error of the case itself is printed and recorded, and only raised with `debug`. `draw` draws
+    An error of the case itself is printed and recorded, and only raised with `debug`; so is what its
+    image shows to be no image of the task; doubts are printed and recorded as warnings. `draw` draws
     a case with its label map [x, y, z] and returns the picture's name in `output`; `dicom_seg` is
     the software that a DICOM SEG, which needs a DICOM image, names; `allow` is among `ALLOWANCES`
     of `preprocessing.errors`. Raises OSError for a full disk, ModelError and ServingError if
@@ -68,26 +74,32 @@ def predict_case(
     """
     start = time.perf_counter()
     entry: dict[str, Any] = {"case_id": case.case_id}
+    task = predictor.settings.task
     try:
         entry["image_state"] = _image_state(case.path)
         # Read first, so that a source without the needed attributes costs no prediction.
         source = read_case_source(case, allow=allow) if dicom_seg else None
         volume = read_case_image(case, allow=allow)
+        checked = check_case_image(case, volume, task, allow=allow)
+        entry["warnings"] = [{"code": each.code, "text": each.text} for each in checked.findings]
+        for finding in checked.findings:
+            print(f"warning: {case.case_id}: {finding.text}", file=sys.stderr)
+        if checked.misfit is not None:
+            raise checked.misfit
         with window_progress(case.case_id) as advance:
             segmentation = segment_volume(volume, predictor, settings, progress=advance)
-        labels, task = segmentation.labels, predictor.settings.task
+        labels = segmentation.labels
         names = _write_volumes(case, volume, segmentation, task, output)
         if dicom_seg is not None and source is not None:
             names.append(f"dicom_seg/{case.case_id}.dcm")
             write_segmentation(output / names[-1], labels, task.class_names, source, dicom_seg)
         if draw is not None:
             names.append(draw(case, volume, labels))
-    except (InputError, OSError) as error:
+    except (InputError, OSError, MemoryError) as error:
         if debug or (isinstance(error, OSError) and error.errno in DISK_FULL):
             raise
-        message = str(error) if isinstance(error, AHNetError) else f"{case.path}: {error}"
-        problem = redact_message(case, message)
-        print(f"error: {problem}", file=sys.stderr)
+        problem = rejection_reason(case, error)
+        print(f"error: {case.case_id}: {problem}", file=sys.stderr)
         return entry | {"status": "failed", "problem": problem}
     seconds = round(time.perf_counter() - start, 2)
     each_ml = volumes_ml(labels, volume.affine, task.class_names)

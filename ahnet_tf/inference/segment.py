@@ -24,6 +24,7 @@ from preprocessing.settings import Requirement, number, whole
 from preprocessing.volumes.geometry import (
     TargetGrid,
     Volume,
+    check_size,
     from_target_grid,
     spacing_mm,
     to_target_grid,
@@ -73,7 +74,8 @@ def segment_volume(
     most probable class is chosen, which gives smoother borders than resampled labels.
 
     The volume has raw intensities [x, y, z] as on disk; `progress` is as in `predict_slabs`. Raises
-    ModelError if the output does not fit the task, SettingsError if a setting does not.
+    ModelError if the output does not fit the task, SettingsError if a setting does not, and InputError
+    as `to_target_grid`.
     """
     settings = settings or PredictionSettings()
     task = predictor.settings.task
@@ -87,6 +89,8 @@ def segment_volume(
     kept = range(1, 2) if task.target == "heat_map" else range(0)
     if resampled or settings.probabilities:
         kept = range(classes)
+    if kept:
+        check_size(array.shape, array.itemsize + 1 + 4 * len(kept))
     labels = np.empty(array.shape, np.uint8)
     maps = {value: np.empty(array.shape, np.float32) for value in kept}
     slabs = predict_slabs(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from preprocessing.dicom.deidentify import redact_path
+from preprocessing.errors import AHNetError
 from preprocessing.volumes.lesions import LesionBox
 
 # Short enough for file names on every file system, including prefixes and suffixes.
@@ -68,6 +69,16 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def rejection_reason(case: Case, error: Exception) -> str:
+    """Returns an error of a case as one line, without the case's identifiers."""
+    text = str(error)
+    if isinstance(error, MemoryError):
+        text = f"{case.path}: expected a case that fits into memory, found {text or 'a larger one'}"
+    elif not isinstance(error, AHNetError):
+        text = f"{case.path}: {text}"
+    return redact_message(case, text)
 
 
 def safe_id(name: str) -> str:

@@ -20,6 +20,7 @@ from preprocessing.errors import InputError
 from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import Volume
 from preprocessing.volumes.nifti import check_pair, has_nifti_suffix, read_image, read_label
+from preprocessing.volumes.quality_checks import CheckedImage, check_image
 
 BACKGROUND = frozenset(["background", "bg", "clearlabel", "unlabeled", "unlabelled"])
 # Synonyms; the Medical Segmentation Decathlon uses cancer, 3D-IRCADb livertumor.
@@ -49,6 +50,14 @@ def read_case_image(case: Case, *, allow: Collection[str] = ()) -> Volume:
         if is_dicom_image(path):
             return read_dicom(path, ReadOptions(case.view, allow, case.identifiers))
         return read_image(path)
+
+
+def check_case_image(
+    case: Case, image: Volume, task: Task, *, allow: Collection[str] = ()
+) -> CheckedImage:
+    """Checks whether the image of a case, as read from its file, is one that its task expects."""
+    where = redact_case_path(case, case.image_path)
+    return check_image(image, task, where=where, allow=allow)
 
 
 def read_case_source(case: Case, *, allow: Collection[str] = ()) -> Source:

@@ -13,16 +13,15 @@ import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import Metrics
 
-from preprocessing.datasets.case import Case, redact_case_path
-from preprocessing.datasets.reading import read_case_image
+from preprocessing.datasets.case import Case, redact_case_path, rejection_reason
+from preprocessing.datasets.reading import check_case_image, read_case_image
 from preprocessing.errors import AHNetError
-from preprocessing.records.case_volume import read_case_volume, rejection_reason
+from preprocessing.records.case_volume import read_case_volume
 from preprocessing.records.patches import evaluation_tiles, training_patches
 from preprocessing.records.schema import encode_patch
 from preprocessing.records.storage import Shard, is_intact, read_json, write_json, write_shards
 from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import axis_codes
-from preprocessing.volumes.quality_checks import check_image
 
 CONVERTED, REJECTED = "converted", "rejected"
 OUTCOMES = "outcomes"
@@ -57,7 +56,9 @@ def convert_case(
     task = settings.task
     try:
         image = read_case_image(case, allow=settings.allow)
-        checked = check_image(image, task)
+        checked = check_case_image(case, image, task, allow=settings.allow)
+        if checked.misfit is not None:
+            raise checked.misfit
         volume, facts, findings = read_case_volume(case, image, task, allow=settings.allow)
     except (AHNetError, OSError, MemoryError) as error:
         return entry | {"status": REJECTED, "reason": rejection_reason(case, error)}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from preprocessing.datasets.case import Case, redact_case_path, redact_message
+from preprocessing.datasets.case import Case, redact_case_path
 from preprocessing.datasets.reading import read_case_label
 from preprocessing.errors import InputError
 from preprocessing.tasks import Task
@@ -67,9 +67,3 @@ def read_case_volume(
     facts["label_voxels"] = dict(zip(task.class_names, map(int, counts.sum(axis=0)), strict=True))
     volume = CaseVolume(case.case_id, case.source, image_zyx, label_zyx, heat_map, counts, grid)
     return volume, facts, findings
-
-
-def rejection_reason(case: Case, error: Exception) -> str:
-    """Returns an error of reading a case as one line without the case's identifiers."""
-    text = str(error) or "expected a volume that fits into memory, found a larger one"
-    return redact_message(case, text)

@@ -6,6 +6,8 @@ the slice axis. Only `to_target_grid` and `from_target_grid` convert between the
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -15,12 +17,13 @@ from nibabel import orientations
 
 from preprocessing.errors import InputError
 from preprocessing.tasks import Task
+from preprocessing.volumes.nifti_bytes import MAX_VOXELS
 from preprocessing.volumes.resampling import linear, nearest
 
 # An axis is the slice axis if its spacing exceeds both others by more than this factor.
 ANISOTROPY = 1.1
 # Affines with voxel spacings outside this range are treated as damaged.
-SPACING_LIMITS_MM = (1e-4, 1e5)
+SPACING_LIMITS_MM = (1e-6, 1e6)
 # Spacings with a relative difference below this are equal: no resampling.
 SAME_SPACING = 1e-3
 
@@ -133,16 +136,29 @@ def to_target_grid(
     Images are interpolated linearly, after Gaussian smoothing against aliasing where the target is
     coarser, to the task's `image_dtype` (rounded and clipped). Label values take the nearest voxel,
     as uint8. Nothing is copied if neither grid nor dtype change. Raises as `target_grid`, and
-    InputError for a volume without three axes.
+    InputError for a volume without three axes or a larger grid than `check_size` accepts.
     """
     if volume.voxels.ndim != 3:
         raise InputError("volume", "three axes x, y, z", f"shape {volume.voxels.shape}")
     grid = target_grid(volume.voxels.shape, volume.affine, task)
     array = reoriented(volume.voxels, grid)
+    if array.shape != grid.shape_zyx:
+        check_size(grid.shape_zyx, 1 if label else np.dtype(task.image_dtype).itemsize)
     target = (_reoriented_spacing(grid), grid.shape_zyx, grid.spacing_mm[::-1])
     if label:
         return nearest(array, *target).astype(np.uint8, copy=False), grid
     return linear(array, *target, np.dtype(task.image_dtype)), grid
+
+
+def check_size(shape_zyx: tuple[int, ...], voxel_bytes: int) -> None:
+    """Raises InputError for more than `MAX_VOXELS`, or more than this machine's memory holds."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    voxels, most = math.prod(shape_zyx), min(MAX_VOXELS, memory // voxel_bytes)
+    if voxels > most:
+        shape = " x ".join(map(str, reversed(shape_zyx)))
+        found = f"{shape} voxels, which would take {voxels * voxel_bytes / 2**30:,.1f} GiB"
+        remedy = "Check the spacing of the image, and that of the task."
+        raise InputError("volume on the task's grid", f"at most {most} voxels", found, remedy)
 
 
 def from_target_grid(array_zyx: np.ndarray, grid: TargetGrid, *, label: bool = True) -> np.ndarray:

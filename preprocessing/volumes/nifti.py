@@ -23,6 +23,9 @@ SUFFIXES = (".nii.gz", ".nii")
 # Corners of an image and its label map may differ by this share of a voxel.
 SAME_GRID = 0.1
 
+# Millimetres in a metre and a micron by their codes in `xyzt_units`; without a unit, mm is meant.
+_UNIT_MM = {1: 1e3, 3: 1e-3}
+
 # Header fields that define the grid.
 _GEOMETRY = (
     *("dim", "dim_info", "pixdim", "xyzt_units", "qform_code", "sform_code"),
@@ -39,7 +42,14 @@ def read_image(path: str | os.PathLike) -> Volume:
     infinite or all equal.
     """
     header, voxels = read_stored(Path(path), ratio=MAX_IMAGE_RATIO)
-    return check_image(path, _scaled(voxels, header), header.get_best_affine())
+    affine = in_mm(header.get_best_affine(), header)
+    return check_image(path, _scaled(voxels, header), affine)
+
+
+def in_mm(affine: np.ndarray, header: nib.Nifti1Header) -> np.ndarray:
+    """Returns a 4x4 affine in the unit of a header (`xyzt_units`: mm, metre or micron) in mm."""
+    factor = _UNIT_MM.get(int(header["xyzt_units"]) & 7, 1.0)
+    return np.diag([factor, factor, factor, 1.0]) @ affine
 
 
 def check_image(where: object, voxels: np.ndarray, affine: np.ndarray) -> Volume:
@@ -76,7 +86,7 @@ def read_label(
         more = f" and {len(values) - 12} more" if len(values) > 12 else ""
         found = ", ".join(f"{value:g}" for value in values[:12]) + more
         raise InputError(path, f"label values {names}", f"values {found}")
-    affine = checked_affine(header.get_best_affine(), path)
+    affine = checked_affine(in_mm(header.get_best_affine(), header), path)
     return Volume(voxels.astype(np.uint8, copy=False), affine)
 
 

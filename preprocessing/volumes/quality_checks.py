@@ -1,19 +1,19 @@
 """Checks whether readable cases look as the task expects, and finds duplicate images.
 
-Unreadable or inconsistent files raise errors when they are read; what is only suspicious becomes a
-`Finding`, and conversion continues. Each voxel is visited once, slice by slice.
+Unreadable or inconsistent files raise errors when they are read. An image that can't be one of the
+task's is a misfit; what is only suspicious becomes a `Finding`, and the case is used.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from isal import isal_zlib
 
-from preprocessing.errors import InputError
+from preprocessing.errors import ALLOWANCES, InputError
 from preprocessing.tasks import Task
 from preprocessing.volumes import geometry
 from preprocessing.volumes.resampling import to_dtype
@@ -26,9 +26,18 @@ CT_DTYPE = "int16"
 NO_AIR_HU, NO_TISSUE_HU, BELOW_AIR_HU = -200, 100, -1100
 # A label map is suspicious if more than this share of the foreground is darker than tissue.
 AIR_HU, SHARE_IN_AIR = -500, 0.25
-# Plausible spacing in mm, in-plane and between slices, by stored dtype (CT, DBT).
+# Plausible spacing in mm, in-plane and between slices, and field of view, by stored dtype (CT, DBT).
 SPACING_MM = {"int16": ((0.2, 5.0), (0.2, 15.0)), "uint16": ((0.02, 0.5), (0.2, 5.0))}
-# Every fourth row is enough to see whether a label map lies in air.
+FIELD_OF_VIEW_MM = {"int16": (5.0, 2500.0), "uint16": (0.5, 500.0)}
+# Lengths further outside than this factor are a misfit: a wrong unit, not an unusual scanner.
+IMPOSSIBLE = 10
+# Fewer slices than this are suspicious.
+FEWEST_SLICES = 3
+# Masks and normalised images have a smaller range than this; other masks have few values of a byte.
+SMALLEST_RANGE, FEW_VALUES, LARGEST_BYTE = 20, 8, 255
+# Label maps have at most so many values, and this share of neighbours inside a structure is equal.
+MOST_LABELS, SHARE_EQUAL = 256, 0.7
+# Every fourth row is enough to see whether a label map lies in air, or an image is a label map.
 _STEP = 4
 
 
@@ -48,23 +57,40 @@ class CheckedImage:
     fingerprint: str  # equal for equal voxels, regardless of orientation, compression and position
     low: float  # smallest intensity
     high: float  # largest intensity
-    findings: tuple[Finding, ...]
+    findings: tuple[Finding, ...]  # warnings only
+    misfit: InputError | None  # why it can't be an image of the task, if it can't
 
 
-def check_image(image: geometry.Volume, task: Task) -> CheckedImage:
-    """Checks an image [x, y, z] that was read without an error."""
+def check_image(
+    image: geometry.Volume,
+    task: Task,
+    *,
+    where: object = "image",
+    allow: Collection[str] = (),
+    further: Iterable[Finding] = (),
+) -> CheckedImage:
+    """Checks an image [x, y, z] that was read without an error.
+
+    Takes its name for messages, and further findings about it. Those of severity ERROR are a misfit,
+    or warnings if `unfit_image` is in `allow`.
+    """
     grid = geometry.target_grid(image.voxels.shape, image.affine, task)
     image_zyx = geometry.reoriented(image.voxels, grid)
     lows, highs, sums, below = [], [], [], 0
+    values: set[int] = set()
     for plane in image_zyx:
         plane = geometry.contiguous(plane)
         lows.append(plane.min())
         highs.append(plane.max())
-        sums.append(isal_zlib.crc32(to_dtype(plane[None], np.dtype(task.image_dtype))))
+        stored = to_dtype(plane[None], np.dtype(task.image_dtype))
+        sums.append(isal_zlib.crc32(stored))
+        if len(values) <= MOST_LABELS:
+            values.update(np.unique(stored).tolist())
         if lows[-1] < BELOW_AIR_HU:
             below += np.count_nonzero(plane < BELOW_AIR_HU)
     low, high = float(min(lows)), float(max(highs))
-    findings = [*_slice_findings(lows, highs, sums), *_spacing_findings(grid, task)]
+    findings = [*further, *_value_findings(image_zyx, sorted(values))]
+    findings += [*_slice_findings(lows, highs, sums), *_length_findings(grid, task)]
     limits = np.iinfo(task.image_dtype)
     if low < limits.min or high > limits.max:
         text = f"intensities {low:g} to {high:g} are clipped to {task.image_dtype}"
@@ -73,7 +99,14 @@ def check_image(image: geometry.Volume, task: Task) -> CheckedImage:
         findings += _hounsfield_findings(low, high, below / image_zyx.size)
     shape_and_sums = np.array([*image_zyx.shape, *sums], "<u4")
     fingerprint = hashlib.sha256(shape_and_sums.tobytes()).hexdigest()[:32]
-    return CheckedImage(fingerprint, low, high, tuple(findings))
+    misfit = None
+    if unfit := [finding.text for finding in findings if finding.severity == ERROR]:
+        if "unfit_image" not in allow:
+            remedy = f"With --allow unfit_image, {ALLOWANCES['unfit_image']}."
+            misfit = InputError(where, f"an image for {task.name}", "; ".join(unfit), remedy)
+            findings = [finding for finding in findings if finding.severity != ERROR]
+        findings = [replace(finding, severity=WARNING) for finding in findings]
+    return CheckedImage(fingerprint, low, high, tuple(findings), misfit)
 
 
 def check_labels(
@@ -131,6 +164,9 @@ def duplicate_reasons(cases: Iterable[tuple[str, str, str]]) -> dict[str, str]:
 def _slice_findings(
     lows: Sequence[float], highs: Sequence[float], sums: Sequence[int]
 ) -> Iterator[Finding]:
+    if len(sums) < FEWEST_SLICES:
+        text = f"{len(sums)} slices, expected a volume of at least {FEWEST_SLICES}"
+        yield Finding(WARNING, "few_slices", text)
     constant = np.equal(lows, highs)
     repeated = np.equal(sums[1:], sums[:-1]) & ~constant[1:]
     for code, text, slices in (
@@ -143,16 +179,53 @@ def _slice_findings(
             yield Finding(WARNING, code, text)
 
 
-def _spacing_findings(grid: geometry.TargetGrid, task: Task) -> Iterator[Finding]:
+def _length_findings(grid: geometry.TargetGrid, task: Task) -> Iterator[Finding]:
+    spacing = [grid.input_spacing_mm[axis] for axis in grid.axes]
+    field = [mm * grid.input_shape[axis] for mm, axis in zip(spacing, grid.axes, strict=True)]
     in_plane, across = SPACING_MM[task.image_dtype]
-    found = [grid.input_spacing_mm[axis] for axis in grid.axes]
-    ranges = (in_plane, in_plane, across)
-    if not all(low <= mm <= high for mm, (low, high) in zip(found, ranges, strict=True)):
-        text = (
-            f"spacing {' x '.join(f'{mm:.4g}' for mm in found)} mm, expected {in_plane[0]:g} to "
-            f"{in_plane[1]:g} in the plane and {across[0]:g} to {across[1]:g} between slices"
-        )
-        yield Finding(WARNING, "spacing", text)
+    shortest, longest = FIELD_OF_VIEW_MM[task.image_dtype]
+    for code, found, plane, stack in (
+        ("spacing", spacing, in_plane, across),
+        # A single slice is as deep as its spacing.
+        ("field_of_view", field, (shortest, longest), (0.0, longest)),
+    ):
+        limits = zip(found, (plane, plane, stack), strict=True)
+        factor = max(max(low / mm, mm / high) for mm, (low, high) in limits)
+        if factor > 1:
+            text = (
+                f"{code.replace('_', ' ')} {' x '.join(f'{mm:.4g}' for mm in found)} mm, not "
+                f"{plane[0]:g} to {plane[1]:g} in the plane and {stack[0]:g} to {stack[1]:g} across"
+            )
+            if factor > IMPOSSIBLE:
+                text += " (a wrong unit, as xyzt_units in a NIfTI header?)"
+            yield Finding(ERROR if factor > IMPOSSIBLE else WARNING, code, text)
+
+
+def _value_findings(image_zyx: np.ndarray, values: Sequence[int]) -> Iterator[Finding]:
+    """Yields what the stored values of an image show; all of them if they are few."""
+    low, high = values[0], values[-1]
+    shown = f"{len(values)} values from {low} to {high}"
+    if len(values) > MOST_LABELS:
+        return
+    if high - low < SMALLEST_RANGE:
+        yield Finding(ERROR, "few_values", f"{shown} when rounded: a mask, or normalised?")
+    elif low >= 0 and len(values) <= FEW_VALUES and high <= LARGEST_BYTE:
+        yield Finding(ERROR, "few_values", f"{shown}: a mask?")
+    elif low >= 0 and _is_piecewise_constant(image_zyx, low, high):
+        yield Finding(ERROR, "few_values", f"{shown} in uniform regions: a label map?")
+    elif len(values) <= FEW_VALUES:
+        yield Finding(WARNING, "few_values", f"only {shown}")
+
+
+def _is_piecewise_constant(image_zyx: np.ndarray, low: int, high: int) -> bool:
+    """Returns whether neighbours along x are mostly equal where intensities are not at an end."""
+    inside = equal = 0
+    for plane in image_zyx:
+        left, right = plane[::_STEP, :-1], plane[::_STEP, 1:]
+        seen = (left > low) & (left < high)
+        inside += np.count_nonzero(seen)
+        equal += np.count_nonzero(seen & (left == right))
+    return equal > SHARE_EQUAL * inside
 
 
 def _hounsfield_findings(low: float, high: float, share_below: float) -> Iterator[Finding]:

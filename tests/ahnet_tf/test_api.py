@@ -92,6 +92,30 @@ def test_the_header_of_an_image_in_memory_is_not_passed_on(threshold_model, houn
     assert b"Doehring" not in (tmp_path / "a.nii").read_bytes()
 
 
+def test_misfits_are_refused_and_doubts_are_warnings(threshold_model, hounsfield, tmp_path):
+    segmenter = ahnet_tf.load(threshold_model)
+    mask = (hounsfield > 0).astype(np.uint8)
+    write_image(tmp_path / "mask.nii.gz", Volume(mask, AFFINE))
+    with pytest.raises(
+        InputError, match=r"mask.nii.gz: expected an image for threshold, found 2 v"
+    ):
+        segmenter.segment(tmp_path / "mask.nii.gz")
+    with pytest.raises(InputError, match=r"expected an image for threshold, found 2 v"):
+        segmenter.segment(mask, affine=AFFINE)
+    with pytest.warns(UserWarning, match="2 values from 0 to 1"):
+        result = segmenter.segment(mask, affine=AFFINE, allow=["unfit_image"])
+    assert not result.labels.any()
+    with pytest.warns(UserWarning, match="expected air near -1000"):
+        segmenter.segment(hounsfield, affine=AFFINE)
+
+
+def test_units_of_images_in_memory_count(threshold_model, hounsfield):
+    image = nib.Nifti1Image(hounsfield, np.diag([1000.0, 1000, 1000, 1]) @ AFFINE)
+    image.header.set_xyzt_units("micron")
+    result = ahnet_tf.load(threshold_model).segment(image)
+    np.testing.assert_allclose(result.image.affine, AFFINE)
+
+
 def test_probabilities_and_post_processing(threshold_model, hounsfield):
     result = ahnet_tf.load(threshold_model).segment(
         hounsfield, affine=AFFINE, probabilities=True, largest_component=True
@@ -281,7 +305,8 @@ def test_conversion_takes_one_folder_and_the_name_of_a_task(tmp_path):
     )
     labels = np.zeros((16, 16, 8), np.uint8)
     labels[4:9, 4:9, 2:6] = 1
-    write_image(tmp_path / "cases" / "volume-0.nii.gz", Volume(labels.astype(np.int16), AFFINE))
+    image = labels * np.int16(100) + np.arange(16, dtype=np.int16)[:, None, None]
+    write_image(tmp_path / "cases" / "volume-0.nii.gz", Volume(image, AFFINE))
     write_image(tmp_path / "cases" / "segmentation-0.nii.gz", Volume(labels, AFFINE))
     manifest = ahnet_tf.convert_cases(
         tmp_path / "cases", tmp_path / "records", str(tmp_path / "task.json"), progress=False

@@ -252,6 +252,104 @@ def test_bad_input_is_one_line(threshold_model, tmp_path, capsys, damage, messag
     assert not any("Traceback" in line for line in lines)
 
 
+def resampling_model(threshold_model, folder, spacing_mm):
+    """Copies the model of thresholds as one of a task that resamples; returns its folder."""
+    shutil.copytree(threshold_model, folder)
+    settings = json.loads((folder / "assets.extra" / "ahnet.json").read_text())
+    settings["task"] |= {"resampling": "full", "spacing_mm": spacing_mm}
+    (folder / "assets.extra" / "ahnet.json").write_text(json.dumps(settings))
+    return folder
+
+
+def record_of(output):
+    record = json.loads((output / "prediction.json").read_text())
+    return {case["case_id"]: case for case in record["cases"]}
+
+
+def test_units_of_headers_count(threshold_model, tissues, tmp_path, capsys):
+    """A volume in microns and one in metres are predicted like that in mm; a wrong unit is not."""
+    model = resampling_model(threshold_model, tmp_path / "model", [1.6, 1.6, 5.0])
+    cases, output = tmp_path / "cases", tmp_path / "out"
+    cases.mkdir()
+    spacing = np.array([0.8, 0.8, 2.5, 1])
+    units = {"a": ("micron", 1000), "b": ("meter", 0.001), "c": ("mm", 1), "d": ("meter", 1)}
+    for name, (unit, factor) in units.items():
+        image = nib.Nifti1Image(blobs((12, 10, 6)), np.diag([factor, factor, factor, 1] * spacing))
+        image.header.set_xyzt_units(unit)
+        nib.save(image, cases / f"{name}.nii")
+    assert main(["--model", str(model), str(cases), str(output)]) == 1
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error:")]
+    assert "d.nii: expected an image for threshold, found spacing 800 x 800 x 2500 mm" in line
+    assert "xyzt_units" in line
+    entries = record_of(output)
+    assert [case["status"] for case in entries.values()] == ["predicted"] * 3 + ["failed"]
+    assert entries["a"]["volumes_ml"] == entries["b"]["volumes_ml"] == entries["c"]["volumes_ml"]
+    a, b, c = (np.asarray(nib.load(output / f"{name}.nii.gz").dataobj) for name in "abc")
+    assert c.any()
+    assert np.array_equal(a, c)
+    assert np.array_equal(b, c)
+
+
+def test_masks_are_refused_unless_allowed(threshold_model, tmp_path, capsys):
+    cases, output = tmp_path / "cases", tmp_path / "out"
+    cases.mkdir()
+    write(cases / "a.nii", (blobs((12, 10, 6)) > 0).astype(np.uint8))
+    write(cases / "b.nii", blobs((12, 10, 6)))
+    command = ["--model", str(threshold_model), str(cases), str(output)]
+    assert main(command) == 1
+    told = capsys.readouterr().err
+    assert "error: a: " in told
+    assert "a.nii: expected an image for threshold, found 2 values from 0 to 1" in told
+    assert "warning: b: only 3 values" in told
+    entries = record_of(output)
+    assert entries["a"]["status"] == "failed"
+    assert "--allow unfit_image" in entries["a"]["problem"]
+    assert not (output / "a.nii.gz").exists()
+    assert entries["b"]["status"] == "predicted"
+    (warning,) = entries["b"]["warnings"]
+    assert warning == {"code": "few_values", "text": "only 3 values from -900 to 200"}
+    assert main([*command, "--allow", "unfit_image"]) == 0
+    assert (output / "a.nii.gz").exists()
+    assert "few_values" in [each["code"] for each in record_of(output)["a"]["warnings"]]
+
+
+def test_a_case_that_needs_too_much_memory_fails_alone(threshold_model, tmp_path, capsys):
+    """1.2 m in steps of 20 microns would be 60,000 voxels along x."""
+    model = resampling_model(threshold_model, tmp_path / "model", [0.02, 0.02, 0.02])
+    cases, output = tmp_path / "cases", tmp_path / "out"
+    cases.mkdir()
+    write(cases / "a.nii", blobs((300, 10, 6)), np.diag([4.0, 4, 4, 1]))
+    write(cases / "b.nii", blobs((20, 16, 6)), np.diag([0.05, 0.05, 0.05, 1]))
+    assert main(["--model", str(model), str(cases), str(output)]) == 1
+    told = capsys.readouterr().err
+    assert "error: a: volume on the task's grid: expected at most" in told
+    assert "found 60000 x 2000 x 1200 voxels, which would take 268.2 GiB" in told
+    assert [case["status"] for case in record_of(output).values()] == ["failed", "predicted"]
+
+
+@pytest.mark.parametrize("error", [MemoryError("Unable to allocate"), OSError(5, "I/O error")])
+def test_any_error_of_a_case_fails_it_alone(threshold_model, tmp_path, capsys, monkeypatch, error):
+    for name in "ab":
+        write(tmp_path / f"{name}.nii", blobs((4, 4, 4)))
+    calls = []
+
+    def segment(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise error
+        return segment_volume(*arguments, **options)
+
+    monkeypatch.setattr("ahnet_tf.inference.case_output.segment_volume", segment)
+    paths = [str(tmp_path / name) for name in ("a.nii", "b.nii", "out")]
+    assert main(["--model", str(threshold_model), *paths]) == 1
+    told = capsys.readouterr().err
+    assert f"error: a: {tmp_path / 'a.nii'}: " in told
+    assert str(error) in told
+    assert [case["status"] for case in record_of(tmp_path / "out").values()] == [
+        *("failed", "predicted")
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

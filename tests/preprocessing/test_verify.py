@@ -103,6 +103,32 @@ def test_conversion_reports_the_same(mixed, tmp_path):
     assert not any(name.startswith("volume-3") for name in shards)
 
 
+def test_an_unfit_image_is_rejected_by_both_unless_allowed(tmp_path):
+    image, label = make_case(0, 0, SETTINGS)
+    (tmp_path / "in").mkdir()
+    for number, voxels in enumerate([image.voxels, label.voxels]):
+        save(tmp_path / "in", number, voxels, label.voxels, image.affine)
+    task = attrs.evolve(PRESETS["ct_liver"], patch_shape_zyx=(8, 32, 32))
+    report = verify([str(tmp_path / "in")], task, progress=False)
+    good, unfit = report["cases"]
+    (error,) = [each for each in unfit["findings"] if each["severity"] == "error"]
+    assert error["code"] == "unfit"
+    assert (
+        "volume-1.nii.gz: expected an image for ct_liver, found 3 values from 0 to 2"
+        in error["text"]
+    )
+    assert unfit["shape"] == good["shape"]
+    manifest = convert([str(tmp_path / "in")], str(tmp_path / "out"), task, progress=False)
+    assert [case["status"] for case in manifest["cases"]] == ["converted", "rejected"]
+    assert manifest["cases"][1]["reason"] == error["text"]
+    allow = ["unfit_image"]
+    assert verify([str(tmp_path / "in")], task, allow=allow, progress=False)["errors"] == 0
+    manifest = convert(
+        [str(tmp_path / "in")], str(tmp_path / "b"), task, allow=allow, progress=False
+    )
+    assert "few_values" in [each["code"] for each in manifest["cases"][1]["warnings"]]
+
+
 def test_command(mixed, tmp_path, capsys):
     output = tmp_path / "verify.json"
     assert main([str(mixed), "--output", str(output)]) == 1

@@ -276,6 +276,18 @@ def test_impossible_affines_are_refused(bad):
         target_grid((2, 2, 2), bad, task())
 
 
+@pytest.mark.parametrize("label", [False, True])
+def test_a_resampled_grid_has_an_upper_bound(label):
+    # 0.8 m x 0.8 m x 2.5 m a voxel: 10 x 800 / 0.8 = 10,000 voxels of 0.8 mm, and so on.
+    volume = Volume(np.ones((10, 20, 4), np.uint8), np.diag([800.0, 800, 2500, 1]))
+    message = r"at most \d+ voxels, found 10000 x 20000 x 4000 voxels, .*take {} GiB"
+    size = "745.1" if label else "1,490.1"
+    with pytest.raises(InputError, match=message.format(size)):
+        to_target_grid(volume, task("full", (0.8, 0.8, 2.5)), label=label)
+    # Unchanged grids need no memory.
+    assert to_target_grid(volume, task(), label=label)[0].shape == (4, 20, 10)
+
+
 def test_wrong_shapes_are_refused():
     with pytest.raises(InputError, match="three axes"):
         to_target_grid(Volume(np.zeros((2, 2)), np.eye(4)), task())

@@ -87,6 +87,27 @@ def test_one_slice_and_trailing_axes_are_three_dimensional(tmp_path):
     assert read_image(save(tmp_path / "c.nii.gz", ramp((5, 4, 1)))).voxels.shape == (5, 4, 1)
 
 
+@pytest.mark.parametrize(
+    ("unit", "factor"), [("meter", 1e-3), ("micron", 1e3), ("mm", 1), ("unknown", 1), (7, 1)]
+)
+def test_affines_are_in_mm(tmp_path, unit, factor):
+    image = nib.Nifti1Image(
+        (ramp() % 3).astype(np.uint8), np.diag([factor, factor, factor, 1]) @ AFFINE
+    )
+    if unit == 7:
+        image.header["xyzt_units"] = 7  # no code of the standard
+    else:
+        image.header.set_xyzt_units(unit, "sec")
+    nib.save(image, tmp_path / "a.nii.gz")
+    for read in (read_image(tmp_path / "a.nii.gz"), read_label(tmp_path / "a.nii.gz", CLASSES)):
+        np.testing.assert_allclose(read.affine, AFFINE, rtol=1e-6)
+    # Outputs keep the numbers and the unit of the file.
+    write_on_grid(tmp_path / "b.nii.gz", read.voxels, like=tmp_path / "a.nii.gz")
+    written = nib.load(tmp_path / "b.nii.gz")
+    assert np.array_equal(written.affine, image.affine.astype(np.float32))
+    assert written.header["xyzt_units"] == nib.load(tmp_path / "a.nii.gz").header["xyzt_units"]
+
+
 def test_gzip_is_detected_by_content(tmp_path):
     path = save(tmp_path / "a.nii.gz", ramp())
     renamed = path.rename(tmp_path / "a.nii")

@@ -1,6 +1,7 @@
 """Findings about readable cases, fingerprints of images, and duplicates."""
 
 import itertools
+import re
 
 import nibabel as nib
 import numpy as np
@@ -10,7 +11,12 @@ from hypothesis import strategies as st
 
 from preprocessing.tasks import PRESETS
 from preprocessing.volumes.geometry import Volume, to_target_grid
-from preprocessing.volumes.quality_checks import check_image, check_labels, duplicate_reasons
+from preprocessing.volumes.quality_checks import (
+    Finding,
+    check_image,
+    check_labels,
+    duplicate_reasons,
+)
 
 CT, DBT = PRESETS["ct_liver"], PRESETS["dbt_lesion"]
 AFFINE = np.diag([0.8, 0.8, 5.0, 1.0])
@@ -39,7 +45,9 @@ def liver(shape=(12, 10, 8)):
 
 def found(voxels, label=None, affine=AFFINE, task=CT):
     image = Volume(voxels, affine)
-    findings = list(check_image(image, task).findings)
+    checked = check_image(image, task)
+    assert checked.misfit is None
+    findings = list(checked.findings)
     if label is not None:
         image_zyx, _ = to_target_grid(image, task)
         label_zyx, _ = to_target_grid(Volume(label, affine), task, label=True)
@@ -64,7 +72,7 @@ def test_a_good_case_has_no_findings():
     [
         (lambda v: v + 1024, "unscaled", "smallest 24"),
         (lambda v: np.clip(v, -200, 250), "no_air", "smallest intensity -200 HU"),
-        (lambda v: v.astype(float) / 1000, "no_tissue", "largest intensity 0.169 HU"),
+        (lambda v: v.astype(float) / 20, "no_tissue", "largest intensity 8.45 HU"),
         (lambda v: np.where(v == -1000, -2000, v), "below_air", "% of the voxels"),
         (lambda v: v.astype(np.int32) * 300, "clipped", "-300000 to"),
         (lambda v: np.where(np.arange(8) == 3, 7, v), "constant_slices", "1 of 8 slices (3)"),
@@ -86,10 +94,72 @@ def test_slices_are_counted_along_the_slice_axis_of_the_grid():
 
 
 def test_spacing():
-    assert "spacing 800 x 800 x 5000 mm" in found(ct(), affine=AFFINE * 1000)["spacing"]
+    assert "spacing 8 x 8 x 50 mm" in found(ct(), affine=np.diag([8, 8, 50, 1]))["spacing"]
     dbt = np.random.default_rng(0).integers(0, 900, (9, 9, 9)).astype(np.uint16)
     assert found(dbt, affine=np.diag([0.1, 0.1, 1, 1]), task=DBT) == {}
     assert "0.02 to 0.5 in the plane" in found(dbt, task=DBT)["spacing"]
+
+
+def boxes(values, shape=(24, 20, 9)):
+    """Returns a label map: a box of each value, side by side."""
+    voxels = np.zeros(shape, np.int16)
+    for number, value in enumerate(values):
+        voxels[2 * number : 2 * number + 2, 3:15, 2:7] = value
+    return voxels
+
+
+MISFITS = {
+    "mask": (boxes([1]), AFFINE, "2 values from 0 to 1"),
+    "mask of 255": (boxes([255]).astype(np.uint8), AFFINE, "2 values from 0 to 255"),
+    "ignore": (boxes([-1, 1, 2]), AFFINE, "4 values from -1 to 2"),
+    "real numbers": (boxes([1, 2]) * np.float32(1), AFFINE, "3 values from 0 to 2"),
+    "organs": (boxes([10 * n + 7 for n in range(12)]), AFFINE, "13 values from 0 to 117"),
+    "0 to 1": ((ct() + 1000) / 1200, AFFINE, "2 values from 0 to 1 when rounded"),
+    "z-scores": ((ct() - ct().mean()) / ct().std(), AFFINE, "when rounded"),
+    "metres": (ct(), np.diag([0.0008, 0.0008, 0.005, 1]), "0.0008 x 0.0008 x 0.005 mm"),
+    "microns": (ct(), np.diag([800.0, 800, 5000, 1]), "xyzt_units"),
+    "50 m": (np.repeat(ct(), 200, axis=2), np.diag([0.8, 0.8, 40, 1]), "8 x 6.4e+04 mm"),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_misfits(name):
+    voxels, affine, words = MISFITS[name]
+    checked = check_image(Volume(voxels, affine), CT, where="a.nii")
+    assert re.match(
+        r"a\.nii: expected an image for ct_liver, found .*--allow unfit_image", str(checked.misfit)
+    )
+    assert words in checked.misfit.found
+    assert {finding.severity for finding in checked.findings} <= {"warning"}
+    allowed = check_image(Volume(voxels, affine), CT, allow=["unfit_image"])
+    assert allowed.misfit is None
+    assert {each.text for each in checked.findings} < {each.text for each in allowed.findings}
+    assert {each.severity for each in allowed.findings} == {"warning"}
+
+
+def test_further_findings_count():
+    header = [Finding("error", "modality", "modality MR"), Finding("warning", "derived", "derived")]
+    checked = check_image(Volume(ct(), AFFINE), CT, further=header)
+    assert checked.misfit.found == "modality MR"
+    assert [each.code for each in checked.findings] == ["derived"]
+
+
+def test_few_slices_few_values_and_a_small_field_of_view_are_doubts():
+    assert "2 slices" in found(ct()[:, :, :2])["few_slices"]
+    few = np.random.default_rng(0).choice([-900, 60, 200], (12, 10, 8)).astype(np.int16)
+    assert "3 values from -900 to 200" in found(few)["few_values"]
+    assert "2.4 x 2 x 8 mm" in found(ct(), affine=np.diag([0.2, 0.2, 1, 1]))["field_of_view"]
+    # Eight bits, but neighbours differ.
+    grey = np.random.default_rng(0).integers(0, 256, (12, 10, 8)).astype(np.uint8)
+    assert found(grey).keys() == {"unscaled"}
+    lesion = np.zeros((20, 20, 9), np.uint16)
+    lesion[4:9, 4:9, 3:6] = 900
+    affine = np.diag([0.1, 0.1, 1, 1])
+    assert found(lesion, affine=affine, task=DBT).keys() == {
+        "few_values",
+        "constant_slices",
+        "repeated_slices",
+    }
 
 
 def test_labels():
