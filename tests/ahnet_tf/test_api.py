@@ -95,11 +95,9 @@ def test_the_header_of_an_image_in_memory_is_not_passed_on(threshold_model, houn
 def test_misfits_are_refused_and_doubts_are_warnings(threshold_model, hounsfield, tmp_path):
     segmenter = ahnet_tf.load(threshold_model)
     mask = (hounsfield > 0).astype(np.uint8)
-    write_image(tmp_path / "mask.nii.gz", Volume(mask, AFFINE))
-    with pytest.raises(
-        InputError, match=r"mask.nii.gz: expected an image for threshold, found 2 v"
-    ):
-        segmenter.segment(tmp_path / "mask.nii.gz")
+    write_image(tmp_path / "ct.nii.gz", Volume(mask, AFFINE))
+    with pytest.raises(InputError, match=r"ct.nii.gz: expected an image for threshold, found 2 v"):
+        segmenter.segment(tmp_path / "ct.nii.gz")
     with pytest.raises(InputError, match=r"expected an image for threshold, found 2 v"):
         segmenter.segment(mask, affine=AFFINE)
     with pytest.warns(UserWarning, match="2 values from 0 to 1"):

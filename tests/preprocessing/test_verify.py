@@ -114,7 +114,7 @@ def test_an_unfit_image_is_rejected_by_both_unless_allowed(tmp_path):
     (error,) = [each for each in unfit["findings"] if each["severity"] == "error"]
     assert error["code"] == "unfit"
     assert (
-        "volume-1.nii.gz: expected an image for ct_liver, found 3 values from 0 to 2"
+        "volume-1.nii.gz: expected an image for ct_liver, found 2 values from 0 to 1"
         in error["text"]
     )
     assert unfit["shape"] == good["shape"]

@@ -100,11 +100,11 @@ def test_spacing():
     assert "0.02 to 0.5 in the plane" in found(dbt, task=DBT)["spacing"]
 
 
-def boxes(values, shape=(24, 20, 9)):
+def boxes(values, shape=(60, 20, 9)):
     """Returns a label map: a box of each value, side by side."""
     voxels = np.zeros(shape, np.int16)
     for number, value in enumerate(values):
-        voxels[2 * number : 2 * number + 2, 3:15, 2:7] = value
+        voxels[5 * number : 5 * number + 5, 3:15, 2:7] = value
     return voxels
 
 
