@@ -71,12 +71,12 @@ def acquisitions(
     groups = geometry.grouped(
         range(len(facts)),
         lambda one, other: (
-            fixed[one] == fixed[other] and geometry.same_plane(planes[one], planes[other])
+            fixed[one] == fixed[other] and not geometry.differences(planes[one], planes[other])
         ),
     )
     firsts = [group[0] for group in groups]
     names = [k for k, v in fixed[0].items() if any(fixed[i][k] != v for i in firsts)]
-    names += geometry.differences([planes[i] for i in firsts])
+    names += sorted({k for i in firsts for k in geometry.differences(planes[0], planes[i])})
     parts: list[list[int]] = []
     for group in groups:
         along = geometry.along_normal([planes[i] for i in group])

@@ -54,11 +54,8 @@ def _findings(header: Dataset, image_dtype: str, where: object) -> Iterator[tupl
     expected, in_words = _EXPECTED[image_dtype]
     kind = _kind(header)
     if kind != expected:
-        yield (
-            ERROR if kind else WARNING,
-            "modality",
-            f"{kind or 'no Modality'}, expected {in_words}",
-        )
+        severity = ERROR if kind else WARNING
+        yield severity, "modality", f"{kind or 'no Modality'}, expected {in_words}"
     elif expected == MG:
         if words & _PROJECTION or "Projection" in headers.sop_class(header).name:
             yield ERROR, "derived", "projections or a synthesized mammogram, not slices"
@@ -69,9 +66,8 @@ def _findings(header: Dataset, image_dtype: str, where: object) -> Iterator[tupl
         yield WARNING, "derived", "a derived image (ImageType), perhaps resampled or filtered"
     if kind == expected == CT:
         groups = headers.functional_groups(header, 0, "PixelValueTransformationSequence", where)
-        units = next(
-            (u for group in groups if (u := headers.text(group, "RescaleType"))), ""
-        ).upper()
+        found = (headers.text(group, "RescaleType").upper() for group in groups)
+        units = next(filter(None, found), "")
         if units in _MAYBE_HU:
             yield WARNING, "units", f"RescaleType {units}, expected HU"
         elif units not in _HU:

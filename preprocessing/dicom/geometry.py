@@ -75,27 +75,17 @@ def frame_numbers(
     return None
 
 
-def same_plane(one: Plane, other: Plane) -> bool:
-    """Returns whether two planes have the same orientation and spacing, except for rounding."""
-    return not differences([one, other])
-
-
-def differences(planes: Sequence[Plane]) -> list[str]:
-    """Returns which elements of planes differ from the first one's by more than rounding."""
+def differences(one: Plane, other: Plane) -> list[str]:
+    """Returns which elements of two planes, orientation and spacing, differ beyond rounding."""
+    pairs = {
+        "ImageOrientationPatient": (one.orientation, other.orientation),
+        "PixelSpacing": (one.pixel_spacing_mm, other.pixel_spacing_mm),
+    }
     return [
         keyword
-        for keyword, several in (
-            ("ImageOrientationPatient", [plane.orientation for plane in planes]),
-            ("PixelSpacing", [plane.pixel_spacing_mm for plane in planes]),
-        )
-        if not all(_alike(several[0], each) for each in several)
+        for keyword, (a, b) in pairs.items()
+        if (a is not b if a is None or b is None else not np.allclose(a, b, SAME_PLANE, SAME_PLANE))
     ]
-
-
-def _alike(one: tuple[float, ...] | None, other: tuple[float, ...] | None) -> bool:
-    if one is None or other is None or one == other:
-        return one == other
-    return np.allclose(one, other, SAME_PLANE, SAME_PLANE)
 
 
 def along_normal(planes: Sequence[Plane]) -> np.ndarray | None:

@@ -156,9 +156,11 @@ def has_image(header: Dataset) -> bool:
 
 
 def aside(header: Dataset) -> str:
-    """Returns "localizer", "screen" (a page of text), "secondary_capture", or nothing for a slice."""
+    """Returns "localizer", "screen" (text, colours), "secondary_capture", or nothing for a slice."""
     if _branch(sop_class(header)) == _SECONDARY_CAPTURE:
         return "secondary_capture"
+    if text(header, "PhotometricInterpretation").startswith(("RGB", "YBR")):
+        return "screen"
     words = image_type_words(header)
     return next((kind for kind, own in _ASIDE.items() if words & own), "")
 

@@ -77,7 +77,7 @@ def read_series(folder: str | os.PathLike, options: ReadOptions = DEFAULTS) -> V
     """Reads the single-slice images of a folder as one volume.
 
     Files may have any names; subfolders and files without an image (reports, a DICOMDIR) are
-    ignored; so are localizers, secondary captures and pages of text beside other slices. Voxels are
+    ignored; so are localizers, secondary captures and screens beside other slices. Voxels are
     [x, y, z] (column, row, position along the normal) in HU: int16 if possible, else int32, else
     float32. Padding is air (`pixels.AIR_HU`). Raises InputError for no DICOM images, damaged ones,
     no position, orientation or spacing, or slices that do not form one regular volume

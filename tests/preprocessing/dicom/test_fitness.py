@@ -87,8 +87,10 @@ def test_localizers_and_copies_beside_slices_are_left_out(tmp_path, dicom, code,
 def test_a_colour_page_beside_slices_is_left_out(tmp_path, dicom):
     dicom.ct_series(tmp_path, STORED)
     tags = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "BitsAllocated": 8}
-    kind = {"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}
-    dicom.save(dicom.ct_slice(STORED[0], (0, 0, 0), **tags, **kind), tmp_path / "0.dcm")
+    path = dicom.save(dicom.ct_slice(STORED[0], (0, 0, 0), **tags), tmp_path / "0.dcm")
+    assert header_findings(path, "int16") == (
+        ("error", "screen", "a screen, not slices of a volume"),
+    )
     assert np.array_equal(read_dicom(tmp_path).voxels, HU)
 
 
