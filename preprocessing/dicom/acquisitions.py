@@ -5,8 +5,10 @@ They may have one SeriesInstanceUID, and equal or interleaved positions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, pairwise
+from typing import Any
 
 from preprocessing.dicom import geometry
 from preprocessing.dicom.header import Image, functional_groups, text, values
@@ -56,7 +58,7 @@ def facts_of(image: Image, frame: int = 0, *, one_series: bool = False) -> Facts
         for keyword in keywords:
             found = next((values(item, keyword) for item in items if keyword in item), ())
             several = found[:1] + found[2:] if keyword in ("ImageType", "FrameType") else found
-            facts[keyword] = tuple(map(_rounded, several))
+            facts[keyword] = tuple(map(_sortable, several))
     return facts
 
 
@@ -87,41 +89,54 @@ def acquisitions(
     return parts, f"{len(parts)} acquisitions that differ in {', '.join(names)} ({sizes})"
 
 
-def _rounded(value: str) -> str:
+def _sortable(value: str) -> tuple[float, str]:
+    """Returns a number rounded to six digits, or infinity and the text."""
     try:
-        return f"{float(value):.6g}"
+        number = float(f"{float(value):.6g}")
     except ValueError:
-        return value
+        number = math.nan
+    return (number, "") if math.isfinite(number) else (math.inf, value)
 
 
 def _slabs_apart(
     group: list[int], facts: Sequence[Facts], places: Mapping[int, float], names: list[str]
 ) -> list[list[int]]:
-    """Separates overlapping slabs, by the element with the fewest values; adds its name."""
-    slabs: dict[str, dict[object, list[int]]] = {keyword: {} for keyword in _OF_SLAB if places}
-    for keyword, by_value in slabs.items():
-        for i in group:
-            by_value.setdefault(facts[i].get(keyword), []).append(i)
-    for keyword, by_value in sorted(slabs.items(), key=lambda each: len(each[1])):
-        # A value of its own for each slice says nothing about which slices belong together.
-        if 2 * len(by_value) > len(group):
-            break
-        if len(parts := _joined(list(by_value.values()), places)) > 1:
+    """Separates overlapping slabs of a group by an element, and adds its name.
+
+    Slabs with successive values belong together until one overlaps another. Where that is unclear,
+    as not all of these runs overlap, each slab is on its own.
+    """
+    unclear: tuple[str, list[list[int]]] | None = None
+    for keyword, slabs in sorted(_by_value(group, facts, places), key=lambda each: len(each[1])):
+        if not any(_overlap(one, after) for one, after in pairwise(sorted(slabs))):
+            continue
+        runs = [[slabs[0]]]
+        for slab in slabs[1:]:
+            if any(_overlap(slab, other) for other in runs[-1]):
+                runs.append([])
+            runs[-1].append(slab)
+        pairs = combinations(runs, 2)
+        if all(any(_overlap(a, b) for a in one for b in other) for one, other in pairs):
+            parts = [sorted(i for *_, own in run for i in own) for run in runs]
             names += [keyword] * (keyword not in names)
             return [one for part in parts for one in _slabs_apart(part, facts, places, names)]
-    return [group]
+        unclear = unclear or (keyword, [own for *_, own in slabs])
+    if unclear is None:
+        return [group]
+    names += [unclear[0]] * (unclear[0] not in names)
+    return unclear[1]
 
 
-def _joined(slabs: list[list[int]], places: Mapping[int, float]) -> list[list[int]]:
-    """Joins slabs that do not overlap, if that is clear: all of them overlap all others."""
-    extents = sorted((min(places[i] for i in s), max(places[i] for i in s), s) for s in slabs)
-    if not any(_overlap(one, after) for one, after in pairwise(extents)):
-        return [sorted(i for slab in slabs for i in slab)]
-    joined = geometry.grouped(extents, lambda one, other: not _overlap(one, other))
-    own = {id(extent): number for number, group in enumerate(joined) for extent in group}
-    pairs = combinations(extents, 2)
-    clear = all(_overlap(one, other) == (own[id(one)] != own[id(other)]) for one, other in pairs)
-    return [sorted(i for *_, s in group for i in s) for group in joined] if clear else slabs
+def _by_value(
+    group: list[int], facts: Sequence[Facts], places: Mapping[int, float]
+) -> Iterator[tuple[str, list[tuple[float, float, list[int]]]]]:
+    """Yields, for each element, the extent and the frames of its values in their order."""
+    for keyword in _OF_SLAB if places else ():
+        frames: dict[Any, list[int]] = {}
+        for i in group:
+            frames.setdefault(facts[i].get(keyword, ()), []).append(i)
+        slabs = [frames[value] for value in sorted(frames)]
+        yield keyword, [(min(places[i] for i in s), max(places[i] for i in s), s) for s in slabs]
 
 
 def _overlap(one: tuple, other: tuple) -> bool:

@@ -96,11 +96,29 @@ def test_slabs_of_one_phase_stay_together(tmp_path, dicom):
     assert "in AcquisitionNumber (4 slices, 3 slices)" in refusal(tmp_path)
     volume = read_dicom(tmp_path, ReadOptions(allow=["mixed_series"]))
     assert np.array_equal(volume.voxels, HU[:, :, :4])
-    # With two such phases it's not clear which breath holds belong together.
-    folder = tmp_path / "two"
+    # Both in two breath holds, one after the other.
+    folder = tmp_path / "both"
+    tags = [{"AcquisitionNumber": number} for number in (9, 9, 10, 10, 11, 11, 12)]
+    write(dicom, folder, [0, 1, 2, 3, 0, 1, 2], tags)
+    assert "in AcquisitionNumber (4 slices, 3 slices)" in refusal(folder)
+    volume = read_dicom(folder, ReadOptions(allow=["mixed_series"]))
+    assert np.array_equal(volume.voxels, HU[:, :, :4])
+
+
+def test_slabs_that_may_belong_to_either_phase_are_on_their_own(tmp_path, dicom):
+    """Two phases at one place of the table, then two at the next: in which order?"""
     tags = [{"AcquisitionNumber": number} for number in (1, 1, 2, 2, 3, 3, 4, 4)]
-    write(dicom, folder, [0, 1, 2, 3, 0, 1, 2, 3], tags)
-    assert "4 acquisitions that differ in AcquisitionNumber (2 slices, 2" in refusal(folder)
+    write(dicom, tmp_path, [0, 1, 0, 1, 2, 3, 2, 3], tags)
+    assert "4 acquisitions that differ in AcquisitionNumber (2 slices, 2" in refusal(tmp_path)
+    volume = read_dicom(tmp_path, ReadOptions(allow=["mixed_series"]))
+    assert volume.voxels.shape == (4, 5, 2)
+
+
+def test_phases_whose_slices_have_numbers_of_their_own(tmp_path, dicom):
+    tags = [{"TriggerTime": time} for time in (99, 101, 100, 98, 603, 600, 605)]
+    write(dicom, tmp_path, [0, 1, 2, 3, 0, 1, 2], tags)
+    message = refusal(tmp_path, "duplicate_slices")
+    assert "2 acquisitions that differ in TriggerTime (4 slices, 3 slices)" in message
 
 
 def test_of_equally_large_acquisitions_the_choice_is_stable(tmp_path, dicom):
