@@ -25,7 +25,7 @@ from ahnet_tf.weights.checkpoint import save_network
 from ahnet_tf.weights.transfer import TransferReport, transfer_encoder
 from preprocessing.errors import ModelError, SettingsError
 from preprocessing.files import write_json
-from preprocessing.settings import from_dict
+from preprocessing.settings import check_seed, from_dict
 from preprocessing.tasks import Task, load_task, records_task
 
 SPLITS = ("train", "eval")
@@ -114,8 +114,9 @@ def dataset(
 
     Raises:
       InputError: no records, or damaged ones.
-      SettingsError: an unknown split.
+      SettingsError: an unknown split, or a seed out of range.
     """
+    check_seed(seed, "seed")
     if split not in SPLITS:
         raise SettingsError("split", f"one of {', '.join(SPLITS)}", split)
     task = records_task(Path(records))

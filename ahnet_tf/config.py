@@ -7,18 +7,22 @@ from typing import Any
 import attrs
 
 from preprocessing.errors import SettingsError
-from preprocessing.settings import Requirement, fraction, is_number, is_whole, number, one_of, whole
-
-# TensorFlow's and NumPy's seeds have 32 bits.
-LARGEST_SEED = 2**32 - 1
+from preprocessing.settings import (
+    LARGEST_SEED,
+    Requirement,
+    fraction,
+    is_number,
+    is_whole,
+    number,
+    one_of,
+    switch,
+    whole,
+    window,
+)
 
 _BELOW_ONE = Requirement("a fraction from 0 to below 1", lambda v: is_number(v) and 0 <= v < 1)
 
 _ODD = Requirement("an odd number of at least 1", lambda v: is_whole(v) and v >= 1 and v % 2 == 1)
-
-
-def _is_window(value: Any) -> bool:
-    return len(value) == 2 and all(map(is_number, value)) and value[0] < value[1]
 
 
 def _setting(default: Any, requirement: Requirement) -> Any:
@@ -31,7 +35,7 @@ class ModelConfig:
 
     Attributes:
       architecture: "ahnet", "mcgcn" (its 2D network), or the baselines "unet2d" and "unet3d".
-      classes: number of output classes, background included.
+      classes: number of outputs, one for each class with the background; or 1, a sigmoid's foreground.
       channels: number of image channels of the input volume.
       slices: odd number of neighbouring slices that the 2D networks see as channels.
       intensity_window: raw values (HU in CT) mapped to -1 and +1, clipped outside.
@@ -54,9 +58,7 @@ class ModelConfig:
     classes: int = _setting(3, whole(1))
     channels: int = _setting(1, whole(1))
     slices: int = _setting(3, _ODD)
-    intensity_window: tuple[float, float] = _setting(
-        (-200.0, 250.0), Requirement("two finite numbers, low < high", _is_window)
-    )
+    intensity_window: tuple[float, float] = _setting((-200.0, 250.0), window())
     activation: str = _setting("softmax", one_of("softmax", "sigmoid"))
     width: float = _setting(
         1.0, Requirement("a finite factor above 0", lambda v: is_number(v) and v > 0)
@@ -71,17 +73,28 @@ class ModelConfig:
     growth: int = _setting(20, whole(1))
     dense_layers: int = _setting(3, whole(1))
     pvp_levels: int = _setting(4, whole(0))
-    pvp_border: bool = False
+    pvp_border: bool = _setting(False, switch())
     # At most six levels: inputs are padded to multiples of 32, one voxel of the sixth.
     unet_levels: int = _setting(
-        0, Requirement("0, or a whole number from 2 to 6", lambda value: value in (0, *range(2, 7)))
+        0,
+        Requirement(
+            "0, or a whole number from 2 to 6", lambda v: is_whole(v) and v in (0, *range(2, 7))
+        ),
     )
     upsampling: str = _setting("trilinear", one_of("trilinear", "transpose"))
     norm: str = _setting("batch", one_of("batch", "sync_batch", "group"))
     dropout: float = _setting(0.0, _BELOW_ONE)
     foreground_prior: float = _setting(0.0, _BELOW_ONE)
 
+    @property
+    def class_count(self) -> int:
+        """Number of classes, background included, that the probabilities are of: 2 for one output."""
+        return max(2, self.classes)
+
     def __attrs_post_init__(self) -> None:
+        if self.classes == 1 and self.activation != "sigmoid":
+            expected = "at least 2 with a softmax; one output needs a sigmoid (activation)"
+            raise SettingsError("classes", expected, self.classes)
         if self.foreground_prior and self.activation != "sigmoid":
             expected = "0 with a softmax, whose classes share their probability"
             raise SettingsError("foreground_prior", expected, self.foreground_prior)
@@ -188,12 +201,12 @@ class TrainingConfig(AugmentationConfig):
     ema_momentum: float = _setting(0.0, _BELOW_ONE)
     precision: str = _setting("float32", one_of("float32", "mixed_bfloat16", "mixed_float16"))
     seed: int = _setting(0, whole(0, LARGEST_SEED))
-    deterministic: bool = False
+    deterministic: bool = _setting(False, switch())
     replicas: int = _setting(0, whole(0))
     evaluate_every: int = _setting(1000, whole(0))
     checkpoint_every: int = _setting(500, whole(1))
     log_every: int = _setting(10, whole(1))
-    jit_compile: bool = False
+    jit_compile: bool = _setting(False, switch())
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()

@@ -25,6 +25,7 @@ from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import AHNetError, InputError, SettingsError
 from preprocessing.files import without_nan, write_csv, write_json
 from preprocessing.page.writer import add_page_options, check_page_options
+from preprocessing.settings import check_seed
 from preprocessing.tasks import PRESETS
 from preprocessing.volumes.geometry import spacing_mm
 from preprocessing.volumes.nifti import check_pair, read_label
@@ -76,8 +77,7 @@ def _run(arguments: argparse.Namespace) -> int:
     arguments.input, arguments.reference = list(map(Path, inputs)), list(map(Path, references))
     if not 0 <= arguments.tolerance_mm < float("inf"):
         raise SettingsError("--tolerance-mm", "a distance of at least 0", arguments.tolerance_mm)
-    if arguments.seed < 0:
-        raise SettingsError("--seed", "a number of at least 0", arguments.seed)
+    check_seed(arguments.seed)
     check_page_options(arguments)
     is_table = any(path.suffix.lower() == ".csv" for path in arguments.input)
     problems = _score_detections(arguments) if is_table else _score_label_maps(arguments)

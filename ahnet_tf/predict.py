@@ -19,6 +19,7 @@ from ahnet_tf.inference.case_output import (
     finished_cases,
     predict_case,
     prediction_name,
+    redraw_case,
     software_of,
     write_record,
 )
@@ -171,8 +172,9 @@ def _run(arguments: argparse.Namespace) -> int:
         **found.record(),
     }
     software = software_of(predictor.settings, digests) if arguments.dicom_seg else None
-    draw = functools.partial(_draw_overlay, output, task, allow) if arguments.overlay else None
+    draw = functools.partial(_draw_overlay, task, allow) if arguments.overlay else None
     entries = finished_cases(output, record, cases) if arguments.resume else {}
+    options = {"allow": allow, "debug": arguments.debug}
     predictor = flipped_predictor(predictor, arguments.flips)
     try:
         # Written before the first case: the record marks the folder as one of predictions.
@@ -180,16 +182,13 @@ def _run(arguments: argparse.Namespace) -> int:
         for case in cases:
             if case.case_id not in entries:
                 entries[case.case_id] = predict_case(
-                    case,
-                    predictor,
-                    settings,
-                    output,
-                    draw=draw,
-                    dicom_seg=software,
-                    allow=allow,
-                    debug=arguments.debug,
+                    case, predictor, settings, output, draw=draw, dicom_seg=software, **options
                 )
-                write_record(output, record, cases, entries)
+            elif draw is not None:
+                redraw_case(case, entries[case.case_id], task, output, draw, **options)
+            else:
+                continue
+            write_record(output, record, cases, entries)
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
@@ -231,9 +230,14 @@ def _shown_input(path: str, cases: Sequence[Case]) -> str:
 
 
 def _draw_overlay(
-    output: Path, task: Task, allow: Collection[str], case: Case, volume: Volume, labels: np.ndarray
-) -> str:
-    """Draws a case, with its reference if there is one; returns the picture's name in the folder."""
+    task: Task,
+    allow: Collection[str],
+    case: Case,
+    volume: Volume,
+    labels: np.ndarray,
+    picture: Path,
+) -> None:
+    """Draws a case with its label map [x, y, z], and with its reference if there is one."""
     # Slow to import, and needed with --overlay only.
     from ahnet_tf.report.overlay import overlay_case
 
@@ -242,9 +246,7 @@ def _draw_overlay(
         label = read_case_label(case, task, allow=allow)
         check_pair(volume, label, redact_case_path(case, case.label_path))
         reference = label.voxels
-    name = f"overlays/{case.case_id}.png"
-    overlay_case(output / name, volume, labels, reference, task, title=case.case_id)
-    return name
+    overlay_case(picture, volume, labels, reference, task, title=case.case_id)
 
 
 if __name__ == "__main__":

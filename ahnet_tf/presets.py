@@ -156,11 +156,12 @@ def run_config(
 def check_settings(model_config: ModelConfig, config: TrainingConfig, task: Task) -> None:
     """Raises SettingsError unless the settings of a network and of its training fit the task.
 
-    Classes and intensity window are the task's; a heat map or its loss takes no softmax.
+    Classes and intensity window are the task's; a heat map or its loss takes no softmax. Two classes
+    may share one output of a sigmoid.
     """
     count = len(task.class_names)
     classes = f"{count} ({', '.join(task.class_names)})"
-    if model_config.classes != count:
+    if model_config.class_count != count:
         raise SettingsError("classes", classes, model_config.classes)
     if config.class_weights is not None and len(config.class_weights) != count:
         raise SettingsError("class_weights", f"one for each of {classes}", config.class_weights)

@@ -216,17 +216,19 @@ def _start(init: str, stage: StageConfig) -> Any:
 
 
 def summary_table(results: Sequence[TrainingResult]) -> str:
-    """Returns a table with a line for each network: size, steps, time, speed, loss, Dice per case."""
+    """Returns a table with a line for each network: size, steps, time, speed, loss, scores."""
     names = list(dict.fromkeys(name for result in results for name in result.dice))
     header = ["network", "weights", "steps", "seconds"]
     header += ["patches/s", "Mvoxels/s", "waiting", "loss", "best step"]
-    rows = [[*header, *(f"Dice {name}" for name in names)]]
+    froc = any(result.measure != "mean_dice" for result in results)
+    rows = [[*header, *(["FROC"] if froc else []), *(f"Dice {name}" for name in names)]]
     for result in results:
         numbers = [result.parameters, result.steps, f"{result.seconds:.0f}"]
         numbers += [f"{result.patches_per_second:.2f}", f"{result.voxels_per_second / 1e6:.2f}"]
         numbers += [f"{result.waiting_share:.1%}", f"{result.loss:.4f}"]
         dice = [_dice(result.dice.get(n, math.nan), result.undefined.get(n, 0)) for n in names]
-        rows.append([result.architecture, *map(str, numbers), str(result.best_step), *dice])
+        best = [str(result.best_step), *([_dice(result.score, 0)] if froc else [])]
+        rows.append([result.architecture, *map(str, numbers), *best, *dice])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))

@@ -24,6 +24,7 @@ import attrs
 from preprocessing import cli
 from preprocessing.errors import PipelineError, SettingsError
 from preprocessing.records.splits import EVAL_FRACTION, load_splits, split_by_hash
+from preprocessing.settings import check_seed
 from preprocessing.tasks import Task, load_task
 
 if TYPE_CHECKING:
@@ -64,8 +65,9 @@ def convert(
     to it, or a setting is invalid or differs from that of the run to resume, and PipelineError if
     the Beam job failed; `resume` keeps its finished cases.
     """
-    if shard_mib < 1 or seed < 0:
-        raise SettingsError("convert", "--shard-mib >= 1 and --seed >= 0", (shard_mib, seed))
+    check_seed(seed)
+    if shard_mib < 1:
+        raise SettingsError("--shard-mib", "at least 1", shard_mib)
     task = load_task(task)
     # Imports that take seconds follow the checks and the search for cases.
     from preprocessing.datasets.discovery import discover

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import ctypes
 import errno
 import json
 import math
@@ -19,35 +20,104 @@ from typing import Any
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Names of the folders that `atomic_write` works in: the target's name and mkdtemp's random part.
-_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
+# The name in there of a folder that was moved aside.
+_ASIDE = "replaced"
+# Arguments of Linux' renameat2.
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path with the suffixes of `path`; on success it is renamed to `path`.
 
-    It may become a file or a folder. On an error it is removed and `path` stays as it was.
+    It may become a file or a folder. On an error it is removed and `path` stays as it was. A folder
+    that a killed process moved aside and did not replace is put back first.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        for left in _temporaries(target.parent, target.name):
+            put_back(left / _ASIDE, target)
     suffix = "".join(target.suffixes[-2:])
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     temporary = folder / f"temporary{suffix}"
     try:
         yield temporary
-        if temporary.is_dir() and target.is_dir():
-            # A folder can't be renamed over one that is not empty: move the old one aside first.
-            os.rename(target, folder / "replaced")
-        os.replace(temporary, target)
+        move_over(temporary, target, aside=folder / _ASIDE)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def move_over(source: Path, target: Path, *, aside: Path) -> None:
+    """Renames a file or folder over `target`; a replaced folder is at `aside` or `source` afterwards.
+
+    A folder can't be renamed over one that is not empty. The two are exchanged in one step where kernel
+    and file system can do that; elsewhere the old one is moved aside first (see `put_back`).
+    """
+    folders = source.is_dir() and target.is_dir()
+    if folders and _exchanged(source, target):
+        return
+    try:
+        if folders:
+            os.rename(target, aside)
+        os.replace(source, target)
+    except BaseException:
+        put_back(aside, target)
+        raise
+
+
+def put_back(aside: Path, target: Path) -> None:
+    """Renames a folder that `move_over` moved aside to its place, if nothing has taken that."""
+    if aside.is_dir() and not target.exists():
+        os.rename(aside, target)
+
+
 def remove_stale_temporaries(folder: str | os.PathLike) -> None:
-    """Removes what killed processes left of `atomic_write`; no process may be writing there."""
-    for path in Path(folder).glob(".*"):
-        if path.is_dir() and _TEMPORARY.fullmatch(path.name):
-            shutil.rmtree(path)
+    """Removes what killed processes left of `atomic_write`; no process may be writing there.
+
+    A folder that they moved aside and did not replace is put back.
+    """
+    for path in _temporaries(Path(folder)):
+        put_back(path / _ASIDE, Path(folder) / path.name[1:-9])
+        shutil.rmtree(path)
+
+
+def _temporaries(folder: Path, name: str | None = None) -> list[Path]:
+    """Returns the folders of `atomic_write` in a folder, all or those of one target."""
+    found = ((path, _TEMPORARY.fullmatch(path.name)) for path in folder.glob(".*"))
+    return [path for path, match in found if match and name in (None, match[1]) and path.is_dir()]
+
+
+def _exchanged(first: Path, second: Path) -> bool:
+    """Exchanges two paths in one step; returns False, and does nothing, where that can't be done."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):
+        return False
+    names = (os.fsencode(first), os.fsencode(second))
+    return renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0
+
+
+def input_state(
+    path: Path, name: str = "", linked: bool = False, above: tuple[Path, ...] = ()
+) -> list[tuple[str, int, int, int]]:
+    """Returns name, size, time and inode of each file at or below a path, links followed.
+
+    It tells whether an input has changed without reading it. Inodes are those behind links, else 0: a
+    copied data set counts as the same. The other arguments are those of folders around the path.
+    """
+    name, linked = f"{name}/{path.name}", linked or path.is_symlink()
+    if path.is_dir():
+        place = path.resolve()
+        # A link to a folder around it would never end.
+        children = [] if place in above else sorted(path.iterdir())
+        states = (input_state(child, name, linked, (*above, place)) for child in children)
+        return [state for inside in states for state in inside]
+    if not path.exists():
+        return [(name, -1, -1, 0)]
+    status = path.stat()
+    return [(name, status.st_size, status.st_mtime_ns, status.st_ino if linked else 0)]
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:

@@ -49,13 +49,11 @@ class Task:
             lambda names: 2 <= len(names) == len(set(names)),
         )
     )
-    intensity_window: tuple[float, float] = attrs.field(
-        validator=settings.Requirement(
-            "two finite numbers, low < high", lambda window: window[0] < window[1]
-        )
-    )
+    intensity_window: tuple[float, float] = attrs.field(validator=settings.window())
     image_dtype: str = attrs.field(default="int16", validator=settings.one_of("int16", "uint16"))
-    outside_value: int = -1024
+    outside_value: int = attrs.field(
+        default=-1024, validator=settings.Requirement("a whole number", settings.is_whole)
+    )
     resampling: str = attrs.field(
         default="keep", validator=settings.one_of("keep", "in_plane", "full")
     )

@@ -32,7 +32,10 @@ ROOMS = {
     "inference": ("networks", "weights", "datasets", "dicom", "volumes"),
     "evaluation": ("inference", "datasets", "volumes"),
     "report": ("evaluation", "page", "datasets", "volumes"),
-    "training": ("networks", "weights", "data", "report", "page", "volumes"),
+    "training": (
+        *("networks", "weights", "data", "inference", "evaluation"),
+        *("report", "page", "volumes"),
+    ),
     "serving": (),
     "export": ("inference", "networks", "weights", "records"),
     "client": ("inference", "volumes"),

@@ -114,7 +114,8 @@ def evaluation_dataset(
 
     The last batch is filled with copies of weight 0, so that every replica gets the same share.
     Arguments and `image`, `label`, `weight`, `heat_map` are as in `training_dataset`; with them come
-    `case_id` [b] string and `spacing_mm` [b, 3] float32 (x, y, z).
+    `case_id` [b] string, `spacing_mm` [b, 3] float32 (x, y, z), and as int64 [b, 3] the tile's
+    `origin_zyx`, the size `valid_zyx` of its part in the volume, and the volume's size `volume_zyx`.
     """
     begin, end = _rows(batch_size, context)
 
@@ -127,13 +128,20 @@ def evaluation_dataset(
     def prepare(serialized: tf.Tensor, counts: tf.Tensor) -> dict[str, tf.Tensor]:
         example = parse_example(serialized, task)
         heat_map = {name: example[name] for name in (HEAT_MAP,) if name in example}
-        return heat_map | {
-            "image": tf.cast(example["image"], tf.float32),
-            "label": example["label"],
-            "weight": example["weight"] * counts,
-            "case_id": example[CASE_ID],
-            "spacing_mm": tf.stack([example[f"spacing_{axis}_mm"] for axis in "xyz"]),
-        }
+        return (
+            heat_map
+            | {
+                "image": tf.cast(example["image"], tf.float32),
+                "label": example["label"],
+                "weight": example["weight"] * counts,
+                "case_id": example[CASE_ID],
+                "spacing_mm": tf.stack([example[f"spacing_{axis}_mm"] for axis in "xyz"]),
+            }
+            | {
+                f"{name}_zyx": tf.stack([example[f"{name}_{axis}"] for axis in "zyx"])
+                for name in ("origin", "valid", "volume")
+            }
+        )
 
     dataset = read_files(files).batch(batch_size).map(own_rows).unbatch()
     dataset = dataset.map(prepare, num_parallel_calls=2, deterministic=True)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
@@ -56,13 +60,14 @@ def scan_records(
 ) -> RecordSummary:
     """Reads every record of a split once and checks that it fits the task.
 
-    With `tiled` the patches of each case must also have as many voxels as its volume. Raises
+    With `tiled` the patches of each case must also be its `evaluation_tiles`, each once. Raises
     InputError, with the file, for no files or records, an unreadable file, a record of another
     patch size or voxel type, or patches that don't tile their volume.
     """
     if not files:
         raise InputError("records", "at least one file", "none")
-    names = [f"{name}_{axis}" for name in ("shape", "valid", "volume") for axis in "zyx"]
+    triples = ("shape", "origin", "valid", "volume")
+    names = [f"{name}_{axis}" for name in triples for axis in "zyx"]
     voxels = voxel_features(task)
 
     @tf.autograph.experimental.do_not_convert
@@ -82,22 +87,19 @@ def scan_records(
     # One dataset over all files: building one for each would take longer than reading small files.
     dataset = tf.data.Dataset.from_tensor_slices(list(files)).enumerate().flat_map(numbered)
     records, last = 0, 0
-    tiled_voxels: dict[str, int] = {}
-    volume_voxels: dict[str, int] = {}
+    tiles: dict[str, list[tuple[tuple[int, ...], ...]]] = {}
     bar = tqdm(
         total=len(files), desc="checking records", unit="file", disable=not progress, leave=False
     )
     try:
-        for index, number, (case, sizes, triples) in dataset.prefetch(8).as_numpy_iterator():
+        for index, number, (case, sizes, values) in dataset.prefetch(8).as_numpy_iterator():
             bar.update(int(index) - last)
             last = int(index)
-            shape, valid, volume = triples.reshape(3, 3).tolist()
+            shape, *tile = values.reshape(4, 3).tolist()
             case_id = case.decode()
             _check_record(f"{files[last]}, record {number} (case {case_id})", shape, sizes, task)
             records += 1
-            inside = valid[0] * valid[1] * valid[2]
-            tiled_voxels[case_id] = tiled_voxels.get(case_id, 0) + inside
-            volume_voxels[case_id] = volume[0] * volume[1] * volume[2]
+            tiles.setdefault(case_id, []).append(tuple(map(tuple, tile)))
     except tf.errors.OpError as error:
         raise _unreadable(files[last:], measure, error) from None
     finally:
@@ -105,15 +107,26 @@ def scan_records(
     folder = Path(files[0]).parent
     if not records:
         raise InputError(folder, "at least one record", f"none in {len(files)} files")
-    for case_id, found in tiled_voxels.items():
-        if tiled and found != volume_voxels[case_id]:
-            raise InputError(
-                f"case {case_id} in {folder}",
-                f"patches that tile its {volume_voxels[case_id]} voxels exactly",
-                f"{found} voxels",
-                "Evaluation needs the whole eval split of python -m preprocessing.convert.",
-            )
-    return RecordSummary(records, volume_voxels)
+    for case_id, found in tiles.items() if tiled else ():
+        _check_tiles(f"case {case_id} in {folder}", found, task)
+    return RecordSummary(records, {case: math.prod(found[-1][-1]) for case, found in tiles.items()})
+
+
+def _check_tiles(where: str, found: Sequence[tuple[tuple[int, ...], ...]], task: Task) -> None:
+    """Checks (origin, valid, volume) of a case's patches against those of `evaluation_tiles`."""
+    volume, patch = found[0][-1], task.patch_shape_zyx
+    expected = Counter(
+        (origin, tuple(map(min, patch, np.subtract(volume, origin).tolist())), volume)
+        for origin in itertools.product(*map(range, (0, 0, 0), volume, patch))
+    )
+    missing, more = (expected - Counter(found)).total(), (Counter(found) - expected).total()
+    if missing or more:
+        raise InputError(
+            where,
+            f"patches that tile its {math.prod(volume)} voxels exactly",
+            f"{missing} of {expected.total()} missing, {more} twice or elsewhere",
+            "Evaluation needs the whole eval split of python -m preprocessing.convert.",
+        )
 
 
 def _check_record(where: str, shape: list[int], sizes: Sequence[int], task: Task) -> None:

@@ -19,6 +19,8 @@ from preprocessing.volumes.lesions import LesionBox
 
 # A detection may miss the centre of a small box by this many in-plane voxels.
 SMALLEST_REACH = 100
+# The in-plane spacing of the challenge's volumes.
+CHALLENGE_SPACING_MM = 0.085
 # It may miss a box's slice by this share of the volume's slices.
 SLICE_SHARE = 1 / 4
 # False positives per volume at which sensitivity is reported.
@@ -53,11 +55,15 @@ class Counts:
     own: np.ndarray
 
 
-def match_volume(detections: Sequence[Detection], boxes: Sequence[LesionBox]) -> ScoredVolume:
+def match_volume(
+    detections: Sequence[Detection],
+    boxes: Sequence[LesionBox],
+    smallest_reach: float = SMALLEST_REACH,
+) -> ScoredVolume:
     """Matches the detections of one volume with its boxes.
 
     A detection hits a box if their in-plane centres are at most half the box's diagonal or
-    `SMALLEST_REACH` voxels apart, whichever is more, and its middle slice Z + Depth / 2 is at most a
+    `smallest_reach` voxels apart, whichever is more, and its middle slice Z + Depth / 2 is at most a
     quarter of the volume's slices from the box's. Of several such boxes it hits the one whose centre
     is nearest in voxel indices (x, y, z), the first one if distances are equal.
     """
@@ -68,7 +74,7 @@ def match_volume(detections: Sequence[Detection], boxes: Sequence[LesionBox]) ->
             dx = detection.x + detection.width / 2 - (box.x + box.width / 2)
             dy = detection.y + detection.height / 2 - (box.y + box.height / 2)
             dz = detection.z + detection.depth / 2 - box.slice_index
-            reach = max(math.hypot(box.width, box.height) / 2, SMALLEST_REACH)
+            reach = max(math.hypot(box.width, box.height) / 2, smallest_reach)
             if math.hypot(dx, dy) <= reach and abs(dz) <= box.volume_slices * SLICE_SHARE:
                 reached.append((math.hypot(dx, dy, dz), number))
         hits.append(min(reached)[1] if reached else -1)

@@ -11,6 +11,7 @@ import numpy as np
 from ahnet_tf.evaluation.froc import ScoredVolume, count, froc_scores, score_names
 from ahnet_tf.evaluation.lits import DETECTION_IOUS, MEASURES, TOLERANCE_MEASURES, CaseScores
 from preprocessing.datasets.bcs_dbt import VolumeKey
+from preprocessing.settings import check_seed
 
 RESAMPLES = 9999
 # Percentiles of the resamples that bound an interval of 95 %.
@@ -61,7 +62,7 @@ def bootstrap_intervals(
     chosen = np.asarray(contributing) >= 2
     if cases < 2 or not chosen.any():
         return intervals
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(check_seed(seed, "seed"))
     measures = []
     for start in range(0, RESAMPLES, _BATCH):
         drawn = random.integers(0, cases, (min(_BATCH, RESAMPLES - start), cases))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -32,15 +33,19 @@ from preprocessing.datasets.reading import (
 )
 from preprocessing.dicom.segmentation import Software, write_segmentation
 from preprocessing.errors import InputError, SettingsError
-from preprocessing.files import DISK_FULL, write_json
+from preprocessing.files import DISK_FULL, input_state, write_json
 from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import Volume, count_labels, spacing_mm
-from preprocessing.volumes.nifti import write_image, write_on_grid
+from preprocessing.volumes.nifti import read_label, write_image, write_on_grid
 
 LESION_FILE = "lesions.csv"
 RECORD_FILE = "prediction.json"
+PICTURES = "overlays"
 # What a record says about its run besides models and settings.
 _NOT_SETTINGS = {"cases", "input", "passed_over", "renamed"}
+
+# Draws a case with its label map [x, y, z] into the folder of predictions.
+Draw = Callable[[Case, Volume, np.ndarray, Path], object]
 
 
 def prediction_name(case_id: str) -> str:
@@ -58,7 +63,7 @@ def predict_case(
     settings: PredictionSettings,
     output: Path,
     *,
-    draw: Callable[[Case, Volume, np.ndarray], str] | None = None,
+    draw: Draw | None = None,
     dicom_seg: Software | None = None,
     allow: Collection[str] = (),
     debug: bool = False,
@@ -66,11 +71,10 @@ def predict_case(
     """Predicts a case with an image and writes its outputs; returns its entry of the record.
 
     An error of the case itself is printed and recorded, and only raised with `debug`; so is what its
-    image shows to be no image of the task; doubts are printed and recorded as warnings. `draw` draws
-    a case with its label map [x, y, z] and returns the picture's name in `output`; `dicom_seg` is
-    the software that a DICOM SEG, which needs a DICOM image, names; `allow` is among `ALLOWANCES`
-    of `preprocessing.errors`. Raises OSError for a full disk, ModelError and ServingError if
-    network or server fail.
+    image shows to be no image of the task. Doubts are printed and recorded as warnings; so is a
+    failure of `draw`, but not recorded. `dicom_seg` is the software that a DICOM SEG, which needs a
+    DICOM image, names; `allow` is among `ALLOWANCES` of `preprocessing.errors`. Raises OSError for a
+    full disk, ModelError and ServingError if network or server fail.
     """
     start = time.perf_counter()
     entry: dict[str, Any] = {"case_id": case.case_id}
@@ -93,14 +97,14 @@ def predict_case(
         if dicom_seg is not None and source is not None:
             names.append(f"dicom_seg/{case.case_id}.dcm")
             write_segmentation(output / names[-1], labels, task.class_names, source, dicom_seg)
-        if draw is not None:
-            names.append(draw(case, volume, labels))
     except (InputError, OSError, MemoryError) as error:
         if debug or (isinstance(error, OSError) and error.errno in DISK_FULL):
             raise
         problem = rejection_reason(case, error)
         print(f"error: {case.case_id}: {problem}", file=sys.stderr)
         return entry | {"status": "failed", "problem": problem}
+    if draw is not None:
+        names += _picture(case, output, functools.partial(draw, case, volume, labels), debug)
     seconds = round(time.perf_counter() - start, 2)
     each_ml = volumes_ml(labels, volume.affine, task.class_names)
     found = ", ".join(f"{name} {ml:,.1f} ml" for name, ml in each_ml.items())
@@ -110,6 +114,46 @@ def predict_case(
     print(f"{case.case_id}: {output / names[0]} ({found}; {seconds:.1f} s)")
     entry |= {"status": "predicted", "outputs": names}
     return entry | {"volumes_ml": each_ml, "seconds": seconds}
+
+
+def redraw_case(
+    case: Case,
+    entry: dict[str, Any],
+    task: Task,
+    output: Path,
+    draw: Draw,
+    *,
+    allow: Collection[str] = (),
+    debug: bool = False,
+) -> None:
+    """Draws the picture of a finished case if it is missing, and adds it to the case's entry."""
+
+    def draw_again(picture: Path) -> None:
+        labels = read_label(output / volumes[0], task.class_names).voxels
+        draw(case, read_case_image(case, allow=allow), labels, picture)
+
+    volumes = [name for name in entry["outputs"] if not _is_picture(name)]
+    pictures = entry["outputs"][len(volumes) :]
+    if not pictures or not (output / pictures[0]).is_file():
+        entry["outputs"] = volumes + _picture(case, output, draw_again, debug)
+
+
+def _picture(case: Case, output: Path, draw: Callable[[Path], object], debug: bool) -> list[str]:
+    """Draws a case; returns the picture's name in the folder, none after a failure, which is printed."""
+    name = f"{PICTURES}/{case.case_id}.png"
+    try:
+        draw(output / name)
+    except Exception as error:
+        if debug or (isinstance(error, OSError) and error.errno in DISK_FULL):
+            raise
+        reason = rejection_reason(case, error)
+        print(f"warning: {case.case_id}: no picture: {reason}", file=sys.stderr)
+        return []
+    return [name]
+
+
+def _is_picture(name: str) -> bool:
+    return name.startswith(f"{PICTURES}/")
 
 
 def volumes_ml(
@@ -160,8 +204,9 @@ def finished_cases(
 ) -> dict[str, dict[str, Any]]:
     """Returns the entries of cases that an earlier run into the same folder finished, by case id.
 
-    A case is finished if the record says so, all its outputs exist and its image has not changed.
-    Raises SettingsError if that run had other models or settings, InputError for a damaged record.
+    A case is finished if the record says so, all its outputs but the picture exist, and its image
+    has not changed. Raises SettingsError if that run had other models or settings, InputError for a
+    damaged record.
     """
     path = output / RECORD_FILE
     if not path.is_file():
@@ -169,11 +214,10 @@ def finished_cases(
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))
         entries = {entry["case_id"]: entry for entry in earlier["cases"]}
-    except (ValueError, KeyError, TypeError) as error:
+        before, now = _decisive(earlier), _decisive(json.loads(json.dumps(record)))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(path, "the record of an earlier run", error) from None
-    now = json.loads(json.dumps(record))
-    names = sorted((now.keys() | earlier.keys()) - _NOT_SETTINGS)
-    changed = [name for name in names if earlier.get(name) != now.get(name)]
+    changed = [n for n in sorted(now.keys() | before.keys()) if before.get(n) != now.get(n)]
     if changed:
         expected = f"the model and settings of the earlier run in {output}"
         remedy = "Leave --resume out to predict all cases again, or give another folder OUT."
@@ -183,9 +227,16 @@ def finished_cases(
         for case in cases
         if (entry := entries.get(case.case_id)) is not None
         and entry["status"] == "predicted"
-        and all((output / name).is_file() for name in entry["outputs"])
+        and all((output / n).is_file() for n in entry["outputs"] if not _is_picture(n))
         and entry["image_state"] == _image_state(case.path)
     }
+
+
+def _decisive(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the predictions of a run depend on, apart from their images."""
+    settings = {name: value for name, value in record["settings"].items() if name != "overlay"}
+    kept = {name: value for name, value in record.items() if name not in _NOT_SETTINGS}
+    return kept | {"settings": settings}
 
 
 def _write_volumes(
@@ -206,7 +257,5 @@ def _write_volumes(
 
 def _image_state(image: Path) -> str:
     """Returns a short digest of the sizes and times of an image's files, without their names."""
-    files = [image] if image.is_file() else sorted(p for p in image.rglob("*") if p.is_file())
-    states = (path.stat() for path in files)
-    text = "\n".join(f"{state.st_size} {state.st_mtime_ns}" for state in states)
+    text = repr([state for _, *state in input_state(image)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

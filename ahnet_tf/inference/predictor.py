@@ -176,12 +176,21 @@ def load_checkpoint(folder: str | Path) -> tuple[tf.keras.Model, ExportSettings]
 
 
 def content_digest(location: str) -> str | None:
-    """Returns the SHA-256 of the files of a model folder and their names; None if it is no folder."""
+    """Returns the SHA-256 of a model's settings and weights; None if there is no folder.
+
+    Those are the files that predictions depend on, and their names: of a checkpoint folder without the
+    rest of its training (logs, pictures), of several SavedModel versions the newest.
+    """
     folder = Path(location)
     if not folder.is_dir():
         return None
+    patterns = ["model.json", "weights.safetensors", "task.json"]
+    if not (folder / patterns[0]).is_file():
+        folder = _newest_version(folder)
+        patterns = ["saved_model.pb", "variables/*", "assets/*", SETTINGS_FILE]
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    found = (path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+    for path in sorted(found):
         digest.update(f"{path.relative_to(folder)}\n{path.stat().st_size}\n".encode())
         with open(path, "rb") as file:
             while chunk := file.read(1 << 22):

@@ -15,6 +15,7 @@ from ahnet_tf.networks.ahnet import ahnet_logits
 from ahnet_tf.networks.inputs import CropInPlane, ForegroundPrior, IntensityWindow, PadInPlane
 from ahnet_tf.networks.mcgcn import mcgcn_logits
 from ahnet_tf.networks.unet import unet_logits
+from preprocessing.settings import check_seed
 
 ARCHITECTURES = {
     "ahnet": ahnet_logits,
@@ -33,7 +34,9 @@ def build_network(config: ModelConfig, *, seed: int = 0, name: str | None = None
     [batch, z, y, x, class]: window, zeros in the plane up to a multiple of 32, network, crop. The 2D
     networks work slice by slice. Initial weights depend on `seed` and their own names only, so that
     networks with the same seed start from the same encoder. `name` is by default the architecture.
+    Raises SettingsError for a seed out of range.
     """
+    check_seed(seed, "seed")
     image = tf.keras.Input((None, None, None, config.channels), dtype="float32", name="image")
     windowed = IntensityWindow(*config.intensity_window, name="window")(image)
     padded = PadInPlane(name="pad")(windowed)

@@ -14,13 +14,18 @@ def class_probabilities(logits: tf.Tensor, activation: str) -> tf.Tensor:
 
     "softmax": exclusive classes. "sigmoid": independent foreground probabilities (heat maps), and 1 -
     their maximum for the background: the most probable class is a foreground class exactly where its
-    probability is above a half, also after averaging over windows.
+    probability is above a half, also after averaging over windows. A single output is the foreground's.
     """
     logits = tf.cast(logits, tf.float32)
     if activation == "softmax":
         return tf.nn.softmax(logits)
-    foreground = tf.sigmoid(logits[..., 1:])
+    foreground = tf.sigmoid(foreground_logits(logits))
     return tf.concat([1 - tf.reduce_max(foreground, -1, keepdims=True), foreground], -1)
+
+
+def foreground_logits(logits: tf.Tensor) -> tf.Tensor:
+    """Returns the logits of the foreground classes: all but the first, or a single one."""
+    return logits if logits.shape[-1] == 1 else logits[..., 1:]
 
 
 @register
@@ -69,7 +74,8 @@ class ForegroundPrior(tf.keras.layers.Layer):
 
     def call(self, inputs):
         offset = math.log(self.probability / (1 - self.probability))
-        return inputs + tf.constant([0.0] + [offset] * (inputs.shape[-1] - 1))
+        foreground = foreground_logits(inputs).shape[-1]
+        return inputs + tf.constant([0.0] * (inputs.shape[-1] - foreground) + [offset] * foreground)
 
 
 @register

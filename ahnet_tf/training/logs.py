@@ -10,6 +10,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from ahnet_tf.training.detection_score import FROC
+from ahnet_tf.training.validation import MEAN_DICE
 from preprocessing.files import write_csv
 
 # Columns of history.csv and their names in TensorBoard, where the part before "/" makes a group.
@@ -24,6 +26,8 @@ COLUMNS = {
     "waiting_share": "speed/waiting_share",
     "loss_scale": "training/loss_scale",
     "skipped_steps": "training/skipped_steps",
+    MEAN_DICE: "dice/mean",
+    FROC: "froc/mean_sensitivity",
 }
 
 
@@ -42,7 +46,7 @@ class History:
         self._columns = [*COLUMNS]
         self._columns += [f"{kind}_{name}" for name in dice_names for kind in ("dice", "undefined")]
         self.kept = [row for row in read_history(resumed or path) if row["step"] <= last_step]
-        lines = ({name: _text(row[name]) for name in self._columns} for row in self.kept)
+        lines = ({n: _text(row.get(n, math.nan)) for n in self._columns} for row in self.kept)
         write_csv(path, self._columns, lines)
 
     def add(self, row: Mapping[str, float]) -> None:

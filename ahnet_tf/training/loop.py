@@ -15,6 +15,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from ahnet_tf.config import TrainingConfig
+from ahnet_tf.training.detection_score import FROC
 from ahnet_tf.training.optimizer import WarmUpThenDecay
 from ahnet_tf.training.train_state import TrainState
 from preprocessing.errors import ModelError, Stopped
@@ -169,7 +170,7 @@ def _shown(row: dict[str, float]) -> dict[str, str]:
         "loss": f"{row['loss']:.4f}",
         "patch/s": f"{row['patches_per_second']:.1f}",
         "waiting": f"{row['waiting_share']:.0%}",
-    } | {name: f"{value:.3f}" for name, value in row.items() if name.startswith("dice_")}
+    } | {name: f"{value:.3f}" for name, value in row.items() if name.startswith(("dice_", FROC))}
 
 
 def _check_finite(sums: list[float], step: int, train_state: TrainState) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from ahnet_tf.networks.inputs import foreground_logits
+
 TINY = 1e-12
 
 
@@ -56,7 +58,7 @@ def voxel_loss(
       heat_map: whether the target is a heat map.
     """
     if heat_map:
-        logits = logits[..., 1:]
+        logits = foreground_logits(logits)
     if kind == "heat_map_l2":
         return heat_map_l2(target, logits, class_weights=class_weights)
     focal = softmax_focal if exclusive else sigmoid_focal
@@ -90,7 +92,7 @@ class VoxelLoss(tf.keras.losses.Loss):
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         """Returns the loss of each voxel."""
-        exclusive = not self.settings["heat_map"]
+        exclusive = not self.settings["heat_map"] and y_pred.shape[-1] > 1
         return voxel_loss(y_true, y_pred, exclusive=exclusive, **self.settings)
 
     def get_config(self) -> dict[str, Any]:

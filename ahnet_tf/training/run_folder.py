@@ -6,10 +6,10 @@ last/                 network of the last step, once the run is complete
 checkpoints/          train state to resume from: weights, optimizer, step
 training.json         settings
 task.json             what the records hold
-history.csv           loss, learning rate, Dice, throughput
+history.csv           loss, learning rate, Dice, FROC, throughput
 tensorboard/          the same for TensorBoard, with pictures of the evaluations
 overlay.png           prediction of one tile in the last evaluation, if there was any
-evaluation.json       Dice per case of the best evaluation, if there was any
+evaluation.json       scores of the best evaluation, if there was any, with Dice per case
 transfer.txt          start weights taken from another network, if any
 result.json           the summary; its presence marks the run as complete
 """
@@ -34,7 +34,7 @@ from ahnet_tf.training.checkpoints import CHECKPOINTS
 from ahnet_tf.training.distribution import sum_over_workers, workers_of
 from ahnet_tf.training.logs import read_history
 from ahnet_tf.training.train_state import Progress, TrainState
-from ahnet_tf.training.validation import CaseDice, mean_over_classes
+from ahnet_tf.training.validation import MEAN_DICE, CaseDice, measure_of
 from ahnet_tf.weights.checkpoint import save_network
 from preprocessing.errors import SettingsError
 from preprocessing.files import remove_stale_temporaries, without_nan, write_json
@@ -54,8 +54,7 @@ class TrainingResult:
     Attributes:
       output: the run's folder, which holds the network of `best_step`.
       parameters: number of trainable weights.
-      best_step: step of the best evaluation (highest mean Dice over the foreground classes); the last
-        step without evaluations.
+      best_step: step of the best evaluation, the latest of several; the last step without evaluations.
       dice: mean Dice per case at that step, by class name; NaN if no case has the class; empty
         without evaluations.
       undefined: number of cases without a Dice, by class name.
@@ -63,6 +62,8 @@ class TrainingResult:
       seconds: time spent training and evaluating, without steps that were repeated after a kill.
       patches_per_second, voxels_per_second: medians over the logged steps.
       waiting_share: mean share of the steps' time spent waiting for data.
+      measure: what the best evaluation has most of (see `validation.measure_of`).
+      score: its value there; NaN without evaluations.
     """
 
     output: str
@@ -77,6 +78,8 @@ class TrainingResult:
     patches_per_second: float
     voxels_per_second: float
     waiting_share: float
+    measure: str = MEAN_DICE
+    score: float = math.nan
 
 
 @contextlib.contextmanager
@@ -135,7 +138,7 @@ def claim_folder(
                         found,
                         "Choose another output folder, or the settings of that run.",
                     )
-    write_json(own / path.name, settings)
+    write_json(own / path.name, settings | {"measure": measure_of(task)})
     write_json(own / "task.json", task.to_dict())
 
 
@@ -146,14 +149,14 @@ def keep_best(
     model_config: ModelConfig,
     own: Path,
 ) -> dict[str, float]:
-    """Saves the network if it is the best so far; returns the history's Dice columns."""
+    """Saves the network if none before was better; returns the columns of the history."""
     summary = found.summary()
-    mean = mean_over_classes(summary["dice"])
-    if mean > float(progress.best_dice):
+    score = 0.0 if math.isnan(summary["score"]) else summary["score"]
+    if score >= float(progress.best_dice):
         save_network(own, model, model_config)
         write_json(own / EVALUATION, without_nan(summary) | {"step": int(progress.step)})
-        progress.best_dice.assign(mean)
-    return {
+        progress.best_dice.assign(score)
+    return {summary["measure"]: summary["score"]} | {
         f"{kind}_{name}": value
         for kind in ("dice", "undefined")
         for name, value in summary[kind].items()
@@ -161,13 +164,17 @@ def keep_best(
 
 
 def write_result(
-    output: Path, model_config: ModelConfig, config: TrainingConfig, train_state: TrainState
+    output: Path,
+    model_config: ModelConfig,
+    config: TrainingConfig,
+    task: Task,
+    train_state: TrainState,
 ) -> None:
     """Writes the summary, which marks the run as complete."""
     step = int(train_state.progress.step)
-    best: dict[str, Any] = {"step": step, "dice": {}, "undefined": {}}
+    best: dict[str, Any] = {"step": step, "dice": {}, "undefined": {}, "score": math.nan}
     if config.evaluate_every:
-        best = json.loads((output / EVALUATION).read_text(encoding="utf-8"))
+        best |= json.loads((output / EVALUATION).read_text(encoding="utf-8"))
     rows = read_history(output / HISTORY)
     result = TrainingResult(
         output=str(output),
@@ -182,6 +189,8 @@ def write_result(
         patches_per_second=statistics.median(row["patches_per_second"] for row in rows),
         voxels_per_second=statistics.median(row["voxels_per_second"] for row in rows),
         waiting_share=statistics.mean(row["waiting_share"] for row in rows),
+        measure=measure_of(task),
+        score=best["score"],
     )
     write_json(output / RESULT, without_nan(asdict(result)))
 
@@ -190,4 +199,5 @@ def read_result(output: Path) -> TrainingResult:
     """Returns the summary of a complete run."""
     content = json.loads((output / RESULT).read_text(encoding="utf-8"))
     dice = {name: math.nan if value is None else value for name, value in content["dice"].items()}
-    return TrainingResult(**content | {"dice": dice})
+    score = math.nan if content.get("score") is None else content["score"]
+    return TrainingResult(**content | {"dice": dice, "score": score})

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.networks import build_network
-from ahnet_tf.networks.factory import named_weights, precision
+from ahnet_tf.networks.factory import precision
 from ahnet_tf.training.checkpoints import (
     CHECKPOINTS,
     KEPT,
@@ -22,7 +22,7 @@ from ahnet_tf.training.checkpoints import (
 )
 from ahnet_tf.training.optimizer import WeightAverage, make_optimizer
 from ahnet_tf.weights.checkpoint import load_network
-from ahnet_tf.weights.transfer import transfer_encoder
+from ahnet_tf.weights.transfer import TransferReport, transfer_encoder, transfer_weights
 from preprocessing.files import atomic_write
 
 
@@ -32,7 +32,7 @@ class Progress(tf.Module):
     def __init__(self):
         super().__init__()
         self.step = tf.Variable(0, dtype=tf.int64)  # finished steps, int64
-        # Mean Dice of the best evaluation over the foreground classes, float64.
+        # Score of the best evaluation (see `validation.measure_of`), float64; its name in checkpoints.
         self.best_dice = tf.Variable(-1.0, dtype=tf.float64)
         # Seconds spent training and evaluating up to the last row of the history, float64.
         self.seconds = tf.Variable(0.0, dtype=tf.float64)
@@ -83,6 +83,7 @@ def make_train_state(
     resumes = bool(finished_checkpoints(output / CHECKPOINTS))
     if initial is not None and not resumes:
         report = start_from(initial, model)
+        say(f"{output}: start weights: {report.summary()}")
         with atomic_write(own / "transfer.txt") as temporary:
             temporary.write_text(f"{report}\n", encoding="utf-8")
     optimizer = make_optimizer(strategy, model, config)
@@ -100,16 +101,11 @@ def make_train_state(
     return TrainState(model, optimizer, average, progress, manager)
 
 
-def start_from(initial: tf.keras.Model | str | Path, model: tf.keras.Model) -> Any:
-    """Gives `model` all weights of another network, or its encoder's; returns a report as text.
+def start_from(initial: tf.keras.Model | str | Path, model: tf.keras.Model) -> TransferReport:
+    """Gives `model` the weights of another network by name, or its encoder's; returns a report.
 
-    Raises ModelError if the weights don't fit.
+    A network of the same architecture gives all, or with other classes those that don't depend on
+    their number. Raises ModelError if the weights don't fit.
     """
     network = initial if isinstance(initial, tf.keras.Model) else load_network(initial)[0]
-    source, target = named_weights(network), named_weights(model)
-    shapes = [{name: w.shape for name, w in weights.items()} for weights in (source, target)]
-    if shapes[0] != shapes[1]:
-        return transfer_encoder(network, model)
-    for name, weight in target.items():
-        weight.assign(source[name])
-    return f"all {len(target)} weights taken from {network.name}"
+    return transfer_weights(network, model) or transfer_encoder(network, model)

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.networks.dropout import dropout_seed
+from ahnet_tf.networks.inputs import foreground_logits
 from ahnet_tf.training.losses import soft_dice, voxel_loss
 from ahnet_tf.training.optimizer import WeightAverage
 
@@ -117,7 +118,7 @@ def batch_loss(
         tf.reduce_sum(values * tf.cast(weight, values.dtype)), total_weight
     )
     if config.loss == "dice_focal":
-        outputs = logits[..., 1:] if heat_map else logits
+        outputs = foreground_logits(logits) if heat_map else logits
         dice = soft_dice(target, outputs, voxel_weights=weight, exclusive=exclusive)
         loss += tf.reduce_sum(dice) / config.batch_size
     return loss

@@ -122,6 +122,10 @@ def train_network(
     if config.batch_size % strategy.num_replicas_in_sync:
         expected = f"a multiple of the {strategy.num_replicas_in_sync} replicas"
         raise SettingsError("batch_size", expected, config.batch_size)
+    several = strategy.num_replicas_in_sync > 1
+    if config.jit_compile and several and not tf.config.list_logical_devices("GPU"):
+        remedy = "XLA compiles for one replica of a CPU."
+        raise SettingsError("jit_compile", "false with several replicas on CPUs", "true", remedy)
     with (
         translate_worker_errors(output, workers),
         own_folder(output, workers.chief) as own,
@@ -216,7 +220,7 @@ def _train(
                 save_network(run.own, model, run.model)
         if run.workers.chief:
             write_json(run.output / "last" / "task.json", run.task.to_dict())
-            write_result(run.output, run.model, config, train_state)
+            write_result(run.output, run.model, config, run.task, train_state)
 
 
 def _batches(run: _Run, records: int, start_step: int) -> tf.distribute.DistributedDataset:

@@ -1,4 +1,4 @@
-"""Evaluation while training: Dice per case and class, from tiles that cover each volume exactly."""
+"""Evaluation while training, from tiles that cover each volume exactly: Dice per case, or FROC."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from tqdm import tqdm
 
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.data.dataset import evaluation_dataset
+from ahnet_tf.networks.inputs import class_probabilities, foreground_logits
+from ahnet_tf.training.detection_score import FROC, VolumeDetections
 from ahnet_tf.training.distribution import sum_over_workers
 from preprocessing.tasks import Task
 
 FOREGROUND = "foreground"
+MEAN_DICE = "mean_dice"
 
 Batch = dict[str, tf.Tensor]
 
@@ -39,7 +42,7 @@ def predicted_classes(logits: tf.Tensor, model_config: ModelConfig) -> tf.Tensor
     """
     if model_config.activation == "softmax":
         return tf.argmax(logits, -1)
-    foreground = logits[..., 1:]
+    foreground = foreground_logits(logits)
     best = tf.argmax(foreground, -1) + 1
     return tf.where(tf.reduce_max(foreground, -1) > 0, best, 0)
 
@@ -77,6 +80,7 @@ class CaseDice:
     names: list[str]  # see `class_labels`
     # By case id, int64 [name, 3]: voxels in both, predicted, true.
     counts: dict[str, np.ndarray] = field(default_factory=dict)
+    detections: VolumeDetections | None = None  # where the target is a heat map
 
     def add(self, case_ids: np.ndarray, counts: np.ndarray) -> None:
         """Adds the counts [b, name, 3] of a batch of tiles to their cases."""
@@ -95,14 +99,27 @@ class CaseDice:
         }
 
     def summary(self) -> dict[str, Any]:
-        """Returns the mean Dice by name over the cases where it is defined, and how many have none."""
+        """Returns the mean Dice by name over the cases where it is defined, and how many have none.
+
+        With the `measure` by which networks are chosen (see `measure_of`) and its `score`, NaN if it
+        is not defined.
+        """
         cases = self.per_case()
         dice, undefined = {}, {}
         for name in self.names:
             defined = [case[name] for case in cases.values() if not math.isnan(case[name])]
             dice[name] = sum(defined) / len(defined) if defined else math.nan
             undefined[name] = len(cases) - len(defined)
-        return {"dice": dice, "undefined": undefined, "cases": cases}
+        measure, score = MEAN_DICE, mean_over_classes(dice)
+        if self.detections is not None:
+            measure, score = FROC, self.detections.score()
+        found = {"dice": dice, "undefined": undefined, "cases": cases}
+        return found | {"measure": measure, "score": score}
+
+
+def measure_of(task: Task) -> str:
+    """Returns what the network to keep has most of: FROC for heat maps, whose Dice is 0 for long."""
+    return FROC if task.target == "heat_map" else MEAN_DICE
 
 
 def mean_over_classes(dice: dict[str, float]) -> float:
@@ -130,13 +147,18 @@ def make_evaluation(
     the arrays of `evaluation_dataset` and `prediction`, uint8 [z, y, x], 0 beyond the volume.
 
     The files hold patches that tile their volumes exactly; `batch_size` is a multiple of the replicas.
-    Several workers, each of which sees some cases, need `case_ids` of all. `before_batch` may raise to
-    end the evaluation.
+    Several workers, each of which sees some cases, need `case_ids` of all; where lesions are detected,
+    in whole volumes, each sees all of them. `before_batch` may raise to end the evaluation.
     """
+    detecting = measure_of(task) == FROC
 
     def replica_counts(batch: Batch) -> Batch:
-        predicted = predicted_classes(model(batch["image"], training=False), model_config)
-        counts = tile_counts(batch["label"], predicted, batch["weight"], model_config.classes)
+        logits = model(batch["image"], training=False)
+        if detecting:
+            probabilities = class_probabilities(logits, model_config.activation)
+            batch = batch | {"probability": probabilities[..., 1]}
+        predicted = predicted_classes(logits, model_config)
+        counts = tile_counts(batch["label"], predicted, batch["weight"], model_config.class_count)
         prediction = tf.cast(predicted, tf.uint8) * tf.cast(batch["weight"], tf.uint8)
         return batch | {"counts": counts, "prediction": prediction}
 
@@ -146,12 +168,19 @@ def make_evaluation(
         local = strategy.experimental_local_results
         return {name: tf.concat(local(values), 0) for name, values in found.items()}
 
-    tiles = strategy.distribute_datasets_from_function(
-        lambda context: evaluation_dataset(files, task, batch_size=batch_size, context=context)
-    )
+    def tiles_of(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        workers = context.num_input_pipelines if detecting else 1
+        if workers > 1:
+            replicas = context.num_replicas_in_sync // workers
+            context = tf.distribute.InputContext(num_replicas_in_sync=replicas)
+        return evaluation_dataset(files, task, batch_size=batch_size // workers, context=context)
+
+    tiles = strategy.distribute_datasets_from_function(tiles_of)
 
     def evaluate() -> tuple[CaseDice, dict[str, np.ndarray]]:
         found = CaseDice(class_labels(task))
+        if detecting:
+            found.detections = VolumeDetections()
         shown: dict[str, np.ndarray] = {}
         most = [-1]
         for batch in tqdm(tiles, "evaluating", unit="batch", leave=False, disable=not progress):
@@ -159,11 +188,15 @@ def make_evaluation(
             counted = count(batch)
             counts = counted["counts"].numpy()
             found.add(counted["case_id"].numpy(), counts)
+            if found.detections is not None:
+                found.detections.add({name: values.numpy() for name, values in counted.items()})
             # Voxels of each class, the last class first.
-            for row, voxels in enumerate(counts[:, model_config.classes - 2 :: -1, 2].tolist()):
+            for row, voxels in enumerate(counts[:, model_config.class_count - 2 :: -1, 2].tolist()):
                 if voxels > most:
                     most = voxels
                     shown = {name: values[row].numpy() for name, values in counted.items()}
+        if detecting:
+            return found, shown
         # The counts of all workers together.
         ids, zeros = sorted({*case_ids, *found.counts}), np.zeros((len(found.names), 3), np.int64)
         counts = np.stack([found.counts.get(case_id, zeros) for case_id in ids])

@@ -77,12 +77,7 @@ def import_network(
         raise ModelError(path, expected, found, remedy)
     for name, value in values.items():
         wanted[name].assign(value)
-    shapes = {name: tuple(variable.shape) for name, variable in named_weights(model).items()}
-    report = TransferReport(
-        copied=tuple((name, shape) for name, shape in shapes.items() if name in values),
-        fresh=tuple((name, shape) for name, shape in shapes.items() if name not in values),
-    )
-    return model, config, report
+    return model, config, TransferReport.of(model, values)
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
@@ -194,7 +189,7 @@ def _monai_config(
 ) -> ModelConfig:
     """Returns `config` with all settings that follow from the weights of MONAI's AHNet."""
     try:
-        stem = arrays["conv1.weight"]
+        stem, classes = arrays["conv1.weight"], arrays["final.conv.weight"].shape[0]
         first, second, third, fourth = (
             _count(arrays, f"layer{stage}.{{}}.conv1.weight") for stage in range(1, 5)
         )
@@ -204,7 +199,8 @@ def _monai_config(
             width=stem.shape[0] / 64,
             blocks=(first, second, third, fourth),
             norm="batch",
-            classes=arrays["final.conv.weight"].shape[0],
+            classes=classes,
+            activation="sigmoid" if classes == 1 else config.activation,
             channels=stem.shape[1],
             growth=arrays["dense0.denselayer1.conv4.weight"].shape[0],
             dense_layers=_count(arrays, "dense0.denselayer{}.conv1.weight", start=1),

@@ -1,8 +1,9 @@
-"""Transfer of the encoder from a 2D network to a 3D one: weights paired by name, shapes checked."""
+"""Transfer of weights between networks, all or the encoder's: paired by name, shapes checked."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,21 @@ class TransferReport:
 
     copied: Shapes  # weights and moving statistics taken from the source
     fresh: Shapes  # weights that keep their own initial values
+
+    @staticmethod
+    def of(model: tf.keras.Model, copied: Collection[str]) -> TransferReport:
+        """Returns the report for a network of which the named weights were copied."""
+        shapes = [(name, tuple(w.shape)) for name, w in named_weights(model).items()]
+        return TransferReport(
+            copied=tuple(pair for pair in shapes if pair[0] in copied),
+            fresh=tuple(pair for pair in shapes if pair[0] not in copied),
+        )
+
+    def summary(self) -> str:
+        """Returns the numbers of weights in one line, with the layers of the fresh ones."""
+        layers = dict.fromkeys(name.partition("/")[0] for name, _ in self.fresh)
+        fresh = f"{len(self.fresh)} fresh ({', '.join(layers)})" if layers else "none fresh"
+        return f"{len(self.copied)} copied, {fresh}"
 
     def __str__(self) -> str:
         lines = []
@@ -75,8 +91,26 @@ def transfer_encoder(source: tf.keras.Model, target: tf.keras.Model) -> Transfer
         raise ModelError(where, "the same encoder in both networks", found, remedy)
     for name, variable in wanted.items():
         variable.assign(values[name])
-    shapes = {name: tuple(variable.shape) for name, variable in named_weights(target).items()}
-    return TransferReport(
-        copied=tuple((name, shape) for name, shape in shapes.items() if name in values),
-        fresh=tuple((name, shape) for name, shape in shapes.items() if name not in values),
-    )
+    return TransferReport.of(target, values)
+
+
+def transfer_weights(source: tf.keras.Model, target: tf.keras.Model) -> TransferReport | None:
+    """Copies every weight between networks that differ in nothing but the number of classes, if at all.
+
+    Weights whose shapes depend on that number stay fresh. Returns None, and writes nothing, for
+    networks with other weights.
+    """
+    given, wanted = named_weights(source), named_weights(target)
+    classes = (source.output_shape[-1], target.output_shape[-1])
+    if given.keys() != wanted.keys():
+        return None
+    fitting = {name for name in wanted if given[name].shape == wanted[name].shape}
+    for name in wanted.keys() - fitting:
+        pairs = zip(given[name].shape, wanted[name].shape, strict=False)
+        if len(given[name].shape) != len(wanted[name].shape) or any(
+            pair != classes and pair[0] != pair[1] for pair in pairs
+        ):
+            return None
+    for name in fitting:
+        wanted[name].assign(given[name])
+    return TransferReport.of(target, fitting)

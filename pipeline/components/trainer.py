@@ -20,7 +20,6 @@ from ahnet_tf.inference.predictor import ExportSettings, load_checkpoint
 from ahnet_tf.training.distribution import check_alone, set_up_devices
 from ahnet_tf.training.run_folder import FREE_SETTINGS, TrainingResult
 from ahnet_tf.training.trainer import train_network
-from ahnet_tf.training.validation import mean_over_classes
 from ahnet_tf.weights.checkpoint import save_network
 from preprocessing.errors import PipelineError
 from preprocessing.files import write_json
@@ -30,7 +29,7 @@ from serving.export.exporter import export_model
 
 # Folder of the trained network beside a 3D model's export, for warm starts.
 CHECKPOINT = "checkpoint"
-OBJECTIVE = "dice"
+OBJECTIVE = "score"
 # The Tuner tries learning rates from a quarter of the setting to four times it.
 FACTOR = 4.0
 
@@ -72,7 +71,7 @@ class LearningRateSearch(keras_tuner.RandomSearch):
         super().__init__(**options)
 
     def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Returns the mean Dice over classes at a trial's learning rate.
+        """Returns the score by which networks are chosen, at a trial's learning rate.
 
         Raises FatalError if the training failed: Keras Tuner goes on after any other error.
         """
@@ -81,11 +80,10 @@ class LearningRateSearch(keras_tuner.RandomSearch):
         output = Path(self.get_trial_dir(trial.trial_id)) / "training"
         try:
             result = _train(self._fn_args, training, output, self._fn_args.base_model)
-            score = mean_over_classes(result.dice)
         except Exception as error:
             raise FatalError("a trial failed") from error
         shutil.rmtree(output)
-        return {OBJECTIVE: max(0.0, score)}
+        return {OBJECTIVE: max(0.0, result.score)}
 
 
 def tuner_fn(fn_args: FnArgs) -> TunerFnResult:

@@ -16,6 +16,7 @@ from apache_beam.metrics import Metrics
 from preprocessing.datasets.case import Case, redact_case_path, rejection_reason
 from preprocessing.datasets.reading import check_case_image, read_case_image
 from preprocessing.errors import AHNetError
+from preprocessing.files import input_state
 from preprocessing.records.case_volume import read_case_volume
 from preprocessing.records.patches import evaluation_tiles, training_patches
 from preprocessing.records.schema import encode_patch
@@ -128,16 +129,14 @@ def _is_finished(case_id: str, split: str, inputs: str, folder: str) -> bool:
 
 
 def _state_of_inputs(case: Case) -> str:
-    """Returns a digest of a case and the names (not the folders), sizes and times of its files."""
-    state: list[object] = []
-    for value in dataclasses.astuple(case):
-        if not isinstance(value, Path):
-            state.append(value)
-            continue
-        for path in sorted(value.iterdir()) if value.is_dir() else [value]:
-            there = path.stat() if path.exists() else None
-            state.append((path.name, there and (there.st_size, there.st_mtime_ns)))
-    return hashlib.sha256(repr(state).encode()).hexdigest()
+    """Returns a digest of a case and the `input_state` of its files, wherever their folder lies."""
+
+    def state(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [state(each) for each in value]
+        return input_state(value) if isinstance(value, Path) else value
+
+    return hashlib.sha256(repr(state(dataclasses.astuple(case))).encode()).hexdigest()
 
 
 def outcome_path(folder: str, case_id: str) -> str:

@@ -67,6 +67,7 @@ def partial_folder(output: str, run: dict[str, Any], *, resume: bool) -> Iterato
     folder = storage.hidden_beside(output, "partial")
     storage.make_folder(folder)
     with _locked(folder):
+        storage.put_back_replaced(output)
         try:
             if resume and SETTINGS in storage.list_files(folder):
                 _check_same_run(folder, run)

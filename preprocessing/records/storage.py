@@ -22,8 +22,11 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.io.tfrecordio import _TFRecordUtil as tfrecord
 
 from preprocessing.errors import SettingsError
+from preprocessing.files import move_over, put_back
 
 _CHUNK = 2**20
+# What `hidden_beside` a folder holds the one that it replaces.
+_REPLACED = "replaced"
 
 
 @dataclass(frozen=True)
@@ -159,22 +162,27 @@ def delete_file(path: str) -> None:
 
 
 def replace_folder(source: str, target: str, *, last: str) -> None:
-    """Moves the folder `source` to `target`, replacing it; a rename on a local disk.
+    """Moves the folder `source` to `target`, replacing it; on a local disk by `files.move_over`.
 
     An object store can't rename folders: the files are moved one by one, `last` after all others, so
     that its presence means that the rest is complete.
     """
     if is_local(target):
-        old = hidden_beside(target, "replaced")
+        old = hidden_beside(target, _REPLACED)
         delete_folder(old)
-        if FileSystems.exists(target):
-            FileSystems.rename([target], [old])
-        FileSystems.rename([source], [target])
+        move_over(Path(source), Path(target), aside=Path(old))
         delete_folder(old)
+        delete_folder(source)
         return
     delete_folder(target)
     for name in sorted(list_files(source), key=lambda name: name == last):
         FileSystems.rename([FileSystems.join(source, name)], [FileSystems.join(target, name)])
+
+
+def put_back_replaced(target: str) -> None:
+    """Puts a folder back that a killed `replace_folder` moved aside and did not replace."""
+    if is_local(target):
+        put_back(Path(hidden_beside(target, _REPLACED)), Path(target))
 
 
 def is_local(path: str) -> bool:

@@ -204,7 +204,7 @@ class AHNetClient:
         else:
             name = protocol.PREDICT_WINDOWS
             windows = windows.astype(np.float32, copy=False)
-        shape = (*windows.shape[:-1], settings.model.classes)
+        shape = (*windows.shape[:-1], settings.model.class_count)
         answer_bytes, limit = 4 * math.prod(shape), self._settings.max_message_bytes
         if max(windows.nbytes, answer_bytes) > limit:
             found = f"{windows.nbytes} bytes to send and {answer_bytes} to receive"

@@ -16,8 +16,10 @@ from ahnet_tf.inference.predictor import (
     ExportSettings,
 )
 from ahnet_tf.networks import build_network
+from ahnet_tf.networks.factory import named_weights
 from ahnet_tf.networks.factory import precision as computing_in
 from ahnet_tf.networks.inputs import class_probabilities
+from ahnet_tf.weights.checkpoint import assign_weights
 from preprocessing.errors import ModelError, named_extra
 from preprocessing.files import atomic_write, write_json
 from serving import protocol
@@ -110,7 +112,7 @@ def export_onnx(network: tf.keras.Model, settings: ExportSettings, output: str |
 
 def _check(model: tf.keras.Model, settings: ExportSettings, output: str | Path) -> None:
     config, task = settings.model, settings.task
-    if config.classes != len(task.class_names):
+    if config.class_count != len(task.class_names):
         expected = f"a network with {len(task.class_names)} classes, as in task {task.name!r}"
         raise ModelError(output, expected, f"{config.classes} classes")
     found = (model.input_shape[-1], model.output_shape[-1])
@@ -126,7 +128,7 @@ def _in_precision(model: tf.keras.Model, settings: ExportSettings) -> tf.keras.M
         return model
     with computing_in(settings.precision):
         network = build_network(settings.model)
-    network.set_weights(model.get_weights())
+    assign_weights(network, {name: weight.numpy() for name, weight in named_weights(model).items()})
     return network
 
 

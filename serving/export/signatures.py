@@ -32,7 +32,7 @@ def build_signatures(
     - `describe`: `unused` int32 [batch] -> `settings` string [batch], the JSON of
       `assets.extra/ahnet.json`. (TF Serving with batching refuses signatures without an input.)
     """
-    classes = settings.model.classes
+    classes = settings.model.class_count
     # All signatures share one trace of the network.
     windows = [None, None, None, None, settings.model.channels]
 

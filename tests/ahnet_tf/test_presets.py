@@ -5,7 +5,7 @@ import json
 import attrs
 import pytest
 
-from ahnet_tf.config import TrainingConfig
+from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.presets import PRESETS, preset_for, run_config
 from preprocessing.errors import SettingsError
 from preprocessing.settings import from_dict, to_dict
@@ -54,6 +54,38 @@ def test_classes_and_window_come_from_the_task():
     assert model.intensity_window == (-100.0, 200.0)
     with pytest.raises(SettingsError, match="classes: expected 2"):
         run_config(OWN, settings=["classes=3"])
+
+
+def test_two_classes_may_share_one_output_of_a_sigmoid():
+    for task in (OWN, TASKS["dbt_lesion"]):
+        settings = ["classes=1", "activation=sigmoid", "class_weights=[1,2]"]
+        model = run_config(task, settings=settings).stages["3d"].model
+        assert (model.classes, model.class_count) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"pvp_border": 1},
+        {"unet_levels": 2.0},
+        {"unet_levels": True},
+        {"intensity_window": (0.0, float("inf"))},
+        {"growth": True},
+        {"blocks": (1.0, 1, 1, 1)},
+        {"width": float("nan")},
+        {"width": True},
+    ],
+)
+def test_settings_given_in_python_are_checked_as_those_in_files(wrong):
+    (name,) = wrong
+    with pytest.raises(SettingsError, match=f"^{name}: expected "):
+        ModelConfig(**wrong)
+
+
+@pytest.mark.parametrize("name", ["deterministic", "jit_compile"])
+def test_switches_are_true_or_false(name):
+    with pytest.raises(SettingsError, match=f"{name}: expected true or false, found 1"):
+        TrainingConfig(**{name: 1})
 
 
 def test_settings_win_over_file_over_preset(tmp_path):
@@ -116,6 +148,10 @@ def test_dumped_settings_are_read_back(tmp_path):
         (["loss=1"], "loss: expected one of focal"),
         (["decay=polynomial"], "decay: expected one of cosine, constant, found 'polynomial'"),
         (["seed=4294967296"], "seed: expected a whole number from 0 to 4294967295"),
+        (["seed=-1"], "seed: expected a whole number from 0 to 4294967295"),
+        (["seed=true"], "seed: expected a whole number from 0 to 4294967295, found True"),
+        (["classes=1"], "classes: expected at least 2 with a softmax; one output needs a sigmoid"),
+        (["classes=1", "activation=sigmoid"], "classes: expected 3 .background, liver, tumour"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

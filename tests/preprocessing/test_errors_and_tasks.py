@@ -2,14 +2,25 @@
 
 import importlib
 import json
+import os
+import shutil
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import attrs
 import pytest
 
 from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import AHNetError, InputError
-from preprocessing.files import atomic_write, write_json
+from preprocessing.files import (
+    _exchanged,
+    atomic_write,
+    input_state,
+    remove_stale_temporaries,
+    write_json,
+)
 from preprocessing.tasks import PRESETS, Task, load_task, task_from_dict
 
 
@@ -75,6 +86,25 @@ class TestCommands:
         assert capsys.readouterr().err == "interrupted\n"
 
 
+KILLED = """
+import os, shutil, signal, sys
+from preprocessing import files
+kill = lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL)
+with files.atomic_write(sys.argv[1]) as temporary:
+    temporary.mkdir()
+    (temporary / "new").write_text("2")
+    {}
+    {} = kill
+"""
+
+
+def replacing(target, change, *steps):
+    """Replaces a folder in a process that dies at the first of some steps; returns its exit code."""
+    code = KILLED.format(change, " = ".join(steps))
+    root = Path(__file__).resolve().parents[2]
+    return subprocess.run([sys.executable, "-c", code, str(target)], cwd=root).returncode
+
+
 class TestFiles:
     def test_a_file_appears_whole_or_not_at_all(self, tmp_path):
         path = tmp_path / "new" / "a.nii.gz"
@@ -102,6 +132,70 @@ class TestFiles:
                 (temporary / content).write_text(content)
         assert [each.name for each in target.iterdir()] == ["2"]
         assert [each.name for each in tmp_path.iterdir()] == ["model"]
+
+    @pytest.mark.parametrize("recover", ["the next writer", "the clean-up"])
+    def test_a_process_killed_between_two_renames_loses_no_folder(self, tmp_path, recover):
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "old").write_text("1")
+        killed = replacing(
+            tmp_path / "model", "files._exchanged = lambda *paths: False", "os.replace"
+        )
+        assert killed == -signal.SIGKILL
+        # As on a file system that can't exchange two folders: the old one was moved aside.
+        assert not (tmp_path / "model").exists()
+        if recover == "the clean-up":
+            remove_stale_temporaries(tmp_path)
+            assert [each.name for each in tmp_path.iterdir()] == ["model"]
+        else:
+            with pytest.raises(ValueError, match="half way"), atomic_write(tmp_path / "model"):
+                raise ValueError("half way")
+        assert [each.name for each in (tmp_path / "model").iterdir()] == ["old"]
+
+    def test_folders_are_exchanged_in_one_step(self, tmp_path):
+        for name in ("model", "other"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "old").write_text(name)
+        if not _exchanged(tmp_path / "model", tmp_path / "other"):
+            pytest.skip("this file system can't exchange two folders")
+        assert (tmp_path / "model" / "old").read_text() == "other"
+        # Killed by the first step that could leave the target without a folder, or else at the end.
+        killed = replacing(tmp_path / "model", "", "os.rename", "os.replace", "shutil.rmtree")
+        assert killed == -signal.SIGKILL
+        assert [each.name for each in (tmp_path / "model").iterdir()] == ["new"]
+
+    def test_a_failure_between_two_renames_keeps_the_folder(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("preprocessing.files._exchanged", lambda *paths: False)
+        monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError("no")))
+        (tmp_path / "model").mkdir()
+        with pytest.raises(OSError, match="no"), atomic_write(tmp_path / "model") as temporary:
+            temporary.mkdir()
+        assert [each.name for each in tmp_path.iterdir()] == ["model"]
+
+    def test_the_state_of_an_input_covers_nested_files_and_targets_of_links(self, tmp_path):
+        case, stored = tmp_path / "case", tmp_path / "stored"
+        for folder in (case / "masks" / "liver", stored):
+            folder.mkdir(parents=True)
+        for path in (case / "masks" / "liver" / "1.dcm", stored / "a", stored / "b"):
+            path.write_bytes(b"12")
+            os.utime(path, (1, 1))
+        (case / "linked.nii").symlink_to(stored / "a")
+        (case / "masks" / "around").symlink_to("..")
+        before = input_state(case)
+        assert [(name, size) for name, size, _, _ in before] == [
+            ("/case/linked.nii", 2),
+            ("/case/masks/liver/1.dcm", 2),
+        ]
+        # The same bytes elsewhere are the same input.
+        shutil.copytree(case, tmp_path / "copy" / "case", symlinks=True)
+        assert input_state(tmp_path / "copy" / "case") == before
+        os.utime(case / "masks" / "liver" / "1.dcm", (2, 2))
+        edited = input_state(case)
+        assert edited != before
+        # Same name, size and time, but another file.
+        (case / "linked.nii").unlink()
+        (case / "linked.nii").symlink_to(stored / "b")
+        assert input_state(case) != edited
+        assert input_state(tmp_path / "none") == [("/none", -1, -1, 0)]
 
     def test_json_is_sorted_and_readable(self, tmp_path):
         write_json(tmp_path / "a.json", {"b": 1, "a": "é"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import attrs
@@ -9,6 +10,7 @@ import pytest
 
 from preprocessing.errors import SettingsError
 from preprocessing.settings import (
+    check_seed,
     fraction,
     from_dict,
     load_settings,
@@ -81,6 +83,31 @@ def test_json_is_taken_and_dumped_unchanged():
 def test_errors_name_the_place_and_what_is_expected(changes, message):
     with pytest.raises(SettingsError, match=message):
         from_dict(Whole, JSON | changes, where="here")
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967296"])
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("preprocessing.phantom.__main__", ["--output", "OUT"]),
+        ("preprocessing.convert", ["--input", "IN", "--output", "OUT"]),
+        ("ahnet_tf.evaluate", ["IN", "IN"]),
+        ("ahnet_tf.train", ["--input", "IN", "--output", "OUT", "--task", "ct_liver"]),
+    ],
+)
+def test_every_command_checks_its_seed(command, options, seed, tmp_path, capsys):
+    places = {"IN": str(tmp_path), "OUT": str(tmp_path / "out")}
+    main = importlib.import_module(command).main
+    assert main([*(places.get(option, option) for option in options), "--seed", seed]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "seed: expected a whole number from 0 to 4294967295, found " + seed in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True])
+def test_a_seed_in_python_is_checked(seed):
+    with pytest.raises(SettingsError, match="seed: expected a whole number from 0 to 4294967295"):
+        check_seed(seed, "seed")
 
 
 def test_a_missing_setting_is_named():

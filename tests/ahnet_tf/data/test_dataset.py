@@ -1,5 +1,6 @@
 """Datasets of patches: complete, reproducible, shared among workers; checks of records."""
 
+import dataclasses
 import itertools
 
 import attrs
@@ -162,11 +163,23 @@ def test_scan_counts_records_and_voxels(files):
 
 
 def test_scan_requires_eval_patches_to_tile_each_volume(tmp_path, files):
-    tiles = [patch(0, volume=(2, 4, 9)), patch(1, valid=(2, 4, 3), volume=(2, 4, 9))]
+    last = patch(1, valid=(2, 4, 3), volume=(2, 4, 9))
+    tiles = [patch(0, volume=(2, 4, 9)), dataclasses.replace(last, origin_zyx=(0, 0, 6))]
     whole = [write(tmp_path / "whole.gz", tiles)]
     assert scan_records(whole, TASK, tiled=True).volume_voxels == {"case-0": 72}
-    with pytest.raises(InputError, match="72 voxels exactly, found 48 voxels"):
+    with pytest.raises(InputError, match="72 voxels exactly, found 1 of 2 missing, 0 twice"):
         scan_records([write(tmp_path / "part.gz", tiles[:1])], TASK, tiled=True)
+    # As many voxels as the volume, but some of them twice.
+    twice = [
+        write(
+            tmp_path / "twice.gz", [tiles[0], dataclasses.replace(tiles[1], origin_zyx=(0, 0, 0))]
+        )
+    ]
+    assert scan_records(twice, TASK).records == 2
+    with pytest.raises(InputError, match="72 voxels exactly, found 1 of 2 missing, 1 twice"):
+        scan_records(twice, TASK, tiled=True)
+    with pytest.raises(InputError, match="found 0 of 2 missing, 1 twice or elsewhere"):
+        scan_records([write(tmp_path / "more.gz", [*tiles, tiles[1]])], TASK, tiled=True)
 
 
 def test_scan_names_file_expected_and_found_for_another_patch_size(files):

@@ -71,6 +71,64 @@ def test_resume_into_an_empty_folder_predicts_all(threshold_model, tmp_path):
     assert states(tmp_path / "out") == {"anna": "predicted"}
 
 
+def entry_of(output):
+    (entry,) = json.loads((output / "prediction.json").read_text())["cases"]
+    return entry
+
+
+def test_a_picture_that_fails_is_a_warning_and_no_failure(threshold_model, tmp_path, capsys):
+    cases, output = tmp_path / "cases", tmp_path / "out"
+    write(cases / "volume-0.nii.gz", tissue())
+    write(cases / "segmentation-0.nii.gz", np.zeros((3, 3, 3), np.uint8))
+    options = ["--model", str(threshold_model), str(cases), str(output), "--overlay"]
+    assert main(options) == 0
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "picture" in x]
+    assert line.startswith("warning: volume-0: no picture: ")
+    assert "segmentation-0.nii.gz" in line
+    assert entry_of(output)["status"] == "predicted"
+    assert entry_of(output)["outputs"] == ["segmentation-0.nii.gz"]
+    # With a reference that fits, only the picture is made.
+    write(cases / "segmentation-0.nii.gz", np.zeros((6, 5, 4), np.uint8))
+    before = (output / "segmentation-0.nii.gz").stat()
+    assert main([*options, "--resume"]) == 0
+    assert entry_of(output)["outputs"] == ["segmentation-0.nii.gz", "overlays/volume-0.png"]
+    assert os.path.samestat((output / "segmentation-0.nii.gz").stat(), before)
+
+
+def test_pictures_do_not_undo_predictions(threshold_model, tmp_path):
+    cases, output = tmp_path / "cases", tmp_path / "out"
+    write(cases / "anna.nii.gz", tissue())
+    options = ["--model", str(threshold_model), str(cases), str(output)]
+    assert main([*options, "--overlay"]) == 0
+    before = (output / "anna.nii.gz").stat()
+    picture = output / "overlays" / "anna.png"
+    pixels = picture.read_bytes()
+    for change in ("deleted", "not wanted", "deleted"):
+        picture.unlink(missing_ok=True)
+        wanted = [] if change == "not wanted" else ["--overlay"]
+        assert main([*options, *wanted, "--resume"]) == 0
+        assert picture.is_file() == bool(wanted)
+        assert os.path.samestat((output / "anna.nii.gz").stat(), before)
+    assert picture.read_bytes() == pixels
+    assert entry_of(output)["outputs"] == ["anna.nii.gz", "overlays/anna.png"]
+
+
+def test_resume_sees_another_file_behind_a_link(threshold_model, tmp_path, capsys):
+    for number in range(2):
+        write(tmp_path / "stored" / f"{number}.nii", tissue(seed=number))
+        os.utime(tmp_path / "stored" / f"{number}.nii", (1, 1))
+    (tmp_path / "cases").mkdir()
+    link = tmp_path / "cases" / "anna.nii"
+    link.symlink_to(tmp_path / "stored" / "0.nii")
+    options = ["--model", str(threshold_model), str(tmp_path / "cases"), str(tmp_path / "out")]
+    assert main(options) == 0
+    link.unlink()
+    link.symlink_to(tmp_path / "stored" / "1.nii")
+    capsys.readouterr()
+    assert main([*options, "--resume"]) == 0
+    assert "anna:" in capsys.readouterr().out
+
+
 def test_a_full_disk_ends_the_run_and_keeps_finished_cases(threshold_model, tmp_path, capsys):
     cases, output = tmp_path / "cases", tmp_path / "out"
     write(cases / "a.nii.gz", tissue())

@@ -1,6 +1,7 @@
 """Opening models: SavedModels, versions, checkpoints, addresses, and refused locations."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import tensorflow as tf
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.inference.predictor import (
     ExportSettings,
+    content_digest,
     is_address,
     load_checkpoint,
     open_predictor,
@@ -66,6 +68,33 @@ def test_newest_version_is_taken(threshold_model, tmp_path):
     settings["versions"] = {"tensorflow": "ten"}
     write_json(tmp_path / "10" / "assets.extra" / "ahnet.json", settings)
     assert open_predictor(tmp_path).settings.versions == {"tensorflow": "ten"}
+
+
+def test_digest_covers_what_predictions_depend_on(checkpoint, threshold_model, tmp_path):
+    trained, exported = tmp_path / "trained", tmp_path / "exported"
+    shutil.copytree(checkpoint[0], trained)
+    shutil.copytree(threshold_model, exported / "2")
+    digests = [content_digest(str(folder)) for folder in (trained, exported)]
+    for name in ("overlay.png", "history.csv", "checkpoints/ckpt-1.index", "tensorboard/events"):
+        for folder in (trained, exported, exported / "2"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text("new")
+    (exported / "1").mkdir()
+    assert [content_digest(str(folder)) for folder in (trained, exported)] == digests
+    assert digests[1] == content_digest(str(threshold_model))
+    for folder, names in (
+        (trained, ("model.json", "task.json", "weights.safetensors")),
+        (
+            exported / "2",
+            ("saved_model.pb", "variables/variables.index", "assets.extra/ahnet.json"),
+        ),
+    ):
+        for name in names:
+            before = content_digest(str(folder))
+            with open(folder / name, "ab") as file:
+                file.write(b" ")
+            assert content_digest(str(folder)) != before, name
+    assert content_digest(str(tmp_path / "none")) is None
 
 
 def test_wrong_channels_are_refused(threshold_model):

@@ -105,6 +105,32 @@ def test_predicted_classes_by_hand():
     assert predicted_classes(logits, sigmoid).numpy().ravel().tolist() == [1, 0, 2]
 
 
+def test_one_output_is_the_probability_of_the_foreground():
+    # log(3) and -log(3): 3/4 and 1/4.
+    logits = tf.constant([[[[[1.0986123], [-1.0986123]]]]])
+    found = class_probabilities(logits, "sigmoid").numpy()
+    np.testing.assert_allclose(found[0, 0, 0], [[0.25, 0.75], [0.75, 0.25]], rtol=1e-6)
+    config = ModelConfig(classes=1, activation="sigmoid")
+    assert predicted_classes(logits, config).numpy().ravel().tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("target", ["label", "heat_map"])
+@pytest.mark.parametrize("loss", ["focal", "cross_entropy", "dice_focal", "heat_map_l2"])
+def test_one_output_is_trained_as_the_lesion_of_two(loss, target):
+    """The background's output of a heat map has no part in its loss; labels are a heat map of 0 and 1."""
+    lesion = tf.random.stateless_normal((1, 2, 3, 4, 1), (1, 2))
+    labels = tf.constant(np.arange(24).reshape(1, 2, 3, 4) % 2, tf.float32)
+    weight = {"weight": tf.ones(labels.shape)}
+    settings = TrainingConfig(loss=loss, batch_size=1, class_weights=(1.0, 5.0))
+    two = ModelConfig(classes=2, activation="sigmoid")
+    total = tf.constant(24.0)
+    both = tf.concat([tf.zeros_like(lesion), lesion], -1)
+    expected = batch_loss(both, weight | {"heat_map": labels}, two, settings, total)
+    one = attrs.evolve(two, classes=1)
+    found = batch_loss(lesion, weight | {target: labels}, one, settings, total)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("loss", ["focal", "cross_entropy", "dice_focal", "heat_map_l2"])
 def test_shares_of_replicas_add_up_to_the_loss_of_the_whole_batch(loss):
     rng = np.random.default_rng(1)
@@ -241,6 +267,11 @@ def test_a_prior_shifts_the_logits_of_the_foreground_alone(architecture):
     expected = np.broadcast_to([0, -4.59512, -4.59512], shift.shape)
     np.testing.assert_allclose(shift, expected, atol=1e-4)
     assert [w.shape for w in one.weights] == [w.shape for w in other.weights]
+    single = attrs.evolve(plain, classes=1)
+    one, other = (
+        build_network(attrs.evolve(single, foreground_prior=prior))(image) for prior in (0.0, 0.01)
+    )
+    np.testing.assert_allclose(other - one, np.full(one.shape, -4.59512), atol=1e-4)
     with pytest.raises(SettingsError, match="foreground_prior: expected 0 with a softmax"):
         attrs.evolve(prior, activation="softmax")
 

@@ -343,6 +343,24 @@ def test_settings_that_do_not_fit_the_task_are_refused(records, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_xla_with_several_replicas_of_a_cpu_is_refused_in_one_line(forks, toy_records, tmp_path):
+    code = f"""
+from ahnet_tf.train import main
+raise SystemExit(main(["--input", {str(toy_records)!r}, "--output", {str(tmp_path / "run")!r},
+    "--stage", "2d", "--replicas", "2", "--set", "jit_compile=true", "--steps", "4", "--batch-size",
+    "2", "--set", "architecture=unet2d", "--set", "unet_levels=2", "--set", "width=0.125", "--set",
+    "warmup_steps=1"]))
+"""
+    assert forks.wait(forks.start(code, tmp_path / "log")) == 1
+    (line,) = [x for x in (tmp_path / "log").read_text().splitlines() if x.startswith("error")]
+    assert line.startswith("error: jit_compile: expected false with several replicas on CPUs")
+
+
+def test_the_largest_seed_trains(records, tmp_path):
+    training = attrs.evolve(TRAINING, seed=2**32 - 1, steps=2, warmup_steps=1)
+    assert train(records, tmp_path / "run", training=training).steps == 2
+
+
 def test_all_weights_of_the_same_network_are_taken_and_others_refused(tmp_path):
     source, target = build_network(MODEL, seed=1), build_network(MODEL, seed=2)
     save_network(tmp_path, source, MODEL)

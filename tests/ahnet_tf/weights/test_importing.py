@@ -11,14 +11,17 @@ import safetensors.numpy
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
+from ahnet_tf.inference.predictor import open_predictor
 from ahnet_tf.networks import build_network, named_weights
 from ahnet_tf.weights.__main__ import main
-from ahnet_tf.weights.checkpoint import load_network
+from ahnet_tf.weights.checkpoint import load_network, save_network
 from ahnet_tf.weights.importing import import_network, read_arrays
 from ahnet_tf.weights.keras_resnet50 import NAME, imagenet_file
 from ahnet_tf.weights.torch_names import ahnet_source, encoder_source
 from benchmarks.parity import random_weight
 from preprocessing.errors import ModelError
+from preprocessing.files import write_json
+from preprocessing.tasks import Task
 
 SMALL = ModelConfig(
     width=0.0625, blocks=(2, 1, 1, 1), growth=4, dense_layers=2, pvp_levels=2, pvp_border=True
@@ -81,6 +84,22 @@ def test_monai_round_trip_by_the_command(suffix, ahnet, tmp_path, capsys):
     model, config = load_network(tmp_path / "out")
     assert config == attrs.evolve(SMALL, intensity_window=(-100.0, 400.0))
     assert_same_weights(model, ahnet)
+
+
+def test_one_output_of_an_imported_network_is_a_sigmoids(tmp_path):
+    one = random_network(attrs.evolve(SMALL, classes=1, activation="sigmoid"))
+    np.savez(tmp_path / "one.npz", **state_of(one, lambda name: ahnet_source(name, 2)))
+    model, config, _ = import_network(tmp_path / "one.npz", SMALL)
+    assert (config.classes, config.activation) == (1, "sigmoid")
+    save_network(tmp_path / "out", model, config)
+    task = Task(
+        "own", ("background", "lesion"), config.intensity_window, patch_shape_zyx=(4, 32, 32)
+    )
+    write_json(tmp_path / "out" / "task.json", task.to_dict())
+    image = np.random.default_rng(0).integers(-200, 250, (1, 4, 32, 32, 1)).astype(np.float32)
+    found = open_predictor(tmp_path / "out").predict(image)
+    expected = 1 / (1 + np.exp(-one(image).numpy()))
+    np.testing.assert_allclose(found, np.concatenate([1 - expected, expected], -1), atol=1e-5)
 
 
 def test_torchvision_fills_the_encoder(mcgcn, tmp_path):

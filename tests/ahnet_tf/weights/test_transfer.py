@@ -9,7 +9,7 @@ from ahnet_tf.config import ModelConfig
 from ahnet_tf.networks import build_network, named_weights
 from ahnet_tf.networks.encoder import Stem, residual_stages
 from ahnet_tf.networks.layers_2d import MaxPool
-from ahnet_tf.weights.transfer import transfer_encoder
+from ahnet_tf.weights.transfer import transfer_encoder, transfer_weights
 from preprocessing.errors import ModelError
 
 AHNET = ModelConfig(
@@ -118,6 +118,29 @@ def test_misfits_are_all_listed_and_nothing_is_written(source):
     assert "stem/norm/beta is (8,) in the source and (4,) in the target" in str(caught.value)
     assert "Give both the same width" in str(caught.value)
     for name, value in named_weights(target).items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_another_number_of_classes_keeps_all_other_weights():
+    source, target = (
+        build_network(attrs.evolve(AHNET, classes=3)),
+        build_network(attrs.evolve(AHNET, classes=5), seed=2),
+    )
+    shake(source, 1)
+    report = transfer_weights(source, target)
+    fresh = [name for name, _ in report.fresh]
+    assert fresh
+    assert all(name.startswith("final/") for name in fresh)
+    assert report.summary() == f"{len(report.copied)} copied, {len(fresh)} fresh (final)"
+    given, taken = named_weights(source), named_weights(target)
+    for name, _ in report.copied:
+        np.testing.assert_array_equal(given[name], taken[name])
+    same = build_network(attrs.evolve(AHNET, classes=5), seed=3)
+    assert transfer_weights(target, same).summary() == f"{len(taken)} copied, none fresh"
+    before = {name: value.numpy() for name, value in named_weights(same).items()}
+    assert transfer_weights(build_network(attrs.evolve(AHNET, growth=8)), same) is None
+    assert transfer_weights(build_network(MCGCN), same) is None
+    for name, value in named_weights(same).items():
         np.testing.assert_array_equal(value, before[name])
 
 

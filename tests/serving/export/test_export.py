@@ -20,7 +20,7 @@ from ahnet_tf.weights.checkpoint import save_network
 from preprocessing.errors import ModelError
 from preprocessing.files import write_json
 from preprocessing.records.schema import Patch, encode_patch
-from preprocessing.tasks import load_task
+from preprocessing.tasks import Task, load_task
 from serving import protocol
 from serving.embedded.loaded_model import check_request, load_model, read_warm_up, run_request
 from serving.export.__main__ import main, next_version
@@ -198,6 +198,28 @@ def test_sigmoid_networks_give_independent_foreground_probabilities(linear_netwo
     probabilities = open_predictor(str(tmp_path)).predict(image)[0, 0, 0, 0]
     # The logits of the two foreground classes are 1 and -1; the background is 1 - 0.731.
     np.testing.assert_allclose(probabilities, [0.268941, 0.731059, 0.268941], atol=1e-6)
+
+
+def test_a_network_with_one_output_is_exported_for_two_classes(tmp_path):
+    task = Task("own", ("background", "lesion"), (-200.0, 250.0), patch_shape_zyx=(4, 32, 32))
+    config = ModelConfig(**SMALLEST, architecture="unet3d", classes=1, activation="sigmoid")
+    network = build_network(config, seed=3)
+    settings = ExportSettings(task, config, (4, 32, 32))
+    folder = export_model(network, settings, tmp_path / "1", precision="bfloat16")
+    exact = export_model(network, settings, tmp_path / "2")
+    image = np.random.default_rng(0).integers(-200, 250, (2, 4, 32, 32, 1)).astype(np.float32)
+    lesion = 1 / (1 + np.exp(-network(image).numpy()))
+    expected = np.concatenate([1 - lesion, lesion], -1)
+    np.testing.assert_allclose(open_predictor(exact).predict(image), expected, atol=1e-5)
+    np.testing.assert_allclose(open_predictor(folder).predict(image), expected, atol=0.05)
+    model = load_model(exact, 2)
+    labels = outputs_of(model, "segment", image=image)["label"]
+    np.testing.assert_array_equal(labels, expected[..., 1] > 0.5)
+    record = encode_patch(
+        _patch(image[0, ..., 0].astype(np.int16), labels[0], valid_zyx=(4, 32, 32)), task
+    )
+    counts = outputs_of(model, "serialized_examples", examples=[record])["counts"]
+    assert counts[0].tolist() == [[n, n, n] for n in np.bincount(labels[0].ravel(), minlength=2)]
 
 
 def test_network_trained_in_bfloat16_is_exported_in_float32(task, tmp_path):
