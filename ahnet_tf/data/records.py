@@ -115,7 +115,7 @@ def scan_records(
 def _check_tiles(where: str, found: Sequence[tuple[tuple[int, ...], ...]], task: Task) -> None:
     """Checks (origin, valid, volume) of a case's patches against those of `evaluation_tiles`."""
     volume, patch = found[0][-1], task.patch_shape_zyx
-    expected = Counter(
+    expected: Counter[tuple[tuple[int, ...], ...]] = Counter(
         (origin, tuple(map(min, patch, np.subtract(volume, origin).tolist())), volume)
         for origin in itertools.product(*map(range, (0, 0, 0), volume, patch))
     )
