@@ -82,7 +82,7 @@ def test_a_picture_that_fails_is_a_warning_and_no_failure(threshold_model, tmp_p
     write(cases / "segmentation-0.nii.gz", np.zeros((3, 3, 3), np.uint8))
     options = ["--model", str(threshold_model), str(cases), str(output), "--overlay"]
     assert main(options) == 0
-    (line,) = [x for x in capsys.readouterr().err.splitlines() if "picture" in x]
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "no picture" in x]
     assert line.startswith("warning: volume-0: no picture: ")
     assert "segmentation-0.nii.gz" in line
     assert entry_of(output)["status"] == "predicted"
