@@ -11,6 +11,7 @@ import numpy as np
 from preprocessing.datasets.case import Case, redact_case_path, redact_message
 from preprocessing.datasets.pairing import DICOM_SUFFIXES
 from preprocessing.dicom.deidentify import redact_path
+from preprocessing.dicom.fitness import header_findings
 from preprocessing.dicom.header import is_dicom
 from preprocessing.dicom.multiframe import read_dicom
 from preprocessing.dicom.pixels import stored_frames
@@ -20,7 +21,7 @@ from preprocessing.errors import InputError
 from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import Volume
 from preprocessing.volumes.nifti import check_pair, has_nifti_suffix, read_image, read_label
-from preprocessing.volumes.quality_checks import CheckedImage, check_image
+from preprocessing.volumes.quality_checks import CheckedImage, Finding, check_image
 
 BACKGROUND = frozenset(["background", "bg", "clearlabel", "unlabeled", "unlabelled"])
 # Synonyms; the Medical Segmentation Decathlon uses cancer, 3D-IRCADb livertumor.
@@ -55,9 +56,19 @@ def read_case_image(case: Case, *, allow: Collection[str] = ()) -> Volume:
 def check_case_image(
     case: Case, image: Volume, task: Task, *, allow: Collection[str] = ()
 ) -> CheckedImage:
-    """Checks whether the image of a case, as read from its file, is one that its task expects."""
-    where = redact_case_path(case, case.image_path)
-    return check_image(image, task, where=where, allow=allow)
+    """Checks whether the image of a case, as read from its file, is one that its task expects.
+
+    Findings are those of `quality_checks.check_image` and, in DICOM, of `fitness.header_findings`.
+    """
+    further: tuple[tuple[str, str, str], ...] = ()
+    with _redacted_errors(case):
+        path = _given(case, case.image_path)
+        if is_dicom_image(path):
+            options = ReadOptions(case.view, allow, case.identifiers)
+            further = header_findings(path, task.image_dtype, options)
+    findings = [Finding(*each) for each in further]
+    where = redact_case_path(case, path)
+    return check_image(image, task, where=where, allow=allow, further=findings)
 
 
 def read_case_source(case: Case, *, allow: Collection[str] = ()) -> Source:

@@ -12,6 +12,7 @@ import nibabel.eulerangles
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.uid import MRImageStorage
 
 from ahnet_tf.inference.case_output import prediction_name
 from ahnet_tf.inference.predictor import Predictor, open_predictor
@@ -313,6 +314,21 @@ def test_masks_are_refused_unless_allowed(threshold_model, tmp_path, capsys):
     assert main([*command, "--allow", "unfit_image"]) == 0
     assert (output / "a.nii.gz").exists()
     assert "few_values" in [each["code"] for each in record_of(output)["a"]["warnings"]]
+
+
+def test_images_of_another_modality_are_refused(threshold_model, tmp_path, dicom, capsys):
+    stored = (blobs((9, 7, 5)).transpose(2, 1, 0) + 1024).astype(np.uint16)
+    cases, output = tmp_path / "cases", tmp_path / "out"
+    dicom.ct_series(cases / "a", stored, SOPClassUID=MRImageStorage, Modality="MR")
+    derived = ["DERIVED", "SECONDARY", "AXIAL"]
+    dicom.ct_series(cases / "b", stored, ImageType=derived, SeriesInstanceUID="1.2.3.4.5.6.7")
+    assert main(["--model", str(threshold_model), str(cases), str(output)]) == 1
+    told = capsys.readouterr().err
+    assert "error: a: " in told
+    assert "expected an image for threshold, found MR Image Storage, expected a CT" in told
+    assert "warning: b: a derived image (ImageType)" in told
+    assert [case["status"] for case in record_of(output).values()] == ["failed", "predicted"]
+    assert not [each for each in dicom.identifiers if each.lower() in told.lower()]
 
 
 def test_a_case_that_needs_too_much_memory_fails_alone(threshold_model, tmp_path, capsys):
