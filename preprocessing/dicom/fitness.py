@@ -10,8 +10,8 @@ from pydicom.dataset import Dataset
 from preprocessing.dicom import header as headers
 from preprocessing.dicom.deidentify import RedactedPath
 from preprocessing.dicom.series import DEFAULTS, ReadOptions, find_series
+from preprocessing.volumes.quality_checks import ERROR, WARNING
 
-ERROR, WARNING = "error", "warning"
 CT, MG = "CT", "MG"
 # What a task expects by its dtype: Modality, and in words.
 _EXPECTED = {"int16": (CT, "a CT"), "uint16": (MG, "a breast tomosynthesis")}

@@ -63,8 +63,6 @@ class Series:
 class _Slice:
     image: Image
     plane: geometry.Plane
-    facts: Facts
-    series_uid: str
     uid: str
 
     def required(self, keyword: str, value: tuple[float, ...] | None) -> tuple[float, ...]:
@@ -103,12 +101,9 @@ def find_series(
     name = redact_path(folder, identifiers)
     if not images:
         raise InputError(name, "DICOM images", f"none among {len(names)} files")
-    slices = []
-    for image in images:
-        facts, plane = facts_of(image, one_series=one_series), geometry.plane_of(image)
-        uids = (text(image.header, f"{kind}InstanceUID") for kind in ("Series", "SOP"))
-        slices.append(_Slice(image, plane, facts, *uids))
-    slices = _largest_group(slices, name, options.allow)
+    slices = [_Slice(i, geometry.plane_of(i), text(i.header, "SOPInstanceUID")) for i in images]
+    facts = [facts_of(image, one_series=one_series) for image in images]
+    slices = _largest_group(slices, facts, name, options.allow)
     if sum(s.image.rows * s.image.columns for s in slices) > MAX_VOXELS:
         raise InputError(name, f"at most {MAX_VOXELS} voxels", f"{len(slices)} slices")
     # Of slices with the same position, the one with the lowest instance number comes first.
@@ -163,17 +158,17 @@ def _images(
     return [image_of(path, header, identifiers) for path, header in slices], identifiers
 
 
-def _largest_group(slices: list[_Slice], name: str, allow: Collection[str]) -> list[_Slice]:
+def _largest_group(
+    slices: list[_Slice], facts: Sequence[Facts], name: str, allow: Collection[str]
+) -> list[_Slice]:
     """Returns the largest group of slices of one series, acquisition, shape and plane."""
-    groups, found = acquisitions([s.facts for s in slices], [s.plane for s in slices])
+    groups, found = acquisitions(facts, [s.plane for s in slices])
     if len(groups) > 1:
         expected = "slices of one series, acquisition, shape, orientation and spacing"
         refuse_unless_allowed("mixed_series", allow, name, expected, found)
-    several = [[slices[i] for i in group] for group in groups]
-    single = [group for group in several if group[0].image.frames == 1]
+    single = [group for group in groups if slices[group[0]].image.frames == 1]
     if not single:
         raise InputError(name, "single-slice DICOM images", "only multi-frame ones")
-    return min(
-        single,
-        key=lambda group: (-len(group), group[0].series_uid, min(s.uid for s in group)),
-    )
+    # Of equally large ones, the choice does not depend on names of files.
+    largest = min(single, key=lambda group: (-len(group), min(slices[i].uid for i in group)))
+    return [slices[i] for i in largest]
