@@ -55,7 +55,7 @@ def _findings(header: Dataset, image_dtype: str, where: object) -> Iterator[tupl
     kind = _kind(header)
     if kind != expected:
         severity = ERROR if kind else WARNING
-        yield severity, "modality", f"{kind or 'no Modality'}, expected {in_words}"
+        yield severity, "modality", f"{kind or 'an unknown Modality'}, not {in_words}"
     elif expected == MG:
         if words & _PROJECTION or "Projection" in headers.sop_class(header).name:
             yield ERROR, "derived", "projections or a synthesized mammogram, not slices"
@@ -69,7 +69,7 @@ def _findings(header: Dataset, image_dtype: str, where: object) -> Iterator[tupl
         found = (headers.text(group, "RescaleType").upper() for group in groups)
         units = next(filter(None, found), "")
         if units in _MAYBE_HU:
-            yield WARNING, "units", f"RescaleType {units}, expected HU"
+            yield WARNING, "units", f"RescaleType {units}, not HU"
         elif units not in _HU:
             yield ERROR, "units", "a RescaleType other than HU"
 

@@ -145,7 +145,7 @@ def has_image(header: Dataset) -> bool:
     kind, modality = sop_class(header), text(header, "Modality").upper()
     branch = _branch(kind)
     if branch == _SECONDARY_CAPTURE:
-        return "ImagePositionPatient" in header
+        return text(header, "ImagePositionPatient") != ""
     if kind.name != kind:
         return "Image Storage" in kind.name and branch not in _NO_IMAGE_BRANCHES
     if branch in _NO_IMAGE_BRANCHES or modality in _NO_IMAGE or modality.startswith("RT"):
