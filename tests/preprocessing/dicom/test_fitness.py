@@ -66,6 +66,12 @@ def test_images_count(tmp_path, dicom, tags):
     assert has_image(read_header(path))
 
 
+def test_an_empty_position_is_no_place(tmp_path, dicom):
+    one = dicom.ct_slice(STORED[0], (0, 0, 0), SOPClassUID=SecondaryCaptureImageStorage)
+    one.ImagePositionPatient = None
+    assert not has_image(read_header(dicom.save(one, tmp_path / "a.dcm")))
+
+
 ASIDE = [
     ("localizer", {"ImageType": LOCALIZER, "ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}),
     ("localizer", {"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL", "CT_SOM5 TOP"]}),
