@@ -125,7 +125,7 @@ def _cases_below(root: Path, need_labels: bool) -> tuple[list[Case], list[str]]:
     elif root.is_file() and has_nifti_suffix(root):
         found.files = [root]
     elif root.is_file() and is_dicom(root):
-        _find_dicom(root.parent, [root.name], root.parent, found)
+        _find_dicom(root.parent, [root.name], root, found)
     else:
         raise InputError(root, "a folder of cases, a NIfTI or a DICOM file", what_is(root))
     found.dicom = list(found.images)
@@ -322,9 +322,9 @@ def _find_dicom(folder: Path, names: Sequence[str], root: Path, found: Found) ->
                 damaged.append(_unreadable(path, root))
                 continue
             if not has_image(header):
-                own = tuple(header_identifiers(header))
-                found.passed_over.append(PassedOver(path, "a DICOM object without an image", own))
-            elif text(header, "NumberOfFrames") not in ("", "0", "1") or _is_mammogram(header):
+                reason = "a DICOM object without an image"
+                found.pass_over(path, reason, header_identifiers(header))
+            elif path == root or _is_volume(header):
                 frames.append(_image(path, header, root))
             else:
                 slices.append(path)
@@ -337,7 +337,7 @@ def _find_dicom(folder: Path, names: Sequence[str], root: Path, found: Found) ->
         found.images += frames + damaged
         for path in slices:
             reason = "a single slice beside multi-frame files of other series"
-            found.passed_over.append(PassedOver(path, reason, series.identifiers))
+            found.pass_over(path, reason, series.identifiers)
 
 
 def _starts_as_segmentation(path: Path) -> bool:
@@ -362,6 +362,11 @@ def _add_segmentation(path: Path, root: Path, found: Found) -> bool:
     return True
 
 
+def _is_volume(header: Dataset) -> bool:
+    """Returns whether an image is one by itself, rather than a slice."""
+    return text(header, "NumberOfFrames") not in ("", "0", "1") or _is_mammogram(header)
+
+
 def _is_mammogram(header: Dataset) -> bool:
     sop_class = text(header, "SOPClassUID")
     return sop_class == BreastTomosynthesisImageStorage or text(header, "Modality") == "MG"
@@ -381,5 +386,5 @@ def _image(path: Path, header: Dataset, root: Path) -> DicomImage:
 
 def _unreadable(path: Path, root: Path) -> DicomImage:
     """Returns a file with an unreadable header; each part of its path counts as an identifier."""
-    relative = path.relative_to(root)
+    relative = path.relative_to(root if path != root else root.parent)
     return DicomImage(path, relative.parts, pseudonym("dicom", str(relative)))

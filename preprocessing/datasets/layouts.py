@@ -54,9 +54,9 @@ class Found:
     damaged_lists: dict[Path, str] = field(default_factory=dict)
     damaged_tables: dict[Path, str] = field(default_factory=dict)
 
-    def pass_over(self, path: Path, reason: str) -> None:
-        """Records that a file or folder is part of no case."""
-        self.passed_over.append(PassedOver(path, reason))
+    def pass_over(self, path: Path, reason: str, identifiers: Iterable[str] = ()) -> None:
+        """Records that a file or folder is part of no case; `identifiers` as those of cases."""
+        self.passed_over.append(PassedOver(path, reason, tuple(identifiers)))
 
     def take_files(self, folder: Path) -> list[Path]:
         """Removes and returns the NIfTI files below a folder."""
@@ -95,9 +95,10 @@ def read_tables(found: Found) -> None:
             found.pass_over(folder, "its tables name no volume that is there")
         found.cases += cases
         used = {path for case in cases for path in (case.image_path, case.label_path)}
-        patients = tuple({value for key in tables.rows for value in key[:2]})
-        reason = "no image of a row of the tables"
-        found.passed_over += [PassedOver(p, reason, patients) for p in files if p not in used]
+        patients = {value for key in tables.rows for value in key[:2]}
+        for path in files:
+            if path not in used:
+                found.pass_over(path, "no image of a row of the tables", patients)
 
 
 def _may_be_dicom(path: Path) -> bool:
@@ -157,19 +158,15 @@ def _listed_cases(
         elif not need_labels:
             cases.append(Case(safe_id(pairing.case_name(image, None)), image, None, source))
             known.add(image)
-    for path in files:
-        channel = pairing.channel_of(path)
-        if channel and path not in known:
-            bases = {f"{channel[0]}_0000{suffix}" for suffix in (".nii.gz", ".nii")}
-            if bases & {str(each) for each in known}:
-                known.add(path)
-                found.pass_over(path, pairing.FURTHER_CHANNEL)
-    for path in listing.channels:
+    channels = {path: pairing.channel_of(path) for path in {*files, *known} if path}
+    first = {own[0] for path, own in channels.items() if path in known and own and own[1] == 0}
+    further = [p for p in files if p not in known and (own := channels[p]) and own[0] in first]
+    for path in (*listing.channels, *further):
         found.pass_over(path, pairing.FURTHER_CHANNEL)
+    known.update(further)
     found.images = [image for image in found.images if image.path not in known]
-    others, passed = pairing.paired(
-        [path for path in files if path not in known], [], source, need_labels
-    )
+    left = [path for path in files if path not in known]
+    others, passed = pairing.paired(left, [], source, need_labels)
     found.passed_over += passed
     for case in others:
         listed = not listing.is_complete or case.image_path in listing.test_images
@@ -215,26 +212,26 @@ def _mask_folders(found: Found) -> None:
         by_folder[path.parent].append(path)
     for folder, masks in list(by_folder.items()):
         images = [p for p in by_folder.get(folder.parent, ()) if not pairing.is_label_name(p)]
-        if len(images) != 1 or not pairing.holds_label_maps(folder):
+        series = [each.path for each in found.images if each.path.parent == folder.parent]
+        if len(images) + len(series) != 1 or not pairing.holds_label_maps(folder):
             continue
         several = folder.name.lower() == "segmentations" or len(masks) > 1
-        pairs, _ = pairing.paired([*images, *masks], [], found.source, False)
-        if several and not any(case.image_path and case.label_path for case in pairs):
-            (image,) = (case for case in pairs if case.image_path)
-            found.cases.append(replace(image, label_path=folder))
-            found.files = [path for path in found.files if path not in {*images, *masks}]
-            found.images = [image for image in found.images if folder not in image.path.parents]
+        cases, _ = pairing.paired([*images, *masks], series, found.source, False)
+        if several and not any(case.image_path and case.label_path for case in cases):
+            found.cases += [replace(c, label_path=folder) for c in cases if c.image_path]
+            taken = {*images, *masks, *series}
+            found.files = [path for path in found.files if path not in taken]
+            found.images = [i for i in found.images if taken.isdisjoint((i.path, i.path.parent))]
 
 
 def _pairs(found: Found) -> None:
     """LiTS, CT-ORG, AMOS, BTCV, AbdomenCT-1K, nnU-Net without its list, pairs, folders per case."""
     images = []
     for image in found.images:
-        names = (image.path.with_name(pairing.stem_of(image.path)), image.path.parent)
-        if any(map(pairing.holds_label_maps, names)):
-            found.passed_over.append(
-                PassedOver(image.path, "its name says label map, which DICOM images are not")
-            )
+        above = image.path.parent
+        own = image.path.with_name(pairing.stem_of(image.path))
+        if any(pairing.holds_label_maps(p) for p in (own, above) if p == own or p in found.folders):
+            found.pass_over(image.path, "its name says label map, which DICOM images are not")
         else:
             images.append(image.path)
     cases, passed = pairing.paired(found.files, images, found.source, found.need_labels)
@@ -246,17 +243,20 @@ def _pairs(found: Found) -> None:
 def _segmentations(found: Found) -> None:
     """DICOM SEG: it belongs to the series that it refers to, or else that it lies in or beside."""
     places = {case.image_path: index for index, case in enumerate(found.cases)}
+    beside: dict[Path, list[Path]] = defaultdict(list)
+    by_uid: dict[str, list[Path]] = defaultdict(list)
+    for each in found.dicom:
+        beside[each.path.parent].append(each.path)
+        for uid in each.series_uids:
+            by_uid[uid].append(each.path)
     own: dict[Path | None, list[Path]] = defaultdict(list)
     for segmentation in found.segmentations:
         folder, uids = segmentation.path.parent, segmentation.series_uids
-        near: Iterable[Sequence[Path]] = (
-            [folder],
-            [image.path for image in found.dicom if image.path.parent == folder],
-            [image.path for image in found.dicom if image.path.parent == folder.parent],
-        )
-        known = {image.path for image in found.dicom if not uids or image.series_uids & uids}
-        choices = [[path for path in paths if path in known] for paths in near]
-        choices += [list(known)] if uids else []
+        named = [path for uid in uids for path in by_uid.get(uid, ())]
+        inside = [path for path in beside.get(folder.parent, ()) if path == folder]
+        choices = [inside, beside.get(folder, []), beside.get(folder.parent, [])]
+        if uids:
+            choices = [*([path for path in paths if path in named] for paths in choices), named]
         image = next((paths[0] for paths in choices if len(paths) == 1), None)
         own[image if image in places else None].append(segmentation.path)
     for image, paths in own.items():

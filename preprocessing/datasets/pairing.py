@@ -6,11 +6,10 @@ Letters and digits are words of their own, and so are the parts of `labelsTr`. A
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from preprocessing.datasets.case import Case, PassedOver, folder_name, safe_id
@@ -36,7 +35,6 @@ _NEUTRAL = re.compile(r"\d+|maps?|ground|manual|part|batch|v")
 
 _NNUNET_FOLDER = re.compile("(images|labels)(tr|ts|va)", re.IGNORECASE)
 _LITS = re.compile(r"(test-)?(volume|segmentation)-(\d+)", re.IGNORECASE)
-_CT_ORG_LABEL = re.compile(r"labels-(\d+)", re.IGNORECASE)
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 # Images of more numbers than this are cases rather than channels.
 _MOST_CHANNELS = 4
@@ -55,7 +53,6 @@ class _File:
     key: str  # partners have the same key
     words: str  # or else the same words
     name: str  # the case's name, if not named after its folder
-    numbered: bool = False  # as in LiTS
     test: bool = False  # images without label maps by design
     by_folder: bool = False  # the role is that of the folder
 
@@ -78,16 +75,10 @@ def paired(
     for folder in {path.parent for path in (*files, *dicom)}:
         words = _words(folder.name)
         roles_in[folder.parent].add((_role(words), _split(words)))
-    volumes = {
-        (folder, int(match[3]))
-        for path in files
-        if (match := _LITS.fullmatch(stem_of(path))) and match[2].lower() == "volume"
-        for folder in (path.parent, path.parent.parent)
-    }
-    known = [_classified(path, roles_in, volumes) for path in files]
+    known = [_classified(path, roles_in) for path in files]
     known += _classified_dicom(files, dicom, roles_in)
     groups: dict[tuple[Path, str], list[_File]] = defaultdict(list)
-    for file in _numbered_partners_joined(known):
+    for file in known:
         groups[file.group].append(file)
     has_images = any(file.role == "image" for file in known)
     cases: list[Case] = []
@@ -142,28 +133,29 @@ def is_label_name(path: Path) -> bool:
     return holds_label_maps(path.parent) or _role(_words(stem_of(path))) == "label"
 
 
-def _classified(
-    path: Path, roles_in: dict[Path, set[tuple[str, str]]], volumes: Collection[tuple[Path, int]]
-) -> _File:
-    """Classifies a NIfTI file by its number, its folder (images, labels), or its own words."""
-    stem, folder = stem_of(path), path.parent
+def _classified(path: Path, roles_in: dict[Path, set[tuple[str, str]]]) -> _File:
+    """Classifies a NIfTI file by its folder (images, labels), or by its own words."""
+    stem = stem_of(path)
     words, parts = _words(stem), _parts(stem)
-    role, group = _place(folder, roles_in)
-    lits, ct_org = _LITS.fullmatch(stem), _CT_ORG_LABEL.fullmatch(stem)
-    if lits or (ct_org and (folder, int(ct_org[1])) in volumes):
-        number, test = (int(lits[3]), lits[1]) if lits else (int(stem[7:]), None)
-        is_image = lits and lits[2].lower() == "volume" and role != "label"
-        name = f"{(test or '').lower()}volume-{number}"
-        place = (folder, "")
-        kind = "image" if is_image else "label"
-        return _File(path, kind, place, name, name, name, numbered=True, test=bool(test))
-    if role:
-        key, joined = ("_".join(_without(each, _LABEL, _IMAGE)) or stem for each in (parts, words))
-        return _File(path, role, group, key, joined, stem, test=is_test(path), by_folder=True)
-    role = _role(words) or ("label" if any(map(_ORGAN.fullmatch, parts)) else "image")
-    kinds = (_LABEL, _IMAGE, _ORGAN) if role == "label" else (_LABEL, _IMAGE)
+    folder_role, group = _place(path.parent, roles_in)
+    role = folder_role or _role(words)
+    role = role or ("label" if any(map(_ORGAN.fullmatch, parts)) else "image")
+    kinds = (_LABEL, _IMAGE, _ORGAN) if role == "label" and not folder_role else (_LABEL, _IMAGE)
     key, joined = ("_".join(_without(each, *kinds)) for each in (parts, words))
-    return _File(path, role, group, key, joined, key)
+    name, lits = key, _lits_name(stem)
+    if folder_role:
+        key, joined, name = key or stem, joined or stem, stem
+    if lits:
+        key = name = lits
+        role = "label" if _role(words) == "label" else role
+    test = lits.startswith("test") or bool(folder_role and is_test(path))
+    return _File(path, role, group, key, joined, name, test=test, by_folder=bool(folder_role))
+
+
+def _lits_name(stem: str) -> str:
+    """Returns the case of a file or folder named as in LiTS; an empty string for other names."""
+    match = _LITS.fullmatch(stem)
+    return f"{(match[1] or '').lower()}volume-{int(match[3])}" if match else ""
 
 
 def _place(
@@ -200,47 +192,18 @@ def _classified_dicom(
         key, words = ("_".join(_without(each, *kinds)) for each in (_parts(stem), _words(stem)))
         name = stem if key else ""
         above = next((each for each in path.parents if each in with_nifti), None)
-        lits = _LITS.fullmatch(stem)
         role, place = _place(folder, roles_in)
-        group, numbered = (folder, ""), False
-        if lits and lits[2].lower() == "volume":
-            key = words = name = f"{(lits[1] or '').lower()}volume-{int(lits[3])}"
-            numbered = True
+        group = (folder, "")
+        if lits := _lits_name(stem):
+            key = words = name = lits
         elif path in with_nifti:
             group = (path, "")
         elif role == "image" and any(kind == "label" for kind, _ in roles_in[folder.parent]):
             group, key, words, name = place, key or stem, words or stem, stem
         elif above is not None and below[above] == 1:
             group = (above, "")
-        found.append(_File(path, "image", group, key, words, name, numbered=numbered))
+        found.append(_File(path, "image", group, key, words, name))
     return found
-
-
-def _numbered_partners_joined(files: list[_File]) -> list[_File]:
-    """Puts LiTS partners from two folders (volumes/, segmentations/) into one group.
-
-    Partners are the nearest ones by their folders, if there is one nearest for each.
-    """
-    numbered = [file for file in files if file.numbered]
-    here = Counter((file.group, file.key) for file in numbered)
-    alone: dict[tuple[str, str], list[_File]] = defaultdict(list)
-    for file in numbered:
-        if here[file.group, file.key] == 1:
-            alone[file.key, file.role].append(file)
-    group_of = {}
-    for (key, role), labels in alone.items():
-        for label in labels if role == "label" else ():
-            image = _nearest(label, alone.get((key, "image"), ()))
-            if image and _nearest(image, labels) == label:
-                group_of[label] = image.group
-    return [replace(file, group=group_of.get(file, file.group)) for file in files]
-
-
-def _nearest(file: _File, others: Iterable[_File]) -> _File | None:
-    """Returns the file that shares the most folders with another one; None if several do."""
-    shared = {each: len(os.path.commonpath([each.path, file.path])) for each in others}
-    nearest = [each for each, length in shared.items() if length == max(shared.values())]
-    return nearest[0] if len(nearest) == 1 else None
 
 
 def _first_channels(files: list[_File], passed: list[PassedOver]) -> list[_File]:
@@ -252,7 +215,7 @@ def _first_channels(files: list[_File], passed: list[PassedOver]) -> list[_File]
     channels: dict[Path, dict[int, _File]] = defaultdict(dict)
     labels = {stem_of(file.path) for file in files if file.role == "label"}
     for file in files:
-        channel = channel_of(file.path) if file.role == "image" and not file.numbered else None
+        channel = channel_of(file.path) if file.role == "image" else None
         if channel and stem_of(file.path) not in labels:
             channels[channel[0]][channel[1]] = file
     alike = len({frozenset(own) for own in channels.values()}) == 1 and len(channels) > 1
@@ -270,25 +233,23 @@ def _partners(images: Sequence[_File], labels: Sequence[_File]) -> dict[_File, l
 
     Keys and words are compared with and without nnU-Net's channel.
     """
-    found = {image: [label for label in labels if label.key == image.key] for image in images}
-    taken = {label for own in found.values() for label in own}
     ways: tuple[Callable[[_File], str], ...] = (
+        lambda file: file.key,
         lambda file: file.without_channel(file.key),
         lambda file: file.words,
         lambda file: file.without_channel(file.words),
     )
-    for way in ways:
+    found: dict[_File, list[_File]] = {image: [] for image in images}
+    taken: set[_File] = set()
+    for number, way in enumerate(ways):
         left: dict[str, tuple[list[_File], list[_File]]] = defaultdict(lambda: ([], []))
-        for image in images:
-            if not found[image]:
-                left[way(image)][0].append(image)
-        for label in labels:
-            if label not in taken:
-                left[way(label)][1].append(label)
+        for file in (*images, *labels):
+            if not found.get(file) and file not in taken:
+                left[way(file)][file.role == "label"].append(file)
         for own_images, own_labels in left.values():
-            if len(own_images) == len(own_labels) == 1:
-                found[own_images[0]] = own_labels
-                taken.add(own_labels[0])
+            if own_images and (number == 0 or len(own_images) == len(own_labels) == 1):
+                found.update(dict.fromkeys(own_images, own_labels))
+                taken.update(own_labels)
     return found
 
 
@@ -298,7 +259,7 @@ def _cases_of_group(
     """Yields the cases of a group, and whether they are test data."""
     images = [file for file in files if file.role == "image"]
     labels = [file for file in files if file.role == "label"]
-    if len(images) == len(labels) == 1 and not images[0].numbered:
+    if len(images) == len(labels) == 1 and not _lits_name(stem_of(images[0].path)):
         paths = images[0].path, labels[0].path
         if folder in (path.parent for path in paths):
             # One image and one label map in a folder are a case, whatever their names.
@@ -309,7 +270,7 @@ def _cases_of_group(
     for file in images:
         by_key[file.key][0].append(file)
         by_key[file.key][1][:] = partners[file]
-    taken = [file for own in partners.values() for file in own]
+    taken = {file for own in partners.values() for file in own}
     for file in labels:
         if file not in taken:
             by_key[file.key][1].append(file)

@@ -363,6 +363,11 @@ class TestTables:
 
 
 class TestDicom:
+    def test_a_slice_as_input_is_no_series(self, tmp_path, dicom):
+        dicom.ct_series(tmp_path / "CT", STORED)
+        (case,) = find_cases([tmp_path / "CT" / "IM0001.dcm"], need_labels=False)
+        assert case.image_path == tmp_path / "CT" / "IM0001.dcm"
+
     def segmentation(self, dicom, path, kind="4", refers_to=None):
         """Writes a DICOM SEG (1.2.840.10008.5.1.4.1.1.66.4), or a label map SEG (7)."""
         dataset = dicom.multi_frame(STORED)
