@@ -9,39 +9,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preprocessing.datasets.case import safe_id
+from preprocessing.datasets.case import Case, safe_id
 from preprocessing.datasets.pairing import case_name
 from preprocessing.errors import InputError
 from preprocessing.volumes.nifti import SUFFIXES, has_nifti_suffix
 
 DATASET_FILE = "dataset.json"
+MISSING = f"listed in {DATASET_FILE}, file missing"
 # Larger files are not lists of cases.
 _MAX_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A listed case. Its files are below the folder, but need not exist."""
-
-    case_id: str
-    image: Path | None
-    label: Path | None
-    problem: str  # why it can't be used, in one line; empty if it can
-
-
-@dataclass(frozen=True)
 class Listing:
-    """Content of a dataset.json."""
+    """Content of a dataset.json. Its files are below its folder, but need not exist."""
 
     label_names: tuple[tuple[int, str], ...]  # label values and their names, sorted by value
     label_problem: str  # why there are none
-    entries: tuple[Entry, ...]
+    cases: tuple[Case, ...]  # with image and label map
+    problems: tuple[str, ...]  # unusable entries, each in one line
     is_complete: bool  # whether other files with label maps do not belong
     test_images: tuple[Path, ...]  # listed without label maps
     channels: tuple[Path, ...]  # further channels of images
 
 
-def read_listing(folder: Path) -> Listing | None:
+def read_listing(folder: Path, source: str) -> Listing | None:
     """Reads the dataset.json in a folder; None if it is one of another kind.
 
     nnU-Net's may name the labels only. Raises InputError for other files than JSON.
@@ -55,46 +47,38 @@ def read_listing(folder: Path) -> Listing | None:
         raise InputError(path, "JSON", type(error).__name__) from None
     if not isinstance(content, dict) or "labels" not in content:
         return None
-    problem = ""
     names = _label_names(content["labels"])
-    if not names:
-        expected = 'labels such as {"0": "background", "1": "liver"}, each value from 0 to 255 once'
-        problem = str(InputError(path, expected, str(content["labels"])[:200]))
-    entries: dict[Path | str, Entry] = {}
-    tests: list[Path] = []
-    channels: list[Path] = []
+    expected = 'labels such as {"0": "background", "1": "liver"}, each value from 0 to 255 once'
+    label_problem = str(InputError(path, expected, str(content["labels"])[:200]))
+    cases: dict[Path, Case] = {}
+    problems, tests, channels = [], [], []
     for kind, name, images, label in _listed(content):
-        several = images if isinstance(images, list) else [images]
-        found = [_located(folder, each) for each in several]
-        image = found[0] if found else None
-        if kind == "test" and image:
-            tests.append(image)
-            channels += filter(None, found[1:])
-            continue
-        own_label = _located(folder, label)
-        problem_here, key = "", image or f"{kind} {len(entries)}"
-        if image is None or own_label is None:
+        several = images if isinstance(images, list) and images else [images]
+        image, *further = (_located(folder, each) for each in several)
+        own = _located(folder, label)
+        if image is None or (own is None and kind != "test"):
             expected = f"files below its folder in each entry of {kind!r}"
-            shown = repr(images if label is None else {"image": images, "label": label})
-            problem_here = str(InputError(path, expected, shown))[:400]
-            key, image, own_label = f"{kind} {len(entries)}", None, None
-        else:
-            channels += filter(None, found[1:])
-            missing = [each for each in (image, own_label) if not os.path.exists(each)]
-            if missing:
-                problem_here = f"{missing[0]}: listed in {DATASET_FILE}, file missing"
-            elif key in entries and entries[key].label != own_label:
-                problem_here = str(InputError(image, "one label map in dataset.json", "several"))
-        case_id = safe_id(name or (case_name(image, own_label) if image else ""))
-        entries[key] = Entry(case_id, image, own_label, problem_here)
-    known = {entry.image for entry in entries.values()}
-    tests = [image for image in dict.fromkeys(tests) if image not in known]
-    listed, further = tuple(entries.values()), tuple(channels)
-    return Listing(names, problem, listed, _lists_cases(content), tuple(tests), further)
-
-
-def _lists_cases(content: dict[str, Any]) -> bool:
-    return isinstance(content.get("training"), list) or isinstance(content.get("dataset"), dict)
+            found = repr({"image": images, "label": label})
+            problems.append(str(InputError(path, expected, found))[:400])
+            continue
+        channels += [each for each in further if each is not None and os.path.exists(each)]
+        if own is None:
+            tests.append(image)
+            continue
+        problem = next((f"{p}: {MISSING}" for p in (image, own) if not os.path.exists(p)), "")
+        if image in cases and cases[image].label_path != own:
+            problem = str(InputError(image, f"one label map in {DATASET_FILE}", "several"))
+        case_id = safe_id(name or case_name(image, own))
+        cases[image] = Case(case_id, image, own, source, problem)
+    return Listing(
+        names,
+        "" if names else label_problem,
+        tuple(cases.values()),
+        tuple(problems),
+        any(isinstance(content.get(kind), list | dict) for kind in ("training", "dataset")),
+        tuple(image for image in dict.fromkeys(tests) if image not in cases),
+        tuple(channels),
+    )
 
 
 def _listed(content: dict[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from preprocessing.datasets import bcs_dbt, pairing
 from preprocessing.datasets.case import Case, PassedOver, folder_name, safe_id
-from preprocessing.datasets.dataset_json import DATASET_FILE, Listing, read_listing
+from preprocessing.datasets.dataset_json import DATASET_FILE, MISSING, Listing, read_listing
 from preprocessing.dicom.header import is_dicom
 from preprocessing.errors import InputError
 from preprocessing.volumes.nifti import has_nifti_suffix
@@ -111,7 +111,7 @@ def _dataset_json(found: Found) -> None:
     for folder, names in found.folders.items():
         if DATASET_FILE in names:
             try:
-                listings[folder] = read_listing(folder)
+                listings[folder] = read_listing(folder, found.source)
             except InputError as error:
                 found.damaged_lists[folder] = str(error)
                 reason = f"expected {error.expected}, found {error.found}"
@@ -133,28 +133,20 @@ def _listed_cases(
 ) -> list[Case]:
     """Returns the cases in a dataset.json, and those of the other files below its folder."""
     source, need_labels = found.source, found.need_labels
-    cases: list[Case] = []
-    unusable: list[Case] = []
     known: set[Path | None] = set(listing.channels)
-    for entry in listing.entries:
-        image, label = entry.image, entry.label
-        if need_labels and image is None:
-            number = sum(case.path == Path(source) for case in (*found.cases, *unusable)) + 1
-            name = f"{source}_entry-{number}"
-            unusable.append(Case(name, None, None, source, entry.problem))
-        elif need_labels:
-            cases.append(Case(entry.case_id, image, label, source, entry.problem))
-            known |= {image, label}
-        elif image is not None and os.path.exists(image):
-            label = label if label and os.path.exists(label) else None
-            cases.append(Case(entry.case_id, image, label, source))
-            known |= {image, label}
-        else:
-            place = image or folder / DATASET_FILE
-            found.pass_over(place, entry.problem.removeprefix(f"{place}: "))
+    cases = []
+    for case in listing.cases:
+        if not need_labels:
+            if not os.path.exists(case.image_path or ""):
+                found.pass_over(case.path, MISSING)
+                continue
+            there = os.path.exists(case.label_path or "")
+            case = replace(case, label_path=case.label_path if there else None, problem="")
+        cases.append(case)
+        known |= {case.image_path, case.label_path}
     for image in listing.test_images:
         if not os.path.exists(image):
-            found.pass_over(image, f"listed in {DATASET_FILE}, file missing")
+            found.pass_over(image, MISSING)
         elif not need_labels:
             cases.append(Case(safe_id(pairing.case_name(image, None)), image, None, source))
             known.add(image)
@@ -178,7 +170,14 @@ def _listed_cases(
             expected = f"this case in {folder / DATASET_FILE}"
             case = replace(case, problem=str(InputError(case.path, expected, "none")))
         cases.append(case)
-    return cases + unusable
+    earlier = sum(case.path == Path(source) for case in found.cases)
+    for number, problem in enumerate(listing.problems, start=earlier + 1):
+        if need_labels:
+            cases.append(Case(f"{source}_entry-{number}", None, None, source, problem))
+        else:
+            place = folder / DATASET_FILE
+            found.pass_over(place, problem.removeprefix(f"{place}: "))
+    return cases
 
 
 def _ircadb(found: Found) -> None:
