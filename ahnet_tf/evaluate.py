@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,26 @@ from typing import Any
 from tqdm import tqdm
 
 from ahnet_tf.evaluation.froc import count, curve, volume_rows
-from ahnet_tf.evaluation.lits import TOLERANCE_MM, CaseScores, score_case
-from ahnet_tf.evaluation.pairing import Pair, match_tables, pair_up, with_images
-from ahnet_tf.evaluation.summary import TABLE, case_row, summarise, summarise_detections
+from ahnet_tf.evaluation.lits import (
+    TOLERANCE_MM,
+    CaseScores,
+    ClassScores,
+    score_case,
+    score_classes,
+)
+from ahnet_tf.evaluation.pairing import Pair, match_tables, pair_up, read_pair, with_images
+from ahnet_tf.evaluation.summary import case_row, summarise, summarise_detections, table_columns
 from ahnet_tf.report.score_pages import write_detection_page, write_label_page
-from preprocessing.cli import make_parser, run_command
+from preprocessing.cli import add_allow_option, make_parser, parse_allowances, run_command
+from preprocessing.datasets.label_names import is_organ_with_lesions
 from preprocessing.errors import AHNetError, InputError, SettingsError
 from preprocessing.files import without_nan, write_csv, write_json
 from preprocessing.page.writer import add_page_options, check_page_options
 from preprocessing.settings import check_seed
-from preprocessing.tasks import PRESETS
+from preprocessing.tasks import PRESETS, Task, load_task
 from preprocessing.volumes.geometry import spacing_mm
-from preprocessing.volumes.nifti import check_pair, read_label
 
-TASK = PRESETS["ct_liver"]
+TASK = "ct_liver"
 LESION_TASK = PRESETS["dbt_lesion"]
 
 
@@ -38,15 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs `python -m ahnet_tf.evaluate`; returns its exit code."""
     parser = make_parser(
         "ahnet_tf.evaluate",
-        "Scores predicted label maps (1 liver, 2 tumour) by the measures of the LiTS challenge: "
-        "liver (label >= 1), tumour (label 2), lesion detection, tumour burden; with surface Dice and "
-        "HD95. Scores a table of detected lesions (CSV in BCS-DBT's prediction columns) by that "
+        "Scores predicted label maps of an organ and its tumours by the measures of the LiTS "
+        "challenge: organ (label >= 1), tumour (label 2), lesion detection, tumour burden; with surface "
+        "Dice and HD95. Those of other tasks are scored by class. Scores a table of detected lesions (CSV in BCS-DBT's prediction columns) by that "
         "challenge's FROC. Missing, extra and unreadable cases are named; the exit code is then 1.",
         [
             "python -m ahnet_tf.evaluate --input predictions/ --reference cases/",
             "python -m ahnet_tf.evaluate --input predictions/ --reference cases/ --output scores/",
             "python -m ahnet_tf.evaluate mine.nii.gz truth.nii.gz",
-            "python -m ahnet_tf.evaluate predictions/ cases/ --report page.html",
+            "python -m ahnet_tf.evaluate predictions/ cases/ --task task.json --report page.html",
             "python -m ahnet_tf.evaluate --input predictions.csv --reference bcs_dbt/",
         ],
     )
@@ -56,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--input", nargs="+", metavar="IN", help=input_help)
     reference_help = "reference label maps in that order, or a data-set folder; or BCS-DBT's tables"
     add("--reference", nargs="+", metavar="REF", help=reference_help)
+    task_help = "classes of label maps: preset or JSON file (default: %(default)s)"
+    add("--task", default=TASK, help=task_help)
+    add_allow_option(parser)
     add("--output", metavar="DIR", help="folder for scores.json and scores.csv")
     tolerance_help = f"tolerance of surface Dice (default: {TOLERANCE_MM:g})"
     add("--tolerance-mm", type=float, default=TOLERANCE_MM, metavar="MM", help=tolerance_help)
@@ -90,7 +99,7 @@ def _run(arguments: argparse.Namespace) -> int:
 class Scores:
     """Scores of label maps against their references."""
 
-    cases: dict[str, CaseScores]  # all measures of each case, by case id
+    cases: dict[str, CaseScores | ClassScores]  # all measures of each case, by case id
     rows: dict[str, dict[str, float | int]]  # the main measures of each case, by name
     # Value, 95 % interval and number of undefined values of each measure, by name.
     summary: dict[str, dict[str, float | int]]
@@ -102,16 +111,21 @@ def score_cases(
     predictions: str | Path | Sequence[str | Path],
     references: str | Path | Sequence[str | Path],
     *,
+    task: Task | str = TASK,
+    allow: Collection[str] = (),
     tolerance_mm: float = TOLERANCE_MM,
     seed: int = 0,
     debug: bool = False,
     progress: bool = True,
 ) -> Scores:
-    """Scores label maps (1 liver, 2 tumour) by the measures of the LiTS challenge.
+    """Scores label maps: an organ and its lesions by the measures of LiTS, other tasks by class.
 
     Args:
-      predictions: one or several label maps, or a folder of them.
-      references: reference label maps in the same order, or a data-set folder.
+      predictions: one or several label maps in the values of the task's classes, or a folder of them.
+      references: reference label maps in the same order, or a data-set folder, with the labels that
+        conversion reads for this task.
+      task: name of a preset, JSON file or `Task`.
+      allow: irregularities to accept, names of `preprocessing.errors.ALLOWANCES`.
       tolerance_mm: tolerance of surface Dice.
       seed: seed of the bootstrap.
       debug: raise the errors of single cases.
@@ -119,23 +133,25 @@ def score_cases(
 
     Raises:
       InputError: nothing to score.
+      SettingsError: an unknown task.
     """
+    task = load_task(task)
     pairs, problems = pair_up(_paths(predictions), _paths(references))
-    scores: dict[str, CaseScores] = {}
+    scores: dict[str, CaseScores | ClassScores] = {}
     for pair in tqdm(pairs, desc="scoring", unit="case", leave=False, disable=not progress):
         try:
-            reference = read_label(pair.reference, TASK.class_names)
-            prediction = read_label(pair.prediction, TASK.class_names)
-            check_pair(reference, prediction, pair.prediction)
-            spacing = spacing_mm(reference.affine)
-            scores[pair.case_id] = score_case(
-                prediction.voxels, reference.voxels, spacing, tolerance_mm
-            )
-        except (InputError, OSError) as error:
+            prediction, reference = read_pair(pair, task, allow=allow)
+            both, spacing = (prediction.voxels, reference.voxels), spacing_mm(reference.affine)
+            if is_organ_with_lesions(task):
+                scores[pair.case_id] = score_case(*both, spacing, tolerance_mm)
+            else:
+                own = score_classes(*both, task.class_names, spacing, tolerance_mm)
+                scores[pair.case_id] = own
+        except (InputError, OSError, MemoryError) as error:
             if debug:
                 raise
             where = "" if isinstance(error, AHNetError) else f"{pair.prediction}: "
-            problems.append(f"{where}{error}")
+            problems.append(f"{where}{error or type(error).__name__}")
     rows = {case_id: case_row(case) for case_id, case in scores.items()}
     return Scores(scores, rows, summarise(scores.values(), seed), problems, pairs)
 
@@ -146,9 +162,12 @@ def _paths(given: str | Path | Sequence[str | Path]) -> list[Path]:
 
 def _score_label_maps(arguments: argparse.Namespace) -> list[str]:
     """Scores label maps; prints and writes the scores, and returns the cases without scores."""
+    task, allow = load_task(arguments.task), parse_allowances(arguments.allow)
     scores = score_cases(
         arguments.input,
         arguments.reference,
+        task=task,
+        allow=allow,
         tolerance_mm=arguments.tolerance_mm,
         seed=arguments.seed,
         debug=arguments.debug,
@@ -156,11 +175,13 @@ def _score_label_maps(arguments: argparse.Namespace) -> list[str]:
     tolerance = f"Dice at {arguments.tolerance_mm:g} mm"
     rvd = "rvd = (reference - prediction) / prediction"
     if scores.rows:
-        _print_table(scores.rows)
-        means = f"{rvd}; lesion means over IoU > 0.5; surface {tolerance}"
+        _print_table(scores.rows, task)
+        means = "lesion means over IoU > 0.5; " if is_organ_with_lesions(task) else ""
+        means = f"{rvd}; {means}surface {tolerance}"
         _print_summary(f"summary with 95 % intervals ({means})", scores.summary)
     cases = {case_id: dataclasses.asdict(case) for case_id, case in scores.cases.items()}
     record = {"cases": cases, "summary": scores.summary, "tolerance_mm": arguments.tolerance_mm}
+    record |= {"task": task.to_dict(), "allow": sorted(allow)}
     _write_scores(arguments, record, scores.rows, scores.problems)
     if arguments.report is not None:
         pairs = scores.pairs
@@ -170,7 +191,8 @@ def _score_label_maps(arguments: argparse.Namespace) -> list[str]:
             scores.cases,
             scores.rows,
             scores.summary,
-            TASK,
+            task,
+            allow=allow,
             volumes=arguments.report_cases,
             problems=scores.problems,
             notes=[f"Surface {tolerance}; {rvd}."],
@@ -216,11 +238,11 @@ def _score_detections(arguments: argparse.Namespace) -> list[str]:
     return matched.problems
 
 
-def _print_table(rows: Mapping[str, Mapping[str, float | int]]) -> None:
-    width = max(len("case"), *map(len, rows))
-    print("  ".join(["case".ljust(width)] + [heading for heading, _, _ in TABLE]))
+def _print_table(rows: Mapping[str, Mapping[str, float | int]], task: Task) -> None:
+    width, columns = max(len("case"), *map(len, rows)), table_columns(task)
+    print("  ".join(["case".ljust(width)] + [heading for heading, _, _ in columns]))
     for case_id, row in rows.items():
-        cells = (format(row[key], layout).rjust(len(heading)) for heading, key, layout in TABLE)
+        cells = (format(row[key], layout).rjust(len(heading)) for heading, key, layout in columns)
         print("  ".join([case_id.ljust(width), *cells]))
 
 

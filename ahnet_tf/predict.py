@@ -29,7 +29,7 @@ from ahnet_tf.inference.postprocessing import check_has_organ
 from ahnet_tf.inference.predictor import content_digest, is_address, open_predictor
 from ahnet_tf.inference.segment import PredictionSettings
 from preprocessing.cli import add_allow_option, make_parser, parse_allowances, run_command
-from preprocessing.datasets.case import Case, redact_case_path
+from preprocessing.datasets.case import Case
 from preprocessing.datasets.discovery import discover
 from preprocessing.datasets.reading import is_dicom_image, read_case_label
 from preprocessing.dicom.deidentify import redact_path
@@ -38,7 +38,6 @@ from preprocessing.files import DISK_FULL
 from preprocessing.settings import to_dict
 from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import Volume
-from preprocessing.volumes.nifti import check_pair
 
 DEFAULTS = PredictionSettings()
 
@@ -243,9 +242,7 @@ def _draw_overlay(
 
     reference = None
     if case.label_path is not None:
-        label = read_case_label(case, task, allow=allow)
-        check_pair(volume, label, redact_case_path(case, case.label_path))
-        reference = label.voxels
+        reference = read_case_label(case, task, volume, allow=allow).voxels
     overlay_case(picture, volume, labels, reference, task, title=case.case_id)
 
 

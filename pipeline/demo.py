@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import importlib
 import json
 import shutil
@@ -11,17 +12,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ahnet_tf.evaluation.summary import dice_columns
 from pipeline.local.preflight import only_run_in
 from pipeline.stages import Stages
 from preprocessing.cli import make_parser, run_command
 from preprocessing.datasets.case import Case
 from preprocessing.datasets.discovery import find_cases
+from preprocessing.datasets.pairing import DATASET_FILE
 from preprocessing.datasets.reading import read_case_image, read_case_label
 from preprocessing.errors import InputError
 from preprocessing.files import write_json
 from preprocessing.records.splits import EVAL_FRACTION, split_by_hash
 from preprocessing.tasks import Task, load_task
-from preprocessing.volumes.nifti import check_pair
 
 MODEL_NAME = "ahnet"
 PRESET = "ct_liver_small"
@@ -81,7 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
             clear(output)
         stages = Stages(output / ".stages", arguments.debug)
         run_stages(arguments, output, stages)
-        summary = summarize(output, stages)
+        summary = summarize(output, stages, load_task(arguments.task))
         write_json(output / "summary.json", summary)
     print_summary(summary, output)
 
@@ -114,6 +116,7 @@ def run_stages(arguments: argparse.Namespace, output: Path, stages: Stages) -> N
         stages.run("predict", [*predict, unseen, output / "prediction"])
     evaluate = ["ahnet_tf.evaluate", "--input", output / "prediction", "--reference", unseen]
     evaluate += ["--output", output / "scores", "--report", output / REPORT]
+    evaluate += ["--task", arguments.task]
     stages.run("evaluate", evaluate)
     (overlay,) = (output / "prediction" / "overlays").glob("*.png")
     shutil.copyfile(overlay, output / OVERLAY)
@@ -142,8 +145,14 @@ def hold_one_out(inputs: Sequence[str], task: Task, data: Path, unseen: Path) ->
     for case, folder in [*placed, (held_out, unseen)]:
         place = folder / case.case_id
         place.mkdir()
-        for path in filter(None, (case.image_path, case.label_path)):
-            (place / path.name).symlink_to(path.resolve())
+        for kind, path in (("image", case.image_path), ("label", case.label_path)):
+            if path is not None:
+                # Where a dataset.json names the labels, both may have one name in two folders.
+                name = f"{kind}_{path.name}" if case.label_names else path.name
+                (place / name).symlink_to(path.resolve())
+        if case.label_names:
+            labels = {str(value): name for value, name in case.label_names}
+            write_json(place / DATASET_FILE, {"labels": labels})
     print(f"{len(cases)} cases; {held_out.case_id} is held out of training and predicted last")
 
 
@@ -152,22 +161,23 @@ def is_readable(case: Case, task: Task) -> bool:
     if case.problem:
         return False
     try:
-        check_pair(read_case_image(case), read_case_label(case, task), case.case_id)
+        read_case_label(case, task, read_case_image(case))
     except InputError:
         return False
     return True
 
 
-def summarize(output: Path, stages: Stages) -> dict[str, Any]:
+def summarize(output: Path, stages: Stages, task: Task) -> dict[str, Any]:
     """Returns the scores of the predicted case, the cost of each stage and where the results are."""
-    scores = json.loads((output / "scores" / "scores.json").read_text(encoding="utf-8"))
+    with open(output / "scores" / "scores.csv", newline="", encoding="utf-8") as file:
+        scores = next(csv.DictReader(file))
+    columns = zip(task.class_names[1:], dice_columns(task).values(), strict=True)
     pipeline = json.loads((output / "pipeline" / "result.json").read_text(encoding="utf-8"))
     seconds = {name: cost["seconds"] for name, cost in stages.costs.items()}
     memory = {name: cost["peak_memory_mib"] for name, cost in stages.costs.items()}
     return {
-        "case": next(iter(scores["cases"])),
-        "dice_liver": scores["summary"]["liver_dice_per_case"]["value"],
-        "dice_tumour": scores["summary"]["lesion_dice_per_case"]["value"],
+        "case": scores["case_id"],
+        **{f"dice_{name}": float(scores[column]) for name, column in columns},
         "seconds": seconds,
         "seconds_total": round(sum(seconds.values()) - seconds["server"], 1),
         "seconds_pipeline": pipeline["seconds"],
@@ -183,9 +193,9 @@ def summarize(output: Path, stages: Stages) -> dict[str, Any]:
 def print_summary(summary: dict[str, Any], output: Path) -> None:
     """Prints the scores and the paths of the results."""
     print(f"\ncase {summary['case']}, not used in training:")
-    for name in ("liver", "tumour"):
-        dice = summary[f"dice_{name}"]
-        print(f"  Dice {name:<8}{'undefined' if dice is None else format(dice, '.3f')}")
+    for name, dice in summary.items():
+        if name.startswith("dice_"):
+            print(f"  Dice {name.removeprefix('dice_'):<8}{dice:.3f}")
     print(f"{summary['seconds_total']:.0f} s, peak memory {summary['peak_memory_mib']} MiB")
     print(f"picture  {summary['picture']}")
     print(f"page     {summary['page']}")

@@ -35,7 +35,7 @@ def own_options(parser: argparse.ArgumentParser) -> list[str]:
 def add_allow_option(parser: argparse.ArgumentParser) -> None:
     """Adds `--allow`; see `parse_allowances`."""
     checks = "; ".join(f"{name}: {what}" for name, what in ALLOWANCES.items())
-    what = f"accept images that fail a check: {checks}"
+    what = f"accept cases that fail a check: {checks}"
     parser.add_argument("--allow", default="", metavar="CHECK,...", help=what)
 
 

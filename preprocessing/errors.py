@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterator
 
-# Irregularities that are refused unless `--allow` names them, and what happens then: of DICOM series,
-# and of images.
+# Irregularities that are refused unless `--allow` names them, and what happens then.
 ALLOWANCES = {
     "gantry_tilt": "slices that are not stacked along their normal keep their sheared affine",
     "gaps": "slices at uneven steps are treated as evenly spaced at the mean step",
@@ -15,6 +14,7 @@ ALLOWANCES = {
     "mixed_series": "of several series, acquisitions, shapes or orientations the one with the most "
     "slices is read",
     "unfit_image": "an image that does not look like what the task expects is used all the same",
+    "label_geometry": "a label map of the image's shape whose affine differs is taken voxel by voxel",
 }
 
 

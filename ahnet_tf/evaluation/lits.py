@@ -1,4 +1,4 @@
-"""The measures of the Liver Tumor Segmentation challenge (LiTS) for one case.
+"""The measures of the Liver Tumor Segmentation challenge (LiTS) for one case, or class by class.
 
 Follows the challenge's scorer (PatrickChrist/lits-challenge-scoring) on label maps with 0
 background, 1 liver, 2 tumour: the liver mask is label >= 1, the lesion mask label 2. Unlike there, a
@@ -25,6 +25,14 @@ TOLERANCE_MEASURES = ("surface_dice", "hd95_mm")
 MEASURES = ("dice", "jaccard", "voe", "rvd", "assd_mm", "rmsd_mm", "msd_mm", *TOLERANCE_MEASURES)
 DETECTION_IOUS = (0.5, 0.0)
 TOLERANCE_MM = 2.0
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """The scores of one case by class; a summary needs nothing else."""
+
+    classes: dict[str, dict[str, float]]  # `MEASURES` of each class but the background
+    voxels: dict[str, int]  # sizes and intersection of each class
 
 
 @dataclass(frozen=True)
@@ -64,22 +72,13 @@ def score_case(
 
     Raises InputError if the shapes differ or are not three-dimensional.
     """
-    if prediction.shape != reference.shape or reference.ndim != 3:
-        expected = f"one 3D shape, {reference.shape}"
-        raise InputError("prediction and reference", expected, prediction.shape)
-    boxes = ndimage.find_objects(((prediction > 0) | (reference > 0)).astype(np.uint8))
-    box = boxes[0] if boxes else (slice(0, 1),) * 3
-    prediction, reference = prediction[box], reference[box]
+    prediction, reference = _cropped(prediction, reference)
     liver = prediction >= LIVER, reference >= LIVER
     lesion = prediction == TUMOUR, reference == TUMOUR
     (predicted, predicted_count), (true, true_count) = (ndimage.label(mask) for mask in lesion)
     pairs = match_lesions(predicted, true)
     detected = [pair for pair in pairs if pair.iou > DETECTION_IOUS[0]]
-    voxels: dict[str, int] = {}
-    for name, (mask, true_mask) in (("liver", liver), ("lesion", lesion)):
-        voxels[f"{name}_predicted"] = np.count_nonzero(mask)
-        voxels[f"{name}_reference"] = np.count_nonzero(true_mask)
-        voxels[f"{name}_intersection"] = np.count_nonzero(mask & true_mask)
+    voxels = _count_voxels("liver", *liver) | _count_voxels("lesion", *lesion)
     burden = {
         kind: _ratio(voxels[f"lesion_{kind}"], voxels[f"liver_{kind}"])
         for kind in ("predicted", "reference")
@@ -96,6 +95,23 @@ def score_case(
         voxels=voxels,
         tumour_burden=burden | {"error": burden["reference"] - burden["predicted"]},
     )
+
+
+def score_classes(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    class_names: Sequence[str],
+    spacing_mm: Sequence[float],
+    tolerance_mm: float = TOLERANCE_MM,
+) -> ClassScores:
+    """Scores one case class by class, with a name for each label value; otherwise as `score_case`."""
+    prediction, reference = _cropped(prediction, reference)
+    classes, voxels = {}, {}
+    for value, name in enumerate(class_names[1:], start=1):
+        masks = prediction == value, reference == value
+        classes[name] = mask_measures(*masks, spacing_mm, tolerance_mm)
+        voxels |= _count_voxels(name, *masks)
+    return ClassScores(classes, voxels)
 
 
 def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
@@ -163,6 +179,25 @@ def match_lesions(predicted: np.ndarray, reference: np.ndarray) -> list[LesionPa
         union = int(predicted_sizes[p].sum() + reference_sizes[r].sum()) - common
         pairs.append(LesionPair(tuple(p.tolist()), tuple(r.tolist()), common / union))
     return pairs
+
+
+def _cropped(prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns two label maps in the bounding box of their foreground; raises as `score_case`."""
+    if prediction.shape != reference.shape or reference.ndim != 3:
+        expected = f"one 3D shape, {reference.shape}"
+        raise InputError("prediction and reference", expected, prediction.shape)
+    boxes = ndimage.find_objects(((prediction > 0) | (reference > 0)).astype(np.uint8))
+    box = boxes[0] if boxes else (slice(0, 1),) * 3
+    return prediction[box], reference[box]
+
+
+def _count_voxels(name: str, prediction: np.ndarray, reference: np.ndarray) -> dict[str, int]:
+    """Returns NAME_predicted, NAME_reference and NAME_intersection of two masks."""
+    return {
+        f"{name}_predicted": np.count_nonzero(prediction),
+        f"{name}_reference": np.count_nonzero(reference),
+        f"{name}_intersection": np.count_nonzero(prediction & reference),
+    }
 
 
 def _lesion_measures(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,18 +14,21 @@ from preprocessing.datasets.case import Case
 from preprocessing.datasets.detection_table import Detection, read_detections
 from preprocessing.datasets.discovery import find_cases
 from preprocessing.datasets.pairing import stem_of
+from preprocessing.datasets.reading import is_dicom_image, read_case_grid, read_case_label
 from preprocessing.errors import InputError, SettingsError
+from preprocessing.tasks import Task
+from preprocessing.volumes.geometry import Volume
 from preprocessing.volumes.lesions import LesionBox
-from preprocessing.volumes.nifti import has_nifti_suffix
+from preprocessing.volumes.nifti import has_nifti_suffix, read_label
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The files of a predicted label map and its reference, and the case that has the image."""
+    """A predicted label map, and the cases that have its reference and its image."""
 
     case_id: str
     prediction: Path
-    reference: Path
+    reference: Case
     image: Case | None = None
 
 
@@ -58,7 +61,8 @@ def pair_up(inputs: Sequence[Path], references: Sequence[Path]) -> tuple[list[Pa
             raise SettingsError("--input and --reference", expected, len(inputs))
         stems = [stem_of(path) for path in inputs]
         names = stems if len(set(stems)) == len(stems) else list(map(str, inputs))
-        return [Pair(*files) for files in zip(names, inputs, references, strict=True)], []
+        cases = [Case(stem_of(path), None, path, path.parent.name) for path in references]
+        return [Pair(*each) for each in zip(names, inputs, cases, strict=True)], []
     predictions = _prediction_files(inputs)
     cases = find_cases(references, need_labels=True)
     if any(case.label_path for case in cases):
@@ -74,12 +78,36 @@ def pair_up(inputs: Sequence[Path], references: Sequence[Path]) -> tuple[list[Pa
             problems.append(f"case {case.case_id}: expected {expected}, found none")
         else:
             image = case if case.label_path and case.image_path else None
-            pairs.append(Pair(case.case_id, predictions.pop(name), files[0], image))
+            if image is None:
+                case = dataclasses.replace(case, image_path=None, label_path=files[0])
+            pairs.append(Pair(case.case_id, predictions.pop(name), case, image))
     problems += [
         f"{path}: expected a reference for this prediction, found none"
         for path in predictions.values()
     ]
     return pairs, problems
+
+
+def read_pair(pair: Pair, task: Task, *, allow: Collection[str] = ()) -> tuple[Volume, Volume]:
+    """Returns prediction and reference in the values of the task's classes, on one grid.
+
+    It is that of the reference's image; without one that of the reference, or of the prediction if
+    the reference is a DICOM SEG. Raises InputError as `read_case_label` and `read_label`.
+    """
+    case, names = pair.reference, task.class_names
+    if case.image_path is not None:
+        grid = read_case_grid(case, allow=allow)
+        reference = read_case_label(case, task, grid, allow=allow)
+    elif (
+        case.label_path is not None
+        and case.label_path.is_file()
+        and is_dicom_image(case.label_path)
+    ):
+        grid = read_label(pair.prediction, names)
+        return grid, read_case_label(case, task, grid, allow=allow)
+    else:
+        grid = reference = read_case_label(case, task, allow=allow)
+    return read_label(pair.prediction, names, image=grid, allow=allow), reference
 
 
 def with_images(pairs: Sequence[Pair], images: Sequence[str | Path]) -> list[Pair]:

@@ -9,9 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from ahnet_tf.evaluation.froc import ScoredVolume, count, froc_scores, score_names
-from ahnet_tf.evaluation.lits import DETECTION_IOUS, MEASURES, TOLERANCE_MEASURES, CaseScores
+from ahnet_tf.evaluation.lits import (
+    DETECTION_IOUS,
+    MEASURES,
+    TOLERANCE_MEASURES,
+    CaseScores,
+    ClassScores,
+)
 from preprocessing.datasets.bcs_dbt import VolumeKey
+from preprocessing.datasets.label_names import is_organ_with_lesions
 from preprocessing.settings import check_seed
+from preprocessing.tasks import Task
 
 RESAMPLES = 9999
 # Percentiles of the resamples that bound an interval of 95 %.
@@ -20,7 +28,8 @@ RMSE = "tumour_burden_rmse"
 # Resamples that are scored at a time, which bounds memory.
 _BATCH = 500
 # Columns of the printed table: heading, column of `scores.csv`, format.
-TABLE = (
+Columns = tuple[tuple[str, str, str], ...]
+_TABLE: Columns = (
     ("liver Dice", "liver_dice", ".4f"),
     ("surface Dice", "liver_surface_dice", ".4f"),
     ("HD95 mm", "liver_hd95_mm", ".2f"),
@@ -31,6 +40,12 @@ TABLE = (
     ("IoU>0.5", "detected_iou_over_0.5", "d"),
     ("IoU>0", "detected_iou_over_0", "d"),
     ("burden error", "tumour_burden_error", "+.4f"),
+)
+# Those of each class, with its name before them.
+_CLASS_TABLE: Columns = (
+    *(("Dice", "dice", ".4f"), ("surface Dice", "surface_dice", ".4f")),
+    *(("HD95 mm", "hd95_mm", ".2f"), ("ASSD mm", "assd_mm", ".2f")),
+    *(("VOE", "voe", ".4f"), ("RVD", "rvd", "+.4f")),
 )
 
 
@@ -45,6 +60,30 @@ class _Ratio:
     bottoms: Sequence[float]
     undefined: int | None = None
     if_none: float = math.nan
+
+
+def table_columns(task: Task) -> Columns:
+    """Returns heading, column of `scores.csv` and format of each column of a table of cases."""
+    organ, *others = task.class_names[1:]
+    if is_organ_with_lesions(task):
+        return tuple(
+            (heading.replace("liver", organ).replace("tumour", others[0]), key, layout)
+            for heading, key, layout in _TABLE
+        )
+    return tuple(
+        (f"{name} {heading}", f"{name}_{key}", layout)
+        for name in task.class_names[1:]
+        for heading, key, layout in _CLASS_TABLE
+    )
+
+
+def dice_columns(task: Task) -> dict[str, str]:
+    """Returns the columns of `scores.csv` with the Dice of each class by their headings."""
+    if is_organ_with_lesions(task):
+        keys = ["liver_dice", "lesion_dice_per_case"]
+    else:
+        keys = [f"{name}_dice" for name in task.class_names[1:]]
+    return {heading: key for heading, key, _ in table_columns(task) if key in keys}
 
 
 def bootstrap_intervals(
@@ -73,19 +112,22 @@ def bootstrap_intervals(
 
 
 def summarise(
-    cases: Iterable[CaseScores], seed: int | None = None
+    cases: Iterable[CaseScores | ClassScores], seed: int | None = None
 ) -> dict[str, dict[str, float | int]]:
-    """Returns the LiTS scores of a data set: {"value", "defined", "undefined", "low", "high"} by measure.
+    """Returns the scores of a data set: {"value", "defined", "undefined", "low", "high"} by measure.
 
     These are its value over the defined values, their number, the number of NaN values, and the 95 %
     interval (NaN without a seed). Lesion measures (lesion_dice, lesion_voe, ...) are means over the
     lesions detected at IoU > 0.5, lesion_..._per_case and the liver measures means over cases.
     Precision and recall sum TP = detected, FP = predicted - detected and FN = reference - detected
     over all cases and are 0 without a denominator. The tumour burden's maximal error is the largest
-    of the signed errors reference - prediction; it has no interval.
+    of the signed errors reference - prediction; it has no interval. Scores by class are means over
+    cases, and Dice also global.
     """
     cases = list(cases)
-    ratios = _ratios(cases)
+    by_class = [case for case in cases if isinstance(case, ClassScores)]
+    by_lesion = [case for case in cases if isinstance(case, CaseScores)]
+    ratios = _class_ratios(by_class) if by_class else _ratios(by_lesion)
     tops, bottoms = (
         np.array([getattr(ratio, part) for ratio in ratios.values()], np.float64).T
         for part in ("tops", "bottoms")
@@ -109,17 +151,23 @@ def summarise(
             defined = 1 - undefined
         summary[name] = {"value": value, "defined": defined, "undefined": undefined}
         summary[name] |= {"low": low, "high": high}
+    if by_class:
+        return summary
     for key in ("value", "low", "high"):
         summary[RMSE][key] = math.sqrt(summary[RMSE][key])
-    errors = [case.tumour_burden["error"] for case in cases]
+    errors = [case.tumour_burden["error"] for case in by_lesion]
     largest = max((error for error in errors if not math.isnan(error)), default=math.nan)
     no_interval = {"value": largest, "low": math.nan, "high": math.nan}
     summary["tumour_burden_max_error"] = summary[RMSE] | no_interval
     return summary
 
 
-def case_row(scores: CaseScores) -> dict[str, float | int]:
+def case_row(scores: CaseScores | ClassScores) -> dict[str, float | int]:
     """Returns a case's scores as one flat row, the line of `scores.csv`."""
+    voxels = {f"voxels_{name}": count for name, count in scores.voxels.items()}
+    if isinstance(scores, ClassScores):
+        own = scores.classes.items()
+        return {f"{name}_{key}": each[key] for name, each in own for key in MEASURES} | voxels
     summary = summarise([scores])
     names = [name for name in summary if name.startswith(("lesion_", "liver_"))]
     row = {name: summary[name]["value"] for name in names if not name.endswith("_global")}
@@ -128,7 +176,7 @@ def case_row(scores: CaseScores) -> dict[str, float | int]:
     row["predicted_lesions"] = scores.predicted_lesions
     row |= {f"detected_iou_over_{iou:g}": n for iou, n in scores.detected_lesions.items()}
     row |= {f"tumour_burden_{kind}": value for kind, value in scores.tumour_burden.items()}
-    return row | {f"voxels_{name}": count for name, count in scores.voxels.items()}
+    return row | voxels
 
 
 def summarise_detections(
@@ -172,11 +220,28 @@ def _ratios(cases: Sequence[CaseScores]) -> dict[str, _Ratio]:
     for name in MEASURES:
         values = [[lesion[name] for lesion in case.lesions] for case in cases]
         ratios[f"lesion_{name}"] = _mean(values)
-    ratios["liver_dice_per_case"] = _mean([[case.liver["dice"]] for case in cases])
-    ratios["liver_dice_global"] = _dice_global(cases, "liver")
-    for name in MEASURES[1:]:
-        ratios[f"liver_{name}"] = _mean([[case.liver[name]] for case in cases])
+    ratios |= _mask_ratios("liver", [case.liver for case in cases], cases)
     ratios[RMSE] = _mean([[case.tumour_burden["error"] ** 2] for case in cases])
+    return ratios
+
+
+def _class_ratios(cases: Sequence[ClassScores]) -> dict[str, _Ratio]:
+    ratios: dict[str, _Ratio] = {}
+    for name in cases[0].classes:
+        ratios |= _mask_ratios(name, [case.classes[name] for case in cases], cases)
+    return ratios
+
+
+def _mask_ratios(
+    name: str, measures: Sequence[Mapping[str, float]], cases: Sequence[CaseScores | ClassScores]
+) -> dict[str, _Ratio]:
+    """Returns the means over cases of the measures of one mask, and its global Dice."""
+    ratios = {
+        f"{name}_dice_per_case": _mean([[each["dice"]] for each in measures]),
+        f"{name}_dice_global": _dice_global(cases, name),
+    }
+    for key in MEASURES[1:]:
+        ratios[f"{name}_{key}"] = _mean([[each[key]] for each in measures])
     return ratios
 
 
@@ -187,7 +252,7 @@ def _mean(values: Sequence[Sequence[float]]) -> _Ratio:
     return _Ratio(list(map(math.fsum, defined)), counts, sum(map(len, values)) - sum(counts))
 
 
-def _dice_global(cases: Sequence[CaseScores], organ: str) -> _Ratio:
+def _dice_global(cases: Sequence[CaseScores | ClassScores], organ: str) -> _Ratio:
     return _Ratio(
         [2 * case.voxels[f"{organ}_intersection"] for case in cases],
         [case.voxels[f"{organ}_predicted"] + case.voxels[f"{organ}_reference"] for case in cases],

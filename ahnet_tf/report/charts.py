@@ -34,7 +34,7 @@ _LEAST_RATE, _MOST_RATE = 5.0, 10.0
 def label_charts(
     rows: Sequence[Mapping[str, float]], scores: Collection[CaseScores]
 ) -> list[Chart]:
-    """Returns the charts of label maps; `rows` are the lines of `scores.csv` in the page's order."""
+    """Returns the charts of an organ and its lesions; `rows` are the lines of `scores.csv`, in order."""
     if not rows:
         return []
     liver, tumour = class_colour(LIVER), class_colour(TUMOUR)
@@ -58,6 +58,21 @@ def label_charts(
             ["#0072B2", "#D55E00"],
             note="Precision = found / predicted, recall = found / reference, over all cases.",
         ),
+    ]
+
+
+def class_charts(rows: Sequence[Mapping[str, float]], class_names: Sequence[str]) -> list[Chart]:
+    """Returns the charts of label maps that are scored by class; background is the first class."""
+    if not rows:
+        return []
+    colours = [class_colour(value) for value in range(1, len(class_names))]
+    dice, distances = (
+        _groups(rows, {name: f"{name}_{key}" for name in class_names[1:]})
+        for key in ("dice", "hd95_mm")
+    )
+    return [
+        BoxPlot("Overlap", Axis("Dice", (0, 1)), dice, colours),
+        BoxPlot("Distances", Axis("HD95, mm"), distances, colours, digits=2),
     ]
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ahnet_tf.evaluation.froc import ScoredVolume
-from ahnet_tf.evaluation.lits import CaseScores
-from ahnet_tf.evaluation.pairing import MatchedTables, Pair
-from ahnet_tf.evaluation.summary import TABLE
-from ahnet_tf.report.charts import detection_charts, label_charts
+from ahnet_tf.evaluation.lits import CaseScores, ClassScores
+from ahnet_tf.evaluation.pairing import MatchedTables, Pair, read_pair
+from ahnet_tf.evaluation.summary import dice_columns, table_columns
+from ahnet_tf.report.charts import class_charts, detection_charts, label_charts
 from preprocessing.datasets.bcs_dbt import cases_of_tables, dbt_case_id
 from preprocessing.datasets.case import Case
 from preprocessing.datasets.detection_table import Detection
@@ -25,19 +25,21 @@ from preprocessing.page.volumes import Box, PageVolume, page_volume, reference_b
 from preprocessing.page.writer import write_page
 from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import Volume, spacing_mm
-from preprocessing.volumes.nifti import check_pair, read_label
+from preprocessing.volumes.grids import on_grid
 
-FACTS = ("liver Dice", "tumour Dice", "HD95 mm", "lesions", "predicted", "IoU>0")
+# Columns that stand above a case's volume, besides the Dice of its classes.
+FACTS = ("liver_hd95_mm", "reference_lesions", "predicted_lesions", "detected_iou_over_0")
 
 
 def write_label_page(
     path: str | Path,
     pairs: Sequence[Pair],
-    scores: Mapping[str, CaseScores],
+    scores: Mapping[str, CaseScores | ClassScores],
     rows: Mapping[str, Mapping[str, float]],
     summary: Mapping[str, Mapping[str, float]],
     task: Task,
     *,
+    allow: Collection[str] = (),
     volumes: int,
     problems: list[str],
     notes: Sequence[str] = (),
@@ -50,43 +52,51 @@ def write_label_page(
     """
     shown = [pair for pair in pairs if pair.case_id in rows]
     own = [rows[pair.case_id] for pair in shown]
-    # By the lower Dice, then by the other one.
-    dice = [sorted((row["liver_dice"], row["lesion_dice_per_case"])) for row in own]
+    table, dice_of = table_columns(task), dice_columns(task)
+    # By the lowest Dice, then by the next one.
+    dice = [sorted(row[key] for key in dice_of.values()) for row in own]
     order = sorted(range(len(own)), key=dice.__getitem__)
     cases = []
     for pair, row in zip(shown, own, strict=True):
-        texts = {
-            heading: "\u2013" if math.isnan(row[key]) else format(row[key], layout)
-            for heading, key, layout in TABLE
-        }
-        cases.append({"id": pair.case_id, "facts": [(name, texts[name]) for name in FACTS]})
+        facts = [
+            (heading, "\u2013" if math.isnan(row[key]) else format(row[key], layout))
+            for heading, key, layout in table
+            if key in (*dice_of.values(), *FACTS)
+        ]
+        cases.append({"id": pair.case_id, "facts": facts})
     columns = [Column("case")]
-    for heading, _, layout in TABLE:
+    for heading, _, layout in table:
         columns.append(Column(heading, 0 if layout == "d" else int(layout.strip("+.f"))))
     by_case = Table(
         "Cases",
         columns,
-        [(i, [shown[i].case_id, *(own[i][key] for _, key, _ in TABLE)]) for i in order],
+        [(i, [shown[i].case_id, *(own[i][key] for _, key, _ in table)]) for i in order],
         first=True,
-        note="Worst first: by the lower of liver Dice and tumour Dice. A click on a header sorts.",
+        note=f"Worst first: by the lowest of {', '.join(dice_of)}. A click on a header sorts.",
     )
-    folders = {file.parent for pair in pairs for file in (pair.prediction, pair.reference)}
+    folders = {file.parent for p in pairs for file in (p.prediction, p.reference.path)}
+    by_lesion = [each for p in shown if isinstance(each := scores[p.case_id], CaseScores)]
+    kind = "by the measures of LiTS" if by_lesion else "by class"
     content = page_content(
         task,
-        f"{'1 case' if len(shown) == 1 else f'{len(shown)} cases'} by the measures of LiTS; "
+        f"{'1 case' if len(shown) == 1 else f'{len(shown)} cases'} {kind}; "
         f"classes {', '.join(task.class_names[1:])}.",
         cases,
         order,
         tables=[by_case, _summary_table(summary), *_problem_table(problems, folders)],
-        charts=label_charts(own, [scores[pair.case_id] for pair in shown]),
+        charts=label_charts(own, by_lesion) if by_lesion else class_charts(own, task.class_names),
         notes=[*notes, *_left_out(len(shown), volumes)],
     )
 
     def volume_of(index: int, budget: int) -> tuple[PageVolume, str]:
         pair = shown[index]
-        reference = read_label(pair.reference, task.class_names)
-        prediction = read_label(pair.prediction, task.class_names)
-        image, note = _read_image(pair.image, reference, problems)
+        prediction, reference = read_pair(pair, task, allow=allow)
+        image, note = _read_image(pair.image, reference, problems, allow)
+        if image is not None:
+            prediction, reference = (
+                on_grid(each, image, pair.prediction, allow=allow)
+                for each in (prediction, reference)
+            )
         volume = page_volume(image, reference, prediction, task, budget_bytes=budget, crop=True)
         return volume, note
 
@@ -182,15 +192,15 @@ def _left_out(cases: int, volumes: int) -> list[str]:
 
 
 def _read_image(
-    case: Case | None, labels: Volume | None, problems: list[str]
+    case: Case | None, labels: Volume | None, problems: list[str], allow: Collection[str] = ()
 ) -> tuple[Volume | None, str]:
-    """Returns the image of a case, which must be on the grid of its labels, or None; and a note."""
+    """Returns the image of a case, on whose grid its labels must be, or None; and a note."""
     if case is None or case.image_path is None:
         return None, "No image of this case was found."
     try:
-        image = read_case_image(case)
+        image = read_case_image(case, allow=allow)
         if labels is not None:
-            check_pair(labels, image, case.image_path)
+            on_grid(labels, image, case.image_path, allow=allow)
     except (InputError, OSError) as error:
         problems.append(str(error))
         return None, "The image of this case could not be used."

@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 from scipy import stats
 from tensorflow_metadata.proto.v0 import statistics_pb2
 
-from pipeline.components.evaluator import PARTS
 from preprocessing.records.schema import CASE_ID, INTENSITY_QUANTILES, SOURCE, SPACING_CLASS
 from preprocessing.tasks import Task
 
@@ -33,6 +32,8 @@ MOST_CASES = 1_000_000
 MOST_SOURCES = 20
 # Organs and lesions fill less than this fraction of a volume.
 LARGEST_FOREGROUND = 0.5
+# Lesions by the organ that contains them.
+PARTS = {"liver": ("tumour",)}
 
 
 def text_values(statistics: Statistics, name: str) -> dict[str, int]:

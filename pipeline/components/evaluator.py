@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow_model_analysis as tfma
 
 from pipeline.configs import score_name
+from preprocessing.datasets.label_names import is_organ_with_lesions
 from preprocessing.records.schema import CASE_ID, SOURCE, SPACING_CLASS
 from preprocessing.tasks import Task
 
@@ -27,9 +28,6 @@ CONFUSION = "confusion"
 # Patches per inference batch; TFMA reads far more ahead.
 INFERENCE_BATCH_SIZE = 4
 
-# Classes inside another class that count as part of it (LiTS: the liver mask is label >= 1).
-PARTS = {"liver": ("tumour",)}
-
 # Sums of the patches' contributions by case id.
 Cases = dict[bytes, Any]
 Contribution = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], Any]
@@ -38,12 +36,11 @@ Score = Callable[[Sequence[Any]], dict[str, float]]
 
 def regions(task: Task) -> dict[str, list[int]]:
     """Returns the label values of each scored region by its name."""
-    values = {name: value for value, name in enumerate(task.class_names)}
-    return {
-        name: sorted([value, *(values[part] for part in PARTS.get(name, ()) if part in values)])
-        for name, value in values.items()
-        if value > 0
-    }
+    own = {name: [value] for value, name in enumerate(task.class_names) if value}
+    if is_organ_with_lesions(task):
+        # As in LiTS, where the liver mask is label >= 1.
+        own[task.class_names[1]].append(2)
+    return own
 
 
 def dice(intersection: float, predicted: float, reference: float) -> float:

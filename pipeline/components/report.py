@@ -6,6 +6,7 @@ The card in Markdown states intended use, data, training, scores and limits of t
 # TFX reads the annotations of `write_report` at run time: no postponed evaluation here.
 
 import contextlib
+import csv
 import io
 import json
 import tempfile
@@ -13,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import jinja2
 import numpy as np
 from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
@@ -22,18 +24,18 @@ from tfx.types.experimental.simple_artifacts import File
 from tfx.utils import io_utils, path_utils
 
 from ahnet_tf.data.records import read_files
-from ahnet_tf.evaluate import TASK as SCORED_TASK
 from ahnet_tf.evaluate import main as evaluate
+from ahnet_tf.evaluation.summary import dice_columns
 from ahnet_tf.inference.predictor import Predictor, open_predictor
 from pipeline.components.anomaly_gate import read_statistics
 from pipeline.components.data_checks import data_facts
 from pipeline.components.evaluator import read_refusals, read_scores
 from pipeline.components.serving_check import BLESSED, evaluation_files, serving_sentence
 from preprocessing.errors import PipelineError
-from preprocessing.files import without_nan
+from preprocessing.files import without_nan, write_json
 from preprocessing.records.output_folder import MANIFEST
 from preprocessing.records.schema import CASE_ID, parse_example
-from preprocessing.tasks import task_from_dict
+from preprocessing.tasks import Task, task_from_dict
 from preprocessing.volumes.geometry import Volume
 from preprocessing.volumes.nifti import write_image
 
@@ -60,7 +62,7 @@ def write_report(
     settings: Parameter[str],
     manifest: InputArtifact[File] = None,
 ) -> None:
-    """A component that writes the model card, and scores liver and tumour in whole cases.
+    """A component that writes the model card, and scores the classes of labels in whole cases.
 
     `examples` are of the newest span, whose evaluation cases are scored; `serving` comes from
     ServingCheck or InfraValidator. `report` gets model_card.md, facts.json, and scores/ as
@@ -79,13 +81,13 @@ def write_report(
         "pushed": pushed_model.get_string_custom_property("pushed_destination") or None,
         "serving": serving_sentence(serving.uri, serving.get_int_custom_property(BLESSED) == 1),
     }
-    if task.class_names == SCORED_TASK.class_names:
+    if task.target == "labels":
         with tempfile.TemporaryDirectory() as folder:
             export, cases, output = (Path(folder) / name for name in ("export", "cases", "scores"))
             io_utils.copy_dir(path_utils.serving_model_path(model.uri), str(export))
             write_cases(evaluation_files(examples), open_predictor(export), cases)
-            score_cases(cases, output)
-            facts["largest_difference"] = compare_scores(scores, output)
+            score_cases(cases, output, task)
+            facts["largest_difference"] = compare_scores(scores, output, task)
             io_utils.copy_dir(str(output), f"{report.uri}/{SCORES_FOLDER}")
     text = json.dumps(without_nan(facts), indent=2)
     io_utils.write_string_file(f"{report.uri}/{FACTS_FILE}", text)
@@ -186,16 +188,19 @@ def write_cases(files: Sequence[str], predictor: Predictor, folder: Path) -> Non
             path.unlink()
 
 
-def score_cases(cases: Path, output: Path) -> None:
+def score_cases(cases: Path, output: Path, task: Task) -> None:
     """Scores predictions against references by `python -m ahnet_tf.evaluate`.
 
-    The command's output goes to scores.txt in `output`, its page of volumes to report.html. Raises
-    PipelineError if a case can't be scored; the command has printed the reason.
+    References have the values of the task's classes. The command's output goes to scores.txt in
+    `output`, its page of volumes to report.html. Raises PipelineError if a case can't be scored; the
+    command has printed the reason.
     """
     images, references, predictions = (str(cases / kind) for kind in _KINDS)
     arguments = ["--input", predictions, "--reference", references, "--output", str(output)]
     arguments += ["--report", str(output / "report.html"), "--images", images]
     output.mkdir(parents=True)
+    write_json(cases / "task.json", attrs.evolve(task, label_classes=None).to_dict())
+    arguments += ["--task", str(cases / "task.json")]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         code = evaluate(arguments)
     (output / "scores.txt").write_text(printed.getvalue(), encoding="utf-8")
@@ -203,16 +208,18 @@ def score_cases(cases: Path, output: Path) -> None:
         raise PipelineError("scores of whole cases", "every case scored", "see above")
 
 
-def compare_scores(evaluated: Mapping[str, Mapping[str, float]], output: Path) -> float:
+def compare_scores(evaluated: Mapping[str, Mapping[str, float]], output: Path, task: Task) -> float:
     """Returns the largest difference between the Evaluator's Dice of a case and the scorer's.
 
     Raises PipelineError if it is above `AGREEMENT`.
     """
-    cases = json.loads((output / "scores.json").read_text(encoding="utf-8"))["cases"]
+    with open(output / "scores.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
     largest = 0.0
-    for case_id, scored in cases.items():
-        whole = {"liver": scored["liver"]["dice"], "tumour": scored["lesion_dice"]}
-        for name, dice in whole.items():
+    for row in rows:
+        case_id = row["case_id"]
+        for name, key in zip(task.class_names[1:], dice_columns(task).values(), strict=True):
+            dice = float(row[key])
             of_patches = evaluated[f"case_id={case_id}"][f"dice_{name}"]
             difference = abs(of_patches - dice)
             if not difference <= AGREEMENT:

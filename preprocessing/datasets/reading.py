@@ -9,29 +9,25 @@ from pathlib import Path
 import numpy as np
 
 from preprocessing.datasets.case import Case, redact_case_path, redact_message
-from preprocessing.datasets.pairing import DICOM_SUFFIXES
+from preprocessing.datasets.label_names import mask_classes, value_classes
+from preprocessing.datasets.pairing import DICOM_SUFFIXES, stem_of
 from preprocessing.dicom.deidentify import redact_path
 from preprocessing.dicom.fitness import header_findings
 from preprocessing.dicom.header import is_dicom
 from preprocessing.dicom.multiframe import read_dicom
 from preprocessing.dicom.pixels import stored_frames
 from preprocessing.dicom.segmentation import Source, read_source
+from preprocessing.dicom.segmentation_reader import read_segmentation
 from preprocessing.dicom.series import ReadOptions, find_series
 from preprocessing.errors import InputError
 from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import Volume
-from preprocessing.volumes.nifti import check_pair, has_nifti_suffix, read_image, read_label
+from preprocessing.volumes.grids import on_grid
+from preprocessing.volumes.nifti import has_nifti_suffix, read_grid, read_image, read_label
 from preprocessing.volumes.quality_checks import CheckedImage, Finding, check_image
 
-BACKGROUND = frozenset(["background", "bg", "clearlabel", "unlabeled", "unlabelled"])
-# Synonyms; the Medical Segmentation Decathlon uses cancer, 3D-IRCADb livertumor.
-TUMOUR = frozenset(
-    [
-        *("tumour", "tumours", "tumor", "tumors", "cancer", "lesion", "lesions"),
-        *("livertumour", "livertumours", "livertumor", "livertumors"),
-        *("livercancer", "liverlesion", "liverlesions"),
-    ]
-)
+# Names of the values in the file of one structure's mask, where 1 or 255 is inside.
+_MASK_VALUES = ("outside", "inside", *[""] * 253, "inside")
 
 
 def is_dicom_image(path: Path) -> bool:
@@ -78,88 +74,114 @@ def read_case_source(case: Case, *, allow: Collection[str] = ()) -> Source:
         return read_source(_given(case, case.image_path), options)
 
 
+def read_case_grid(case: Case, *, allow: Collection[str] = ()) -> Volume:
+    """Returns the grid of a case's image, without its voxels where the file allows that.
+
+    Raises as `read_case_image`.
+    """
+    with _redacted_errors(case):
+        path = _given(case, case.image_path)
+        if not is_dicom_image(path):
+            return read_grid(path)
+        if path.is_dir():
+            series = find_series(path, ReadOptions(case.view, allow, case.identifiers))
+            return Volume(np.broadcast_to(np.uint8(0), series.shape), series.affine)
+    return read_case_image(case, allow=allow)
+
+
 def read_case_label(
-    case: Case, task: Task, *, shape: tuple[int, ...] | None = None, allow: Collection[str] = ()
+    case: Case, task: Task, image: Volume | None = None, *, allow: Collection[str] = ()
 ) -> Volume:
     """Reads the label map of a case, uint8 [x, y, z], in the values of the task's classes.
 
-    Raises InputError, without identifiers, for a damaged label map, another shape than the image's
-    `shape` (in NIfTI before voxels are read), an unknown label, or a class without masks.
+    It is a NIfTI label map, a DICOM SEG, or a folder with a mask of each structure: NIfTI files
+    (TotalSegmentator) or folders of DICOM slices (3D-IRCADb). The result is on the grid of the
+    case's image; without an image, which only a SEG needs, on its own.
+
+    Raises InputError, without identifiers, for a damaged label map, another grid than the image's
+    (see `grids.on_grid`), an unknown label (see `label_names`), or a class without a mask.
     """
     with _redacted_errors(case):
         path = _given(case, case.label_path)
         if path.is_dir():
-            options = ReadOptions("", allow, case.identifiers)
-            label = _read_masks(path, task.label_names, options)
-        elif case.label_names:
-            label = _read_named_labels(case, path, task.label_names, shape)
-        else:
-            label = read_label(path, task.label_names, shape=shape)
-    if task.label_classes is None:
-        return label
-    return Volume(np.array(task.class_values, np.uint8)[label.voxels], label.affine)
+            return _read_masks(case, path, task, image, allow)
+        if not is_dicom_image(path):
+            return _read_label_map(case, path, task, image, allow)
+        if image is None:
+            raise InputError(path, "a DICOM SEG with its image", "no image")
+
+        def classes_of(names: Sequence[str], where: object) -> dict[str, int]:
+            # Names of segments are header values, which no message quotes.
+            found = f"{len(names)} segments of different labels"
+            return mask_classes(names, task, where, "a segment", found)
+
+        return read_segmentation(path, image, classes_of, case.identifiers)
 
 
-def _read_named_labels(
-    case: Case, path: Path, class_names: Sequence[str], shape: tuple[int, ...] | None
+def _read_label_map(
+    case: Case, path: Path, task: Task, image: Volume | None, allow: Collection[str]
 ) -> Volume:
-    """Reads a label map whose data set names its values, in the values of the task's labels."""
-    names = dict(case.label_names)
-    values = {}
-    for value, name in names.items():
-        own = _class_value(name, class_names)
-        if own is None:
-            found = ", ".join(f"{value} {name}" for value, name in names.items())
-            expected = f"labels that mean classes of the task ({', '.join(class_names)})"
-            raise InputError(path, expected, found, "Give a task with these classes.")
-        values[value] = own
-    every = range(max(values) + 1)
-    if all(value == own for value, own in values.items()):
-        return read_label(path, class_names[: len(every)], shape=shape)
-    label = read_label(path, [names.get(value, "no class") for value in every], shape=shape)
-    for value in every:
-        if value not in values and (label.voxels == value).any():
-            expected = f"the label values of {', '.join(map(str, values))}"
-            raise InputError(path, expected, f"value {value}, which has no name")
-    table = np.zeros(len(every), np.uint8)
-    table[list(values)] = list(values.values())
+    """Reads a NIfTI label map whose values the data set names, or else the task."""
+    classes = value_classes(case.label_names, task, path)
+    names = {0: task.label_names[0]} | dict(case.label_names or enumerate(task.label_names))
+    every = range(max(classes) + 1)
+    allowed = [names[value] if value in classes else "" for value in every]
+    label = read_label(path, allowed, image=image, allow=allow)
+    for value in (value for value, own in classes.items() if own is None):
+        ignored = np.count_nonzero(label.voxels == value)
+        if ignored:
+            expected = f"no voxels of the label {value} {names[value]}"
+            remedy = f"Give a task whose label_classes map {names[value]} to a class."
+            raise InputError(path, expected, ignored, remedy)
+    if all(classes.get(value) == value for value in every):
+        return label
+    table = np.array([classes.get(value) or 0 for value in every], np.uint8)
     return Volume(table[label.voxels], label.affine)
 
 
-def _read_masks(folder: Path, class_names: Sequence[str], options: ReadOptions) -> Volume:
-    """Reads DICOM masks, one folder of slices per structure as in 3D-IRCADb, as one label map.
+def _read_masks(
+    case: Case, folder: Path, task: Task, image: Volume | None, allow: Collection[str]
+) -> Volume:
+    """Reads a folder of masks, a NIfTI file or a folder of DICOM slices each, as one label map.
 
-    Folders whose names mean no class (`venacava`) are ignored. Where masks overlap, the last folder
-    by name wins (`livertumor01` over `liver`).
+    Masks whose names mean no class (`venacava`) are ignored; for overlaps see `mask_classes`.
     """
-    name = redact_path(folder, options.identifiers)
-    folders = sorted(path for path in folder.iterdir() if path.is_dir())
-    found = {path: value for path in folders if (value := _class_value(path.name, class_names))}
-    missing = [name for v, name in enumerate(class_names) if v and v not in found.values()]
-    if missing or not found:
-        expected = f"a folder of masks for {', '.join(missing or class_names[1:])}"
-        raise InputError(name, expected, ", ".join(path.name for path in folders) or "none")
-    masks = [(find_series(path, options, one_series=True), own) for path, own in found.items()]
-    first, _ = masks[0]
-    label = Volume(np.zeros(first.shape, np.uint8, order="F"), first.affine)
-    for series, value in masks:
-        grid = Volume(np.broadcast_to(np.uint8(0), series.shape), series.affine)
-        check_pair(label, grid, series.name)
-        for z, stored in enumerate(stored_frames(series.images)):
-            label.voxels[:, :, z][stored.T > 0] = value
-    return label
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    masks = {path: stem_of(path) for path in entries if has_nifti_suffix(path)}
+    is_nifti = bool(masks)
+    if not is_nifti:
+        masks = {path: path.name for path in entries if path.is_dir()}
+    where = redact_path(folder, case.identifiers)
+    names = list(masks.values())
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    found = ", ".join(names[:12]) + more or "none"
+    what = "a mask" if is_nifti else "a folder of masks"
+    classes = mask_classes(names, task, where, what, found, loose=not is_nifti)
+    options = ReadOptions("", allow, case.identifiers)
+    label = None
+    for name, own in classes.items():
+        path = next(path for path, each in masks.items() if each == name)
+        if is_nifti:
+            mask = read_label(path, _MASK_VALUES, image=image, allow=allow)
+        else:
+            mask = _read_dicom_mask(path, options, image)
+        image = image or mask
+        if label is None:
+            label = np.zeros(image.voxels.shape, np.uint8, order="F")
+        label[mask.voxels > 0] = own
+    if image is None or label is None:
+        raise InputError(where, f"{what} for {', '.join(task.label_names[1:])}", found)
+    return Volume(label, image.affine)
 
 
-def _class_value(name: str, class_names: Sequence[str]) -> int | None:
-    """Returns the value of the class that a name means (`livertumor01` is a tumour); None if none."""
-    meaning = _meaning(name)
-    return next((v for v, own in enumerate(class_names) if _meaning(own) == meaning), None)
-
-
-def _meaning(name: str) -> str | frozenset[str]:
-    """Returns the lower-case letters of a name, or else its synonyms."""
-    letters = "".join(character for character in name.casefold() if character.isalpha())
-    return next((names for names in (BACKGROUND, TUMOUR) if letters in names), letters)
+def _read_dicom_mask(folder: Path, options: ReadOptions, image: Volume | None) -> Volume:
+    """Reads the slices of a mask, which may have a series UID each, as 0 and 1 on an image's grid."""
+    series = find_series(folder, options, one_series=True)
+    voxels = np.empty(series.shape, np.uint8, order="F")
+    for z, stored in enumerate(stored_frames(series.images)):
+        voxels[:, :, z] = stored.T > 0
+    mask = Volume(voxels, series.affine)
+    return mask if image is None else on_grid(mask, image, series.name, allow=options.allow)
 
 
 def _given(case: Case, path: Path | None) -> Path:

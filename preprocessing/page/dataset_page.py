@@ -26,7 +26,6 @@ from preprocessing.page.volumes import PageVolume, page_volume, reference_boxes
 from preprocessing.page.writer import write_page
 from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import Volume, spacing_mm
-from preprocessing.volumes.nifti import check_pair
 
 TITLE = "Data set before training"
 # Columns of intensities by their keys in the report.
@@ -87,10 +86,8 @@ def _volume(
     note = ""
     try:
         if case.label_path is not None:
-            label = read_case_label(case, task, shape=image.voxels.shape, allow=allow)
-            check_pair(image, label, case.label_path)
+            label = read_case_label(case, task, image, allow=allow)
     except (AHNetError, OSError) as error:
-        label = None
         note = f"Without its label map: {without_folders(redact_message(case, str(error)))}"
     boxes = reference_boxes(case.boxes or (), spacing_mm(image.affine))
     return page_volume(image, label, None, task, budget_bytes=budget, boxes=boxes), note

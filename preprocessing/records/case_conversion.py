@@ -63,16 +63,20 @@ def convert_case(
         volume, facts, findings = read_case_volume(case, image, task, allow=settings.allow)
     except (AHNetError, OSError, MemoryError) as error:
         return entry | {"status": REJECTED, "reason": rejection_reason(case, error)}
-    if split == "train":
-        patches = training_patches(volume, task, seed=settings.seed)
-    else:
-        patches = evaluation_tiles(volume, task)
-    shards = write_shards(
-        FileSystems.join(folder, split),
-        case.case_id,
-        (encode_patch(patch, task) for patch in patches),
-        limit_bytes=settings.shard_bytes,
-    )
+    try:
+        if split == "train":
+            patches = training_patches(volume, task, seed=settings.seed)
+        else:
+            patches = evaluation_tiles(volume, task)
+        shards = write_shards(
+            FileSystems.join(folder, split),
+            case.case_id,
+            (encode_patch(patch, task) for patch in patches),
+            limit_bytes=settings.shard_bytes,
+        )
+    except (AHNetError, MemoryError) as error:
+        # What was written of it is deleted in the end. A full disk (OSError) is no fault of the case.
+        return entry | {"status": REJECTED, "reason": rejection_reason(case, error)}
     return entry | {
         "status": CONVERTED,
         "split": split,

@@ -15,7 +15,6 @@ from preprocessing.errors import InputError
 from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import TargetGrid, Volume, to_target_grid
 from preprocessing.volumes.lesions import LESION_THRESHOLD, box_heat_map, mask_heat_map
-from preprocessing.volumes.nifti import check_pair
 from preprocessing.volumes.quality_checks import Finding, check_labels
 
 
@@ -56,10 +55,8 @@ def read_case_volume(
         found = "none" if case.boxes is None else "boxes alone"
         raise InputError(where, f"a label map for the task {task.name}", found)
     else:
-        path = Path(redact_case_path(case, case.label_path))
-        facts = {"label": path.name}
-        label = read_case_label(case, task, shape=image.voxels.shape, allow=allow)
-        check_pair(image, label, path)
+        facts = {"label": Path(redact_case_path(case, case.label_path)).name}
+        label = read_case_label(case, task, image, allow=allow)
         label_zyx, _ = to_target_grid(label, task, label=True)
         if task.target == "heat_map":
             heat_map = mask_heat_map(label_zyx, grid.spacing_mm)

@@ -6,7 +6,7 @@ import contextlib
 import io
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -15,13 +15,14 @@ from isal import igzip
 
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_write
-from preprocessing.volumes.geometry import Volume, axis_codes, checked_affine, spacing_mm
-from preprocessing.volumes.nifti_bytes import MAX_IMAGE_RATIO, check_shape, read_header, read_stored
+from preprocessing.volumes.geometry import Volume, checked_affine
+from preprocessing.volumes.grids import on_grid
+from preprocessing.volumes.nifti_bytes import MAX_IMAGE_RATIO, read_header, read_stored
 from preprocessing.volumes.resampling import SLAB_VOXELS
 
 SUFFIXES = (".nii.gz", ".nii")
-# Corners of an image and its label map may differ by this share of a voxel.
-SAME_GRID = 0.1
+# Label values may be off by rounding.
+NEAR_WHOLE = 1e-3
 
 # Millimetres in a metre and a micron by their codes in `xyzt_units`; without a unit, mm is meant.
 _UNIT_MM = {1: 1e3, 3: 1e-3}
@@ -68,38 +69,51 @@ def check_image(where: object, voxels: np.ndarray, affine: np.ndarray) -> Volume
     return Volume(voxels, checked_affine(affine, where))
 
 
-def read_label(
-    path: str | os.PathLike, class_names: Sequence[str], *, shape: tuple[int, ...] | None = None
-) -> Volume:
-    """Reads a 3D label map as uint8 voxels [x, y, z]; `class_names` has a name per allowed value.
-
-    Raises InputError as `read_image` (except for equal voxels), for a value that is not a class,
-    and for another shape than the image's `shape` (checked before the voxels are read).
-    """
-    header, voxels = read_stored(Path(path), expected=shape)
-    voxels = _scaled(voxels, header)
-    low, high = _finite_range(path, voxels)
-    integral = voxels.dtype.kind != "f" or all((s == np.rint(s)).all() for s in _slabs(voxels))
-    if low < 0 or high >= len(class_names) or not integral:
-        names = ", ".join(f"{value} {name}" for value, name in enumerate(class_names))
-        values = np.unique(np.concatenate([np.unique(slab) for slab in _slabs(voxels)]))
-        more = f" and {len(values) - 12} more" if len(values) > 12 else ""
-        found = ", ".join(f"{value:g}" for value in values[:12]) + more
-        raise InputError(path, f"label values {names}", f"values {found}")
+def read_grid(path: str | os.PathLike) -> Volume:
+    """Returns the grid of an image, with voxels that take no memory; raises as `read_image`."""
+    header, shape = read_header(Path(path))
     affine = checked_affine(in_mm(header.get_best_affine(), header), path)
-    return Volume(voxels.astype(np.uint8, copy=False), affine)
+    return Volume(np.broadcast_to(np.uint8(0), shape), affine)
 
 
-def check_pair(image: Volume, label: Volume, where: object) -> None:
-    """Raises InputError unless an image and its label map have the same shape and corners."""
-    check_shape(label.voxels.shape, image.voxels.shape, where)
-    corners = np.stack(np.meshgrid(*((0, n - 1) for n in image.voxels.shape), [1]), -1)
-    apart = (corners.reshape(-1, 4) @ (image.affine - label.affine).T)[:, :3]
-    distance_mm = float(np.linalg.norm(apart, axis=1).max())
-    if distance_mm > SAME_GRID * min(spacing_mm(image.affine)):
-        grids = f"image {_grid_text(image.affine)}, label {_grid_text(label.affine)}"
-        found = f"corners up to {distance_mm:.4g} mm apart ({grids})"
-        raise InputError(where, "a label map with the image's affine", found)
+def read_label(
+    path: str | os.PathLike,
+    class_names: Sequence[str],
+    *,
+    image: Volume | None = None,
+    allow: Collection[str] = (),
+) -> Volume:
+    """Reads a 3D label map as uint8 voxels [x, y, z], on the grid of its image if one is given.
+
+    `class_names` has a name for each value, empty for those that are not allowed. Values within
+    `NEAR_WHOLE` of a whole number are taken as that. Raises InputError as `read_image` (except for
+    equal voxels) and `grids.on_grid`, and for other values. The shape is checked before the voxels
+    are read.
+    """
+    expected = None if image is None else image.voxels.shape
+    header, voxels = read_stored(Path(path), expected=expected)
+    voxels = _scaled(voxels, header)
+    _finite_range(path, voxels)
+    known = [value for value, name in enumerate(class_names) if name]
+    labels = np.empty(voxels.shape, np.uint8, order="F")
+    others: set[float] = set()
+    for source, target in zip(_slabs(voxels), _slabs(labels), strict=True):
+        whole = source if source.dtype.kind in "iu" else np.rint(source)
+        unfit = ~np.isin(whole, known, kind="sort")
+        if whole is not source:
+            unfit |= np.abs(source - whole) > NEAR_WHOLE
+        others.update(np.unique(source[unfit]).tolist())
+        with np.errstate(invalid="ignore"):
+            target[...] = whole
+    if others:
+        names = ", ".join(f"{value} {class_names[value]}" for value in known)
+        more = f" and {len(others) - 12} more" if len(others) > 12 else ""
+        found = ", ".join(f"{value:.6g}" for value in sorted(others)[:12]) + more
+        raise InputError(path, f"label values {names}", f"values {found}")
+    label = Volume(labels, in_mm(header.get_best_affine(), header))
+    if image is not None:
+        return on_grid(label, image, path, allow=allow)
+    return Volume(labels, checked_affine(label.affine, path))
 
 
 def write_on_grid(
@@ -171,12 +185,6 @@ def _finite_range(path: object, voxels: np.ndarray) -> tuple[float, float]:
         bad = sum(int(slab.size - np.isfinite(slab).sum()) for slab in _slabs(voxels))
         raise InputError(path, "finite voxels", f"{bad} NaN or infinite ones")
     return low, high
-
-
-def _grid_text(affine: np.ndarray) -> str:
-    origin = ", ".join(f"{v:g}" for v in affine[:3, 3])
-    spacing = " x ".join(f"{v:.4g}" for v in spacing_mm(affine))
-    return f"{axis_codes(affine)} {spacing} mm from {origin}"
 
 
 def _write(path: Path, voxels: np.ndarray, header: nib.Nifti1Header) -> None:

@@ -39,14 +39,15 @@ def read_stored(
     """Returns header and voxels [x, y, z] as stored: memory-mapped if uncompressed, else inflated.
 
     Raises InputError for a missing, damaged or truncated file, not NIfTI, not 3D; before anything
-    is inflated also not of the `expected` shape, or a large file compressed further than `ratio`.
+    is inflated also not of the `expected` shape, in any order of axes, or a large file compressed
+    further than `ratio`.
     """
     with _opened(path) as stream:
         header = _header(path, stream)
         shape, dtype = _shape(path, header), header.get_data_dtype()
         if dtype.kind not in "iuf":
             raise InputError(path, "integer or real voxels", f"voxels of type {dtype}")
-        if expected is not None:
+        if expected is not None and sorted(shape) != sorted(expected):
             check_shape(shape, expected, path)
         offset = header.get_data_offset()
         promised = offset + math.prod(shape) * dtype.itemsize

@@ -7,9 +7,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from ahnet_tf.evaluate import main
+from ahnet_tf.evaluate import main, score_cases
 from ahnet_tf.evaluation.pairing import pair_up
+from preprocessing.dicom.multiframe import read_dicom
 from preprocessing.errors import InputError, SettingsError
+from preprocessing.tasks import task_from_dict
+from tests.page_views import content_of
 
 
 def write(path, labels, affine=None):
@@ -132,7 +135,7 @@ def test_other_ways_of_naming(tmp_path):
     pairs, problems = pair_up([tmp_path / "predictions"], [tmp_path / "labelsTr"])
     assert problems == []
     assert [pair.prediction.name for pair in pairs] == ["liver_1.nii.gz", "liver_2.nii.gz"]
-    assert [pair.reference.parent.name for pair in pairs] == ["labelsTr", "labelsTr"]
+    assert [pair.reference.label_path.parent.name for pair in pairs] == ["labelsTr", "labelsTr"]
 
 
 def test_a_case_folder_pairs_by_its_name(tmp_path):
@@ -141,7 +144,8 @@ def test_a_case_folder_pairs_by_its_name(tmp_path):
     write(tmp_path / "predictions" / "case17.nii.gz", label_map(1))
     pairs, problems = pair_up([tmp_path / "predictions"], [tmp_path / "case17"])
     assert problems == []
-    assert [(pair.case_id, pair.reference.name) for pair in pairs] == [("case17", "label.nii.gz")]
+    (pair,) = pairs
+    assert (pair.case_id, pair.reference.label_path.name) == ("case17", "label.nii.gz")
 
 
 def test_what_can_not_be_paired(folders, tmp_path):
@@ -183,3 +187,120 @@ def test_tolerance_and_intervals(folders, tmp_path, capsys):
     assert "[0.857143, 1.000000]" in capsys.readouterr().out
     assert main([*options, str(tmp_path / "x"), "--tolerance-mm", "-1"]) == 1
     assert "--tolerance-mm" in capsys.readouterr().err
+
+
+class TestReferences:
+    """References are read as conversion reads them; predictions have the classes' values."""
+
+    IMAGE = np.arange(54).reshape(6, 3, 3)
+    PREDICTION = label_map(1, 2, 2, 1)
+
+    @pytest.fixture
+    def decathlon(self, tmp_path):
+        """A data set that calls tumours 1 and livers 2, and a perfect prediction."""
+        names = {"0": "background", "1": "tumour", "2": "liver"}
+        files = {"image": "imagesTr/x.nii.gz", "label": "labelsTr/x.nii.gz"}
+        write(tmp_path / "set" / files["image"], self.IMAGE)
+        write(tmp_path / "set" / files["label"], label_map(2, 1, 1, 2))
+        content = json.dumps({"labels": names, "training": [files]})
+        (tmp_path / "set" / "dataset.json").write_text(content)
+        write(tmp_path / "predictions" / "x.nii.gz", self.PREDICTION)
+        return tmp_path
+
+    def test_swapped_values(self, decathlon):
+        scores = score_cases(decathlon / "predictions", decathlon / "set")
+        assert scores.problems == []
+        assert scores.rows["x"]["liver_dice"] == 1
+        assert scores.rows["x"]["lesion_dice_per_case"] == 1
+
+    def test_the_page_shows_what_was_scored(self, decathlon):
+        page = decathlon / "page.html"
+        arguments = [str(decathlon / "predictions"), str(decathlon / "set"), "--report", str(page)]
+        assert main(arguments) == 0
+        text = page.read_text()
+        blocks = [
+            text.split(f'id="volume-0-{part}">')[1].split("<")[0]
+            for part in ("reference", "prediction")
+        ]
+        assert blocks[0] == blocks[1]
+
+    def test_labels_that_count_as_one_class(self, decathlon):
+        task = {"base": "ct_liver", "class_names": ["background", "liver"]}
+        task["label_classes"] = [["background", "background"], ["liver", "liver"]]
+        task["label_classes"].append(["tumor", "liver"])
+        write(decathlon / "predictions" / "x.nii.gz", label_map(1, 1, 1, 0))
+        (decathlon / "task.json").write_text(json.dumps(task))
+        arguments = [str(decathlon / "predictions"), str(decathlon / "set")]
+        output = decathlon / "scores"
+        arguments += ["--task", str(decathlon / "task.json"), "--output", str(output)]
+        assert main([*arguments, "--report", str(decathlon / "page.html")]) == 0
+        scores = json.loads((output / "scores.json").read_text())
+        # 3 of 3 + 4 voxels.
+        assert scores["cases"]["x"]["classes"]["liver"]["dice"] == pytest.approx(6 / 7)
+        assert scores["summary"]["liver_dice_global"]["value"] == pytest.approx(6 / 7)
+        content = content_of(decathlon / "page.html")
+        assert "1 case by class; classes liver." in content["subtitle"]
+        assert [name for name, _ in content["cases"][0]["facts"]] == ["liver Dice"]
+        # Of two files, the reference has the values of the task's labels.
+        write(decathlon / "truth.nii.gz", label_map(1, 2, 2, 1))
+        both = decathlon / "predictions" / "x.nii.gz", decathlon / "truth.nii.gz"
+        rows = score_cases(*both, task=str(decathlon / "task.json")).rows
+        assert rows["x"]["liver_dice"] == pytest.approx(6 / 7)
+
+    def test_a_task_of_three_organs(self, tmp_path, capsys):
+        organs = ["background", "liver", "spleen", "left kidney"]
+        task = task_from_dict({"base": "ct_liver", "class_names": organs})
+        for name, prediction, reference in (
+            ("a", (1, 2, 3, 3), (1, 2, 2, 3)),
+            ("b", (1, 1, 0, 0), (1, 0, 0, 0)),
+        ):
+            write(tmp_path / "predictions" / f"{name}.nii.gz", label_map(*prediction))
+            write(tmp_path / "references" / f"{name}.nii.gz", label_map(*reference))
+        scores = score_cases(tmp_path / "predictions", tmp_path / "references", task=task)
+        dice = [[scores.rows[case][f"{organ}_dice"] for organ in organs[1:]] for case in "ab"]
+        assert np.ravel(dice) == pytest.approx([1, 2 / 3, 2 / 3, 2 / 3, 1, 1])
+        assert scores.rows["b"]["liver_rvd"] == pytest.approx(-1 / 2)
+        assert scores.rows["b"]["liver_hd95_mm"] == pytest.approx(1)
+        assert np.isnan(scores.rows["b"]["spleen_hd95_mm"])
+        summary = scores.summary
+        assert summary["liver_dice_per_case"]["value"] == pytest.approx((1 + 2 / 3) / 2)
+        assert summary["liver_dice_global"]["value"] == pytest.approx(2 * 2 / (3 + 2))
+        assert summary["spleen_hd95_mm"]["undefined"] == 1
+        assert summary["spleen_voe"]["low"] == 0
+        assert summary["spleen_voe"]["high"] == pytest.approx(1 / 2)
+        (tmp_path / "task.json").write_text(json.dumps(task.to_dict()))
+        arguments = [str(tmp_path / "predictions"), str(tmp_path / "references")]
+        arguments += ["--task", str(tmp_path / "task.json")]
+        assert main([*arguments, "--report", str(tmp_path / "page.html")]) == 0
+        assert "left kidney surface Dice" in capsys.readouterr().out
+        assert content_of(tmp_path / "page.html")["order"] == [0, 1]
+
+    def test_masks_of_a_dicom_series(self, tmp_path, dicom):
+        frames = self.IMAGE.transpose(2, 1, 0).astype(np.uint16)
+        case = tmp_path / "cases" / "x"
+        dicom.ct_series(case / "PATIENT_DICOM", frames)
+        for name, value in (("liver", 1), ("livertumor01", 2)):
+            mask = (self.PREDICTION.transpose(2, 1, 0) >= value).astype(np.uint8)
+            dicom.ct_series(case / "MASKS_DICOM" / name, mask, RescaleIntercept=0)
+        affine = read_dicom(case / "PATIENT_DICOM").affine
+        write(tmp_path / "predictions" / "x.nii.gz", self.PREDICTION, affine)
+        scores = score_cases(tmp_path / "predictions", tmp_path / "cases")
+        assert scores.problems == []
+        assert scores.rows["x"]["lesion_dice_per_case"] == 1
+
+    def test_the_same_place_in_another_order(self, folders):
+        predictions, references = folders
+        turn = np.array([[0, -1.0, 0, 5], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
+        stored = label_map(1, 2, 2, 2)[::-1].transpose(2, 0, 1)
+        affine = np.diag([1.0, 2.0, 3.0, 1.0]) @ turn
+        before = score_cases(predictions, references).rows
+        write(predictions / "segmentation-0.nii.gz", stored, affine)
+        assert score_cases(predictions, references).rows == before
+
+    def test_a_lost_affine(self, folders, capsys):
+        arguments = list(map(str, folders))
+        write(folders[1] / "segmentation-0.nii.gz", label_map(1, 1, 2, 2), np.eye(4))
+        assert main(arguments) == 1
+        assert "With --allow label_geometry" in capsys.readouterr().err
+        assert main([*arguments, "--allow", "label_geometry"]) == 0
+        assert "volume-0" in capsys.readouterr().out

@@ -58,6 +58,62 @@ def records(phantom, tmp_path_factory):
     return output
 
 
+class TestLabelGeometry:
+    """101 slices, resampled from 2.5 to 5 mm: at the label map's own spacing they would become 51."""
+
+    AFFINE = np.diag([2.5, 2.5, 2.5, 1.0])
+    IMAGE = np.random.default_rng(0).integers(-900, 900, (20, 20, 101)).astype(np.int16)
+    LABEL = np.zeros(IMAGE.shape, np.uint8)
+    LABEL[5:15, 5:15, 40:60] = 1
+    LABEL[8:12, 8:12, 45:55] = 2
+
+    def write(self, folder, image_affine, label_affine, label=LABEL):
+        folder.mkdir()
+        image = nib.Nifti1Image(self.IMAGE, None)
+        image.header.set_sform(image_affine, 1)
+        image.header.set_xyzt_units("mm")
+        nib.save(image, folder / "volume-0.nii.gz")
+        nib.save(nib.Nifti1Image(label, label_affine), folder / "segmentation-0.nii.gz")
+        return folder
+
+    def converted(self, tmp_path, folder, *options):
+        label_of = []
+        for fraction in ("0", "1"):
+            output = tmp_path / f"records-{fraction}"
+            more = ["--task", "ct_liver_small", "--eval-fraction", fraction, "--allow-rejected"]
+            convert(output, folder, options=[*more, *options])
+            (case,) = manifest_of(output)["cases"]
+            label_of.append(case.get("label_voxels", case.get("reason")))
+        assert label_of[0] == label_of[1]
+        return label_of[0]
+
+    def test_spacing_one_float32_step_apart(self, tmp_path):
+        below = self.AFFINE.copy()
+        below[2, 2] = np.nextafter(np.float32(2.5), np.float32(0))
+        same = self.write(tmp_path / "same", below, below)
+        other = self.write(tmp_path / "other", below, self.AFFINE)
+        (tmp_path / "a").mkdir()
+        (tmp_path / "b").mkdir()
+        expected = self.converted(tmp_path / "a", same)
+        assert expected["tumour"] > 0
+        assert self.converted(tmp_path / "b", other) == expected
+
+    def test_a_lost_affine_needs_leave(self, tmp_path):
+        lost = self.write(tmp_path / "lost", self.AFFINE, np.eye(4))
+        assert "With --allow label_geometry" in self.converted(tmp_path, lost)
+        allowed = self.converted(tmp_path, lost, "--allow", "label_geometry", "--overwrite")
+        good = self.write(tmp_path / "good", self.AFFINE, self.AFFINE)
+        assert self.converted(tmp_path, good, "--overwrite") == allowed
+
+    def test_a_fault_in_a_patch_rejects_the_case(self, tmp_path, monkeypatch):
+        def fail(*_):
+            raise MemoryError
+
+        monkeypatch.setattr("preprocessing.records.case_conversion.encode_patch", fail)
+        good = self.write(tmp_path / "good", self.AFFINE, self.AFFINE)
+        assert "fits into memory" in self.converted(tmp_path, good)
+
+
 class TestRecords:
     def test_manifest_counts_every_case_and_matches_the_files(self, records):
         manifest = manifest_of(records)

@@ -227,6 +227,34 @@ class TestMasks:
         with pytest.raises(InputError, match=r"corners up to 2\.5 mm apart"):
             read_case_label(case, TASK)
 
+    def nifti_case(self, root, **masks):
+        """Writes a case with a NIfTI mask of each structure, as TotalSegmentator does."""
+        affine = np.diag([1.0, 1, 2, 1])
+        image = Volume(STORED.transpose(2, 1, 0).astype(np.int16), affine)
+        write_image(root / "ct.nii.gz", image)
+        for name, mask in masks.items():
+            volume = Volume(mask.transpose(2, 1, 0).astype(np.uint8), affine)
+            write_image(root / "segmentations" / f"{name}.nii.gz", volume)
+        return Case("x", root / "ct.nii.gz", root / "segmentations", "set"), image
+
+    def test_a_nifti_file_of_each_structure(self, tmp_path):
+        masks = {"spleen": 1 - LIVER, "tumor": 255 * TUMOUR, "liver": LIVER}
+        case, image = self.nifti_case(tmp_path, **masks)
+        label = read_case_label(case, TASK, image)
+        # The liver comes later by name, the tumour by the task.
+        assert np.array_equal(label.voxels, LABELS.transpose(2, 1, 0))
+        np.testing.assert_array_equal(label.affine, image.affine)
+        with pytest.raises(InputError, match="a mask for kidney, found liver, spleen, tumor"):
+            read_case_label(case, with_classes("background", "liver", "kidney"), image)
+
+    def test_nifti_masks_that_are_none(self, tmp_path):
+        case, image = self.nifti_case(tmp_path, liver=LABELS, tumor=TUMOUR)
+        with pytest.raises(InputError, match=r"segmentations/liver\.nii\.gz.*found values 2"):
+            read_case_label(case, TASK, image)
+        cut = Volume(image.voxels[:, :, 1:], image.affine)
+        with pytest.raises(InputError, match="image's shape"):
+            read_case_label(case, with_classes("background", "tumour"), cut)
+
 
 class TestDecathlon:
     def write(self, root, **content):
@@ -293,8 +321,25 @@ class TestDecathlon:
     def test_values_without_a_name(self, tmp_path):
         root = self.write(tmp_path, labels={"0": "background", "1": "liver", "3": "cancer"})
         case = find_cases([root], need_labels=True)[0]
-        with pytest.raises(InputError, match="value 2, which has no name"):
+        with pytest.raises(InputError, match=r"0 background, 1 liver, 3 cancer, found values 2$"):
             read_case_label(case, TASK)
+
+    def test_voxels_to_ignore(self, tmp_path):
+        names = {"background": 0, "liver": 1, "tumor": 2, "ignore": 3}
+        root = self.write(tmp_path, labels=names, training=None)
+        case = find_cases([root], need_labels=True)[0]
+        label = read_case_label(case, TASK)
+        assert np.array_equal(label.voxels, LABELS.transpose(2, 1, 0))
+        voxels = np.where(label.voxels == 2, 3, label.voxels)
+        write_image(case.label_path, Volume(voxels, label.affine))
+        with pytest.raises(
+            InputError,
+            match=r"no voxels of the label 3 ignore, found 24\. .*label_classes map ignore",
+        ):
+            read_case_label(case, TASK)
+        pairs = (*TUMOURS_ARE_LIVER, ("ignore", "background"))
+        task = with_classes("background", "liver", label_classes=pairs)
+        assert np.array_equal(read_case_label(case, task).voxels, voxels == 1)
 
     @pytest.mark.parametrize(
         "labels", [[], {}, {"0": "a", "zero": "b"}, {"0": "a", "300": "b"}, {"a": 0, "b": 0}, "x"]
