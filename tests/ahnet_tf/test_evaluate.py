@@ -240,7 +240,7 @@ class TestReferences:
         assert scores["summary"]["liver_dice_global"]["value"] == pytest.approx(6 / 7)
         content = content_of(decathlon / "page.html")
         assert "1 case by class; classes liver." in content["subtitle"]
-        assert [name for name, _ in content["cases"][0]["facts"]] == ["liver Dice"]
+        assert content["cases"][0]["facts"][0] == ["liver Dice", "0.8571"]
         # Of two files, the reference has the values of the task's labels.
         write(decathlon / "truth.nii.gz", label_map(1, 2, 2, 1))
         both = decathlon / "predictions" / "x.nii.gz", decathlon / "truth.nii.gz"

@@ -78,9 +78,10 @@ class TestLabelGeometry:
 
     def converted(self, tmp_path, folder, *options):
         label_of = []
-        for fraction in ("0", "1"):
-            output = tmp_path / f"records-{fraction}"
-            more = ["--task", "ct_liver_small", "--eval-fraction", fraction, "--allow-rejected"]
+        for split in ("train", "eval"):
+            output, splits = tmp_path / f"records-{split}", tmp_path / f"{split}.json"
+            splits.write_text(json.dumps({"train": [], "eval": []} | {split: ["volume-0"]}))
+            more = ["--task", "ct_liver_small", "--splits", str(splits)]
             convert(output, folder, options=[*more, *options])
             (case,) = manifest_of(output)["cases"]
             label_of.append(case.get("label_voxels", case.get("reason")))

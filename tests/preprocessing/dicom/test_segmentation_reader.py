@@ -1,11 +1,12 @@
 """DICOM SEG read as label maps on the grid of the image, whatever the order and number of frames."""
 
+import attrs
 import highdicom as hd
 import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.sr.coding import Code
-from pydicom.uid import JPEG2000Lossless, RLELossless
+from pydicom.uid import JPEGLSLossless
 
 from preprocessing.datasets.case import Case
 from preprocessing.datasets.reading import read_case_image, read_case_label
@@ -15,13 +16,14 @@ from preprocessing.tasks import PRESETS
 from preprocessing.volumes.geometry import Volume
 
 TASK = PRESETS["ct_liver"]
-STORED = np.random.default_rng(0).integers(0, 2000, (6, 9, 7)).astype(np.uint16)
-LABELS = np.zeros((7, 9, 6), np.uint8)
+# Codecs need 32 pixels.
+STORED = np.random.default_rng(0).integers(0, 2000, (6, 34, 32)).astype(np.uint16)
+LABELS = np.zeros((32, 34, 6), np.uint8)
 LABELS[1:6, 2:8, 1:5] = 1
 LABELS[2:4, 3:5, 2:4] = 2
 TURNED = {"ImageOrientationPatient": [0.8, 0.6, 0, -0.6, 0.8, 0]}
-KINDS = [("BINARY", None), ("FRACTIONAL", RLELossless), ("LABELMAP", None)]
-KINDS += [("LABELMAP", JPEG2000Lossless)]
+KINDS = [("BINARY", None), ("FRACTIONAL", None), ("LABELMAP", None)]
+KINDS += [("LABELMAP", JPEGLSLossless)]
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ def test_an_image_in_another_storage_order(case):
     """The image is NIfTI, flipped in x, with z first."""
     write(case)
     image = read_case_image(case)
-    turn = np.array([[0, -1.0, 0, 6], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
+    turn = np.array([[0, -1.0, 0, 31], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
     stored = image.voxels[::-1].transpose(2, 0, 1)
     label = read_case_label(case, TASK, Volume(stored, image.affine @ turn))
     assert np.array_equal(label.voxels, LABELS[::-1].transpose(2, 0, 1))
@@ -105,13 +107,19 @@ def unknown_segment(written):
     [
         ("BINARY", moved, "frames that are slices of the image"),
         ("BINARY", without_places, "expected a DICOM SEG|position, orientation"),
-        ("LABELMAP", unknown_segment, "a segment for tumour"),
+        ("LABELMAP", unknown_segment, "a segment for liver"),
     ],
 )
 def test_what_does_not_fit_is_refused(case, kind, edit, message):
     write(case, kind, edit=edit)
     with pytest.raises(InputError, match=message):
         read(case)
+
+
+def test_pixels_of_no_segment(case):
+    write(case, "LABELMAP", edit=unknown_segment)
+    with pytest.raises(InputError, match="pixels of its segments, found pixels of others"):
+        read(case, attrs.evolve(TASK, class_names=("background", "tumour")))
 
 
 def test_refusals_quote_no_header(case, dicom):
