@@ -106,7 +106,8 @@ def score_classes(
 ) -> ClassScores:
     """Scores one case class by class, with a name for each label value; otherwise as `score_case`."""
     prediction, reference = _cropped(prediction, reference)
-    classes, voxels = {}, {}
+    classes: dict[str, dict[str, float]] = {}
+    voxels: dict[str, int] = {}
     for value, name in enumerate(class_names[1:], start=1):
         masks = prediction == value, reference == value
         classes[name] = mask_measures(*masks, spacing_mm, tolerance_mm)
