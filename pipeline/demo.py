@@ -17,8 +17,8 @@ from pipeline.local.preflight import only_run_in
 from pipeline.stages import Stages
 from preprocessing.cli import make_parser, run_command
 from preprocessing.datasets.case import Case
+from preprocessing.datasets.dataset_json import DATASET_FILE
 from preprocessing.datasets.discovery import find_cases
-from preprocessing.datasets.pairing import DATASET_FILE
 from preprocessing.datasets.reading import read_case_image, read_case_label
 from preprocessing.errors import InputError
 from preprocessing.files import write_json

@@ -16,6 +16,8 @@ from attrs import evolve
 from pipeline.demo import clear, hold_one_out, main
 from pipeline.local.preflight import only_run_in
 from pipeline.stages import Stages
+from preprocessing.datasets.discovery import find_cases
+from preprocessing.datasets.reading import read_case_label
 from preprocessing.errors import InputError, PipelineError
 from preprocessing.files import write_json
 from preprocessing.phantom.dataset import write_cases
@@ -129,6 +131,31 @@ def test_one_case_is_kept_from_training(own_cases, tmp_path):
     assert len(seen) == 4
     assert len(unseen) == 2
     assert not seen & unseen
+
+
+def test_names_of_labels_are_kept(tmp_path):
+    """A Decathlon set, whose images and label maps have the same names, with swapped values."""
+    write_cases(tmp_path / "phantom", 3, 3)
+    names = {"0": "background", "1": "tumour", "2": "liver"}
+    training = []
+    for number in range(3):
+        pair = {"image": f"imagesTr/{number}.nii.gz", "label": f"labelsTr/{number}.nii.gz"}
+        for path, kind in zip(pair.values(), ("volume", "segmentation"), strict=True):
+            image = nibabel.load(tmp_path / "phantom" / f"{kind}-{number}.nii.gz")
+            voxels = np.asarray(image.dataobj)
+            if kind == "segmentation":
+                voxels = np.array([0, 2, 1], np.uint8)[voxels]
+            (tmp_path / "set" / path).parent.mkdir(parents=True, exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(voxels, image.affine), tmp_path / "set" / path)
+        training.append(pair)
+    write_json(tmp_path / "set" / "dataset.json", {"labels": names, "training": training})
+    task = load_task("ct_liver")
+    hold_one_out([str(tmp_path / "set")], task, tmp_path / "data", tmp_path / "unseen")
+    cases = find_cases([tmp_path / "data", tmp_path / "unseen"], need_labels=True)
+    assert [case.case_id for case in cases] == ["0", "1", "2"]
+    for case in cases:
+        true = nibabel.load(tmp_path / "phantom" / f"segmentation-{case.case_id}.nii.gz")
+        assert np.array_equal(read_case_label(case, task).voxels, np.asarray(true.dataobj))
 
 
 def test_one_case_alone_is_refused(tmp_path):
