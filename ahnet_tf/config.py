@@ -8,20 +8,21 @@ import attrs
 
 from preprocessing.errors import SettingsError
 from preprocessing.settings import (
-    LARGEST_SEED,
+    SEED,
+    SWITCH,
+    WINDOW,
     Requirement,
     fraction,
     is_number,
     is_whole,
     number,
     one_of,
-    switch,
     whole,
-    window,
 )
 
 _BELOW_ONE = Requirement("a fraction from 0 to below 1", lambda v: is_number(v) and 0 <= v < 1)
 
+_LEVELS = (0, *range(2, 7))
 _ODD = Requirement("an odd number of at least 1", lambda v: is_whole(v) and v >= 1 and v % 2 == 1)
 
 
@@ -58,7 +59,7 @@ class ModelConfig:
     classes: int = _setting(3, whole(1))
     channels: int = _setting(1, whole(1))
     slices: int = _setting(3, _ODD)
-    intensity_window: tuple[float, float] = _setting((-200.0, 250.0), window())
+    intensity_window: tuple[float, float] = _setting((-200.0, 250.0), WINDOW)
     activation: str = _setting("softmax", one_of("softmax", "sigmoid"))
     width: float = _setting(
         1.0, Requirement("a finite factor above 0", lambda v: is_number(v) and v > 0)
@@ -73,13 +74,10 @@ class ModelConfig:
     growth: int = _setting(20, whole(1))
     dense_layers: int = _setting(3, whole(1))
     pvp_levels: int = _setting(4, whole(0))
-    pvp_border: bool = _setting(False, switch())
+    pvp_border: bool = _setting(False, SWITCH)
     # At most six levels: inputs are padded to multiples of 32, one voxel of the sixth.
     unet_levels: int = _setting(
-        0,
-        Requirement(
-            "0, or a whole number from 2 to 6", lambda v: is_whole(v) and v in (0, *range(2, 7))
-        ),
+        0, Requirement("0, or a whole number from 2 to 6", lambda v: is_whole(v) and v in _LEVELS)
     )
     upsampling: str = _setting("trilinear", one_of("trilinear", "transpose"))
     norm: str = _setting("batch", one_of("batch", "sync_batch", "group"))
@@ -200,13 +198,13 @@ class TrainingConfig(AugmentationConfig):
     weight_decay: float = _setting(0.0, number(0))
     ema_momentum: float = _setting(0.0, _BELOW_ONE)
     precision: str = _setting("float32", one_of("float32", "mixed_bfloat16", "mixed_float16"))
-    seed: int = _setting(0, whole(0, LARGEST_SEED))
-    deterministic: bool = _setting(False, switch())
+    seed: int = _setting(0, SEED)
+    deterministic: bool = _setting(False, SWITCH)
     replicas: int = _setting(0, whole(0))
     evaluate_every: int = _setting(1000, whole(0))
     checkpoint_every: int = _setting(500, whole(1))
     log_every: int = _setting(10, whole(1))
-    jit_compile: bool = _setting(False, switch())
+    jit_compile: bool = _setting(False, SWITCH)
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import ctypes
 import errno
+import itertools
 import json
 import math
 import os
@@ -91,12 +92,9 @@ def _temporaries(folder: Path, name: str | None = None) -> list[Path]:
 
 def _exchanged(first: Path, second: Path) -> bool:
     """Exchanges two paths in one step; returns False, and does nothing, where that can't be done."""
-    try:
-        renameat2 = ctypes.CDLL(None).renameat2
-    except (OSError, AttributeError):
-        return False
-    names = (os.fsencode(first), os.fsencode(second))
-    return renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    names = (_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second))
+    return renameat2 is not None and renameat2(*names, _RENAME_EXCHANGE) == 0
 
 
 def input_state(
@@ -108,15 +106,16 @@ def input_state(
     copied data set counts as the same. The other arguments are those of folders around the path.
     """
     name, linked = f"{name}/{path.name}", linked or path.is_symlink()
-    if path.is_dir():
-        place = path.resolve()
-        # A link to a folder around it would never end.
-        children = [] if place in above else sorted(path.iterdir())
-        states = (input_state(child, name, linked, (*above, place)) for child in children)
-        return [state for inside in states for state in inside]
-    if not path.exists():
+    try:
+        if path.is_dir():
+            place = path.resolve()
+            # A link to a folder around it would never end.
+            children = [] if place in above else sorted(path.iterdir())
+            states = (input_state(child, name, linked, (*above, place)) for child in children)
+            return list(itertools.chain.from_iterable(states))
+        status = path.stat()
+    except OSError:  # Missing or not readable, which is for its reader to tell.
         return [(name, -1, -1, 0)]
-    status = path.stat()
     return [(name, status.st_size, status.st_mtime_ns, status.st_ino if linked else 0)]
 
 

@@ -28,8 +28,6 @@ _JSON_NAMES = {
     bool: "true or false",
 }
 _CONVERTER = cattrs.Converter(detailed_validation=False)
-# The seeds that TensorFlow and NumPy take have 32 bits.
-LARGEST_SEED = 2**32 - 1
 
 
 @attrs.frozen
@@ -74,25 +72,20 @@ def whole(least: int, most: int | None = None) -> Requirement:
     )
 
 
+# The seeds that TensorFlow and NumPy take have 32 bits.
+SEED = whole(0, 2**32 - 1)
+SWITCH = Requirement("true or false", lambda value: isinstance(value, bool))
+WINDOW = Requirement(
+    "two finite numbers, low < high",
+    lambda ends: len(ends) == 2 and all(map(is_number, ends)) and ends[0] < ends[1],
+)
+
+
 def check_seed(seed: Any, where: str = "--seed") -> int:
     """Returns a seed; raises SettingsError unless TensorFlow and NumPy take it."""
-    requirement = whole(0, LARGEST_SEED)
-    if not requirement.holds(seed):
-        raise requirement.error(where, seed)
+    if not SEED.holds(seed):
+        raise SEED.error(where, seed)
     return seed
-
-
-def switch() -> Requirement:
-    """Returns the requirement of true or false."""
-    return Requirement("true or false", lambda value: isinstance(value, bool))
-
-
-def window() -> Requirement:
-    """Returns the requirement of a window of intensities."""
-    return Requirement(
-        "two finite numbers, low < high",
-        lambda ends: len(ends) == 2 and all(map(is_number, ends)) and ends[0] < ends[1],
-    )
 
 
 def number(least: float) -> Requirement:

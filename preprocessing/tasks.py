@@ -49,7 +49,7 @@ class Task:
             lambda names: 2 <= len(names) == len(set(names)),
         )
     )
-    intensity_window: tuple[float, float] = attrs.field(validator=settings.window())
+    intensity_window: tuple[float, float] = attrs.field(validator=settings.WINDOW)
     image_dtype: str = attrs.field(default="int16", validator=settings.one_of("int16", "uint16"))
     outside_value: int = attrs.field(
         default=-1024, validator=settings.Requirement("a whole number", settings.is_whole)

@@ -127,21 +127,16 @@ def evaluation_dataset(
     @tf.autograph.experimental.do_not_convert
     def prepare(serialized: tf.Tensor, counts: tf.Tensor) -> dict[str, tf.Tensor]:
         example = parse_example(serialized, task)
-        heat_map = {name: example[name] for name in (HEAT_MAP,) if name in example}
-        return (
-            heat_map
-            | {
-                "image": tf.cast(example["image"], tf.float32),
-                "label": example["label"],
-                "weight": example["weight"] * counts,
-                "case_id": example[CASE_ID],
-                "spacing_mm": tf.stack([example[f"spacing_{axis}_mm"] for axis in "xyz"]),
-            }
-            | {
-                f"{name}_zyx": tf.stack([example[f"{name}_{axis}"] for axis in "zyx"])
-                for name in ("origin", "valid", "volume")
-            }
-        )
+        arrays = {name: example[name] for name in (HEAT_MAP,) if name in example}
+        for name in ("origin", "valid", "volume"):
+            arrays[f"{name}_zyx"] = tf.stack([example[f"{name}_{axis}"] for axis in "zyx"])
+        return arrays | {
+            "image": tf.cast(example["image"], tf.float32),
+            "label": example["label"],
+            "weight": example["weight"] * counts,
+            "case_id": example[CASE_ID],
+            "spacing_mm": tf.stack([example[f"spacing_{axis}_mm"] for axis in "xyz"]),
+        }
 
     dataset = read_files(files).batch(batch_size).map(own_rows).unbatch()
     dataset = dataset.map(prepare, num_parallel_calls=2, deterministic=True)

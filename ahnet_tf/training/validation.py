@@ -155,8 +155,8 @@ def make_evaluation(
     def replica_counts(batch: Batch) -> Batch:
         logits = model(batch["image"], training=False)
         if detecting:
-            probabilities = class_probabilities(logits, model_config.activation)
-            batch = batch | {"probability": probabilities[..., 1]}
+            lesion = class_probabilities(logits, model_config.activation)[..., 1]
+            batch = batch | {"probability": lesion}
         predicted = predicted_classes(logits, model_config)
         counts = tile_counts(batch["label"], predicted, batch["weight"], model_config.class_count)
         prediction = tf.cast(predicted, tf.uint8) * tf.cast(batch["weight"], tf.uint8)
@@ -178,9 +178,7 @@ def make_evaluation(
     tiles = strategy.distribute_datasets_from_function(tiles_of)
 
     def evaluate() -> tuple[CaseDice, dict[str, np.ndarray]]:
-        found = CaseDice(class_labels(task))
-        if detecting:
-            found.detections = VolumeDetections()
+        found = CaseDice(class_labels(task), detections=VolumeDetections() if detecting else None)
         shown: dict[str, np.ndarray] = {}
         most = [-1]
         for batch in tqdm(tiles, "evaluating", unit="batch", leave=False, disable=not progress):

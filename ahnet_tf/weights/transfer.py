@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -104,13 +105,11 @@ def transfer_weights(source: tf.keras.Model, target: tf.keras.Model) -> Transfer
     classes = (source.output_shape[-1], target.output_shape[-1])
     if given.keys() != wanted.keys():
         return None
-    fitting = {name for name in wanted if given[name].shape == wanted[name].shape}
-    for name in wanted.keys() - fitting:
-        pairs = zip(given[name].shape, wanted[name].shape, strict=False)
-        if len(given[name].shape) != len(wanted[name].shape) or any(
-            pair != classes and pair[0] != pair[1] for pair in pairs
-        ):
-            return None
+    shapes = {name: (given[name].shape, wanted[name].shape) for name in wanted}
+    sizes = (pair for both in shapes.values() for pair in itertools.zip_longest(*both))
+    if any(pair[0] != pair[1] and pair != classes for pair in sizes):
+        return None
+    fitting = [name for name, both in shapes.items() if both[0] == both[1]]
     for name in fitting:
         wanted[name].assign(given[name])
     return TransferReport.of(target, fitting)

@@ -10,6 +10,8 @@ import pytest
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
+from ahnet_tf.inference.ensemble import mean_predictor
+from ahnet_tf.inference.predictor import open_predictor
 from ahnet_tf.training.detection_score import FROC, VolumeDetections, lesion_boxes
 from ahnet_tf.training.logs import read_history
 from ahnet_tf.training.run_folder import keep_best
@@ -199,14 +201,15 @@ def test_a_network_of_heat_maps_is_chosen_by_froc(run):
 
 
 def test_a_network_with_one_output_predicts_two_classes(run):
-    from ahnet_tf.inference.predictor import open_predictor
-
     network, config = load_network(run[0])
     assert config == MODEL
     image = next(patches(9)).image_zyx[None, ..., None].astype(np.float32)
     logits = network(image).numpy()
     assert logits.shape[-1] == 1
-    found = open_predictor(run[0]).predict(image)
+    predictor = open_predictor(run[0])
+    found = predictor.predict(image)
     lesion = 1 / (1 + np.exp(-logits))
     np.testing.assert_allclose(found, np.concatenate([1 - lesion, lesion], -1), atol=1e-5)
+    both = mean_predictor([predictor, predictor], "ab").predict(image)
+    np.testing.assert_allclose(both, found, atol=1e-6)
     assert attrs.evolve(MODEL, classes=2).class_count == MODEL.class_count == 2

@@ -211,7 +211,7 @@ def test_a_network_with_one_output_is_exported_for_two_classes(tmp_path):
     lesion = 1 / (1 + np.exp(-network(image).numpy()))
     expected = np.concatenate([1 - lesion, lesion], -1)
     np.testing.assert_allclose(open_predictor(exact).predict(image), expected, atol=1e-5)
-    np.testing.assert_allclose(open_predictor(folder).predict(image), expected, atol=0.05)
+    assert np.abs(open_predictor(folder).predict(image) - expected).mean() < 0.01
     model = load_model(exact, 2)
     labels = outputs_of(model, "segment", image=image)["label"]
     np.testing.assert_array_equal(labels, expected[..., 1] > 0.5)
