@@ -28,7 +28,7 @@ _SCORE = score_names().index("sensitivity_mean_volumes_with_boxes")
 class VolumeDetections:
     """Detects the lesions of each volume once its tiles are complete, and matches them with its own."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.volumes: dict[str, ScoredVolume] = {}  # complete ones, by case id
         # Heat map and label map [z, y, x] of others, by case id, and the voxels they still lack.
         self._maps: dict[str, tuple[np.ndarray, np.ndarray]] = {}
