@@ -106,7 +106,7 @@ def _slabs_apart(
     Slabs with successive values belong together until one overlaps another. Where that is unclear,
     as not all of these runs overlap, each slab is on its own.
     """
-    unclear: tuple[str, list[list[int]]] | None = None
+    found: list[tuple[bool, int, str, list]] = []
     for keyword, slabs in sorted(_by_value(group, facts, places), key=lambda each: len(each[1])):
         if not any(_overlap(one, after) for one, after in pairwise(sorted(slabs))):
             continue
@@ -116,15 +116,15 @@ def _slabs_apart(
                 runs.append([])
             runs[-1].append(slab)
         pairs = combinations(runs, 2)
-        if all(any(_overlap(a, b) for a in one for b in other) for one, other in pairs):
-            parts = [sorted(i for *_, own in run for i in own) for run in runs]
-            names += [keyword] * (keyword not in names)
-            return [one for part in parts for one in _slabs_apart(part, facts, places, names)]
-        unclear = unclear or (keyword, [own for *_, own in slabs])
-    if unclear is None:
+        clear = all(any(_overlap(a, b) for a in one for b in other) for one, other in pairs)
+        parts = runs if clear else [[slab] for slab in slabs]
+        found.append((not clear, len(found), keyword, parts))
+    if not found:
         return [group]
-    names += [unclear[0]] * (unclear[0] not in names)
-    return unclear[1]
+    *_, keyword, parts = min(found)
+    names += [keyword] * (keyword not in names)
+    members = [sorted(i for *_, own in part for i in own) for part in parts]
+    return [one for part in members for one in _slabs_apart(part, facts, places, names)]
 
 
 def _by_value(

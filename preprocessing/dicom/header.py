@@ -52,14 +52,13 @@ _TAGS = (
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
 
-# Objects without an image of the patient, by the branch of their SOP class and by Modality:
-# waveforms, presentation states, parametric maps, segmentations and registrations, surfaces,
-# reports, documents, radiotherapy. pydicom knows most, but not the latest.
-_STORAGE = "1.2.840.10008.5.1.4.1.1."
-_NO_IMAGE_BRANCHES = frozenset(["9", "11", "30", "66", "67", "68", "88", "104", "481"])
+# Objects without an image of the patient, by SOP class and by Modality: waveforms, presentation
+# states, parametric maps, segmentations and registrations, surfaces, reports, documents,
+# radiotherapy. pydicom knows most, but not the latest.
+_NO_IMAGE_CLASS = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.(9|11|30|6[678]|88|104|481)(\.|$)")
 _NO_IMAGE = frozenset(["SEG", "PR", "SR", "KO", "DOC", "REG", "FID", "PLAN"])
-# Images that are no slices: by the branch of their SOP class, and by words in ImageType.
-_SECONDARY_CAPTURE = "7"
+# Images that are no slices, by SOP class and by words in ImageType.
+_SECONDARY_CAPTURE = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.7(\.|$)")
 _ASIDE = {
     "localizer": frozenset(["LOCALIZER", "SCOUT", "TOPOGRAM", "TOP", "SURVEY", "SCANOGRAM"]),
     "screen": frozenset(["SCREEN", "SCREENSHOT", "DOSE", "PROT", "PROTOCOL", "REPORT"]),
@@ -143,12 +142,13 @@ def has_image(header: Dataset) -> bool:
     reported rather than ignored.
     """
     kind, modality = sop_class(header), text(header, "Modality").upper()
-    branch = _branch(kind)
-    if branch == _SECONDARY_CAPTURE:
+    if _SECONDARY_CAPTURE.match(kind):
         return text(header, "ImagePositionPatient") != ""
+    if _NO_IMAGE_CLASS.match(kind):
+        return False
     if kind.name != kind:
-        return "Image Storage" in kind.name and branch not in _NO_IMAGE_BRANCHES
-    if branch in _NO_IMAGE_BRANCHES or modality in _NO_IMAGE or modality.startswith("RT"):
+        return "Image Storage" in kind.name
+    if modality in _NO_IMAGE or modality.startswith("RT"):
         return False
     if kind.is_valid and kind.is_private:
         return "Rows" in header or header.pixel_bytes != 0
@@ -157,7 +157,7 @@ def has_image(header: Dataset) -> bool:
 
 def aside(header: Dataset) -> str:
     """Returns "localizer", "screen" (text, colours), "secondary_capture", or nothing for a slice."""
-    if _branch(sop_class(header)) == _SECONDARY_CAPTURE:
+    if _SECONDARY_CAPTURE.match(sop_class(header)):
         return "secondary_capture"
     if text(header, "PhotometricInterpretation").startswith(("RGB", "YBR")):
         return "screen"
@@ -274,11 +274,6 @@ def functional_groups(header: Dataset, frame: int, group: str, where: object) ->
         if inner is not None:
             yield inner
     yield header
-
-
-def _branch(kind: str) -> str:
-    """Returns the number of a SOP class below `_STORAGE`, up to the next dot."""
-    return kind.removeprefix(_STORAGE).partition(".")[0]
 
 
 def _transfer_syntax(header: Dataset, where: object) -> uid.UID:
