@@ -75,8 +75,9 @@ def paired(
     for folder in {path.parent for path in (*files, *dicom)}:
         words = _words(folder.name)
         roles_in[folder.parent].add((_role(words), _split(words)))
-    known = [_classified(path, roles_in) for path in files]
-    known += _classified_dicom(files, dicom, roles_in)
+    # Series first: the files in their folders are part of them.
+    known = _classified_dicom(files, dicom, roles_in)
+    known += [_classified(path, roles_in) for path in files]
     groups: dict[tuple[Path, str], list[_File]] = defaultdict(list)
     for file in known:
         groups[file.group].append(file)
