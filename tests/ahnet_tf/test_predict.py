@@ -172,6 +172,8 @@ def test_command_on_a_folder(threshold_model, tissues, tmp_path, capsys):
     assert "volume-5.nii.gz" in line
     assert "1 of 3 cases failed" in printed.err
     assert "volume-3" in printed.out
+    passed = f"{cases}/segmentation-3.nii.gz: a label map, not an image"
+    assert f"passed over: {passed}" in printed.err.splitlines()
 
     written = nib.load(output / "segmentation-3.nii.gz")
     np.testing.assert_array_equal(np.asarray(written.dataobj), tissues(voxels))
@@ -192,6 +194,7 @@ def test_command_on_a_folder(threshold_model, tissues, tmp_path, capsys):
     states = {case["case_id"]: case["status"] for case in record["cases"]}
     assert states == {"volume-3": "predicted", "volume-4": "predicted", "volume-5": "failed"}
     assert record["settings"]["overlap"] == 0.25
+    assert record["passed_over"] == [passed]
     (model,) = record["models"]
     assert model["settings"]["task"]["name"] == "threshold"
     assert len(model["sha256"]) == 64

@@ -1,6 +1,7 @@
 """The whole Beam job: what is written, that it is always the same, and how it handles bad input."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -291,6 +292,16 @@ class TestBadInput:
                 assert word in line
         assert expected == {}
         assert len(records_of(tmp_path / "out", "train")) == 4
+
+    def test_what_is_no_case_is_in_the_manifest(self, tmp_path, capsys):
+        data = tmp_path / "data"
+        data.mkdir()
+        for name in ("volume-1.nii", "test-volume-1.nii", os.fsdecode(b"volume-\xff.nii")):
+            (data / name).touch()
+        assert convert(tmp_path / "out", data) == 1
+        assert "passed over 1 files or folders, see the manifest" in capsys.readouterr().err
+        reason = f"{data}/test-volume-1.nii: a test image without a label map"
+        assert manifest_of(tmp_path / "out")["passed_over"] == [reason]
 
     def test_without_a_valid_case_only_the_manifest_is_written(self, tmp_path, capsys):
         data = tmp_path / "data"

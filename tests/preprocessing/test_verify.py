@@ -145,6 +145,26 @@ def test_command(mixed, tmp_path, capsys):
     assert "no such file" in capsys.readouterr().err
 
 
+def test_what_is_no_case_is_listed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    folder, output = tmp_path / "set", tmp_path / "verify.json"
+    for path in ("test-volume-1.nii", "a/volume-1.nii", "b/volume-1.nii"):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).touch()
+    assert main([str(folder), "--output", str(output)]) == 1
+    printed = capsys.readouterr().out.splitlines()
+    report = json.loads(output.read_text())
+    assert report["passed_over"] == [
+        f"{folder}/test-volume-1.nii: a test image without a label map"
+    ]
+    assert report["renamed"] == [
+        f"{folder}/{name}/volume-1.nii: case volume-1 renamed to {name}_volume-1" for name in "ab"
+    ]
+    for kind in ("passed over", "renamed"):
+        for line in report[kind.replace(" ", "_")]:
+            assert f"{kind}: {line}" in printed
+
+
 @pytest.mark.parametrize("columns", [40, 79, 200])
 def test_summary_fits_the_terminal(mixed, columns):
     sound = mixed.parent / f"sound{columns}"

@@ -53,7 +53,8 @@ def test_resume_predicts_what_is_missing_changed_or_failed(threshold_model, tmp_
     assert os.path.samestat(predicted[0].stat(), before)
     assert nib.load(predicted[2]).shape == (5, 5, 4)
     assert states(output) == dict.fromkeys([f"volume-{n}" for n in range(4)], "predicted")
-    # Nothing is left to do; other settings would mix predictions.
+    # Nothing is left to do; other settings would mix predictions, other files do not.
+    (cases / "segmentation-0.nii").touch()
     assert main([*options, "--resume"]) == 0
     assert capsys.readouterr().out == ""
     assert main([*options, "--resume", "--overlap", "0.5"]) == 1
