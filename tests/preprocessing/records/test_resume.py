@@ -10,12 +10,17 @@ import sys
 import time
 from pathlib import Path
 
+import attrs
+import numpy as np
 import pytest
 
 from preprocessing.convert import main
+from preprocessing.datasets.discovery import find_cases
 from preprocessing.phantom.ct import PhantomSettings
 from preprocessing.phantom.dataset import write_cases
+from preprocessing.records.case_conversion import ConversionSettings, ConvertCase
 from preprocessing.records.output_folder import partial_folder
+from preprocessing.tasks import PRESETS
 
 ROOT = Path(__file__).resolve().parents[3]
 CASES = 10
@@ -159,6 +164,48 @@ def test_resume_redoes_cases_with_damaged_records_or_changed_inputs(killed, whol
     assert ("were finished already" in error) == bool(left)
     assert not left or f"{left} of {CASES} cases were finished already" in error
     assert tree(killed / "out") == whole
+
+
+def test_resume_sees_edited_masks_and_other_files_behind_links(tmp_path, dicom):
+    """Masks as in 3D-IRCADb, in folders of a folder, one of them stored elsewhere."""
+    shape = (4, 24, 20)
+    case, stored = tmp_path / "data" / "3Dircadb1.1", tmp_path / "stored"
+    voxels = np.random.default_rng(0).integers(900, 1200, shape).astype(np.int16)
+    dicom.ct_series(case / "PATIENT_DICOM", voxels)
+    liver = np.zeros(shape, np.int16)
+    liver[:, 4:20, 4:16] = 255
+    dicom.ct_series(case / "MASKS_DICOM" / "liver", liver, RescaleIntercept=0)
+    for name, column in (("first", 6), ("second", 9)):
+        tumour = np.where(np.arange(20) == column, liver, 0).astype(np.int16)
+        dicom.ct_series(stored / name, tumour, RescaleIntercept=0)
+        for path in stored.rglob("*"):
+            os.utime(path, (1, 1))
+    link = case / "MASKS_DICOM" / "livertumor"
+    link.symlink_to(stored / "first")
+    (found,) = find_cases([tmp_path / "data"], need_labels=True)
+    task = attrs.evolve(PRESETS["ct_liver"], patch_shape_zyx=(4, 16, 16))
+    for name in ("train", "outcomes"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+    transform = ConvertCase(ConversionSettings(task), str(tmp_path / "out"))
+    outcome = tmp_path / "out" / "outcomes" / f"{found.case_id}.json"
+
+    def converts():
+        before = outcome.stat().st_mtime_ns if outcome.exists() else None
+        assert list(transform.process((found, "train"))) == [found.case_id]
+        entry = json.loads(outcome.read_text())["entry"]
+        assert entry["status"] == "converted", entry["reason"]
+        return outcome.stat().st_mtime_ns != before
+
+    assert converts()
+    assert not converts()
+    os.utime(next((case / "MASKS_DICOM" / "liver").iterdir()), (2, 2))
+    assert converts()
+    assert not converts()
+    # The same names, sizes and times.
+    link.unlink()
+    link.symlink_to(stored / "second")
+    assert converts()
+    assert not converts()
 
 
 def test_resume_without_an_earlier_run_is_a_run(data, whole, tmp_path, capsys):
