@@ -10,6 +10,7 @@ from skimage.morphology import local_maxima
 
 from preprocessing.datasets.detection_table import Detection
 from preprocessing.errors import SettingsError
+from preprocessing.settings import is_number, is_whole
 
 # Largest distance of a box's sides from its peak; bounds the work if scores are similar everywhere.
 REACH_MM = 40.0
@@ -29,11 +30,11 @@ class DetectionSettings:
     minimum_distance_mm: float = 10.0
 
     def __post_init__(self):
-        if not 0 < self.threshold <= 1:
+        if not is_number(self.threshold) or not 0 < self.threshold <= 1:
             raise SettingsError("threshold", "above 0 and up to 1", self.threshold)
-        if self.most < 1:
-            raise SettingsError("most lesions", "at least 1", self.most)
-        if not self.minimum_distance_mm >= 0:
+        if not is_whole(self.most) or self.most < 1:
+            raise SettingsError("most lesions", "a whole number of at least 1", self.most)
+        if not is_number(self.minimum_distance_mm) or self.minimum_distance_mm < 0:
             raise SettingsError("minimum distance", "0 mm or more", self.minimum_distance_mm)
 
 

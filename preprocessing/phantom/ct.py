@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from preprocessing.errors import SettingsError
+from preprocessing.settings import is_number, is_whole
 from preprocessing.volumes.geometry import Volume
 
 AIR_HU = -1000.0
@@ -47,10 +48,10 @@ class PhantomSettings:
 def check_settings(settings: dict[str, Any], lesions: str, *, smallest: int) -> None:
     """Raises SettingsError unless a phantom's shape, spacing and numbers of lesions are possible."""
     shape_xyz, spacing_mm = settings["shape_xyz"], settings["spacing_mm"]
-    if len(shape_xyz) != 3 or min(shape_xyz) < smallest:
+    if len(shape_xyz) != 3 or not all(is_whole(n) and n >= smallest for n in shape_xyz):
         expected = f"a shape of at least {smallest} voxels per axis"
         raise SettingsError("phantom", expected, shape_xyz)
-    if len(spacing_mm) != 3 or not min(spacing_mm) > 0:
+    if len(spacing_mm) != 3 or not all(is_number(step) and step > 0 for step in spacing_mm):
         raise SettingsError("phantom", "a positive spacing in mm", spacing_mm)
     numbers = (settings[f"fewest_{lesions}"], settings[f"most_{lesions}"])
     if not 0 <= numbers[0] <= numbers[1]:

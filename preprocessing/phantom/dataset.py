@@ -13,7 +13,7 @@ from preprocessing.datasets import bcs_dbt
 from preprocessing.errors import SettingsError
 from preprocessing.files import write_json
 from preprocessing.phantom import ct, dbt
-from preprocessing.settings import check_seed
+from preprocessing.settings import SEED
 from preprocessing.volumes.nifti import write_image
 
 
@@ -36,9 +36,9 @@ def write_cases(
     """
     settings = settings or ct.PhantomSettings()
     output = Path(output)
-    check_seed(seed)
-    if count < 1 or first < 0:
-        raise SettingsError("phantom", "cases >= 1, first >= 0", (count, first))
+    if count < 1 or first < 0 or not SEED.holds(seed):
+        expected = f"cases >= 1, first >= 0, and as the seed {SEED.expected}"
+        raise SettingsError("phantom", expected, (count, first, seed))
     numbers = range(first, first + count)
     patterns = ["volume-{}.nii.gz", "segmentation-{}.nii.gz", "PHANTOM-{:05d}_*.nii.gz"]
     patterns = patterns[2:] if isinstance(settings, dbt.DBTSettings) else patterns[:2]

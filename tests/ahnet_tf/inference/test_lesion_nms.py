@@ -136,7 +136,12 @@ def test_written_detections_are_read_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"threshold": 0}, {"threshold": 1.1}, {"most": 0}, {"minimum_distance_mm": -1}]
+    "wrong",
+    [
+        *({"threshold": value} for value in (0, 1.1, True, float("nan"))),
+        *({"most": value} for value in (0, 2.5, True)),
+        *({"minimum_distance_mm": value} for value in (-1, float("inf"), float("nan"))),
+    ],
 )
 def test_settings_out_of_range(wrong):
     with pytest.raises(SettingsError, match=next(iter(wrong)).partition("_")[0]):
