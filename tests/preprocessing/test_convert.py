@@ -13,9 +13,10 @@ import pytest
 import tensorflow as tf
 
 from preprocessing.convert import main
+from preprocessing.errors import InputError
 from preprocessing.phantom.ct import PhantomSettings, make_case
 from preprocessing.phantom.dataset import write_cases
-from preprocessing.records.schema import parse_example
+from preprocessing.records.schema import encode_patch, parse_example
 from preprocessing.tasks import PRESETS, load_task
 from preprocessing.volumes.geometry import to_target_grid
 
@@ -302,6 +303,25 @@ class TestBadInput:
         assert "passed over 1 files or folders, see the manifest" in capsys.readouterr().err
         reason = f"{data}/test-volume-1.nii: a test image without a label map"
         assert manifest_of(tmp_path / "out")["passed_over"] == [reason]
+
+    @pytest.mark.parametrize(
+        "error", [MemoryError("Unable to allocate"), InputError("a", "b", "c")]
+    )
+    def test_an_error_while_patches_are_cut_rejects_the_case_alone(
+        self, phantom, tmp_path, monkeypatch, error
+    ):
+        def encode(patch, task):
+            if patch.case_id == "volume-1" and patch.index == 2:
+                raise error
+            return encode_patch(patch, task)
+
+        monkeypatch.setattr("preprocessing.records.case_conversion.encode_patch", encode)
+        in_process = ["--direct_running_mode", "in_memory", "--shard-mib", "1"]
+        assert convert(tmp_path / "out", phantom, options=in_process) == 1
+        cases = {case["case_id"]: case for case in manifest_of(tmp_path / "out")["cases"]}
+        assert [case["status"] for case in cases.values()].count("converted") == 4
+        assert str(error) in cases["volume-1"]["reason"]
+        assert not any(name.startswith("volume-1") for name in tree(tmp_path / "out"))
 
     def test_without_a_valid_case_only_the_manifest_is_written(self, tmp_path, capsys):
         data = tmp_path / "data"
