@@ -95,6 +95,30 @@ def test_folders_are_listed_replaced_and_deleted(place):
     assert storage.list_files(place) == []
 
 
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_folder_is_replaced_on_every_local_disk(tmp_path, monkeypatch, exchange):
+    if not exchange:
+        monkeypatch.setattr("preprocessing.files._exchanged", lambda *paths: False)
+    old, new = str(tmp_path / "old"), str(tmp_path / "new")
+    for folder in (old, new):
+        storage.make_folder(folder)
+        storage.write_json(f"{folder}/a", {"in": folder})
+    storage.replace_folder(new, old, last="a")
+    assert storage.read_json(f"{old}/a") == {"in": new}
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_folder_that_a_killed_run_moved_aside_is_put_back(tmp_path):
+    aside, target = tmp_path / ".out.replaced", tmp_path / "out"
+    for content in ("old", "older"):
+        aside.mkdir()
+        (aside / content).write_text("")
+        storage.put_back_replaced(str(target))
+    # The second one is what a later run has left of what it replaced.
+    assert [path.name for path in target.iterdir()] == ["old"]
+    assert [path.name for path in aside.iterdir()] == ["older"]
+
+
 def test_hidden_folders_lie_beside_their_folder():
     assert storage.hidden_beside("/data/out", "partial") == "/data/.out.partial"
     assert storage.hidden_beside("out", "partial") == os.path.abspath(".out.partial")
