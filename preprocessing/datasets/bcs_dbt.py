@@ -83,7 +83,7 @@ def read_tables(folder: Path, paths: Sequence[Path] | None = None) -> Tables | N
     files: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.glob("*.csv")) if paths is None else paths:
         kind = re.search(r"(?:^|[^a-z])(boxes|labels|paths)(?:[^a-z]|$)", path.stem.lower())
-        if kind and not path.name.startswith(".") and path.is_file():
+        if kind and not path.name.startswith(".") and os.path.isfile(path):
             files[kind[1]].append(path)
     if not files["boxes"]:
         return None

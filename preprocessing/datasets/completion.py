@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -52,9 +53,7 @@ def _with_damaged_lists(case: Case, found: Found) -> Case:
 
 def _strays_merged(cases: list[Case]) -> list[Case]:
     """Refuses series of slices with further images or label maps in their folders."""
-    series = {
-        case.image_path: case for case in cases if case.image_path and case.image_path.is_dir()
-    }
+    series = {case.image_path for case in cases if os.path.isdir(case.image_path or "")}
     strays: dict[Path, list[str]] = defaultdict(list)
     for case in cases:
         if case.path.parent in series:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from preprocessing.datasets.case import Case, safe_id
@@ -75,7 +75,7 @@ def read_listing(folder: Path, source: str) -> Listing | None:
         "" if names else label_problem,
         tuple(cases.values()),
         tuple(problems),
-        any(isinstance(content.get(kind), list | dict) for kind in ("training", "dataset")),
+        bool(cases or problems),
         tuple(image for image in dict.fromkeys(tests) if image not in cases),
         tuple(channels),
     )
@@ -133,11 +133,12 @@ def _located(folder: Path, name: Any) -> Path | None:
     """
     if not isinstance(name, str) or "\0" in name or not name.strip():
         return None
-    given = Path(name)
+    given = Path(name.replace("\\", "/"))
     if ".." in given.parts:
         return None
     places = [given]
-    if given.is_absolute():
+    is_absolute = given.is_absolute() or given.parts[:1] == (PureWindowsPath(name).drive,)
+    if is_absolute:
         bases = (os.path.abspath(folder), os.path.realpath(folder))
         inside = [given.relative_to(base) for base in bases if given.is_relative_to(base)]
         places = inside or [Path(*given.parts[1:][-2:]), Path(given.name)]
@@ -145,7 +146,7 @@ def _located(folder: Path, name: Any) -> Path | None:
         for variant in _variants(place.name):
             if os.path.exists(folder / place.parent / variant):
                 return folder / place.parent / variant
-    return folder / places[0] if not given.is_absolute() or has_nifti_suffix(given) else None
+    return folder / places[0] if not is_absolute or has_nifti_suffix(given) else None
 
 
 def _variants(name: str) -> Iterator[str]:

@@ -185,8 +185,9 @@ def _ircadb(found: Found) -> None:
     masks_of = {path.parent: path for path in found.ircadb if path.name == IRCADB_MASKS}
     for image in found.images:
         # The input may be PATIENT_DICOM itself.
-        if image.path.name == IRCADB_IMAGE and (image.path.parent / IRCADB_MASKS).is_dir():
-            masks_of.setdefault(image.path.parent, image.path.parent / IRCADB_MASKS)
+        masks = image.path.with_name(IRCADB_MASKS)
+        if image.path.name == IRCADB_IMAGE and os.path.isdir(masks):
+            masks_of.setdefault(image.path.parent, masks)
     for case_folder, masks in masks_of.items():
         while os.path.isdir(masks / IRCADB_MASKS):
             masks /= IRCADB_MASKS

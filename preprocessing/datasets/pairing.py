@@ -118,8 +118,11 @@ def channel_of(path: Path) -> tuple[Path, int] | None:
 
 
 def is_test(path: Path) -> bool:
-    """Returns whether a file lies in a folder of test data (imagesTs, labelsTs)."""
-    return _split(_words(path.parent.name)) == "ts"
+    """Returns whether a file lies in a folder of test data (imagesTs, labelsTs, Testing/img)."""
+    words, above = _words(path.parent.name), _words(path.parent.parent.name)
+    return _split(words) == "ts" or (
+        len(above) == 1 and _split(above) == "ts" and _role(words) != ""
+    )
 
 
 def holds_label_maps(folder: Path) -> bool:
@@ -149,7 +152,7 @@ def _classified(path: Path, roles_in: dict[Path, set[tuple[str, str]]]) -> _File
     if lits:
         key = name = lits
         role = "label" if _role(words) == "label" else role
-    test = lits.startswith("test") or bool(folder_role and is_test(path))
+    test = lits.startswith("test") or (_role(_words(path.parent.name)) != "" and is_test(path))
     return _File(path, role, group, key, joined, name, test=test, by_folder=bool(folder_role))
 
 
