@@ -33,7 +33,7 @@ FIELD_OF_VIEW_MM = {"int16": (5.0, 2500.0), "uint16": (0.5, 500.0)}
 IMPOSSIBLE = 10
 # Fewer slices than this are suspicious.
 FEWEST_SLICES = 3
-# Masks and normalised images have a smaller range than this; other masks have few values of a byte.
+# Masks and normalised images have a smaller range than this, other masks few values of a byte.
 SMALLEST_RANGE, FEW_VALUES, LARGEST_BYTE = 20, 8, 255
 # Label maps have at most so many values, and this share of neighbours inside a structure is equal.
 MOST_LABELS, SHARE_EQUAL = 256, 0.7
@@ -209,16 +209,18 @@ def _value_findings(image_zyx: np.ndarray, values: Sequence[int]) -> Iterator[Fi
         return
     if high - low < SMALLEST_RANGE:
         yield Finding(ERROR, "few_values", f"{shown} when rounded: a mask, or normalised?")
-    elif low >= 0 and len(values) <= FEW_VALUES and high <= LARGEST_BYTE:
-        yield Finding(ERROR, "few_values", f"{shown}: a mask?")
-    elif low >= 0 and _is_piecewise_constant(image_zyx, low, high):
+        return
+    few = len(values) <= FEW_VALUES
+    # Grey images of a byte are uniform where they are clipped: at both ends.
+    between = (low, high + 1 if few else high)
+    if low >= 0 and (high <= LARGEST_BYTE or not few) and _is_uniform(image_zyx, *between):
         yield Finding(ERROR, "few_values", f"{shown} in uniform regions: a label map?")
-    elif len(values) <= FEW_VALUES:
+    elif few:
         yield Finding(WARNING, "few_values", f"only {shown}")
 
 
-def _is_piecewise_constant(image_zyx: np.ndarray, low: int, high: int) -> bool:
-    """Returns whether neighbours along x are mostly equal where intensities are not at an end."""
+def _is_uniform(image_zyx: np.ndarray, low: int, high: int) -> bool:
+    """Returns whether neighbours along x are mostly equal where they are between two intensities."""
     inside = equal = 0
     for plane in image_zyx:
         left, right = plane[::_STEP, :-1], plane[::_STEP, 1:]

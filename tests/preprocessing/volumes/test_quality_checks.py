@@ -148,6 +148,8 @@ def test_few_slices_few_values_and_a_small_field_of_view_are_doubts():
     assert "2 slices" in found(ct()[:, :, :2])["few_slices"]
     few = np.random.default_rng(0).choice([-900, 60, 200], (12, 10, 8)).astype(np.int16)
     assert "3 values from -900 to 200" in found(few)["few_values"]
+    scattered = np.random.default_rng(0).choice([0, 55, 80], (12, 10, 8)).astype(np.int16)
+    assert "3 values from 0 to 80" in found(scattered)["few_values"]
     assert "2.4 x 2 x 8 mm" in found(ct(), affine=np.diag([0.2, 0.2, 1, 1]))["field_of_view"]
     # Eight bits, but neighbours differ.
     grey = np.random.default_rng(0).integers(0, 256, (12, 10, 8)).astype(np.uint8)
