@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -94,20 +95,16 @@ def read_pair(pair: Pair, task: Task, *, allow: Collection[str] = ()) -> tuple[V
     It is that of the reference's image; without one that of the reference, or of the prediction if
     the reference is a DICOM SEG. Raises InputError as `read_case_label` and `read_label`.
     """
-    case, names = pair.reference, task.class_names
+    case, names, grid = pair.reference, task.class_names, None
     if case.image_path is not None:
-        grid = read_case_grid(case, allow=allow)
-        reference = read_case_label(case, task, grid, allow=allow)
-    elif (
-        case.label_path is not None
-        and case.label_path.is_file()
-        and is_dicom_image(case.label_path)
-    ):
+        # Scores need no voxels of the image; it may even be unreadable.
+        with contextlib.suppress(InputError):
+            grid = read_case_grid(case, allow=allow)
+    label = case.label_path
+    if grid is None and label is not None and label.is_file() and is_dicom_image(label):
         grid = read_label(pair.prediction, names)
-        return grid, read_case_label(case, task, grid, allow=allow)
-    else:
-        grid = reference = read_case_label(case, task, allow=allow)
-    return read_label(pair.prediction, names, image=grid, allow=allow), reference
+    reference = read_case_label(case, task, grid, allow=allow)
+    return read_label(pair.prediction, names, image=grid or reference, allow=allow), reference
 
 
 def with_images(pairs: Sequence[Pair], images: Sequence[str | Path]) -> list[Pair]:

@@ -94,8 +94,7 @@ def write_label_page(
         image, note = _read_image(pair.image, reference, problems, allow)
         if image is not None:
             prediction, reference = (
-                on_grid(each, image, pair.prediction, allow=allow)
-                for each in (prediction, reference)
+                on_grid(each, image, pair.case_id, allow=allow) for each in (prediction, reference)
             )
         volume = page_volume(image, reference, prediction, task, budget_bytes=budget, crop=True)
         return volume, note

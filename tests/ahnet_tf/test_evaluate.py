@@ -288,6 +288,11 @@ class TestReferences:
         assert scores.problems == []
         assert scores.rows["x"]["lesion_dice_per_case"] == 1
 
+    def test_an_image_that_can_not_be_read(self, folders):
+        before = score_cases(*folders)
+        (folders[1] / "volume-0.nii.gz").write_bytes(b"damaged")
+        assert score_cases(*folders).rows == before.rows
+
     def test_the_same_place_in_another_order(self, folders):
         predictions, references = folders
         turn = np.array([[0, -1.0, 0, 5], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
