@@ -33,8 +33,8 @@ ROOMS = {
     "evaluation": ("inference", "datasets", "volumes"),
     "report": ("evaluation", "page", "datasets", "volumes"),
     "training": (
-        *("networks", "weights", "data", "inference", "evaluation"),
-        *("report", "page", "volumes"),
+        *("networks", "weights", "data", "evaluation", "report"),
+        *("page", "volumes"),
     ),
     "serving": (),
     "export": ("inference", "networks", "weights", "records"),

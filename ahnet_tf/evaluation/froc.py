@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
+from ahnet_tf.inference.lesion_nms import detect_lesions
 from preprocessing.datasets.bcs_dbt import VolumeKey, dbt_case_id
 from preprocessing.datasets.detection_table import Detection
 from preprocessing.volumes.lesions import LesionBox
 
 # A detection may miss the centre of a small box by this many in-plane voxels.
 SMALLEST_REACH = 100
-# The in-plane spacing of the challenge's volumes.
-CHALLENGE_SPACING_MM = 0.085
+# The in-plane spacing of the challenge's volumes: a hit is at most 100 of these pixels, 8.5 mm, away.
+CHALLENGE_PIXEL_MM = 0.085
 # It may miss a box's slice by this share of the volume's slices.
 SLICE_SHARE = 1 / 4
 # False positives per volume at which sensitivity is reported.
@@ -55,15 +58,37 @@ class Counts:
     own: np.ndarray
 
 
-def match_volume(
-    detections: Sequence[Detection],
-    boxes: Sequence[LesionBox],
-    smallest_reach: float = SMALLEST_REACH,
+def match_heat_map(
+    heat_map_zyx: np.ndarray, lesions_zyx: np.ndarray, spacing_mm: Sequence[float]
 ) -> ScoredVolume:
+    """Detects lesions in a heat map [z, y, x] and matches them with the regions of a lesion mask.
+
+    Regions connect 26 neighbours; spacing is (x, y, z). Both are scaled to the challenge's pixels
+    first, so that its rule for a hit means the same distance in mm on every grid.
+    """
+    regions, _ = ndimage.label(lesions_zyx, np.ones((3, 3, 3), bool))
+    boxes = []
+    for z, y, x in ndimage.find_objects(regions):
+        width, height, middle = x.stop - x.start, y.stop - y.start, (z.start + z.stop) / 2
+        boxes.append(LesionBox(x.start, y.start, width, height, middle, len(lesions_zyx), ""))
+    detections = detect_lesions(heat_map_zyx.transpose(), spacing_mm)
+    return match_volume(_in_pixels(detections, spacing_mm), _in_pixels(boxes, spacing_mm))
+
+
+def _in_pixels(boxes: Sequence[Any], spacing_mm: Sequence[float]) -> list[Any]:
+    """Returns boxes or detections in voxels in units of the challenge's pixels."""
+    x, y = (size / CHALLENGE_PIXEL_MM for size in spacing_mm[:2])
+    return [
+        replace(box, x=box.x * x, y=box.y * y, width=box.width * x, height=box.height * y)
+        for box in boxes
+    ]
+
+
+def match_volume(detections: Sequence[Detection], boxes: Sequence[LesionBox]) -> ScoredVolume:
     """Matches the detections of one volume with its boxes.
 
     A detection hits a box if their in-plane centres are at most half the box's diagonal or
-    `smallest_reach` voxels apart, whichever is more, and its middle slice Z + Depth / 2 is at most a
+    `SMALLEST_REACH` voxels apart, whichever is more, and its middle slice Z + Depth / 2 is at most a
     quarter of the volume's slices from the box's. Of several such boxes it hits the one whose centre
     is nearest in voxel indices (x, y, z), the first one if distances are equal.
     """
@@ -74,7 +99,7 @@ def match_volume(
             dx = detection.x + detection.width / 2 - (box.x + box.width / 2)
             dy = detection.y + detection.height / 2 - (box.y + box.height / 2)
             dz = detection.z + detection.depth / 2 - box.slice_index
-            reach = max(math.hypot(box.width, box.height) / 2, smallest_reach)
+            reach = max(math.hypot(box.width, box.height) / 2, SMALLEST_REACH)
             if math.hypot(dx, dy) <= reach and abs(dz) <= box.volume_slices * SLICE_SHARE:
                 reached.append((math.hypot(dx, dy, dz), number))
         hits.append(min(reached)[1] if reached else -1)

@@ -6,19 +6,8 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from scipy import ndimage
 
-from ahnet_tf.evaluation.froc import (
-    CHALLENGE_SPACING_MM,
-    SMALLEST_REACH,
-    ScoredVolume,
-    count,
-    froc_scores,
-    match_volume,
-    score_names,
-)
-from ahnet_tf.inference.lesion_nms import detect_lesions
-from preprocessing.volumes.lesions import LesionBox
+from ahnet_tf.evaluation.froc import ScoredVolume, count, froc_scores, match_heat_map, score_names
 
 # The challenge's mean sensitivity at 1 to 4 false positives per volume, over volumes with lesions.
 FROC = "froc_mean_sensitivity"
@@ -52,28 +41,9 @@ class VolumeDetections:
             target[place] = tile[name][inside]
         self._missing[case_id] -= math.prod(valid)
         if not self._missing[case_id]:
-            self.volumes[case_id] = _scored(*self._maps.pop(case_id), tile["spacing_mm"].tolist())
+            self.volumes[case_id] = match_heat_map(*self._maps.pop(case_id), tile["spacing_mm"])
 
     def score(self) -> float:
         """Returns the mean sensitivity of `FROC`; NaN without lesions."""
         volumes = [self.volumes[case_id] for case_id in sorted(self.volumes)]
         return float(froc_scores(count(volumes))[0, _SCORE])
-
-
-def _scored(
-    heat_map_zyx: np.ndarray, label_zyx: np.ndarray, spacing_mm: tuple[float, float, float]
-) -> ScoredVolume:
-    """Matches as the challenge does, with its smallest reach in mm instead of voxels."""
-    found = detect_lesions(heat_map_zyx.T, spacing_mm)
-    reach = SMALLEST_REACH * CHALLENGE_SPACING_MM / spacing_mm[0]
-    return match_volume(found, lesion_boxes(label_zyx), reach)
-
-
-def lesion_boxes(label_zyx: np.ndarray) -> list[LesionBox]:
-    """Returns the boxes of the connected regions (26 neighbours) of a lesion mask [z, y, x]."""
-    regions, _ = ndimage.label(label_zyx > 0, np.ones((3, 3, 3)))
-    boxes = []
-    for z, y, x in ndimage.find_objects(regions):
-        width, height, middle = x.stop - x.start, y.stop - y.start, (z.start + z.stop) // 2
-        boxes.append(LesionBox(x.start, y.start, width, height, middle, len(label_zyx), ""))
-    return boxes

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow_model_analysis as tfma
-from scipy import ndimage
 
-from ahnet_tf.evaluation.froc import ScoredVolume, count, froc_scores, match_volume, score_names
-from ahnet_tf.inference.lesion_nms import DetectionSettings, detect_lesions
+from ahnet_tf.evaluation.froc import ScoredVolume, count, froc_scores, match_heat_map, score_names
+from ahnet_tf.inference.lesion_nms import DetectionSettings
 from pipeline.components.evaluator import case_computations
 from preprocessing.records.schema import HEAT_MAP
-from preprocessing.volumes.lesions import LESION_THRESHOLD, LesionBox
+from preprocessing.volumes.lesions import LESION_THRESHOLD
 
 # Output of the model, see `serving.export.signatures`.
 LESION_PROBABILITY = "lesion_probability"
-# BCS-DBT's rule counts in-plane pixels of its volumes: a hit is at most 100 of them, 8.5 mm, away.
-CHALLENGE_PIXEL_MM = 0.085
 # A detected lesion extends to half the height of its peak.
 LEAST_KEPT = DetectionSettings().threshold / 2
 # Bounds the memory if a network is unsure everywhere: the highest voxels of a patch are kept.
@@ -80,31 +77,13 @@ def score_cases(cases: Sequence[Sequence[PatchMaps]]) -> dict[str, float]:
 
 
 def score_maps(patches: Sequence[PatchMaps]) -> ScoredVolume:
-    """Detects lesions in a case's heat map and matches them with the reference lesions.
-
-    Both are scaled to the challenge's pixels first, so that its rule for a hit means the same
-    distance in mm on every grid.
-    """
+    """Detects lesions in a case's heat map and matches them with the reference lesions."""
     shape_zyx, spacing_mm = patches[0].shape_zyx, patches[0].spacing_mm
     heat_map, lesions = np.zeros(shape_zyx, np.float32), np.zeros(shape_zyx, bool)
     for patch in patches:
         np.put(heat_map, patch.places, patch.heights)
         np.put(lesions, patch.lesions, True)
-    regions, _ = ndimage.label(lesions, np.ones((3, 3, 3), bool))
-    boxes = [
-        LesionBox(
-            x=x.start,
-            y=y.start,
-            width=x.stop - x.start,
-            height=y.stop - y.start,
-            slice_index=(z.start + z.stop) / 2,
-            volume_slices=len(lesions),
-            lesion_class="",
-        )
-        for z, y, x in ndimage.find_objects(regions)
-    ]
-    detections = detect_lesions(heat_map.transpose(), spacing_mm)
-    return match_volume(_in_pixels(detections, spacing_mm), _in_pixels(boxes, spacing_mm))
+    return match_heat_map(heat_map, lesions, spacing_mm)
 
 
 def cut_maps(
@@ -139,15 +118,6 @@ def cut_maps(
     spacing_mm = (value("spacing_x_mm"), value("spacing_y_mm"), value("spacing_z_mm"))
     heights = probability[kept].astype(np.float32)
     return [PatchMaps(volume, spacing_mm, places(kept), heights, places(reference))]
-
-
-def _in_pixels(boxes: Sequence[Any], spacing_mm: Sequence[float]) -> list[Any]:
-    """Returns boxes or detections in voxels in units of the challenge's pixels."""
-    x, y = (size / CHALLENGE_PIXEL_MM for size in spacing_mm[:2])
-    return [
-        replace(box, x=box.x * x, y=box.y * y, width=box.width * x, height=box.height * y)
-        for box in boxes
-    ]
 
 
 def _lesion_computations(

@@ -12,7 +12,7 @@ import tensorflow as tf
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.inference.ensemble import mean_predictor
 from ahnet_tf.inference.predictor import open_predictor
-from ahnet_tf.training.detection_score import FROC, VolumeDetections, lesion_boxes
+from ahnet_tf.training.detection_score import FROC, VolumeDetections
 from ahnet_tf.training.logs import read_history
 from ahnet_tf.training.run_folder import keep_best
 from ahnet_tf.training.train_state import Progress
@@ -104,15 +104,6 @@ def test_a_near_miss_is_measured_in_mm():
         detections = VolumeDetections()
         detections.add(batch(*tiles("a", miss.astype(float), label, (spacing, spacing, 1.0))))
         assert detections.score() == score
-
-
-def test_boxes_of_a_mask():
-    boxes = lesion_boxes(spots((1, 10, 12), (2, 25, 40)))
-    assert [(b.x, b.y, b.width, b.height, b.slice_index) for b in boxes] == [
-        (11, 9, 3, 3, 1),
-        (39, 24, 3, 3, 2),
-    ]
-    assert {b.volume_slices for b in boxes} == {4}
 
 
 def test_without_lesions_there_is_no_score():
