@@ -59,7 +59,7 @@ class Counts:
 
 
 def match_heat_map(
-    heat_map_zyx: np.ndarray, lesions_zyx: np.ndarray, spacing_mm: Sequence[float]
+    heat_map_zyx: np.ndarray, lesions_zyx: np.ndarray, spacing_mm: tuple[float, float, float]
 ) -> ScoredVolume:
     """Detects lesions in a heat map [z, y, x] and matches them with the regions of a lesion mask.
 

@@ -41,7 +41,8 @@ class VolumeDetections:
             target[place] = tile[name][inside]
         self._missing[case_id] -= math.prod(valid)
         if not self._missing[case_id]:
-            self.volumes[case_id] = match_heat_map(*self._maps.pop(case_id), tile["spacing_mm"])
+            spacing_mm = tuple(tile["spacing_mm"].tolist())
+            self.volumes[case_id] = match_heat_map(*self._maps.pop(case_id), spacing_mm)
 
     def score(self) -> float:
         """Returns the mean sensitivity of `FROC`; NaN without lesions."""
