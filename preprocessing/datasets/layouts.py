@@ -207,21 +207,24 @@ def _ircadb(found: Found) -> None:
 
 def _mask_folders(found: Found) -> None:
     """TotalSegmentator: an image, and a folder beside it with one NIfTI mask per structure."""
-    by_folder: dict[Path, list[Path]] = defaultdict(list)
+    nifti, series = (defaultdict[Path, list[Path]](list) for _ in range(2))
     for path in found.files:
-        by_folder[path.parent].append(path)
-    for folder, masks in list(by_folder.items()):
-        images = [p for p in by_folder.get(folder.parent, ()) if not pairing.is_label_name(p)]
-        series = [each.path for each in found.images if each.path.parent == folder.parent]
-        if len(images) + len(series) != 1 or not pairing.holds_label_maps(folder):
+        nifti[path.parent].append(path)
+    for image in found.images:
+        series[image.path.parent].append(image.path)
+    taken: set[Path] = set()
+    for folder, masks in list(nifti.items()):
+        if not pairing.holds_label_maps(folder):
             continue
+        own = [path for path in nifti[folder.parent] if not pairing.is_label_name(path)]
         several = folder.name.lower() == "segmentations" or len(masks) > 1
-        cases, _ = pairing.paired([*images, *masks], series, found.source, False)
-        if several and not any(case.image_path and case.label_path for case in cases):
-            found.cases += [replace(c, label_path=folder) for c in cases if c.image_path]
-            taken = {*images, *masks, *series}
-            found.files = [path for path in found.files if path not in taken]
-            found.images = [i for i in found.images if taken.isdisjoint((i.path, i.path.parent))]
+        if several and len(own) + len(series[folder.parent]) == 1:
+            cases, _ = pairing.paired([*own, *masks], series[folder.parent], found.source, False)
+            if not any(case.image_path and case.label_path for case in cases):
+                found.cases += [replace(c, label_path=folder) for c in cases if c.image_path]
+                taken |= {folder, *own, *masks, *series[folder.parent]}
+    found.files = [path for path in found.files if path not in taken]
+    found.images = [i for i in found.images if taken.isdisjoint((i.path, i.path.parent))]
 
 
 def _pairs(found: Found) -> None:

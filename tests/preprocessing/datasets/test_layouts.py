@@ -455,6 +455,11 @@ class TestDicom:
             with pytest.raises(InputError, match="masks, not images"):
                 find_cases([tmp_path], need_labels=False)
 
+    def test_masks_of_totalsegmentator_beside_a_series(self, tmp_path, dicom):
+        dicom.ct_series(tmp_path / "p1" / "CT", STORED)
+        touch(tmp_path, "p1/segmentations/liver.nii.gz", "p1/segmentations/spleen.nii.gz")
+        assert found(tmp_path) == ({"p1": ("p1/CT", "p1/segmentations")}, {})
+
     def test_masks_in_dicom_are_no_images(self, tmp_path, dicom):
         dicom.ct_series(tmp_path / "p1", STORED)
         dicom.ct_series(tmp_path / "masks" / "liver", STORED)
