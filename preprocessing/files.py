@@ -100,18 +100,21 @@ def _exchanged(first: Path, second: Path) -> bool:
 def input_state(
     path: Path, name: str = "", linked: bool = False, above: tuple[Path, ...] = ()
 ) -> list[tuple[str, int, int, int]]:
-    """Returns name, size, time and inode of each file at or below a path, links followed.
+    """Returns name below a path, size, time and inode of each file there, links followed.
 
     It tells whether an input has changed without reading it. Inodes are those behind links, else 0: a
-    copied data set counts as the same. The other arguments are those of folders around the path.
+    copied data set counts as the same. The other arguments are for the recursion.
     """
-    name, linked = f"{name}/{path.name}", linked or path.is_symlink()
+    linked = linked or path.is_symlink()
     try:
         if path.is_dir():
             place = path.resolve()
             # A link to a folder around it would never end.
             children = [] if place in above else sorted(path.iterdir())
-            states = (input_state(child, name, linked, (*above, place)) for child in children)
+            states = (
+                input_state(child, f"{name}/{child.name}", linked, (*above, place))
+                for child in children
+            )
             return list(itertools.chain.from_iterable(states))
         status = path.stat()
     except OSError:  # Missing or not readable, which is for its reader to tell.

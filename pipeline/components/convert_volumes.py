@@ -24,6 +24,7 @@ from tfx.types.experimental.simple_artifacts import File
 from pipeline.configs import own_beam_options, spans_of
 from preprocessing.convert import convert
 from preprocessing.errors import PipelineError
+from preprocessing.files import input_state
 from preprocessing.records.output_folder import MANIFEST, TASK
 from preprocessing.records.splits import SPLITS
 from preprocessing.tasks import task_from_dict
@@ -138,14 +139,8 @@ class ConvertVolumes(BaseBeamComponent):
 
 
 def fingerprint(folder: str | Path) -> str:
-    """Returns a digest of the names, sizes and modification times of all files in a folder."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(folder).rglob("*")):
-        if path.is_file():
-            status = path.stat()
-            line = (str(path.relative_to(folder)), status.st_size, status.st_mtime_ns)
-            digest.update(json.dumps(line).encode())
-    return digest.hexdigest()[:16]
+    """Returns a digest of the `input_state` of a folder."""
+    return hashlib.sha256(repr(input_state(Path(folder))).encode()).hexdigest()[:16]
 
 
 def _folder(parameters: dict[str, Any], span: int) -> Path:

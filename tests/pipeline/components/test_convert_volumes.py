@@ -72,6 +72,16 @@ def test_a_new_span_warm_starts_from_the_model_of_the_one_before(
     assert read_result(run)["executed"] == []
 
 
+def test_the_fingerprint_changes_with_volumes_in_linked_folders(tmp_path):
+    (tmp_path / "stored").mkdir()
+    (tmp_path / "stored" / "volume.nii").write_bytes(b"1")
+    (tmp_path / "volumes").mkdir()
+    (tmp_path / "volumes" / "a").symlink_to(tmp_path / "stored")
+    first = fingerprint(tmp_path / "volumes")
+    (tmp_path / "stored" / "volume.nii").write_bytes(b"22")
+    assert fingerprint(tmp_path / "volumes") != first
+
+
 def test_the_fingerprint_changes_with_the_volumes(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "volume.nii").write_bytes(b"1")
