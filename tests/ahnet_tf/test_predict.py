@@ -328,7 +328,7 @@ def test_images_of_another_modality_are_refused(threshold_model, tmp_path, dicom
     assert main(["--model", str(threshold_model), str(cases), str(output)]) == 1
     told = capsys.readouterr().err
     assert "error: a: " in told
-    assert "expected an image for threshold, found MR Image Storage, expected a CT" in told
+    assert "expected an image for threshold, found MR Image Storage, not a CT" in told
     assert "warning: b: a derived image (ImageType)" in told
     assert [case["status"] for case in record_of(output).values()] == ["failed", "predicted"]
     assert not [each for each in dicom.identifiers if each.lower() in told.lower()]
