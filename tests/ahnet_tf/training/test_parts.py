@@ -238,6 +238,15 @@ def test_history_resumes_after_the_last_checkpoint(tmp_path):
     assert rows[0]["loss"] == 0.5
 
 
+def test_history_of_an_earlier_version_gets_empty_columns(tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_text("step,loss,dice_liver\n5,0.25,0.5\n")
+    History(path, ["liver"], 5)
+    (row,) = read_history(path)
+    assert (row["step"], row["loss"], row["dice_liver"]) == (5, 0.25, 0.5)
+    assert math.isnan(row["mean_dice"])
+
+
 def test_full_disk_leaves_the_history_unchanged(tmp_path):
     path = tmp_path / "history.csv"
     history = History(path, ["liver"], 0)
