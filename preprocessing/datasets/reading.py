@@ -56,15 +56,12 @@ def check_case_image(
 
     Findings are those of `quality_checks.check_image` and, in DICOM, of `fitness.header_findings`.
     """
-    further: tuple[tuple[str, str, str], ...] = ()
     with _redacted_errors(case):
         path = _given(case, case.image_path)
-        if is_dicom_image(path):
-            options = ReadOptions(case.view, allow, case.identifiers)
-            further = header_findings(path, task.image_dtype, options)
-    findings = [Finding(*each) for each in further]
-    where = redact_case_path(case, path)
-    return check_image(image, task, where=where, allow=allow, further=findings)
+        options = ReadOptions(case.view, allow, case.identifiers)
+        found = header_findings(path, task.image_dtype, options) if is_dicom_image(path) else ()
+    where, further = redact_case_path(case, path), [Finding(*each) for each in found]
+    return check_image(image, task, where=where, allow=allow, further=further)
 
 
 def read_case_source(case: Case, *, allow: Collection[str] = ()) -> Source:

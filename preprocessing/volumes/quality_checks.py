@@ -165,7 +165,7 @@ def _slice_findings(
     lows: Sequence[float], highs: Sequence[float], sums: Sequence[int]
 ) -> Iterator[Finding]:
     if len(sums) < FEWEST_SLICES:
-        text = f"{len(sums)} slices, expected a volume of at least {FEWEST_SLICES}"
+        text = f"a volume of {len(sums)} slice{'s' * (len(sums) > 1)}"
         yield Finding(WARNING, "few_slices", text)
     constant = np.equal(lows, highs)
     repeated = np.equal(sums[1:], sums[:-1]) & ~constant[1:]
@@ -196,7 +196,7 @@ def _length_findings(grid: geometry.TargetGrid, task: Task) -> Iterator[Finding]
                 f"{code.replace('_', ' ')} {' x '.join(f'{mm:.4g}' for mm in found)} mm, not "
                 f"{plane[0]:g} to {plane[1]:g} in the plane and {stack[0]:g} to {stack[1]:g} across"
             )
-            if factor > IMPOSSIBLE:
+            if code == "spacing" and factor > IMPOSSIBLE:
                 text += " (a wrong unit, as xyzt_units in a NIfTI header?)"
             yield Finding(ERROR if factor > IMPOSSIBLE else WARNING, code, text)
 
@@ -208,13 +208,13 @@ def _value_findings(image_zyx: np.ndarray, values: Sequence[int]) -> Iterator[Fi
     if len(values) > MOST_LABELS:
         return
     if high - low < SMALLEST_RANGE:
-        yield Finding(ERROR, "few_values", f"{shown} when rounded: a mask, or normalised?")
+        yield Finding(ERROR, "few_values", f"{shown} when rounded: a mask, or normalised")
         return
     few = len(values) <= FEW_VALUES
     # Grey images of a byte are uniform where they are clipped: at both ends.
     between = (low, high + 1 if few else high)
     if low >= 0 and (high <= LARGEST_BYTE or not few) and _is_uniform(image_zyx, *between):
-        yield Finding(ERROR, "few_values", f"{shown} in uniform regions: a label map?")
+        yield Finding(ERROR, "few_values", f"{shown} in uniform regions: a label map")
     elif few:
         yield Finding(WARNING, "few_values", f"only {shown}")
 

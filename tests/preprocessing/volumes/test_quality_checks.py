@@ -145,7 +145,7 @@ def test_further_findings_count():
 
 
 def test_few_slices_few_values_and_a_small_field_of_view_are_doubts():
-    assert "2 slices" in found(ct()[:, :, :2])["few_slices"]
+    assert "volume of 2 slices" in found(ct()[:, :, :2])["few_slices"]
     few = np.random.default_rng(0).choice([-900, 60, 200], (12, 10, 8)).astype(np.int16)
     assert "3 values from -900 to 200" in found(few)["few_values"]
     scattered = np.random.default_rng(0).choice([0, 55, 80], (12, 10, 8)).astype(np.int16)
