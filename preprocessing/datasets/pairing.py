@@ -14,7 +14,7 @@ from pathlib import Path
 
 from preprocessing.datasets.case import Case, PassedOver, folder_name, safe_id
 from preprocessing.errors import InputError
-from preprocessing.volumes.nifti import SUFFIXES
+from preprocessing.volumes.nifti import SUFFIXES, has_nifti_suffix
 
 # Words in the names of files and folders, in lower case.
 _LABEL = re.compile(
@@ -45,6 +45,10 @@ FURTHER_CHANNEL = "a further channel of an image; only channel 0000 is read"
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
+# By folder and subfolder: the role that a subfolder's name says, its other words, and its split.
+_Roles = dict[Path, dict[Path, tuple[str, str, str]]]
+
+
 @dataclass(frozen=True)
 class _File:
     path: Path
@@ -70,11 +74,17 @@ def paired(
     `source` is the name of the data set. Cases may lack an image or a label map. Without
     `need_labels` every image is a case, and ambiguous label maps are none.
     """
-    # The roles and splits of each folder's subfolders with files, by their names.
-    roles_in: dict[Path, set[tuple[str, str]]] = defaultdict(set)
+    # What the names of each folder's subfolders with files say.
+    roles_in: _Roles = defaultdict(dict)
+    own_roles: dict[Path, set[bool]] = defaultdict(set)
+    for path in files:
+        own_roles[path.parent].add(_role(_words(stem_of(path))) == "label")
     for folder in {path.parent for path in (*files, *dicom)}:
         words = _words(folder.name)
-        roles_in[folder.parent].add((_role(words), _split(words)))
+        # A folder with label maps among others is not one of images.
+        mixed = _role(words) == "image" and len(own_roles[folder]) > 1
+        rest = "_".join(_without(words, _LABEL, _IMAGE, _ORGAN))
+        roles_in[folder.parent][folder] = ("" if mixed else _role(words), rest, _split(words))
     # Series first: the files in their folders are part of them.
     known = _classified_dicom(files, dicom, roles_in)
     known += [_classified(path, roles_in) for path in files]
@@ -120,16 +130,16 @@ def channel_of(path: Path) -> tuple[Path, int] | None:
 def is_test(path: Path) -> bool:
     """Returns whether a file lies in a folder of test data (imagesTs, labelsTs, Testing/img)."""
     words, above = _words(path.parent.name), _words(path.parent.parent.name)
-    return _split(words) == "ts" or (
-        len(above) == 1 and _split(above) == "ts" and _role(words) != ""
-    )
+    if not _role(words) or _without(words, _LABEL, _IMAGE, _SPLIT):
+        return False
+    return "ts" in (_split(words), _split(above) if len(above) == 1 else "")
 
 
 def holds_label_maps(folder: Path) -> bool:
     """Returns whether a folder's name says that it holds label maps and nothing else."""
     words = _words(folder.name)
     ours = (_LABEL, _ORGAN, _SPLIT, _NEUTRAL)
-    return _role(words) == "label" and not _without(words, *ours)
+    return _role(words) == "label" and words[0] != "test" and not _without(words, *ours)
 
 
 def is_label_name(path: Path) -> bool:
@@ -137,7 +147,7 @@ def is_label_name(path: Path) -> bool:
     return holds_label_maps(path.parent) or _role(_words(stem_of(path))) == "label"
 
 
-def _classified(path: Path, roles_in: dict[Path, set[tuple[str, str]]]) -> _File:
+def _classified(path: Path, roles_in: _Roles) -> _File:
     """Classifies a NIfTI file by its folder (images, labels), or by its own words."""
     stem = stem_of(path)
     words, parts = _words(stem), _parts(stem)
@@ -152,7 +162,7 @@ def _classified(path: Path, roles_in: dict[Path, set[tuple[str, str]]]) -> _File
     if lits:
         key = name = lits
         role = "label" if _role(words) == "label" else role
-    test = lits.startswith("test") or (_role(_words(path.parent.name)) != "" and is_test(path))
+    test = lits.startswith("test") or is_test(path)
     return _File(path, role, group, key, joined, name, test=test, by_folder=bool(folder_role))
 
 
@@ -162,26 +172,22 @@ def _lits_name(stem: str) -> str:
     return f"{(match[1] or '').lower()}volume-{int(match[3])}" if match else ""
 
 
-def _place(
-    folder: Path, roles_in: dict[Path, set[tuple[str, str]]]
-) -> tuple[str, tuple[Path, str]]:
+def _place(folder: Path, roles_in: _Roles) -> tuple[str, tuple[Path, str]]:
     """Returns the role of a folder, if that is one of all its files, and the group of these."""
-    words = _words(folder.name)
-    role, split = _role(words), _split(words)
     siblings = roles_in[folder.parent]
-    other = "label" if role == "image" else "image"
-    others = {own for kind, own in siblings if kind == other}
-    if not role or not (
-        others or _NNUNET_FOLDER.fullmatch(folder.name) or holds_label_maps(folder)
-    ):
+    role, rest, split = siblings[folder]
+    others = [each for each in siblings.values() if each[0] not in ("", role)]
+    alone = _NNUNET_FOLDER.fullmatch(folder.name) or holds_label_maps(folder)
+    if not role or not (others or alone):
         return "", (folder, "")
-    if split not in others and (not others or "" in others):
-        split = ""
-    return role, (folder.parent, split)
+    if rest in {each[1] for each in others}:
+        return role, (folder.parent, rest)
+    splits = {each[2] for each in others} or {""}
+    return role, (folder.parent, "" if split not in splits and "" in splits else split)
 
 
 def _classified_dicom(
-    files: Sequence[Path], dicom: Sequence[Path], roles_in: dict[Path, set[tuple[str, str]]]
+    files: Sequence[Path], dicom: Sequence[Path], roles_in: _Roles
 ) -> list[_File]:
     """Classifies DICOM images; their label maps lie beside them, inside them, or in a folder above.
 
@@ -202,7 +208,9 @@ def _classified_dicom(
             key = words = name = lits
         elif path in with_nifti:
             group = (path, "")
-        elif role == "image" and any(kind == "label" for kind, _ in roles_in[folder.parent]):
+        elif role == "image" and any(
+            each[0] == "label" for each in roles_in[folder.parent].values()
+        ):
             group, key, words, name = place, key or stem, words or stem, stem
         elif above is not None and below[above] == 1:
             group = (above, "")
@@ -219,7 +227,8 @@ def _first_channels(files: list[_File], passed: list[PassedOver]) -> list[_File]
     channels: dict[Path, dict[int, _File]] = defaultdict(dict)
     labels = {stem_of(file.path) for file in files if file.role == "label"}
     for file in files:
-        channel = channel_of(file.path) if file.role == "image" else None
+        nifti = file.role == "image" and has_nifti_suffix(file.path)
+        channel = channel_of(file.path) if nifti else None
         if channel and stem_of(file.path) not in labels:
             channels[channel[0]][channel[1]] = file
     alike = len({frozenset(own) for own in channels.values()}) == 1 and len(channels) > 1

@@ -125,6 +125,27 @@ def test_pairs_by_words(tmp_path, image, label, case_id):
         find_cases([root], need_labels=False)
 
 
+def test_numbered_folders_of_images_and_label_maps(tmp_path):
+    for n in (1, 2):
+        touch(tmp_path / "a", f"ct{n}/x.nii", f"seg{n}/x.nii")
+        touch(tmp_path / "b", f"CT{n}/ct.nii", f"CT{n}/label.nii")
+    touch(tmp_path / "b", "labels/other.nii")
+    touch(tmp_path / "c", "raw_images/x.nii", "manual_labels/x.nii")
+    cases, _ = found(tmp_path)
+    assert set(cases.values()) == {
+        *((f"a/ct{n}/x.nii", f"a/seg{n}/x.nii") for n in (1, 2)),
+        *((f"b/CT{n}/ct.nii", f"b/CT{n}/label.nii") for n in (1, 2)),
+        ("c/raw_images/x.nii", "c/manual_labels/x.nii"),
+    }
+
+
+def test_the_name_of_a_folder_that_is_more_than_its_role(tmp_path):
+    for name in ("test_labels0", "Lung_Seg_Data", "test_ct_0"):
+        touch(tmp_path / name, "p1.nii")
+        assert images(tmp_path / name) == {"p1": "p1.nii"}
+        assert "expected a label map beside this image" in problems(tmp_path / name)["p1"]
+
+
 def test_several_pairs_by_words(tmp_path):
     for n in (1, 2):
         touch(tmp_path, f"img{n:04d}.nii", f"label{n:04d}.nii")
