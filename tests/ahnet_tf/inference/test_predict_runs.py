@@ -152,6 +152,11 @@ def test_a_full_disk_ends_the_run_and_keeps_finished_cases(threshold_model, tmp_
     assert states(output) == {"a": "predicted", "b": "predicted", "c": "predicted"}
 
 
+def dark(shape):
+    """Intensities below the threshold of a lesion."""
+    return np.random.default_rng(0).integers(0, 90, shape).astype(np.uint16)
+
+
 def bright_spots(shape, spots):
     """Balls of 3 voxels' radius, the intensity falling from each peak to its half at the border."""
     axes = np.ogrid[tuple(map(slice, shape))]
@@ -220,7 +225,7 @@ def test_lesion_table_has_the_identifiers_of_the_data_set(heat_map_model, tmp_pa
     voxels = bright_spots((40, 30, 20), [(900, (8, 20, 6)), (600, (30, 10, 12))])
     write(cases / "P-1_lcc.nii.gz", voxels, flipped)
     write(cases / "P-1_rmlo.nii.gz", voxels[::-1], flipped)
-    write(cases / "P-2_lcc.nii.gz", np.eye(20, dtype=np.uint16)[:, :, None].repeat(9, 2), flipped)
+    write(cases / "P-2_lcc.nii.gz", dark((20, 20, 9)), flipped)
     box = dict.fromkeys(BOX_COLUMNS, 1) | {"Class": "cancer", "VolumeSlices": 20}
     rows = [
         box | {"PatientID": patient, "StudyUID": "1.2.3", "View": view}
@@ -265,7 +270,7 @@ def test_without_tables_the_case_id_is_the_patient_id(heat_map_model, tmp_path):
 
 
 def test_no_lesion_gives_an_empty_table(heat_map_model, tmp_path):
-    write(tmp_path / "anna.nii.gz", np.eye(9, dtype=np.uint16)[:, :, None].repeat(9, 2))
+    write(tmp_path / "anna.nii.gz", dark((9, 9, 9)))
     options = [str(tmp_path / "anna.nii.gz"), str(tmp_path / "out")]
     assert main(["--model", str(heat_map_model), *options]) == 0
     assert lesion_rows(tmp_path / "out") == []

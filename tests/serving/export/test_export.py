@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import numpy as np
@@ -252,13 +253,17 @@ def test_contradictions_are_refused_and_leave_nothing(linear_network, settings, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_failed_export_leaves_the_earlier_one(linear_network, settings, tmp_path):
-    """Names that can't be encoded fail in the middle of the export."""
+def test_failed_export_leaves_the_earlier_one(linear_network, settings, tmp_path, monkeypatch):
+    """The disk is full in the middle of the export."""
     folder = export_model(linear_network(0.0), settings, tmp_path / "1")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    unwritable = ExportSettings(settings.task, settings.model, (4, 16, 16), {"\ud800": "1"})
-    with pytest.raises(UnicodeEncodeError):
-        export_model(linear_network(1.0), unwritable, folder)
+
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("serving.export.exporter._write_warm_up", fail)
+    with pytest.raises(OSError, match="No space left"):
+        export_model(linear_network(1.0), settings, folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
