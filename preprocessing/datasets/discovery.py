@@ -281,8 +281,8 @@ def _is_volume(header: Dataset) -> bool:
 
 
 def _is_mammogram(header: Dataset) -> bool:
-    sop_class = text(header, "SOPClassUID")
-    return sop_class == BreastTomosynthesisImageStorage or text(header, "Modality") == "MG"
+    is_tomosynthesis = sop_class(header) == BreastTomosynthesisImageStorage
+    return is_tomosynthesis or text(header, "Modality") == "MG"
 
 
 def _image(path: Path, header: Dataset, root: Path) -> DicomImage:
