@@ -11,11 +11,10 @@ from preprocessing.tasks import Task
 # Synonyms, without separators; the Medical Segmentation Decathlon uses cancer, 3D-IRCADb livertumor.
 BACKGROUND = frozenset(["background", "bg", "clearlabel", "unlabeled", "unlabelled"])
 TUMOUR = frozenset(
-    [
-        *("tumour", "tumours", "tumor", "tumors", "cancer", "lesion", "lesions"),
-        *("livertumour", "livertumours", "livertumor", "livertumors"),
-        *("livercancer", "liverlesion", "liverlesions"),
-    ]
+    f"{organ}{word}{plural}"
+    for organ in ("", "liver")
+    for word in ("tumour", "tumor", "cancer", "lesion")
+    for plural in ("", "s")
 )
 # nnU-Net's name of voxels that nobody has annotated.
 IGNORE = "ignore"
