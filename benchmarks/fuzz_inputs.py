@@ -243,7 +243,7 @@ DICOM_VALUES: dict[str, tuple[Any, ...]] = {
     "AcquisitionNumber": (2, None),
     "ConvolutionKernel": ("B70f",),
     "TemporalPositionIdentifier": (2,),
-    "PixelPaddingValue": (-2000, 63536),
+    "PixelPaddingValue": (0, 63536),
     "PixelData": (b"", b"\0\0"),
 }
 
