@@ -346,7 +346,7 @@ class TestBadInput:
             (["--patches-per-case", "0"], "at least 1"),
             (["--eval-fraction", "1"], "a share from 0 up to below 1"),
             (["--splits", "none.json"], "none.json: No such file"),
-            (["--seed", "-1"], "--seed >= 0"),
+            (["--seed", "-1"], "a whole number from 0 to 4294967295"),
             (["--runner", "NoSuchRunner"], "--runner"),
         ],
     )

@@ -68,7 +68,8 @@ def test_2d_networks_see_three_slices(architecture):
         {"norm": "group"},
         {"norm": "sync_batch", "pvp_levels": 0},
         {"upsampling": "transpose", "pvp_levels": 5},
-        {"dropout": 0.5, "pvp_levels": 1, "pvp_border": True, "classes": 1},
+        {"dropout": 0.5, "pvp_levels": 1, "pvp_border": True},
+        {"classes": 1, "activation": "sigmoid"},
     ],
     ids=str,
 )

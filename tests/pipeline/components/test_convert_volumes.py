@@ -62,7 +62,7 @@ def test_a_new_span_warm_starts_from_the_model_of_the_one_before(
     assert second["scores"]["overall"]["cases"] == 2
     started = run.glob("artifacts/Trainer3D/model_run/*/transfer.txt")
     newest = max(started, key=lambda path: int(path.parent.name))
-    assert newest.read_text(encoding="utf-8").startswith("all ")
+    assert "fresh: 0 weights" in newest.read_text(encoding="utf-8")
     card = (Path(second["report"]) / "model_card.md").read_text(encoding="utf-8")
     assert "started from the last blessed model" in card
     assert "Converted 2 of 2 cases found; 0 rejected." in card
