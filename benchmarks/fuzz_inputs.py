@@ -183,6 +183,8 @@ ODD_NAMES = (
     *("volume-0.nii", "segmentation-7.nii", "a label.nii.gz", "CT.NII.GZ", "c_0_0001.nii.gz"),
     *("ct.nii.gz", "mask.nii", "labels-01.nii.gz", "x.nii.gz.nii.gz", "0001.dcm", "noext"),
     *("é.nii.gz", "name\nline.nii", "-.nii", "a" * 200 + ".nii", "seg.dcm", "liver.nii.gz"),
+    # A byte that is no text.
+    "\udcff.nii",
 )
 JUNK = {
     "notes.txt": b"notes",

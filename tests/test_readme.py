@@ -73,7 +73,12 @@ def test_readme_gives_the_whole_workflow():
 def test_readme_is_short():
     lines = README.splitlines()
     assert len(lines) <= 120
-    assert not [line for line in lines if len(line) > 120 and not line.startswith("|")]
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(ROOT.glob("C*.md")), *DOCS], ids=str)
+def test_lines_of_prose_are_at_most_120_characters(page):
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert not [line for line in lines if len(line) > 120 and not line.startswith(("|", "!"))]
 
 
 @pytest.mark.parametrize(("module", "rest"), COMMANDS, ids=lambda text: text[:40])
