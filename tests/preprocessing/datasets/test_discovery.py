@@ -171,16 +171,31 @@ def test_several_images_of_one_folder_are_predicted_one_by_one(tmp_path):
     assert list(problems(tmp_path)) == [tmp_path.name]
 
 
-def test_ambiguous_ids_get_digits_of_their_paths(tmp_path):
+def test_ambiguous_ids_get_the_folder_that_differs(tmp_path):
     for parent in ("p", "q"):
         touch(tmp_path / parent / "same", "volume-1.nii", "segmentation-1.nii")
     result = discover([tmp_path / "p" / "same", tmp_path / "q" / "same"], need_labels=True)
-    first, second = (case.case_id for case in result.cases)
-    assert first != second
-    assert all(re.fullmatch("volume-1-[0-9a-f]{8}", each) for each in (first, second))
-    assert f"/p/same/volume-1.nii: case volume-1 renamed to {first}" in result.renamed[0]
+    assert [case.case_id for case in result.cases] == ["p_volume-1", "q_volume-1"]
+    assert "/p/same/volume-1.nii: case volume-1 renamed to p_volume-1" in result.renamed[0]
     (case, _) = find_cases([tmp_path / "q" / "same", tmp_path / "p" / "same"], need_labels=True)
-    assert case.case_id == second
+    assert case.case_id == "q_volume-1"
+    for split in ("train", "test"):
+        touch(tmp_path / split / "ct", "1.nii")
+        touch(tmp_path / split / "seg", "1.nii")
+    found = find_cases([tmp_path / "train", tmp_path / "test"], need_labels=True)
+    assert [case.case_id for case in found] == ["train_1", "test_1"]
+
+
+def test_ids_that_differ_in_case_alone_get_digits_of_their_names(tmp_path):
+    def ids(place):
+        touch(place, "A.nii", "a.nii")
+        return sorted(case.case_id for case in find_cases([place], need_labels=False))
+
+    first, second = ids(tmp_path / "here")
+    assert re.fullmatch("A-[0-9a-f]{8}", first)
+    assert re.fullmatch("a-[0-9a-f]{8}", second)
+    # They do not depend on where the data set lies.
+    assert ids(tmp_path / "moved" / "there") == [first, second]
 
 
 def test_empty_and_missing_folders(tmp_path):
