@@ -33,7 +33,7 @@ def completed(found: Found) -> list[Case]:
             expected = f"{missing} beside this {here}"
             case = replace(case, problem=str(InputError(case.path, expected, "none")))
         cases.append(case)
-    return _strays_merged(cases) if found.need_labels else cases
+    return _strays_merged(cases, found) if found.need_labels else cases
 
 
 def _with_damaged_lists(case: Case, found: Found) -> Case:
@@ -51,7 +51,7 @@ def _with_damaged_lists(case: Case, found: Found) -> Case:
     return case
 
 
-def _strays_merged(cases: list[Case]) -> list[Case]:
+def _strays_merged(cases: list[Case], found: Found) -> list[Case]:
     """Refuses series of slices with further images or label maps in their folders."""
     series = {case.image_path for case in cases if os.path.isdir(case.image_path or "")}
     strays: dict[Path, list[str]] = defaultdict(list)
@@ -62,11 +62,13 @@ def _strays_merged(cases: list[Case]) -> list[Case]:
     for case in cases:
         names = strays.get(case.image_path, ()) if case.image_path else ()
         if names and not case.problem:
-            found = f"the slices, {', '.join(names)}"
-            problem = str(InputError(case.path, "one image and one label map", found))
+            several = f"the slices, {', '.join(names)}"
+            problem = str(InputError(case.path, "one image and one label map", several))
             case = replace(case, problem=problem)
         if case.path.parent not in series:
             merged.append(case)
+        elif case.label_path and case.label_path.parent not in series:
+            found.pass_over(case.label_path, "the label map of an image among slices")
     return merged
 
 

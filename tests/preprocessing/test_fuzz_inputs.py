@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from benchmarks.fuzz_inputs import DATA_SETS, LAYOUTS, DataSet, check
+from benchmarks.fuzz_inputs import DATA_SETS, LAYOUTS, Damage, DataSet, check
 
 # Files in use of two cases: images with labels and without, label maps once. Series have six slices,
 # 3D-IRCADb two structures, TotalSegmentator three organs, lits_folders two test images.
@@ -28,3 +28,9 @@ def test_sound_data_sets_are_used(layout):
 @given(DATA_SETS)
 def test_every_file_is_used_passed_over_or_refused(data):
     check(data)
+
+
+def test_the_label_map_of_an_image_among_slices_is_named():
+    # Found by a run of `benchmarks.fuzz_inputs`.
+    copies = [Damage(39, "copy", "liver.nii.gz"), Damage(21, "rename", "liver.nii.gz")]
+    check(DataSet("seg", cases=3, seed=0, damages=copies))
