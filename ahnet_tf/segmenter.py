@@ -188,7 +188,7 @@ def _read(
         while voxels.ndim > 3 and voxels.shape[-1] == 1:
             voxels = voxels[..., 0]
         header = image.header if isinstance(image.header, nib.Nifti1Header) else None
-        in_mm = image.affine if header is None else nifti.in_mm(image.affine, header)
+        in_mm = image.affine if header is None else nifti.in_mm(image.affine, header, allow)
         return nifti.check_image("nibabel image", voxels, in_mm), header
     cases = find_cases([image], need_labels=False)
     if len(cases) != 1:

@@ -14,6 +14,7 @@ ALLOWANCES = {
     "mixed_series": "of several series, acquisitions, shapes or orientations the one with the most "
     "slices is read",
     "unfit_image": "an image that does not look like what the task expects is used all the same",
+    "unit": "the unit in a NIfTI header (xyzt_units) is ignored, and its numbers are taken as mm",
     "label_geometry": "a label map of the image's shape whose affine differs is taken voxel by voxel",
 }
 

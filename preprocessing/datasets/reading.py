@@ -46,7 +46,7 @@ def read_case_image(case: Case, *, allow: Collection[str] = ()) -> Volume:
         path = _given(case, case.image_path)
         if is_dicom_image(path):
             return read_dicom(path, ReadOptions(case.view, allow, case.identifiers))
-        return read_image(path)
+        return read_image(path, allow=allow)
 
 
 def check_case_image(
@@ -79,7 +79,7 @@ def read_case_grid(case: Case, *, allow: Collection[str] = ()) -> Volume:
     with _redacted_errors(case):
         path = _given(case, case.image_path)
         if not is_dicom_image(path):
-            return read_grid(path)
+            return read_grid(path, allow=allow)
         if path.is_dir():
             series = find_series(path, ReadOptions(case.view, allow, case.identifiers))
             return Volume(np.broadcast_to(np.uint8(0), series.shape), series.affine)

@@ -35,7 +35,7 @@ _GEOMETRY = (
 )
 
 
-def read_image(path: str | os.PathLike) -> Volume:
+def read_image(path: str | os.PathLike, *, allow: Collection[str] = ()) -> Volume:
     """Reads a 3D image as voxels [x, y, z] with the header's scaling applied.
 
     The dtype is the file's own without scaling, else int16 or int32 if exact, else float32. Raises
@@ -43,13 +43,17 @@ def read_image(path: str | os.PathLike) -> Volume:
     infinite or all equal.
     """
     header, voxels = read_stored(Path(path), ratio=MAX_IMAGE_RATIO)
-    affine = in_mm(header.get_best_affine(), header)
+    affine = in_mm(header.get_best_affine(), header, allow)
     return check_image(path, _scaled(voxels, header), affine)
 
 
-def in_mm(affine: np.ndarray, header: nib.Nifti1Header) -> np.ndarray:
-    """Returns a 4x4 affine in the unit of a header (`xyzt_units`: mm, metre or micron) in mm."""
-    factor = _UNIT_MM.get(int(header["xyzt_units"]) & 7, 1.0)
+def in_mm(affine: np.ndarray, header: nib.Nifti1Header, allow: Collection[str] = ()) -> np.ndarray:
+    """Returns a 4x4 affine in the unit of a header (`xyzt_units`: mm, metre or micron) in mm.
+
+    With `unit` in `allow` the header's unit is ignored, and the affine is taken as it is.
+    """
+    code = 0 if "unit" in allow else int(header["xyzt_units"]) & 7
+    factor = _UNIT_MM.get(code, 1.0)
     return np.diag([factor, factor, factor, 1.0]) @ affine
 
 
@@ -69,10 +73,10 @@ def check_image(where: object, voxels: np.ndarray, affine: np.ndarray) -> Volume
     return Volume(voxels, checked_affine(affine, where))
 
 
-def read_grid(path: str | os.PathLike) -> Volume:
+def read_grid(path: str | os.PathLike, *, allow: Collection[str] = ()) -> Volume:
     """Returns the grid of an image, with voxels that take no memory; raises as `read_image`."""
     header, shape = read_header(Path(path))
-    affine = checked_affine(in_mm(header.get_best_affine(), header), path)
+    affine = checked_affine(in_mm(header.get_best_affine(), header, allow), path)
     return Volume(np.broadcast_to(np.uint8(0), shape), affine)
 
 
@@ -110,7 +114,7 @@ def read_label(
         more = f" and {len(others) - 12} more" if len(others) > 12 else ""
         found = ", ".join(f"{value:.6g}" for value in sorted(others)[:12]) + more
         raise InputError(path, f"label values {names}", f"values {found}")
-    label = Volume(labels, in_mm(header.get_best_affine(), header))
+    label = Volume(labels, in_mm(header.get_best_affine(), header, allow))
     if image is not None:
         return on_grid(label, image, path, allow=allow)
     return Volume(labels, checked_affine(label.affine, path))

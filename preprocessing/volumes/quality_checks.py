@@ -197,7 +197,7 @@ def _length_findings(grid: geometry.TargetGrid, task: Task) -> Iterator[Finding]
                 f"{plane[0]:g} to {plane[1]:g} in the plane and {stack[0]:g} to {stack[1]:g} across"
             )
             if code == "spacing" and factor > IMPOSSIBLE:
-                text += " (a wrong unit, as xyzt_units in a NIfTI header?)"
+                text += " (a wrong xyzt_units in a NIfTI header? --allow unit takes mm)"
             yield Finding(ERROR if factor > IMPOSSIBLE else WARNING, code, text)
 
 

@@ -294,6 +294,9 @@ def test_units_of_headers_count(threshold_model, tmp_path, capsys):
     assert (c[:4] == 2).all()
     assert np.array_equal(a, c)
     assert np.array_equal(b, c)
+    wrong = [str(cases / "d.nii"), str(tmp_path / "allowed"), "--allow", "unit"]
+    assert main(["--model", str(model), *wrong]) == 0
+    assert np.array_equal(np.asarray(nib.load(tmp_path / "allowed" / "d.nii.gz").dataobj), c)
 
 
 def test_masks_are_refused_unless_allowed(threshold_model, tmp_path, capsys):
