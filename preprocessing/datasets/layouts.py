@@ -220,8 +220,9 @@ def _mask_folders(found: Found) -> None:
         several = folder.name.lower() == "segmentations" or len(masks) > 1
         if several and len(own) + len(series[folder.parent]) == 1:
             cases, _ = pairing.paired([*own, *masks], series[folder.parent], found.source, False)
-            if not any(case.image_path and case.label_path for case in cases):
-                found.cases += [replace(c, label_path=folder) for c in cases if c.image_path]
+            images = [case for case in cases if case.image_path]
+            if images and not any(case.label_path for case in images):
+                found.cases += [replace(case, label_path=folder) for case in images]
                 taken |= {folder, *own, *masks, *series[folder.parent]}
     found.files = [path for path in found.files if path not in taken]
     found.images = [i for i in found.images if taken.isdisjoint((i.path, i.path.parent))]

@@ -30,7 +30,17 @@ def test_every_file_is_used_passed_over_or_refused(data):
     check(data)
 
 
-def test_the_label_map_of_an_image_among_slices_is_named():
-    # Found by a run of `benchmarks.fuzz_inputs`.
-    copies = [Damage(39, "copy", "liver.nii.gz"), Damage(21, "rename", "liver.nii.gz")]
-    check(DataSet("seg", cases=3, seed=0, damages=copies))
+# Found by runs of `benchmarks.fuzz_inputs`: a label map whose image lies among slices, and masks whose
+# image is named like one of them.
+@pytest.mark.parametrize(
+    "data",
+    [
+        DataSet(
+            "seg", 3, 0, [Damage(39, "copy", "liver.nii.gz"), Damage(21, "rename", "liver.nii.gz")]
+        ),
+        DataSet("totalsegmentator", 2, 0, [Damage(0, "rename", "liver.nii.gz")]),
+    ],
+    ids=lambda data: data.layout,
+)
+def test_files_beside_a_misnamed_one_are_named(data):
+    check(data)
