@@ -1,6 +1,6 @@
 """Random data sets of every layout with random names, headers and damage: no file is lost without a reason.
 
-python -m benchmarks.fuzz_inputs [--examples 5000] [--seed 0]
+python -m benchmarks.fuzz_inputs [--examples 5000] [--seed 0] [--workers 2]
 
 Every image or label map on disk is afterwards exactly one of: used, passed over with a reason, or refused
 with a reason; for conversion (with labels) and for prediction (without). Anything else is a failure, a
@@ -21,6 +21,7 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -581,32 +582,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--examples", type=int, default=5000, help="data sets (default: 5000)")
     parser.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
+    parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
     return run_command(_run, parser.parse_args(argv))
 
 
-def _run(arguments) -> None:
+def explore(number: int, examples: int) -> dict[str, Counter[str]]:
+    """Checks random data sets from a seed; returns the outcomes of each layout."""
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     by_layout: dict[str, Counter[str]] = {name: Counter() for name in sorted(LAYOUTS)}
 
-    @seed(arguments.seed)
+    @seed(number)
     @settings(
-        max_examples=arguments.examples,
+        max_examples=examples,
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
     @given(DATA_SETS)
     def run(data: DataSet) -> None:
-        by_layout[data.layout]["data sets"] += 1
-        by_layout[data.layout].update(check(data))
+        by_layout[data.layout].update(check(data) + Counter({"data sets": 1}))
 
     run()
+    return by_layout
+
+
+def _run(arguments) -> None:
+    workers = arguments.workers
+    seeds = [arguments.seed + worker for worker in range(workers)]
+    shares = [len(range(worker, arguments.examples, workers)) for worker in range(workers)]
+    with ProcessPoolExecutor(workers) as pool:
+        found = list(pool.map(explore, seeds, shares))
+    by_layout = {name: sum((own[name] for own in found), Counter()) for name in sorted(LAYOUTS)}
     figures = [{"layout": name, **counts} for name, counts in by_layout.items()]
-    total = sum((Counter(counts) for counts in by_layout.values()), Counter())
-    print(", ".join(f"{name} {number}" for name, number in total.items()))
+    total = sum(by_layout.values(), Counter())
+    print(", ".join(f"{name} {count}" for name, count in total.items()))
     goals = [goal("data sets without a failure", ">=", arguments.examples, total["data sets"])]
     packages = versions("hypothesis", "nibabel", "pydicom", "numpy")
-    write_report("fuzz_inputs", figures, goals, packages, {"seed": arguments.seed})
+    write_report(
+        "fuzz_inputs", figures, goals, packages, {"seed": arguments.seed, "workers": workers}
+    )
 
 
 if __name__ == "__main__":
