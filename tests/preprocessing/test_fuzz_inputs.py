@@ -3,7 +3,8 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from benchmarks.fuzz_inputs import DATA_SETS, LAYOUTS, Damage, DataSet, check
+from benchmarks.fuzz_inputs import check
+from benchmarks.random_data_sets import DATA_SETS, LAYOUTS, Damage, DataSet
 
 # Files in use of two cases: images with labels and without, label maps once. Series have six slices,
 # 3D-IRCADb two structures, TotalSegmentator three organs, lits_folders two test images.

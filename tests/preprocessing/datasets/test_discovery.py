@@ -8,14 +8,7 @@ import pytest
 
 from preprocessing.datasets.discovery import discover, find_cases
 from preprocessing.errors import InputError
-
-
-def touch(root, *names):
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    return root
+from tests.preprocessing.datasets.empty_files import touch
 
 
 def found(root, need_labels=True):

@@ -12,17 +12,10 @@ from pydicom.sequence import Sequence
 from preprocessing.datasets import discovery
 from preprocessing.datasets.discovery import discover, find_cases
 from preprocessing.errors import InputError
+from tests.preprocessing.datasets.empty_files import touch
 
 STORED = np.arange(24, dtype=np.uint16).reshape(3, 2, 4)
 NAMES = {"0": "background", "1": "liver", "2": "tumour"}
-
-
-def touch(root, *names):
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    return root
 
 
 def listed(root, **content):
