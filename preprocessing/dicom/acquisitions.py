@@ -38,6 +38,7 @@ _OF_SLAB = (
     *("ReconstructionDiameter", "SliceThickness", "AcquisitionTime"),
 )
 _OVERLAP_MM = 0.01
+_PASS_SLABS = 3
 _SHOWN = 6
 
 Facts = Mapping[str, object]
@@ -104,11 +105,14 @@ def _slabs_apart(
     """Separates overlapping slabs of a group by an element, and adds its name.
 
     Slabs with successive values belong together until one overlaps another. Where that is unclear,
-    as not all of these runs overlap, each slab is on its own.
+    as not all of these runs overlap, each slab is on its own. Slabs that do not overlap are apart if
+    they are several passes along the volume, at places in between.
     """
     found: list[tuple[bool, int, str, list]] = []
     for keyword, slabs in sorted(_by_value(group, facts, places), key=lambda each: len(each[1])):
         if not any(_overlap(one, after) for one, after in pairwise(sorted(slabs))):
+            if passes := _passes(slabs):
+                found.append((False, len(found), keyword, passes))
             continue
         runs = [[slabs[0]]]
         for slab in slabs[1:]:
@@ -125,6 +129,22 @@ def _slabs_apart(
     names += [keyword] * (keyword not in names)
     members = [sorted(i for *_, own in part for i in own) for part in parts]
     return [one for part in members for one in _slabs_apart(part, facts, places, names)]
+
+
+def _passes(slabs: list[tuple]) -> list[list[tuple]]:
+    """Returns slabs in their order as several passes along the volume; none if they are one.
+
+    Each pass has one direction, at least `_PASS_SLABS` slabs, and covers half of the volume or more:
+    runs of times that jitter from slice to slice are shorter.
+    """
+    runs = [slabs[:1]]
+    for slab in slabs[1:]:
+        run = runs[-1]
+        turns = len(run) > 1 and (slab[0] > run[-1][0]) != (run[-1][0] > run[-2][0])
+        runs.append([slab]) if turns else run.append(slab)
+    half_mm = (max(slab[1] for slab in slabs) - min(slab[0] for slab in slabs)) / 2
+    whole = [len(r) >= _PASS_SLABS and abs(r[-1][0] - r[0][0]) >= half_mm for r in runs]
+    return runs if len(runs) > 1 and all(whole) else []
 
 
 def _by_value(

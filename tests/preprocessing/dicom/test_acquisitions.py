@@ -68,6 +68,26 @@ def test_slabs_that_do_not_overlap_are_one_volume(tmp_path, dicom, keyword, slab
     assert np.array_equal(read_dicom(tmp_path).voxels, HU)
 
 
+def test_passes_at_places_in_between_with_a_time_for_each_slice(tmp_path, dicom):
+    tags = [{"AcquisitionTime": f"1000{second:02}"} for second in range(8)]
+    write(dicom, tmp_path / "again", [0, 2, 4, 6, 1, 3, 5, 7], tags)
+    message = refusal(tmp_path / "again", "duplicate_slices", "gaps")
+    assert "2 acquisitions that differ in AcquisitionTime (4 slices, 4 slices)" in message
+    volume = read_dicom(tmp_path / "again", ReadOptions(allow=["mixed_series"]))
+    assert np.array_equal(volume.voxels, HU[:, :, :4])
+    assert volume.affine[2, 2] == 2
+    # There and back: the slice at the turn may be of either pass.
+    write(dicom, tmp_path / "back", [0, 2, 4, 6, 7, 5, 3, 1], tags)
+    message = refusal(tmp_path / "back", "duplicate_slices", "gaps")
+    assert "2 acquisitions that differ in AcquisitionTime (5 slices, 3 slices)" in message
+
+
+def test_times_that_jitter_are_one_volume(tmp_path, dicom):
+    tags = [{"AcquisitionTime": f"1000{second:02}"} for second in (1, 0, 3, 2, 5, 4, 7, 6)]
+    write(dicom, tmp_path, range(8), tags)
+    assert np.array_equal(read_dicom(tmp_path).voxels, HU)
+
+
 def test_slabs_that_overlap_are_refused(tmp_path, dicom):
     # The second breath hold begins at the place where the first one ends.
     tags = [{"AcquisitionNumber": number} for number in (1, 1, 1, 1, 2, 2, 2)]
