@@ -70,11 +70,11 @@ def predict_case(
 ) -> dict[str, Any]:
     """Predicts a case with an image and writes its outputs; returns its entry of the record.
 
-    An error of the case itself is printed and recorded, and only raised with `debug`; so is what its
-    image shows to be no image of the task. Doubts are printed and recorded as warnings; so is a
-    failure of `draw`, but not recorded. `dicom_seg` is the software that a DICOM SEG, which needs a
-    DICOM image, names; `allow` is among `ALLOWANCES` of `preprocessing.errors`. Raises OSError for a
-    full disk, ModelError and ServingError if network or server fail.
+    An error of the case, or an image that can't be one of the task, is printed and recorded, and
+    raised only with `debug`. Doubts about the image are printed and recorded as warnings; a failure
+    of `draw` is printed only. `dicom_seg` is the software named in a DICOM SEG, which needs a DICOM
+    image; `allow` has names of `preprocessing.errors.ALLOWANCES`. Raises OSError for a full disk,
+    ModelError and ServingError if network or server fail.
     """
     start = time.perf_counter()
     entry: dict[str, Any] = {"case_id": case.case_id}

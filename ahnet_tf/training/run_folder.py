@@ -62,7 +62,7 @@ class TrainingResult:
       seconds: time spent training and evaluating, without steps that were repeated after a kill.
       patches_per_second, voxels_per_second: medians over the logged steps.
       waiting_share: mean share of the steps' time spent waiting for data.
-      measure: what the best evaluation has most of (see `validation.measure_of`).
+      measure: name of the measure that the best evaluation maximises (`validation.measure_of`).
       score: its value there; NaN without evaluations.
     """
 

@@ -118,7 +118,10 @@ class CaseDice:
 
 
 def measure_of(task: Task) -> str:
-    """Returns what the network to keep has most of: FROC for heat maps, whose Dice is 0 for long."""
+    """Returns the measure by which the best network is chosen: FROC for heat maps, else mean Dice.
+
+    The Dice of a heat map stays 0 until one of its peaks exceeds 0.5.
+    """
     return FROC if task.target == "heat_map" else MEAN_DICE
 
 

@@ -132,9 +132,9 @@ def _slabs_apart(
 
 
 def _passes(slabs: list[tuple]) -> list[list[tuple]]:
-    """Returns slabs in their order as several passes along the volume; none if they are one.
+    """Splits slabs, in the order of their values, into passes along the volume; empty for one pass.
 
-    Each pass has one direction, at least `_PASS_SLABS` slabs, and covers half of the volume or more:
+    Each pass has one direction, at least `_PASS_SLABS` slabs, and covers half of the volume or more;
     runs of times that jitter from slice to slice are shorter.
     """
     runs = [slabs[:1]]

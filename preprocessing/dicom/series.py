@@ -153,7 +153,7 @@ def _images(
         identifiers |= header_identifiers(header)
         if has_image(header):
             headers.append((path, header))
-    # What stands beside slices is no slice.
+    # Localizers, secondary captures and screens are left out where there are slices.
     slices = [(path, header) for path, header in headers if not aside(header)] or headers
     return [image_of(path, header, identifiers) for path, header in slices], identifiers
 
