@@ -152,6 +152,8 @@ class TrainingConfig(AugmentationConfig):
     Attributes (and those of `AugmentationConfig`):
       steps: optimizer steps.
       batch_size: patches per step, over all replicas together.
+      slab_slices: consecutive slices, at a random place, that a step takes of each patch, so that a
+        batch of the 2D network has slices of more places; 0 for all.
       learning_rate: Adam's rate after the warm-up.
       warmup_steps: steps over which the rate rises linearly from zero.
       decay: "cosine" or "constant" after the warm-up.
@@ -178,6 +180,7 @@ class TrainingConfig(AugmentationConfig):
 
     steps: int = _setting(20000, whole(1))
     batch_size: int = _setting(2, whole(1))
+    slab_slices: int = _setting(0, whole(0))
     learning_rate: float = _setting(
         1e-3, Requirement("a finite rate above 0", lambda v: is_number(v) and v > 0)
     )

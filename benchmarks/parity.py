@@ -43,12 +43,12 @@ SEED = 7
 
 def random_weight(name: str, shape: Sequence[int], seed: int = SEED) -> np.ndarray:
     """Returns a weight from the seed and its name alone; gammas of both signs, variances above 0.5."""
-    from ahnet_tf.networks.factory import initial_kernel
-
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     leaf = name.rsplit("/", 1)[-1]
     if "kernel" in leaf:
-        return initial_kernel(name, tuple(shape), seed)
+        outputs = int(np.prod(shape[-4:-2])) * shape[-1]
+        kernel = generator.standard_normal(tuple(shape), np.float32)
+        return kernel * np.float32(np.sqrt(2 / outputs))
     if leaf == "gamma":
         return generator.uniform(-0.4, 1.2, shape).astype(np.float32)
     if leaf == "moving_variance":

@@ -22,8 +22,11 @@ from preprocessing.tasks import Task
 # One process with one replica.
 ALONE = tf.distribute.InputContext()
 
-# Size in bytes of a shuffle window.
-SHUFFLE_WINDOW_BYTES = 128 * 2**20
+# A shuffle window has so many patches, or so many bytes of smaller ones: a case has dozens of patches,
+# and a batch should mix cases.
+WINDOW_PATCHES, WINDOW_BYTES = 256, 128 * 2**20
+# Files, and with them cases, that are read in turn.
+FILES_AT_ONCE = 16
 _ENDLESS = tf.data.experimental.INFINITE_CARDINALITY
 
 
@@ -34,6 +37,7 @@ def training_dataset(
     batch_size: int,
     seed: int,
     augment: AugmentationConfig | None = None,
+    slab_slices: int = 0,
     start_step: int = 0,
     records: int | None = None,
     context: tf.distribute.InputContext = ALONE,
@@ -48,6 +52,7 @@ def training_dataset(
       batch_size: patches per step; the rest of an epoch joins the next epoch's first batch.
       seed: seed of order and augmentation.
       augment: magnitudes of the augmentation; None for none.
+      slab_slices: z of each batch, a random slab of the patch's slices; 0 for the whole patch.
       records: number of records in `files`, if already known from `scan_records`.
       context: the worker that reads, and its number of replicas; an element is one replica's share of
         a step. Together the workers see what one would.
@@ -55,7 +60,7 @@ def training_dataset(
     if records is None:
         records = scan_records(files, task).records
     z, y, x = task.patch_shape_zyx
-    window_records = max(1, min(records, SHUFFLE_WINDOW_BYTES // (3 * z * y * x)))
+    window_records = min(records, max(WINDOW_PATCHES, WINDOW_BYTES // (3 * z * y * x)))
     first = start_step * batch_size
 
     @tf.autograph.experimental.do_not_convert
@@ -64,7 +69,7 @@ def training_dataset(
         # also depends on TensorFlow's global seed.
         order = tf.random.experimental.stateless_shuffle(tf.constant(files), (seed, epoch))
         dataset = tf.data.Dataset.from_tensor_slices(order)
-        dataset = dataset.interleave(read_file, cycle_length=4)
+        dataset = dataset.interleave(read_file, cycle_length=FILES_AT_ONCE)
 
         def shuffled(number: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
             window_seed = tf.random.experimental.stateless_fold_in((seed, epoch), number)
@@ -77,10 +82,12 @@ def training_dataset(
         example = parse_example(serialized, task)
         names = ("image", "label", "weight", HEAT_MAP)
         arrays = {name: example[name] for name in names if name in example}
+        number_seed = tf.random.experimental.stateless_fold_in((seed, 1), number)
+        if 0 < slab_slices < z:
+            arrays = _random_slab(arrays, slab_slices, number_seed)
         arrays["image"] = tf.cast(arrays["image"], tf.float32)
         if augment is None:
             return arrays
-        number_seed = tf.random.experimental.stateless_fold_in((seed, 1), number)
         spacing_mm_yx = tf.stack([example["spacing_y_mm"], example["spacing_x_mm"]])
         return augment_patch(arrays, spacing_mm_yx, number_seed, augment, task)
 
@@ -101,6 +108,19 @@ def training_dataset(
     dataset = dataset.batch(context.get_per_replica_batch_size(batch_size), drop_remainder=True)
     # With a known infinite cardinality, workers need not ask each other for a batch at each step.
     return dataset.apply(tf.data.experimental.assert_cardinality(_ENDLESS)).prefetch(2)
+
+
+def _random_slab(
+    arrays: dict[str, tf.Tensor], slices: int, number_seed: tf.Tensor
+) -> dict[str, tf.Tensor]:
+    """Returns some consecutive slices of a patch's arrays, all possible ones equally likely."""
+    depth = arrays["label"].shape[0]
+    seed = tf.random.experimental.stateless_fold_in(number_seed, 6)
+    first = tf.random.stateless_uniform((), seed, 0, depth - slices + 1, tf.int32)
+    return {
+        name: tf.ensure_shape(values[first : first + slices], (slices, *values.shape[1:]))
+        for name, values in arrays.items()
+    }
 
 
 def evaluation_dataset(

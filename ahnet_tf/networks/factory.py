@@ -1,17 +1,16 @@
-"""Builds networks from their configuration; names and initial values of their weights."""
+"""Builds networks from their configuration; names of their weights."""
 
 from __future__ import annotations
 
 import contextlib
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.networks.ahnet import ahnet_logits
+from ahnet_tf.networks.initialization import initialise
 from ahnet_tf.networks.inputs import CropInPlane, ForegroundPrior, IntensityWindow, PadInPlane
 from ahnet_tf.networks.mcgcn import mcgcn_logits
 from ahnet_tf.networks.unet import unet_logits
@@ -45,9 +44,7 @@ def build_network(config: ModelConfig, *, seed: int = 0, name: str | None = None
     if config.foreground_prior:
         logits = ForegroundPrior(config.foreground_prior, name="prior")(logits)
     model = tf.keras.Model(image, logits, name=name or config.architecture)
-    for path, variable in named_weights(model).items():
-        if "kernel" in path.rsplit("/", 1)[-1]:
-            variable.assign(initial_kernel(path, variable.shape, seed))
+    initialise(named_weights(model), config.architecture, seed)
     model.network_config = config
     return model
 
@@ -82,11 +79,3 @@ def _weights_inside(part: Any, path: str) -> Iterator[tuple[str, tf.Variable]]:
         for name, value in vars(part).items():
             if not name.startswith("_"):
                 yield from _weights_inside([value], path)
-
-
-def initial_kernel(path: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Returns the published initial kernel, normal of variance 2 / (ky * kx * out), by seed and name."""
-    generator = np.random.default_rng([seed, zlib.crc32(path.encode())])
-    size = shape[-4] * shape[-3] if len(shape) > 2 else 1
-    stddev = np.sqrt(2 / (size * shape[-1]))
-    return generator.standard_normal(shape, np.float32) * np.float32(stddev)

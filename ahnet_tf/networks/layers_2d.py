@@ -123,16 +123,21 @@ class GlobalConv(tf.keras.layers.Layer):
 
 @ops.register
 class Refine(tf.keras.layers.Layer):
-    """Boundary refinement: norm, ReLU, 3x3 convolution twice (one shared norm), added to the input."""
+    """Boundary refinement: norm, ReLU, 3x3 convolution twice, added to the input.
+
+    Each convolution has a norm of its own. The authors' code uses one for both, whose moving
+    statistics are then those of neither: inference differs from training (they infer in training mode).
+    """
 
     def __init__(self, filters: int, norm: str = "batch", **kwargs):
         super().__init__(**kwargs)
-        self.normalise = make_norm(norm, name="norm")
-        self.conv1 = tf.keras.layers.Conv2D(filters, 3, padding="same", name="conv1")
-        self.conv2 = tf.keras.layers.Conv2D(filters, 3, padding="same", name="conv2")
+        self.norms = [make_norm(norm, name=f"norm{i}") for i in (1, 2)]
+        self.convs = [
+            tf.keras.layers.Conv2D(filters, 3, padding="same", name=f"conv{i}") for i in (1, 2)
+        ]
 
     def call(self, inputs, training=None):
         x = ops.fold(inputs)
-        for convolve in (self.conv1, self.conv2):
-            x = convolve(tf.nn.relu(self.normalise(x, training=training)))
+        for normalise, convolve in zip(self.norms, self.convs, strict=True):
+            x = convolve(tf.nn.relu(normalise(x, training=training)))
         return inputs + ops.unfold(x, inputs)

@@ -21,6 +21,9 @@ from ahnet_tf.training.train_state import TrainState
 from preprocessing.errors import ModelError, Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# A training diverges if the mean loss of five among its first 50 steps is above three times that of
+# the first step, and of a network that knows nothing.
+EARLY_STEPS, EARLY_MEAN, EARLY_GROWTH = 50, 5, 3.0
 
 
 @contextlib.contextmanager
@@ -62,6 +65,7 @@ def train_steps(
     log: Callable[[dict[str, float]], None],
     stop_request: Callable[[], int],
     patch_voxels: int,
+    uninformed_loss: float,
     bar: tqdm,
 ) -> None:
     """Runs the remaining steps; resuming reproduces an uninterrupted run.
@@ -77,13 +81,15 @@ def train_steps(
       log: takes a row of the history.
       stop_request: the signal that asks to stop, 0 without one; the same in all workers.
       patch_voxels: voxels of one patch.
+      uninformed_loss: see `ahnet_tf.training.losses.uninformed_loss`.
 
-    Raises ModelError if the loss is not finite, and Stopped if a signal asked to stop, after saving
+    Raises ModelError if the loss is not finite or grows in the first steps, and Stopped if a signal asked to stop, after saving
     a checkpoint of the last step.
     """
     progress = train_state.progress
     iterator = None
     shown: dict[str, str] = {}
+    early: list[tf.Tensor] = []
     step = saved = int(progress.step)
     sums = tf.identity(progress.sums)
     before, waiting = progress.interval_seconds.numpy().tolist()
@@ -136,6 +142,10 @@ def train_steps(
         step += 1
         progress.step.assign(step)
         bar.update()
+        if step <= EARLY_STEPS:
+            early.append(loss)
+            if step == len(early) and step % EARLY_MEAN == 0:
+                _check_growth([float(each) for each in early], uninformed_loss, config)
 
 
 def _row(
@@ -186,4 +196,18 @@ def _check_finite(sums: list[float], step: int, train_state: TrainState) -> None
         "a finite loss and gradient",
         f"loss {loss / count:g}, {skipped:g} of the last {count} steps without a finite gradient",
         "Try a lower learning_rate or clip_norm, a longer warm-up, or precision float32.",
+    )
+
+
+def _check_growth(losses: list[float], uninformed_loss: float, config: TrainingConfig) -> None:
+    """Raises ModelError if the losses of the first steps show a training that diverges."""
+    recent = sum(losses[-EARLY_MEAN:]) / EARLY_MEAN
+    # A loss that is not finite has its own error.
+    if not recent > EARLY_GROWTH * max(losses[0], uninformed_loss) or math.isinf(recent):
+        return
+    raise ModelError(
+        f"step {len(losses)}",
+        "a loss that falls",
+        f"a mean of {recent:.3g} over {EARLY_MEAN} steps, after {losses[0]:.3g} at the first",
+        f"The learning_rate ({config.learning_rate:g}) is too high: try a tenth of it.",
     )

@@ -100,6 +100,34 @@ class VoxelLoss(tf.keras.losses.Loss):
         return super().get_config() | self.settings
 
 
+def uninformed_loss(
+    *,
+    kind: str,
+    gamma: float,
+    class_weights: Sequence[float] | None,
+    classes: int,
+    exclusive: bool,
+    heat_map: bool,
+) -> float:
+    """Returns the largest loss of a voxel whose logits are all 0: every class seems equally likely.
+
+    Arguments as in `voxel_loss`; "dice_focal" adds its largest soft Dice, 1.
+    """
+    target = tf.range(2 if heat_map or classes == 1 else classes)[
+        tf.newaxis, tf.newaxis, tf.newaxis
+    ]
+    values = voxel_loss(
+        tf.cast(target, tf.float32) if heat_map else target,
+        tf.zeros((*target.shape, classes)),
+        kind=kind,
+        gamma=gamma,
+        class_weights=class_weights,
+        exclusive=exclusive,
+        heat_map=heat_map,
+    )
+    return float(tf.reduce_max(values)) + (kind == "dice_focal")
+
+
 def softmax_focal(
     labels: tf.Tensor,
     logits: tf.Tensor,

@@ -30,6 +30,7 @@ from ahnet_tf.training.distribution import (
 )
 from ahnet_tf.training.logs import History, Summaries
 from ahnet_tf.training.loop import stop_requests, train_steps
+from ahnet_tf.training.losses import uninformed_loss
 from ahnet_tf.training.run_folder import (
     HISTORY,
     RESULT,
@@ -189,6 +190,8 @@ def _train(
         train_step = make_train_step(
             run.strategy, model, train_state.optimizer, run.model, config, train_state.average
         )
+        depth, *plane = run.task.patch_shape_zyx
+        patch_voxels = min(config.slab_slices or depth, depth) * math.prod(plane)
         evaluate = None
         if config.evaluate_every:
             evaluate = _evaluation(run, train_state, summaries, case_ids)
@@ -201,7 +204,15 @@ def _train(
                 evaluate=evaluate,
                 log=log,
                 stop_request=_stop_request(run),
-                patch_voxels=math.prod(run.task.patch_shape_zyx),
+                patch_voxels=patch_voxels,
+                uninformed_loss=uninformed_loss(
+                    kind=config.loss,
+                    gamma=config.gamma,
+                    class_weights=config.class_weights,
+                    classes=run.model.classes,
+                    exclusive=run.model.activation == "softmax",
+                    heat_map=run.task.target == "heat_map",
+                ),
                 bar=bar,
             )
         except Stopped as stopped:
@@ -231,6 +242,7 @@ def _batches(run: _Run, records: int, start_step: int) -> tf.distribute.Distribu
             batch_size=run.training.batch_size,
             seed=run.training.seed,
             augment=run.training,
+            slab_slices=run.training.slab_slices,
             start_step=start_step,
             records=records,
             context=context,

@@ -1,5 +1,6 @@
 """The training command: rejected input, and both stages in one run."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -8,7 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from ahnet_tf.networks import named_weights
 from ahnet_tf.train import main
+from ahnet_tf.weights import keras_resnet50
+from ahnet_tf.weights.checkpoint import load_network
 from preprocessing.records.schema import Patch, encode_patch
 from preprocessing.tasks import Task
 
@@ -160,3 +164,39 @@ def test_both_stages_in_one_command(records, tmp_path, capsys):
     ]
     assert main(options) == 0
     assert printed.splitlines()[-3:] == capsys.readouterr().out.splitlines()[-3:]
+
+
+@pytest.mark.slow
+def test_imagenet_weights_reach_the_3d_network(records, tmp_path, monkeypatch):
+    """From a file in Keras' layout in Keras' own place, through MC-GCN's training into AH-Net."""
+    resnet = tf.keras.applications.ResNet50(include_top=False, weights=None)
+    random = np.random.default_rng(4)
+    for weight in resnet.weights:
+        scale = 0.02 if "kernel" in weight.name else 0.3
+        weight.assign(scale * random.uniform(0.5, 1.5, weight.shape))
+    path = tmp_path / ".keras" / "models" / keras_resnet50.NAME
+    path.parent.mkdir(parents=True)
+    resnet.save_weights(str(path), save_format="h5")
+    digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    monkeypatch.setattr(keras_resnet50, "MD5", digest)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    # So small a rate that the kernels stay.
+    settings = ["steps=1", "warmup_steps=0", "learning_rate=1e-9", "evaluate_every=0"]
+    settings += ["class_weights=[1,2]"]
+    options = ["--input", str(records), "--output", str(tmp_path / "run"), "--init", "imagenet"]
+    assert main([*options, *(word for each in settings for word in ("--set", each))]) == 0
+    weights = named_weights(load_network(tmp_path / "run" / "ahnet")[0])
+    keras = {weight.name.removesuffix(":0"): weight.numpy() for weight in resnet.weights}
+    # Colours become slices: [7, 7, colour, 64] to [slice, 7, 7, 1, 64].
+    stem = keras["conv1_conv/kernel"].transpose(2, 0, 1, 3)[:, :, :, np.newaxis]
+    np.testing.assert_allclose(weights["stem/kernel"], stem, atol=1e-7)
+    for ours, theirs in {
+        "res1_block1/shortcut": "conv2_block1_0",
+        "res2_block4/conv2": "conv3_block4_2",
+        "res3_block6/conv3": "conv4_block6_3",
+        "res4_block3/conv1": "conv5_block3_1",
+    }.items():
+        kernel = keras[f"{theirs}_conv/kernel"]
+        np.testing.assert_allclose(weights[f"{ours}/kernel"], kernel, atol=1e-7)
+        gamma = keras[f"{theirs}_bn/gamma"]
+        np.testing.assert_allclose(weights[f"{ours}/norm/gamma"], gamma, atol=1e-7)

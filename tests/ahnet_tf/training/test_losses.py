@@ -134,3 +134,26 @@ def test_soft_dice_of_one_sigmoid_class_takes_label_one():
     np.testing.assert_allclose(
         losses.soft_dice(labels, logits, exclusive=False), expected, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        # Three equal probabilities: (1 - 1/3)^2 log 3, at the largest weight.
+        ({}, 4 / 9 * np.log(3)),
+        ({"class_weights": (0.5, 1.0, 4.0)}, 4 * 4 / 9 * np.log(3)),
+        ({"kind": "dice_focal"}, 1 + 4 / 9 * np.log(3)),
+        ({"kind": "cross_entropy"}, np.log(3)),
+        # Three sigmoids of 1/2 with a loss each: 1/4 log 2.
+        ({"exclusive": False}, 3 / 4 * np.log(2)),
+        # A heat map's one output.
+        ({"heat_map": True, "class_weights": (1.0, 5.0)}, 5 / 4 * np.log(2)),
+        ({"heat_map": True, "classes": 1, "kind": "heat_map_l2"}, 1 / 4),
+    ],
+    ids=str,
+)
+def test_uninformed_loss_by_hand(settings, expected):
+    heat_map = "heat_map" in settings
+    usual = {"kind": "focal", "gamma": 2.0, "class_weights": None, "exclusive": not heat_map}
+    usual |= {"classes": 2 if heat_map else 3, "heat_map": heat_map}
+    assert losses.uninformed_loss(**usual | settings) == pytest.approx(expected, rel=1e-5)

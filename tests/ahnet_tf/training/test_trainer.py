@@ -327,6 +327,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+@pytest.mark.parametrize("rate", [10.0, 1e4])
+def test_a_rate_that_diverges_is_told_by_its_first_losses(records, tmp_path, rate):
+    diverging = attrs.evolve(TRAINING, learning_rate=rate, steps=60, evaluate_every=0)
+    message = (
+        rf"step \d+: expected a loss that falls, found a mean of .* learning_rate \({rate:g}\)"
+    )
+    with pytest.raises(ModelError, match=message):
+        train(records, tmp_path / "run", training=diverging)
+    assert read_history(tmp_path / "run" / "history.csv")[-1]["step"] < 50
+
+
 def test_settings_that_do_not_fit_the_task_are_refused(records, tmp_path):
     with pytest.raises(SettingsError, match="classes: expected 3"):
         train(records, tmp_path, model=ModelConfig(classes=2))
