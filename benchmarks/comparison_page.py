@@ -1,118 +1,72 @@
-"""The page of the paper's comparison: tables, a plot and sentences, all generated from the results."""
+"""The page of the paper's comparison: tables, plots and sentences, all generated from the results."""
 
 from __future__ import annotations
 
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from benchmarks.comparison_plan import (
     DBT_PIXEL_MM,
+    GOAL,
     PHANTOMS,
-    PRETRAINING,
     REFERENCE,
     SLICES_2D,
+    SLICES_3D,
+    SOURCE,
     TASKS,
     VARIANTS,
     Plan,
     voxels_a_step,
 )
-from preprocessing.files import atomic_write
+from benchmarks.comparison_plots import TITLES
+from benchmarks.comparison_statistics import (
+    HIGHER,
+    MEASURES,
+    UNCLEAR,
+    summarise,
+    summarise_curves,
+)
 
-# By task: its title, and its measures with their names, the first being the one that is drawn.
-TITLES = {"ct": "CT: liver and tumours", "dbt": "Tomosynthesis: masses"}
-MEASURES = {
-    "ct": {"tumour_dice": "tumour Dice", "liver_dice": "liver Dice"},
-    "dbt": {
-        "low_rate_sensitivity": "sensitivity at 1/4 to 2 FP",
-        "challenge_sensitivity": "sensitivity at 1 to 4 FP",
-    },
-}
-WIDTH_INCHES, DPI = 11.0, 110
-MAIN, SECOND = "#0072B2", "#D55E00"
-
-
-def summarise(results: Sequence[Mapping[str, Any]], plan: Plan) -> dict[str, Any]:
-    """Returns what the page shows: {task: {variant: {measure: numbers}}}.
-
-    Numbers are `seeds` (a score each), their `mean` and `spread` (standard deviation), and the same
-    of `differences`: the transferred AH-Net's score minus this one's, seed by seed.
-    """
-    scores = {(r["task"], r["variant"], r["seed"]): r["scores"] for r in results}
-    summary: dict[str, Any] = {}
-    for task in plan.tasks:
-        summary[task] = {}
-        for name in plan.variants:
-            summary[task][name] = {}
-            for measure in MEASURES[task]:
-                own = [scores[task, name, seed][measure] for seed in plan.seeds]
-                numbers = {"seeds": own, **_mean_and_spread(own)}
-                if REFERENCE in plan.variants and name != REFERENCE:
-                    best = [scores[task, REFERENCE, seed][measure] for seed in plan.seeds]
-                    differences = [b - o for b, o in zip(best, own, strict=True)]
-                    numbers["differences"] = {"seeds": differences, **_mean_and_spread(differences)}
-                summary[task][name][measure] = numbers
-    return summary
-
-
-def _mean_and_spread(values: Sequence[float]) -> dict[str, float | None]:
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.mean(values), "spread": spread}
-
-
-def plot_png(path: Path, summary: Mapping[str, Any]) -> None:
-    """Draws each variant's first measure as a PNG: a dot a seed, a bar at their mean."""
-    rows = max(len(variants) for variants in summary.values())
-    size = (WIDTH_INCHES, 1.2 + 0.42 * rows)
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-    panels = figure.subplots(1, len(summary), squeeze=False, sharey=True)[0]
-    for axes, (task, variants) in zip(panels, summary.items(), strict=True):
-        measure, name = next(iter(MEASURES[task].items()))
-        for row, variant in enumerate(variants):
-            numbers = variants[variant][measure]
-            colour = SECOND if variant == REFERENCE else MAIN
-            seeds = numbers["seeds"]
-            axes.plot(seeds, [row] * len(seeds), "o", color=colour, alpha=0.6, clip_on=False)
-            axes.plot([numbers["mean"]] * 2, [row - 0.3, row + 0.3], color=colour, linewidth=2.5)
-        axes.set(title=TITLES[task], xlabel=name, xlim=(0, 1))
-        axes.set_yticks(range(len(variants)), [VARIANTS[name].title for name in variants])
-        axes.grid(axis="x", alpha=0.3)
-    panels[0].invert_yaxis()
-    with atomic_write(path) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))
+# The cores that the time of the comparison is stated for.
+CORES = 2
+# A curve that gains no more over the last quarter of the steps counts as flat.
+FLAT_GAIN = 0.02
 
 
 def page(
     results: Sequence[Mapping[str, Any]],
     plan: Plan,
     machine: Mapping[str, Any],
-    picture: str,
+    images: str,
     command: str,
 ) -> str:
     """Returns the page as Markdown.
 
     Args:
-      results: of all runs, the 2D stages among them.
+      results: of all runs.
       plan: that they followed.
       machine: see `benchmarks.report.machine`.
-      picture: the plot's address as seen from the page.
+      images: the folder of the plots as seen from the page.
       command: what makes the page.
     """
     summary = summarise(results, plan)
-    parameters = {r["variant"]: r["parameters"] for r in results}
-    parts = [_introduction(plan, command), f"![Scores of each network]({picture})"]
-    for task in plan.tasks:
-        parts += [f"## {TITLES[task]}", _table(summary[task], task, parameters, len(plan.seeds))]
+    parameters = {(r["task"], r["variant"]): r["parameters"] for r in results}
+    parts = [_introduction(plan, command), f"![Scores of each network]({images}/comparison.png)"]
+    for task, variants in summary.items():
+        parts += [f"## {TITLES[task]}", *_goal(variants, task), _table(variants, task, parameters)]
         if len(plan.seeds) > 1:
-            lines = [_paragraph(line, indent="  ") for line in _sentences(summary[task], task)]
+            lines = [_paragraph(line, indent="  ") for line in _sentences(variants, task)]
             parts.append("\n".join(lines))
-    parts += [_cost(results, machine), _limits(plan)]
+    parts += [_curves(summarise_curves(results, plan), plan, images)]
+    parts += [_cost(results, plan, machine), _limits(plan)]
     return "\n\n".join(parts) + "\n"
+
+
+def minutes_on_cores(results: Sequence[Mapping[str, Any]]) -> float:
+    """Returns the CPU time of all runs in minutes, shared by `CORES` cores."""
+    return sum(r["cpu_seconds"] for r in results) / 60 / CORES
 
 
 def _paragraph(text: str, indent: str = "") -> str:
@@ -122,163 +76,227 @@ def _paragraph(text: str, indent: str = "") -> str:
     )
 
 
+def _markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = (header, ["---"] * len(header), *lines)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def _introduction(plan: Plan, command: str) -> str:
-    step, share = voxels_a_step(plan), plan.steps - plan.steps_2d
-    million = 1e6
     ct, dbt = PHANTOMS["ct"], PHANTOMS["dbt"]
-    purpose = _paragraph(
+    yx = " x ".join(map(str, TASKS["ct"].patch_shape_zyx[1:]))
+    purpose = (
         "trains small versions of the networks that the AH-Net paper "
         "([arXiv 1711.08580](https://arxiv.org/abs/1711.08580)) compares on synthetic cases and writes this page. "
         "All numbers and all sentences about scores below are generated from the results. Synthetic cases, narrow "
         "networks and minutes of training show how the methods compare here; they are no evidence about patients."
     )
-    cases_ct = _paragraph(
+    cases_ct = (
         f"**CT** has slices of {ct.spacing_mm[2]:g} mm and pixels of {ct.spacing_mm[0]:g} mm. Tumours have an in-plane "
         "texture and extend over several slices. Each liver also contains lookalikes: cysts "
         f"(up to {ct.cysts}), which extend over several slices without the texture, and flat lookalikes "
         f"(up to {ct.flat_lookalikes}), which have the texture in one slice only. Both count as liver."
     )
-    cases_dbt = _paragraph(
+    cases_dbt = (
         f"**Tomosynthesis** has up to {dbt.most_masses} masses and up to {dbt.flat_masses} flat lookalikes per case: "
         "in its own slice each looks like a mass, and it is smeared into adjacent slices according to the depth "
         f"resolution ({dbt.depth_resolution_mm:g} mm, slices of {dbt.spacing_mm[2]:g} mm)."
     )
-    data = _paragraph(
+    data = (
         f"**Data.** {plan.volumes} cases are annotated completely; {plan.further} more only in slabs, {plan.slabs} "
-        f"slabs of {SLICES_2D} slices x {_yx()} per case. The 2D networks (2D U-Net, MC-GCN and the 2D stage before a "
-        f"transfer) train on slabs of all {plan.volumes + plan.further} cases, the 3D networks on patches of the "
-        f"{plan.volumes} volumes. Plenty of 2D annotations and few volumes are the paper's premise, not a finding of "
-        f"this page. {plan.unseen} unseen cases are predicted as whole volumes, with the same windows for all "
-        "networks. The 2D networks see each slice with its two neighbours."
+        f"slabs of {SLICES_2D} slices x {yx} per case. The 2D networks (2D U-Net, MC-GCN) train on slabs of all "
+        f"{plan.volumes + plan.further} cases, the 3D networks on patches of the {plan.volumes} volumes. Plenty of 2D "
+        "annotations and few volumes are the paper's premise, not a finding of this page. The scores are those on "
+        f"{plan.unseen} unseen cases, predicted as whole volumes with the same windows for all networks; the 2D "
+        f"networks see each slice with its two neighbours. The curves are measured on {plan.validation} further "
+        "validation cases. No training reads the unseen or the validation cases."
     )
-    budget = _paragraph(
-        f"**Budget.** Every network sees {plan.steps * step / million:.1f} million voxels: {plan.steps} steps of "
-        f"{step:,} voxels. A transferred network spends {plan.steps_2d * step / million:.1f} million of them in its "
-        "2D stage (an MC-GCN, trained once per seed and shared by the transferred networks) and "
-        f"{share * step / million:.1f} million on volumes. The AH-Net from scratch spends the whole budget on volumes; "
-        f"the one with the 3D share only, {share * step / million:.1f} million, makes as many steps on volumes as a "
-        "transferred one. All use the same augmentation, schedule and class weights. The learning rate is "
-        f"{VARIANTS['mcgcn'].learning_rate:g} for U-Nets and MC-GCN and {VARIANTS[REFERENCE].learning_rate:g} for "
-        "AH-Nets, as in the project's small presets."
+    rates = sorted({VARIANTS[name].learning_rate for name in plan.variants})
+    budget = (
+        "**Budget.** Each network has its own number of steps, meant to be enough for its curve to flatten; the last "
+        "network is scored, not the best one. A step sees "
+        f"{voxels_a_step(plan):,} voxels: {plan.batch_3d} patches of {SLICES_3D} slices, or "
+        f"{plan.batch_3d * SLICES_3D // SLICES_2D} slabs of {SLICES_2D}. A transferred AH-Net starts from the encoder "
+        f"of the {VARIANTS[SOURCE].title} of the same seed, whose steps come on top of its own. All networks use the "
+        "same augmentation, schedule and class weights, and the focal loss unless their name says another. Learning "
+        f"rates are {' and '.join(f'{rate:g}' for rate in rates)}, as in the project's small presets: the higher one "
+        "for AH-Nets, the lower one for U-Nets and MC-GCN."
     )
-    measures = _paragraph(
+    measures = (
         f"{_numbers(plan)} Tumour and liver Dice are means over cases. Sensitivity is the share of masses found at a "
         "number of false positives per volume (FP), by the rules of the BCS-DBT challenge's scorer with boxes in its "
-        f"pixels of {DBT_PIXEL_MM} mm: the mean at 1/4, 1/2, 1 and 2 FP over all volumes, and the challenge's own mean "
-        "at 1, 2, 3 and 4 FP over volumes with masses. Differences are paired by seed: the score of the transferred "
+        f"pixels of {DBT_PIXEL_MM} mm: the challenge's own mean at 1, 2, 3 and 4 FP over volumes with masses, and the "
+        "mean at 1/4, 1/2, 1 and 2 FP over all volumes. Differences are paired by seed: the score of the transferred "
         "AH-Net minus that of the other network."
     )
-    blocks = [
-        "# The paper's comparison, on phantoms",
-        f"    {command}",
-        purpose,
-        cases_ct,
-        cases_dbt,
-    ]
-    return "\n\n".join([*blocks, data, budget, measures])
+    blocks = ["# The paper's comparison, on phantoms", f"    {command}"]
+    texts = (purpose, cases_ct, cases_dbt, data, budget, measures)
+    return "\n\n".join([*blocks, *map(_paragraph, texts)])
 
 
 def _numbers(plan: Plan) -> str:
-    """Returns a sentence on what the numbers of the tables are."""
+    """Returns sentences on what the numbers of the tables are."""
     drawn = "start weights, order of patches, augmentation"
     if len(plan.seeds) == 1:
+        limit = f" and at most {plan.most_steps} steps" if plan.most_steps else ""
         return (
-            f"**One seed ({drawn}) and {plan.steps} steps show that every part works. The numbers don't "
-            "say which network is better.**"
+            f"**One seed ({drawn}){limit} shows that every part works. The numbers don't say which network is "
+            "better.**"
         )
     return (
-        f"Numbers are means over {len(plan.seeds)} seeds ({drawn}) ± their standard deviation; "
-        "cases are the same for all seeds."
+        f"Numbers are means over {len(plan.seeds)} seeds ({drawn}) ± their standard deviation; cases are the same for "
+        "all seeds. In brackets are 95 % confidence intervals of the mean difference (Student's t, "
+        f"{len(plan.seeds) - 1} degrees of freedom). A score is called higher or lower only where this interval "
+        "excludes zero."
     )
 
 
-def _yx() -> str:
-    return " x ".join(map(str, TASKS["ct"].patch_shape_zyx[1:]))
+def _goal(variants: Mapping[str, Any], task: str) -> list[str]:
+    """Returns a sentence and a table on whether the transferred AH-Net is above the GOAL's networks."""
+    measure, name = next(iter(MEASURES[task].items()))
+    others = [each for each in GOAL if each in variants]
+    if REFERENCE not in variants or not others:
+        return []
+    found = {VARIANTS[each].title: variants[each][measure]["difference"] for each in others}
+    aim = (
+        f"**Goal: the transferred AH-Net is above {_list(list(found))} in {name}, with intervals of the differences "
+        "that exclude zero.**"
+    )
+    if any(difference["interval"] is None for difference in found.values()):
+        return [_paragraph(f"{aim} One seed gives no interval, so nothing is said about it.")]
+    holds = [title for title, difference in found.items() if difference["verdict"] == HIGHER]
+    fails = [title for title in found if title not in holds]
+    result = [f"It holds against {_list(holds)}."] if holds else []
+    result += [f"It does not hold against {_list(fails)}."] if fails else []
+    lines = []
+    for title, difference in found.items():
+        kind = difference["verdict"]
+        answer = "yes" if kind == HIGHER else f"no: {kind}"
+        lines.append([title, _difference(difference), answer])
+    header = [f"transferred AH-Net minus ({name})", "difference", "goal holds"]
+    return [_paragraph(f"{aim} {' '.join(result)}"), _markdown_table(header, lines)]
 
 
-def _table(variants, task: str, parameters, seeds: int) -> str:
+def _list(titles: Sequence[str]) -> str:
+    *first, last = titles
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _table(
+    variants: Mapping[str, Any], task: str, parameters: Mapping[tuple[str, str], int]
+) -> str:
     names = MEASURES[task]
     header = ["network", "weights", *names.values()]
     header += [f"difference, {name}" for name in names.values()]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines = []
     for variant, measures in variants.items():
-        cells = [VARIANTS[variant].title, f"{parameters[variant]:,}"]
-        cells += [_text(measures[name]) for name in names]
+        cells = [VARIANTS[variant].title, f"{parameters[task, variant]:,}"]
+        cells += [_score(measures[name]) for name in names]
         for name in names:
-            difference = measures[name].get("differences")
-            cells.append(_text(difference, sign="+") if difference else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            difference = measures[name].get("difference")
+            cells.append(_difference(difference) if difference else "")
+        lines.append(cells)
+    return _markdown_table(header, lines)
 
 
-def _text(numbers, sign: str = "") -> str:
+def _score(numbers: Mapping[str, Any]) -> str:
     spread = "" if numbers["spread"] is None else f" ± {numbers['spread']:.3f}"
-    return f"{numbers['mean']:{sign}.3f}{spread}"
+    return f"{numbers['mean']:.3f}{spread}"
 
 
-def _sentences(variants, task: str) -> list[str]:
-    """Returns sentences on the ranking and on the signs of the differences."""
+def _difference(difference: Mapping[str, Any]) -> str:
+    text = f"{difference['mean']:+.3f}"
+    if difference["interval"] is None:
+        return text
+    low, high = difference["interval"]
+    return f"{text} ({low:+.3f} to {high:+.3f})"
+
+
+def _sentences(variants: Mapping[str, Any], task: str) -> list[str]:
+    """Returns sentences on the ranking of the means and on the differences."""
     measure, name = next(iter(MEASURES[task].items()))
     ranked = sorted(variants, key=lambda each: -variants[each][measure]["mean"])
-    first, last = ranked[0], ranked[-1]
-    lines = [
-        f"- By {name}, the highest mean is that of {VARIANTS[first].title} "
-        f"({variants[first][measure]['mean']:.3f}), the lowest that of {VARIANTS[last].title} "
-        f"({variants[last][measure]['mean']:.3f})."
-    ]
+    first, last = (
+        f"{VARIANTS[each].title} ({variants[each][measure]['mean']:.3f})"
+        for each in (ranked[0], ranked[-1])
+    )
+    lines = [f"- By {name}, the highest mean is that of {first}, the lowest that of {last}."]
     for variant, measures in variants.items():
-        if "differences" in measures[measure]:
-            lines.append(f"- {_verdict(VARIANTS[variant].title, measures[measure]['differences'])}")
+        difference = measures[measure].get("difference")
+        if difference is None:
+            continue
+        title, shown = VARIANTS[variant].title, _difference(difference)
+        if difference["verdict"] == UNCLEAR:
+            lines.append(f"- Against {title}: {UNCLEAR}, {shown}.")
+        else:
+            kind = difference["verdict"]
+            lines.append(f"- Against {title}, the transferred AH-Net scored {kind}: {shown}.")
     return lines
 
 
-def _verdict(title: str, differences) -> str:
-    seeds = differences["seeds"]
-    higher, lower = sum(d > 0 for d in seeds), sum(d < 0 for d in seeds)
-    shown = _text(differences, sign="+")
-    against = f"Against {title}, the transferred AH-Net scored"
-    if higher == len(seeds):
-        return f"{against} higher with every seed ({shown})."
-    if lower == len(seeds):
-        return f"{against} lower with every seed ({shown})."
-    return f"{against} higher with {higher} of {len(seeds)} seeds and lower with {lower} ({shown}): no consistent difference."
+def _curves(curves: Mapping[str, Any], plan: Plan, images: str) -> str:
+    header = ["network"]
+    for task in curves:
+        header += [f"steps, {_short(task)}", f"gain over the last quarter, {_short(task)}"]
+    lines = []
+    for name in plan.variants:
+        cells = [VARIANTS[name].title]
+        for variants in curves.values():
+            numbers = variants.get(name)
+            cells += [f"{numbers['steps']:,}", f"{numbers['gain']:+.3f}"] if numbers else ["", ""]
+        lines.append(cells)
+    measured = " and ".join(
+        f"{next(iter(MEASURES[task].values()))} ({_short(task)})" for task in curves
+    )
+    rising = [
+        f"{VARIANTS[name].title} ({_short(task)}, {numbers['gain']:+.3f})"
+        for task, variants in curves.items()
+        for name, numbers in variants.items()
+        if numbers["gain"] > FLAT_GAIN
+    ]
+    still = f"These still gain more: {_list(rising)}." if rising else "None gains more."
+    text = _paragraph(
+        f"The {measured} on {plan.validation} validation cases along each training, means over seeds, show whether "
+        "the steps suffice. A curve counts as flat if it gains at most "
+        f"{FLAT_GAIN} over the last quarter of its steps. {still}"
+    )
+    picture = f"![Scores along each training]({images}/comparison_curves.png)"
+    return "\n\n".join(["## Curves", text, picture, _markdown_table(header, lines)])
 
 
-def _cost(results, machine) -> str:
+def _short(task: str) -> str:
+    return TITLES[task].partition(":")[0]
+
+
+def _cost(results: Sequence[Mapping[str, Any]], plan: Plan, machine: Mapping[str, Any]) -> str:
     wall, cpu = (sum(r[f"{kind}_seconds"] for r in results) / 60 for kind in ("wall", "cpu"))
-    cores = machine["cores"]
-    rows = ["| runs | number | CPU seconds per run | wall seconds per run |", "|---|---|---|---|"]
-    for name in dict.fromkeys(r["variant"] for r in results):
-        own = [r for r in results if r["variant"] == name]
-        title = "the 2D stage" if name == PRETRAINING else VARIANTS[name].title
-        seconds = [
-            f"{statistics.mean(r[f'{kind}_seconds'] for r in own):.0f}" for kind in ("cpu", "wall")
-        ]
-        rows.append(f"| {title} | {len(own)} | {' | '.join(seconds)} |")
-    cost = _paragraph(
-        f"{len(results)} runs took {cpu:.0f} minutes of CPU time on a machine ({machine['cpu']}, {cores} cores) with "
-        f"other load, and {wall:.0f} minutes of wall-clock time in total; some ran in parallel. CPU time divided by "
-        f"the {cores} cores, {cpu / cores:.0f} minutes, is a lower estimate of the time on an idle machine, since not "
-        "all work keeps all cores busy."
+    text = _paragraph(
+        f"{len(results)} runs, each on about one core, took {cpu:.0f} minutes of CPU time and {wall:.0f} minutes of "
+        f"wall-clock time in total on a machine ({machine['cpu']}, {machine['cores']} cores) that may have had other "
+        f"load. On {CORES} cores that do nothing else this CPU time takes {minutes_on_cores(results):.0f} minutes."
     )
-    return "## Cost\n\n" + cost + "\n\n" + "\n".join(rows)
-
-
-def _significance(plan: Plan) -> str:
-    if len(plan.seeds) == 1:
-        return ""
-    return (
-        f'With {len(plan.seeds)} seeds, "with every seed" is an observation, not a test of significance; '
-        "the spread over seeds says nothing about other cases. "
-    )
+    lines = []
+    for name in plan.variants:
+        cells = [VARIANTS[name].title]
+        for task in plan.tasks:
+            own = [r for r in results if (r["task"], r["variant"]) == (task, name)]
+            cells.append(f"{statistics.mean(r['cpu_seconds'] for r in own):.0f}" if own else "")
+        lines.append(cells)
+    header = ["network", *(f"CPU seconds per run, {_short(task)}" for task in plan.tasks)]
+    return "\n\n".join(["## Cost", text, _markdown_table(header, lines)])
 
 
 def _limits(plan: Plan) -> str:
+    seeds = (
+        "The intervals are over seeds with the same cases, so they say nothing about other cases, and they are not "
+        "corrected for the number of comparisons. "
+    )
     text = _paragraph(
-        f"{_significance(plan)}Learning rates were not tuned for each network. The difficulty of the phantoms, the "
-        "number of steps and the class weight of tumours were chosen by single runs on the cases that are scored here, "
-        "so that the tasks can be learned at all; no network was chosen by them. Networks are as wide as minutes on "
-        "two cores allow and stop long before convergence: rankings may change with more training, more volumes or "
-        "wider networks. The 2D stage starts from random weights, not from ImageNet as in the paper."
+        f"{seeds if len(plan.seeds) > 1 else ''}Learning rates were not tuned for each network. The difficulty of the "
+        "phantoms and the class weight of tumours were chosen by single runs on the cases that are scored here, so "
+        "that the tasks can be learned at all; no network was chosen by them. The curves are those of few cases: one "
+        "mass more or less is a visible step. Networks are as wide as minutes on a core allow; rankings may change "
+        "with more volumes or wider networks. MC-GCN starts from random weights, not from ImageNet as in the paper. "
+        f"The transferred networks with another loss than the focal one start from the same {VARIANTS[SOURCE].title}, "
+        "which was trained with the focal loss."
     )
     return f"## Limits\n\n{text}"

@@ -1,15 +1,18 @@
-"""The plan of the paper's comparison: tasks, phantoms, networks, recipes and the budget of voxels."""
+"""The plan of the paper's comparison: tasks, phantoms, networks, their steps and recipes, runs."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import attrs
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from preprocessing.phantom.ct import PhantomSettings
 from preprocessing.phantom.dbt import DBTSettings
-from preprocessing.settings import to_dict
+from preprocessing.settings import from_dict, read_object, to_dict
 from preprocessing.tasks import Task
 
 # All patches have the same size in the plane; where they have fewer slices, batches are larger.
@@ -70,40 +73,60 @@ class Variant:
       title: for people.
       network: settings of `ModelConfig` other than those of the task.
       learning_rate: Adam's.
+      steps: optimizer steps by task, so many that the curve of its scores flattens; a row of these
+        tasks only.
+      loss: one of `TrainingConfig.loss`.
       flat: learns from slabs, slice by slice; else from patches of volumes.
-      transferred: starts from the encoder of the seed's 2D network and spends the rest of the budget.
-      reduced: spends only the voxels that a transferred network spends in 3D.
-      cross_entropy: is trained with gamma 0 instead of the focal loss.
+      transferred: starts from the encoder of the 2D network `SOURCE` of the same task and seed.
     """
 
     title: str
     network: dict[str, Any]
     learning_rate: float
+    steps: dict[str, int]
+    loss: str = "focal"
     flat: bool = False
     transferred: bool = False
-    reduced: bool = False
-    cross_entropy: bool = False
 
 
+_UNET2D = {"architecture": "unet2d", "width": 0.125}
+_UNET3D = {"architecture": "unet3d", "width": 0.125}
 _MCGCN = {"architecture": "mcgcn", "width": 0.25, "blocks": (1, 1, 1, 1)}
 _AHNET = {"architecture": "ahnet", "width": 0.25, "blocks": (1, 1, 1, 1), "growth": 8}
-REFERENCE = "ahnet_transferred"
+_NO_PVP = _AHNET | {"pvp_levels": 0}
+REFERENCE, SOURCE = "ahnet_transferred", "mcgcn"
 VARIANTS = {
-    "unet2d": Variant("2D U-Net", {"architecture": "unet2d", "width": 0.125}, 2e-3, flat=True),
-    "unet3d": Variant("3D U-Net", {"architecture": "unet3d", "width": 0.125}, 2e-3),
-    "mcgcn": Variant("MC-GCN", _MCGCN, 2e-3, flat=True),
-    "ahnet_scratch": Variant("AH-Net (scratch)", _AHNET, 4e-3),
-    "ahnet_scratch_reduced": Variant("AH-Net (scratch, 3D share only)", _AHNET, 4e-3, reduced=True),
-    REFERENCE: Variant("AH-Net (transferred)", _AHNET, 4e-3, transferred=True),
+    "unet2d": Variant("2D U-Net", _UNET2D, 2e-3, {"ct": 400, "dbt": 400}, flat=True),
+    "unet3d": Variant("3D U-Net", _UNET3D, 2e-3, {"ct": 400, "dbt": 400}),
+    SOURCE: Variant("MC-GCN", _MCGCN, 2e-3, {"ct": 400, "dbt": 400}, flat=True),
+    "ahnet_scratch": Variant("AH-Net (scratch)", _AHNET, 4e-3, {"ct": 400, "dbt": 400}),
+    REFERENCE: Variant(
+        "AH-Net (transferred)", _AHNET, 4e-3, {"ct": 400, "dbt": 400}, transferred=True
+    ),
     "ahnet_transferred_no_pvp": Variant(
-        "AH-Net (transferred, no PVP)", _AHNET | {"pvp_levels": 0}, 4e-3, transferred=True
+        "AH-Net (transferred, no PVP)", _NO_PVP, 4e-3, {"ct": 400, "dbt": 400}, transferred=True
     ),
     "ahnet_transferred_cross_entropy": Variant(
-        "AH-Net (transferred, cross-entropy)", _AHNET, 4e-3, transferred=True, cross_entropy=True
+        "AH-Net (transferred, cross-entropy)",
+        _AHNET,
+        4e-3,
+        {"ct": 400, "dbt": 400},
+        loss="cross_entropy",
+        transferred=True,
+    ),
+    "ahnet_transferred_l2": Variant(
+        "AH-Net (transferred, L2)",
+        _AHNET,
+        4e-3,
+        {"dbt": 400},
+        loss="heat_map_l2",
+        transferred=True,
     ),
 }
-# The 2D stage of the transferred networks, trained once per seed.
-PRETRAINING = "pretraining"
+# What the transferred AH-Net should be better than.
+GOAL = ("ahnet_scratch", SOURCE, "unet3d", "unet2d")
+# Evaluations along each training.
+EVALUATIONS = 8
 
 
 @dataclass(frozen=True)
@@ -114,39 +137,69 @@ class Plan:
       tasks: of `TASKS`.
       variants: of `VARIANTS`.
       seeds: of start weights, order of patches and augmentation; the cases are the same for all.
-      volumes: cases that are annotated as a whole.
-      further: cases of which only slabs are annotated.
+      volumes: training cases that are annotated as a whole.
+      further: training cases of which only slabs are annotated.
+      validation: cases that the curves are measured on.
       unseen: cases that all networks are scored on.
       volume_patches: training patches drawn from each volume.
       slabs: training slabs drawn from each volume and each further case.
-      steps: optimizer steps of the whole budget.
-      steps_2d: of these, the steps of the 2D stage before a transfer.
       batch_3d: patches per step; slabs per step are twice as many.
+      most_steps: no network is trained for more steps than this; 0 for no such limit.
     """
 
     tasks: tuple[str, ...] = ("ct", "dbt")
     variants: tuple[str, ...] = tuple(VARIANTS)
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     volumes: int = 4
     further: int = 40
+    validation: int = 4
     unseen: int = 20
     volume_patches: int = 24
     slabs: int = 6
-    steps: int = 400
-    steps_2d: int = 150
     batch_3d: int = 2
+    most_steps: int = 0
 
 
-QUICK = Plan(seeds=(0,), volumes=2, further=8, unseen=2, steps=30, steps_2d=10)
+QUICK = Plan(seeds=(0,), volumes=2, further=8, validation=2, unseen=2, most_steps=32)
 
 
-def steps_of(name: str, plan: Plan) -> int:
-    """Returns the optimizer steps of a variant, without those of its 2D stage."""
-    if name == PRETRAINING:
-        return plan.steps_2d
-    variant = VARIANTS[name]
-    shortened = variant.transferred or variant.reduced
-    return plan.steps - plan.steps_2d if shortened else plan.steps
+class Run(NamedTuple):
+    """One training: a variant's for a task with a seed."""
+
+    task: str
+    variant: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of the run's files."""
+        return f"{self.task}-{self.variant}-seed{self.seed}"
+
+
+def rows(plan: Plan, task_name: str) -> list[str]:
+    """Returns the variants of a plan that are trained for a task."""
+    return [name for name in plan.variants if task_name in VARIANTS[name].steps]
+
+
+def runs_of(plan: Plan) -> list[Run]:
+    """Returns all runs in the order in which they start if none waits for another."""
+    return [
+        Run(task, name, seed)
+        for seed in plan.seeds
+        for task in plan.tasks
+        for name in rows(plan, task)
+    ]
+
+
+def source_of(run: Run) -> Run | None:
+    """Returns the run whose encoder a transferred network starts from; None for fresh weights."""
+    return run._replace(variant=SOURCE) if VARIANTS[run.variant].transferred else None
+
+
+def steps_of(name: str, task_name: str, plan: Plan) -> int:
+    """Returns the optimizer steps of a variant for a task."""
+    steps = VARIANTS[name].steps[task_name]
+    return min(steps, plan.most_steps) if plan.most_steps else steps
 
 
 def voxels_a_step(plan: Plan) -> int:
@@ -154,36 +207,44 @@ def voxels_a_step(plan: Plan) -> int:
     return plan.batch_3d * SLICES_3D * math.prod(PATCH_YX)
 
 
-def model_config(name: str, task: Task) -> ModelConfig:
-    """Returns the network of a variant, or of the 2D stage, for a task."""
-    network = _MCGCN if name == PRETRAINING else VARIANTS[name].network
+def records_task(task_name: str, plan: Plan, flat: bool) -> Task:
+    """Returns the task with the patches of the 3D networks, or with the slabs of the 2D ones."""
+    return attrs.evolve(
+        TASKS[task_name],
+        patches_per_case=plan.slabs if flat else plan.volume_patches,
+        patch_shape_zyx=(SLICES_2D if flat else SLICES_3D, *PATCH_YX),
+    )
+
+
+def model_config(name: str, task_name: str) -> ModelConfig:
+    """Returns the network of a variant for a task."""
+    task = TASKS[task_name]
     return ModelConfig(
         classes=len(task.class_names),
         intensity_window=task.intensity_window,
         activation="sigmoid" if task.target == "heat_map" else "softmax",
-        **network,
+        **VARIANTS[name].network,
     )
 
 
-def training_config(name: str, task: Task, plan: Plan, seed: int) -> TrainingConfig:
+def training_config(name: str, task_name: str, plan: Plan, seed: int) -> TrainingConfig:
     """Returns the recipe of a variant; recipes differ in steps, learning rate, batch and loss only."""
-    variant = VARIANTS["mcgcn" if name == PRETRAINING else name]
-    heat_map = task.target == "heat_map"
-    steps = steps_of(name, plan)
+    variant, steps = VARIANTS[name], steps_of(name, task_name, plan)
+    heat_map = TASKS[task_name].target == "heat_map"
     return TrainingConfig(
         steps=steps,
         batch_size=plan.batch_3d * (SLICES_3D // SLICES_2D if variant.flat else 1),
         learning_rate=variant.learning_rate,
         warmup_steps=min(20, steps // 4),
-        loss="cross_entropy" if variant.cross_entropy else "focal",
+        loss=variant.loss,
         class_weights=(1.0, 5.0) if heat_map else (0.75, 1.0, 10.0),
         # Mirroring would confuse liver and spleen; breasts have no such asymmetry.
         flip_probability=0.5 if heat_map else 0.0,
         warp_probability=0.0,
         intensity_gamma=0.0,
         seed=seed,
-        # No evaluation during training: the last network is scored, on cases that no training reads.
-        evaluate_every=0,
+        # For the curves; the network of the last step is scored, not the best one.
+        evaluate_every=max(1, steps // EVALUATIONS),
         checkpoint_every=steps,
         log_every=max(1, steps // 20),
     )
@@ -191,11 +252,17 @@ def training_config(name: str, task: Task, plan: Plan, seed: int) -> TrainingCon
 
 def everything(plan: Plan) -> dict[str, Any]:
     """Returns everything except the code that decides the results, as plain JSON types."""
-    return to_dict(plan) | {
+    return {
+        "plan": to_dict(plan),
         "phantoms": {task: to_dict(PHANTOMS[task]) for task in plan.tasks},
         "definitions": {task: TASKS[task].to_dict() for task in plan.tasks},
         "networks": {name: _recipe(VARIANTS[name]) for name in plan.variants},
     }
+
+
+def read_plan(path: Path) -> Plan:
+    """Returns the plan of a file that holds `everything`."""
+    return from_dict(Plan, read_object(path)["plan"], path)
 
 
 def _recipe(variant: Variant) -> dict[str, Any]:

@@ -1,198 +1,146 @@
-"""The runs of the paper's comparison: records of phantoms, trainings, scores."""
+"""One run of the paper's comparison: a training on one core, its curve and its scores.
+
+python -m benchmarks.comparison_runs --output comparison --task ct --variant mcgcn --seed 0
+
+OUTPUT holds the plan and the records that `benchmarks.paper_comparison` writes, which starts its runs
+by this command.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import gc
+import argparse
+import math
+import os
 import shutil
+import sys
+import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import attrs
-import numpy as np
-
-from ahnet_tf.data.records import find_records
-from ahnet_tf.evaluation.froc import count, curve, froc_scores, match_volume, score_names
-from ahnet_tf.evaluation.lits import LIVER, TUMOUR, dice
 from benchmarks.comparison_plan import (
-    DBT_PIXEL_MM,
-    PHANTOMS,
-    PRETRAINING,
-    SLICES_2D,
-    SLICES_3D,
     TASKS,
     VARIANTS,
     Plan,
+    Run,
     model_config,
-    steps_of,
+    read_plan,
+    records_task,
+    rows,
+    source_of,
     training_config,
-    voxels_a_step,
 )
-from preprocessing.convert import convert
+from benchmarks.comparison_records import records_folder
+from preprocessing.cli import make_parser, run_command
+from preprocessing.errors import SettingsError
 from preprocessing.files import write_json
-from preprocessing.phantom import ct as phantom_ct
-from preprocessing.phantom import dbt as phantom_dbt
-from preprocessing.phantom.dataset import write_cases
-from preprocessing.volumes.geometry import spacing_mm
 
-DATA_SEED = 11
-# First case number of each group; the groups are disjoint.
-FIRST = {"volumes": 0, "further": 1000, "unseen": 5000}
-LOW_RATES = (0.25, 0.5, 1.0, 2.0)
+PLAN = "plan.json"
+# The column of history.csv that a task's curve shows.
+CURVE_COLUMNS = {"ct": "dice_tumour", "dbt": "froc_mean_sensitivity"}
 
 
-def run_names(plan: Plan) -> list[tuple[str, str, int]]:
-    """Returns all runs (task, variant or pretraining, seed) in their order of execution."""
-    transferred = any(VARIANTS[name].transferred for name in plan.variants)
-    names = ([PRETRAINING] if transferred else []) + list(plan.variants)
-    return [(task, name, seed) for seed in plan.seeds for task in plan.tasks for name in names]
-
-
-def result_path(output: Path, task: str, name: str, seed: int) -> Path:
+def result_path(output: Path, run: Run) -> Path:
     """Returns the result file of a run."""
-    return output / "results" / f"{task}-{name}-seed{seed}.json"
+    return output / "results" / f"{run.name}.json"
 
 
-def make_records(plan: Plan, task_name: str, folder: Path) -> None:
-    """Makes a task's cases and converts them into `folder/3d` and `folder/2d`, unless they exist."""
-    if (folder / "2d" / "task.json").is_file():
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    counts = {"volumes": plan.volumes, "further": plan.further}
-    ids = {}
-    for group, cases in counts.items():
-        path = folder / "cases" / group
-        settings = PHANTOMS[task_name]
-        entries = write_cases(path, cases, DATA_SEED, first=FIRST[group], settings=settings)
-        ids[group] = [entry["case_id"] for entry in entries]
-    task = TASKS[task_name]
-    slab_shape = (SLICES_2D, *task.patch_shape_zyx[1:])
-    tasks = {
-        "3d": attrs.evolve(task, patches_per_case=plan.volume_patches),
-        "2d": attrs.evolve(task, patches_per_case=plan.slabs, patch_shape_zyx=slab_shape),
-    }
-    for name, groups in (("3d", ("volumes",)), ("2d", ("volumes", "further"))):
-        splits = folder / f"splits_{name}.json"
-        train = [case_id for group in groups for case_id in ids[group]]
-        write_json(splits, {"train": train, "eval": []})
-        convert(
-            [str(folder / "cases" / group) for group in groups],
-            str(folder / name),
-            tasks[name],
-            splits_file=str(splits),
-            progress=False,
-        )
+def run_folder(output: Path, run: Run) -> Path:
+    """Returns the folder of a run's training."""
+    return output / "runs" / run.name
 
 
-def make_run(output: Path, plan: Plan, task_name: str, name: str, seed: int) -> dict[str, Any]:
+def make_run(output: Path, plan: Plan, run: Run) -> dict[str, Any]:
     """Trains and scores one network; an interrupted run starts over.
 
     Returns:
-      Its result, which lies at `result_path` from then on.
+      Its result, which lies at `result_path` from then on. CPU seconds are those of this process since
+      its start, wall seconds those of this function.
     """
-    import tensorflow as tf
-
+    began = time.perf_counter()
+    from ahnet_tf.data.records import find_records
+    from ahnet_tf.training.logs import read_history
     from ahnet_tf.training.trainer import train_network
+    from benchmarks.comparison_scores import score_network
 
-    began, cpu_began = time.perf_counter(), time.process_time()
-    flat = name == PRETRAINING or VARIANTS[name].flat
-    records = output / "records" / task_name / ("2d" if flat else "3d")
-    task = attrs.evolve(
-        TASKS[task_name],
-        patches_per_case=plan.slabs if flat else plan.volume_patches,
-        patch_shape_zyx=(SLICES_2D if flat else SLICES_3D, *TASKS[task_name].patch_shape_zyx[1:]),
-    )
-    folder = output / "runs" / f"{task_name}-{name}-seed{seed}"
+    flat, source = VARIANTS[run.variant].flat, source_of(run)
+    folder, records = run_folder(output, run), records_folder(output, run.task, flat)
     shutil.rmtree(folder, ignore_errors=True)
-    initial = None
-    if name != PRETRAINING and VARIANTS[name].transferred:
-        initial = output / "runs" / f"{task_name}-{PRETRAINING}-seed{seed}" / "last"
     trained = train_network(
-        model_config(name, task),
-        training_config(name, task, plan, seed),
-        task,
+        model_config(run.variant, run.task),
+        training_config(run.variant, run.task, plan, run.seed),
+        records_task(run.task, plan, flat),
         find_records(records / "train"),
-        (),
+        find_records(records / "eval"),
         folder,
-        initial=initial,
+        initial=run_folder(output, source) / "last" if source else None,
         progress=False,
     )
     shutil.rmtree(folder / "checkpoints")
-    scores = {} if name == PRETRAINING else score_network(folder / "last", plan, task_name)
+    scores = score_network(folder / "last", plan, run.task)
     result = {
-        "task": task_name,
-        "variant": name,
-        "seed": seed,
+        "task": run.task,
+        "variant": run.variant,
+        "seed": run.seed,
         "parameters": trained.parameters,
         "steps": trained.steps,
-        "voxels": steps_of(name, plan) * voxels_a_step(plan),
         "loss": trained.loss,
+        "curve": curve_of(read_history(folder / "history.csv"), CURVE_COLUMNS[run.task]),
         "scores": scores,
         "wall_seconds": round(time.perf_counter() - began, 1),
-        "cpu_seconds": round(time.process_time() - cpu_began, 1),
+        "cpu_seconds": round(time.process_time(), 1),
     }
-    write_json(result_path(output, task_name, name, seed), result)
-    tf.keras.backend.clear_session()
-    gc.collect()
+    write_json(result_path(output, run), result)
     return result
 
 
-def score_network(folder: Path, plan: Plan, task_name: str) -> dict[str, float]:
-    """Returns the mean scores of a network over the unseen cases, predicted as whole volumes."""
-    from ahnet_tf.inference.predictor import open_predictor
-
-    predictor = open_predictor(folder)
-    # The 2D networks get whole patches too, so that every slice has its neighbours.
-    window = TASKS[task_name].patch_shape_zyx
-    settings = attrs.evolve(predictor.settings, window_shape_zyx=window)
-    predictor = dataclasses.replace(predictor, settings=settings)
-    numbers = range(FIRST["unseen"], FIRST["unseen"] + plan.unseen)
-    return {"ct": _ct_scores, "dbt": _dbt_scores}[task_name](predictor, numbers)
+def curve_of(history: Sequence[Mapping[str, float]], column: str) -> list[list[float]]:
+    """Returns [step, score] of each evaluation in a history."""
+    rows = ((int(row["step"]), row[column]) for row in history)
+    return [[step, score] for step, score in rows if not math.isnan(score)]
 
 
-def _ct_scores(predictor, numbers) -> dict[str, float]:
-    from ahnet_tf.inference.segment import segment_volume
-
-    liver, tumour = [], []
-    for number in numbers:
-        image, label = phantom_ct.make_case(DATA_SEED, number, PHANTOMS["ct"])
-        predicted = segment_volume(image, predictor).labels
-        liver.append(dice(predicted >= LIVER, label.voxels >= LIVER))
-        tumour.append(dice(predicted == TUMOUR, label.voxels == TUMOUR))
-    return {"liver_dice": float(np.mean(liver)), "tumour_dice": float(np.mean(tumour))}
-
-
-def _dbt_scores(predictor, numbers) -> dict[str, float]:
-    from ahnet_tf.inference.segment import segment_volume
-
-    volumes = []
-    for number in numbers:
-        case = phantom_dbt.make_case(DATA_SEED, number, PHANTOMS["dbt"])
-        found = segment_volume(case.image, predictor).lesions
-        factor = [step / DBT_PIXEL_MM for step in spacing_mm(case.image.affine)[:2]]
-        volumes.append(
-            match_volume(
-                [_scaled(one, factor) for one in found],
-                [_scaled(one, factor) for one in case.boxes],
-            )
-        )
-    counts = count(volumes)
-    challenge = dict(zip(score_names(), froc_scores(counts)[0].tolist(), strict=True))
-    low = np.interp(LOW_RATES, *curve(counts)).tolist()
-    return {
-        "low_rate_sensitivity": float(np.mean(low)),
-        "challenge_sensitivity": challenge["sensitivity_mean_volumes_with_boxes"],
-        **{f"sensitivity_at_{rate:g}": value for rate, value in zip(LOW_RATES, low, strict=True)},
-    }
-
-
-def _scaled(box, factor):
-    """Returns a box or detection with x and y scaled by a factor."""
-    return dataclasses.replace(
-        box,
-        x=round(box.x * factor[0]),
-        y=round(box.y * factor[1]),
-        width=round(box.width * factor[0]),
-        height=round(box.height * factor[1]),
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = make_parser(
+        "benchmarks.comparison_runs",
+        "Trains and scores one network of the paper's comparison on one core.",
+        [
+            "python -m benchmarks.comparison_runs --output comparison --task ct --variant mcgcn --seed 0"
+        ],
     )
+    parser.add_argument("--output", required=True, metavar="DIR", help="the comparison's folder")
+    parser.add_argument("--task", required=True, choices=TASKS, help="what is learned")
+    parser.add_argument("--variant", required=True, choices=VARIANTS, help="the network")
+    parser.add_argument("--seed", required=True, type=int, help="of weights, patches, augmentation")
+    parser.add_argument("--attached", action="store_true", help="end as soon as stdin is closed")
+    return run_command(_run, parser.parse_args(argv))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.attached:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+    output = Path(arguments.output)
+    plan, run = read_plan(output / PLAN), Run(arguments.task, arguments.variant, arguments.seed)
+    if run.variant not in rows(plan, run.task):
+        expected = f"one of {', '.join(rows(plan, run.task))} for the task {run.task}"
+        raise SettingsError("--variant", expected, run.variant)
+    import tensorflow as tf
+
+    # One core's share of the machine, also where it has a GPU, so that costs are those of the plan.
+    tf.config.set_visible_devices([], "GPU")
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    make_run(output, plan, run)
+
+
+def _end_with_stdin() -> None:
+    """Ends this process at once when the one at the other end of stdin is gone, killed or not."""
+    while os.read(0, 1024):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

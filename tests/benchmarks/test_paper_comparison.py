@@ -1,6 +1,7 @@
-"""The paper's comparison: one budget for all, resumed after a kill, a page that says what the numbers say."""
+"""The paper's comparison: a sound plan, and runs that are resumed after a kill."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,137 +11,177 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.comparison_page import page, summarise
-from benchmarks.comparison_plan import PRETRAINING, TASKS, VARIANTS, Plan, steps_of, training_config
-from benchmarks.comparison_runs import result_path, run_names
+from ahnet_tf.presets import check_settings
+from benchmarks.comparison_plan import (
+    GOAL,
+    PATCH_YX,
+    QUICK,
+    REFERENCE,
+    SOURCE,
+    VARIANTS,
+    Plan,
+    Run,
+    everything,
+    model_config,
+    read_plan,
+    records_task,
+    rows,
+    runs_of,
+    source_of,
+    steps_of,
+    training_config,
+    voxels_a_step,
+)
+from benchmarks.comparison_records import FIRST, case_numbers
+from benchmarks.comparison_runs import curve_of, result_path
 from benchmarks.paper_comparison import compare, write_page
 from preprocessing.errors import SettingsError
+from preprocessing.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = {"tasks": ("ct",), "variants": ("unet2d", "mcgcn"), "seeds": (0,)}
-TINY |= {"volumes": 1, "further": 1, "unseen": 1, "volume_patches": 2, "slabs": 2, "steps": 3}
+TINY = {"tasks": ("ct",), "variants": ("mcgcn", "ahnet_transferred"), "seeds": (0,)}
+TINY |= {"volumes": 1, "further": 1, "validation": 1, "unseen": 1}
+TINY |= {"volume_patches": 2, "slabs": 2, "most_steps": 3}
 PROGRAM = f"""
 from pathlib import Path
 import sys
 from benchmarks.comparison_plan import Plan
 from benchmarks.paper_comparison import compare
-compare(Path(sys.argv[1]), Plan(**{TINY}))
+compare(Path(sys.argv[1]), Plan(**{TINY}), 2)
 """
-MACHINE = {"cpu": "a processor", "cores": 2}
+
+
+def commands_with(text: str) -> list[str]:
+    """Commands of all processes that name a text."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:
+            continue
+    return [command for command in found if text in command]
 
 
 @pytest.mark.slow
 def test_a_killed_comparison_resumes_and_writes_its_page(tmp_path):
     plan, output = Plan(**TINY), tmp_path / "runs"
-    first, second = (result_path(output, *run) for run in run_names(plan))
+    first, second = (result_path(output, run) for run in runs_of(plan))
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(output)], cwd=ROOT)
     try:
-        while not first.is_file() and process.poll() is None:
-            time.sleep(0.05)
-        # In the middle of the second run.
-        while not (output / "runs" / "ct-mcgcn-seed0").is_dir() and process.poll() is None:
+        # In the middle of the second run, which starts from the network of the first.
+        while not (output / "runs" / "ct-ahnet_transferred-seed0").is_dir():
+            assert process.poll() is None
             time.sleep(0.05)
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert first.is_file()
+    # Its runs notice that it is gone.
+    until = time.monotonic() + 20
+    while commands_with(str(output)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not commands_with(str(output))
     assert not second.is_file()
     finished = first.stat().st_mtime_ns
 
-    results = compare(output, plan)
+    results = compare(output, plan, 1)
     assert first.stat().st_mtime_ns == finished
-    assert [(r["task"], r["variant"], r["seed"]) for r in results] == run_names(plan)
+    assert [Run(r["task"], r["variant"], r["seed"]) for r in results] == runs_of(plan)
     assert json.loads(second.read_text()) == results[1]
     for result in results:
-        # 2 patches of 12 slices, or 4 of 6, of 64 x 64 pixels a step.
-        assert result["voxels"] == 3 * 2 * 12 * 64 * 64
+        assert [step for step, _ in result["curve"]] == [1, 2, 3]
+        assert all(0 <= score <= 1 for _, score in result["curve"])
         assert 0 <= result["scores"]["liver_dice"] <= 1
         assert result["cpu_seconds"] > 1
+    transfer = output / "runs" / "ct-ahnet_transferred-seed0" / "transfer.txt"
+    assert "copied" in transfer.read_text()
     written = write_page(results, plan, tmp_path / "docs").read_text()
-    assert f"| MC-GCN | {results[1]['parameters']:,} |" in written
+    assert f"| MC-GCN | {results[0]['parameters']:,} |" in written
     assert f"{results[1]['scores']['tumour_dice']:.3f}" in written
-    assert (tmp_path / "docs" / "images" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("comparison", "comparison_curves"):
+        png = tmp_path / "docs" / "images" / f"{name}.png"
+        assert png.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SettingsError, match=r"plan\.json"):
-        compare(output, Plan(**TINY | {"steps": 4}))
+        compare(output, Plan(**TINY | {"most_steps": 4}), 1)
 
 
-def test_every_network_sees_the_same_voxels():
-    plan = Plan(steps=100, steps_2d=30)
-    for name, variant in VARIANTS.items():
-        before = steps_of(PRETRAINING, plan) if variant.transferred else 0
-        expected = 70 if variant.reduced else 100
-        assert before + steps_of(name, plan) == expected
-        for task in TASKS.values():
-            patches = training_config(name, task, plan, 0).batch_size
-            assert patches * (6 if variant.flat else 12) == 24
+@pytest.mark.parametrize("plan", [Plan(), QUICK])
+def test_each_transferred_network_has_its_source_among_the_runs(plan):
+    runs = runs_of(plan)
+    for run in runs:
+        source = source_of(run)
+        if VARIANTS[run.variant].transferred:
+            assert source == Run(run.task, SOURCE, run.seed)
+            assert runs.index(source) < runs.index(run)
+            # The encoders fit.
+            own, its = (model_config(each.variant, run.task) for each in (run, source))
+            assert (own.width, own.blocks, own.norm) == (its.width, its.blocks, its.norm)
+        else:
+            assert source is None
+    assert len(set(runs)) == len(runs)
+    for task in plan.tasks:
+        assert {REFERENCE, *GOAL} <= set(rows(plan, task))
 
 
-def test_baselines_differ_from_the_transferred_network_in_what_their_names_say():
-    plan, task = Plan(), TASKS["dbt"]
-    configs = {name: training_config(name, task, plan, 1) for name in VARIANTS}
-    reference = configs["ahnet_transferred"]
-    assert reference.loss == "focal"
-    assert configs["ahnet_transferred_cross_entropy"].loss == "cross_entropy"
-    assert configs["ahnet_transferred_no_pvp"] == reference
-    assert configs["ahnet_scratch_reduced"] == reference
-    assert configs["ahnet_scratch"].steps == plan.steps
+def test_rows_are_those_of_the_task():
+    both = [name for name in VARIANTS if name != "ahnet_transferred_l2"]
+    assert rows(Plan(), "ct") == both
+    assert rows(Plan(), "dbt") == [*both, "ahnet_transferred_l2"]
+    assert len(runs_of(Plan())) == 5 * (7 + 8)
 
 
-def invented_results(tumour_dice):
-    """Results of made-up runs: {variant: tumour Dice a seed}; of the 2D stage too."""
-    for name, seeds in tumour_dice.items():
-        for seed, dice in enumerate(seeds):
-            yield {
-                "task": "ct",
-                "variant": name,
-                "seed": seed,
-                "parameters": 1234567,
-                "scores": {"tumour_dice": dice, "liver_dice": 0.5},
-                "wall_seconds": 60.0,
-                "cpu_seconds": 40.0,
-            }
+def test_groups_of_cases_are_disjoint():
+    numbers = [number for group in FIRST for number in case_numbers(group, Plan())]
+    assert len(set(numbers)) == len(numbers) == 4 + 40 + 4 + 20
 
 
-def test_page_states_what_the_numbers_show():
-    names = ("unet2d", "unet3d", "mcgcn", "ahnet_transferred")
-    plan = Plan(tasks=("ct",), variants=names)
-    own = [0.5, 0.6, 0.7]
-    others = {"unet2d": [0.4, 0.4, 0.4], "unet3d": [0.6, 0.7, 0.9], "mcgcn": [0.4, 0.7, 0.7]}
-    results = list(invented_results(others | {"ahnet_transferred": own, PRETRAINING: [0, 0, 0]}))
-    summary = summarise(results, plan)["ct"]
-    # Differences 0.1, 0.2, 0.3: mean 0.2, standard deviation 0.1.
-    difference = summary["unet2d"]["tumour_dice"]["differences"]
-    assert difference["mean"] == pytest.approx(0.2)
-    assert difference["spread"] == pytest.approx(0.1)
-    written = " ".join(page(results, plan, MACHINE, "plot.png", "command").split())
-    assert (
-        "Against 2D U-Net, the transferred AH-Net scored higher with every seed (+0.200 ± 0.100)"
-        in written
-    )
-    assert (
-        "Against 3D U-Net, the transferred AH-Net scored lower with every seed (-0.133 ± 0.058)"
-        in written
-    )
-    assert (
-        "Against MC-GCN, the transferred AH-Net scored higher with 1 of 3 seeds and lower with 1"
-        in written
-    )
-    assert (
-        "the highest mean is that of 3D U-Net (0.733), the lowest that of 2D U-Net (0.400)"
-        in written
-    )
-    # 15 runs of 60 s, and of 40 CPU seconds, on two cores.
-    assert "15 runs took 10 minutes of CPU time" in written
-    assert "15 minutes of wall-clock time in total" in written
-    assert "divided by the 2 cores, 5 minutes" in written
+@pytest.mark.parametrize("plan", [Plan(), QUICK])
+def test_settings_fit_their_tasks_and_batches_have_the_same_size(plan):
+    for run in runs_of(plan):
+        task = records_task(run.task, plan, VARIANTS[run.variant].flat)
+        config = training_config(run.variant, run.task, plan, run.seed)
+        check_settings(model_config(run.variant, run.task), config, task)
+        voxels = config.batch_size * task.patch_shape_zyx[0] * math.prod(PATCH_YX)
+        assert voxels == voxels_a_step(plan)
+        assert config.steps == steps_of(run.variant, run.task, plan)
+        assert 8 <= config.steps // config.evaluate_every <= 16
+        assert config.seed == run.seed
 
 
-def test_one_seed_gives_no_verdict():
-    names = ("unet2d", "ahnet_transferred")
-    plan = Plan(tasks=("ct",), variants=names, seeds=(0,), steps=30, steps_2d=10)
-    own = {"unet2d": [0.4], "ahnet_transferred": [0.5], PRETRAINING: [0]}
-    written = page(list(invented_results(own)), plan, MACHINE, "plot.png", "command")
-    assert "The numbers don't say which network is better." in " ".join(written.split())
-    assert "| 2D U-Net | 1,234,567 | 0.400 |" in written
-    assert "Against 2D U-Net" not in written
-    assert "the highest mean" not in written
+def test_steps_are_the_variants_own_unless_the_plan_limits_them():
+    assert steps_of("unet3d", "dbt", Plan()) == VARIANTS["unet3d"].steps["dbt"]
+    assert steps_of("unet3d", "dbt", Plan(most_steps=7)) == 7
+    assert steps_of("unet3d", "dbt", Plan(most_steps=10**9)) == VARIANTS["unet3d"].steps["dbt"]
+
+
+def test_variants_differ_from_the_transferred_network_in_what_their_names_say():
+    def recipe(name):
+        config = training_config(name, "dbt", Plan(most_steps=100), 1)
+        return config, model_config(name, "dbt")
+
+    training, model = recipe(REFERENCE)
+    assert (training.loss, model.pvp_levels) == ("focal", 4)
+    no_pvp = recipe("ahnet_transferred_no_pvp")
+    assert (no_pvp[0], no_pvp[1].pvp_levels) == (training, 0)
+    assert recipe("ahnet_scratch") == (training, model)
+    for name, loss in (
+        ("ahnet_transferred_cross_entropy", "cross_entropy"),
+        ("ahnet_transferred_l2", "heat_map_l2"),
+    ):
+        config, network = recipe(name)
+        assert (config.loss, network) == (loss, model)
+
+
+def test_a_stored_plan_is_read_back(tmp_path):
+    for plan in (Plan(), QUICK):
+        write_json(tmp_path / "plan.json", everything(plan))
+        assert read_plan(tmp_path / "plan.json") == plan
+
+
+def test_curve_holds_the_evaluated_steps():
+    history = [
+        {"step": 5.0, "dice_tumour": math.nan},
+        {"step": 10.0, "dice_tumour": 0.25},
+        {"step": 20.0, "dice_tumour": 0.5},
+    ]
+    assert curve_of(history, "dice_tumour") == [[10, 0.25], [20, 0.5]]
