@@ -212,7 +212,7 @@ def _difference(difference: Mapping[str, Any]) -> str:
 
 
 def _sentences(variants: Mapping[str, Any], task: str) -> list[str]:
-    """Returns sentences on the ranking of the means and on the differences."""
+    """Returns sentences on the ranking of the means and on the differences that are not in the goal."""
     measure, name = next(iter(MEASURES[task].items()))
     ranked = sorted(variants, key=lambda each: -variants[each][measure]["mean"])
     first, last = (
@@ -222,7 +222,7 @@ def _sentences(variants: Mapping[str, Any], task: str) -> list[str]:
     lines = [f"- By {name}, the highest mean is that of {first}, the lowest that of {last}."]
     for variant, measures in variants.items():
         difference = measures[measure].get("difference")
-        if difference is None:
+        if difference is None or variant in GOAL:
             continue
         title, shown = VARIANTS[variant].title, _difference(difference)
         if difference["verdict"] == UNCLEAR:
