@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.comparison_plan import (
+    CT_PHANTOM,
+    DBT_PHANTOM,
     DBT_PIXEL_MM,
     GOAL,
-    PHANTOMS,
     REFERENCE,
     SLICES_2D,
     SLICES_3D,
@@ -82,7 +83,7 @@ def _markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> st
 
 
 def _introduction(plan: Plan, command: str) -> str:
-    ct, dbt = PHANTOMS["ct"], PHANTOMS["dbt"]
+    ct, dbt = CT_PHANTOM, DBT_PHANTOM
     yx = " x ".join(map(str, TASKS["ct"].patch_shape_zyx[1:]))
     purpose = (
         "trains small versions of the networks that the AH-Net paper "

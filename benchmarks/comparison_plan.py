@@ -44,7 +44,7 @@ DBT_PHANTOM = DBTSettings(
 )
 # Pixel size of BCS-DBT, whose scorer measures distances in pixels: boxes are scaled to it before matching.
 DBT_PIXEL_MM = 0.085
-PHANTOMS = {"ct": CT_PHANTOM, "dbt": DBT_PHANTOM}
+PHANTOMS: dict[str, PhantomSettings | DBTSettings] = {"ct": CT_PHANTOM, "dbt": DBT_PHANTOM}
 
 TASKS = {
     "ct": Task(

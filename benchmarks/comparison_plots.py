@@ -49,7 +49,7 @@ def plot_curves(path: Path, curves: Mapping[str, Any]) -> None:
     Args:
       curves: see `benchmarks.comparison_statistics.summarise_curves`.
     """
-    names, colours = _names(curves), colormaps["tab10"].colors
+    names, colours = _names(curves), colormaps["tab10"]
     figure = Figure(figsize=(WIDTH_INCHES, 4.6), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     lines = {}
@@ -59,7 +59,7 @@ def plot_curves(path: Path, curves: Mapping[str, Any]) -> None:
                 numbers["shares"],
                 numbers["scores"],
                 marker=".",
-                color=colours[names.index(variant)],
+                color=colours(names.index(variant)),
                 linewidth=3 if variant == REFERENCE else 1.5,
             )
         name = next(iter(MEASURES[task].values()))

@@ -10,7 +10,7 @@ import numpy as np
 
 from ahnet_tf.evaluation.froc import count, curve, froc_scores, match_volume, score_names
 from ahnet_tf.evaluation.lits import LIVER, TUMOUR, dice
-from benchmarks.comparison_plan import DBT_PIXEL_MM, PHANTOMS, TASKS, Plan
+from benchmarks.comparison_plan import CT_PHANTOM, DBT_PHANTOM, DBT_PIXEL_MM, TASKS, Plan
 from benchmarks.comparison_records import DATA_SEED, case_numbers
 from preprocessing.phantom import ct as phantom_ct
 from preprocessing.phantom import dbt as phantom_dbt
@@ -37,7 +37,7 @@ def _ct_scores(predictor, numbers) -> dict[str, float]:
 
     liver, tumour = [], []
     for number in numbers:
-        image, label = phantom_ct.make_case(DATA_SEED, number, PHANTOMS["ct"])
+        image, label = phantom_ct.make_case(DATA_SEED, number, CT_PHANTOM)
         predicted = segment_volume(image, predictor).labels
         liver.append(dice(predicted >= LIVER, label.voxels >= LIVER))
         tumour.append(dice(predicted == TUMOUR, label.voxels == TUMOUR))
@@ -49,7 +49,7 @@ def _dbt_scores(predictor, numbers) -> dict[str, float]:
 
     volumes = []
     for number in numbers:
-        case = phantom_dbt.make_case(DATA_SEED, number, PHANTOMS["dbt"])
+        case = phantom_dbt.make_case(DATA_SEED, number, DBT_PHANTOM)
         found = segment_volume(case.image, predictor).lesions
         factor = [step / DBT_PIXEL_MM for step in spacing_mm(case.image.affine)[:2]]
         volumes.append(
