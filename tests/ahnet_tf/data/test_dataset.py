@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from ahnet_tf.config import AugmentationConfig
+from ahnet_tf.data import dataset
 from ahnet_tf.data.dataset import evaluation_dataset, training_dataset
 from ahnet_tf.data.records import find_records, scan_records
 from preprocessing.errors import InputError
@@ -99,6 +100,39 @@ def test_order_and_augmentation_follow_seed_and_step_alone(files):
         not np.array_equal(a["image"], b["image"])
         for a, b in zip(whole, batches(0, 4), strict=False)
     )
+
+
+def test_windows_mix_many_cases_whatever_the_size_of_patches(tmp_path, monkeypatch):
+    # As if patches were so large that 128 MiB held none.
+    monkeypatch.setattr(dataset, "WINDOW_BYTES", 1)
+    cases, each = 24, 32
+    files = [
+        write(tmp_path / f"{case}.tfrecord", [patch(each * case + n) for n in range(each)])
+        for case in range(cases)
+    ]
+    (first,) = numbers(training_dataset(files, TASK, batch_size=cases * each, seed=3), 1)
+    windows = [first[start : start + 256] for start in range(0, len(first), 256)]
+    assert sorted(first) == list(range(cases * each))
+    for window in windows[:2]:
+        # Sixteen files are read in turn, and their records are shuffled: a batch mixes cases.
+        assert len({number // each for number in window}) == 16
+        assert len({number // each for number in window[:16]}) > 8
+
+
+def test_slabs_are_slices_of_the_patch_with_their_labels(tmp_path):
+    ramp = patch(0)
+    image = np.arange(2, dtype=np.int16)[:, None, None] + np.zeros((2, 4, 6), np.int16)
+    files = [write(tmp_path / "a.tfrecord", [dataclasses.replace(ramp, image_zyx=image)])]
+    batches = training_dataset(files, TASK, batch_size=40, seed=1, slab_slices=1)
+    batch = next(batches.as_numpy_iterator())
+    assert batch["image"].shape == (40, 1, 4, 6, 1)
+    assert batch["label"].shape == batch["weight"].shape == (40, 1, 4, 6)
+    slices = batch["image"][:, 0, 0, 0, 0]
+    # Either slice is as likely; only the first has a tumour.
+    assert 8 < slices.sum() < 32
+    np.testing.assert_array_equal((batch["label"] == 2).any(axis=(1, 2, 3)), slices == 0)
+    whole = training_dataset(files, TASK, batch_size=1, seed=1, slab_slices=5)
+    assert next(whole.as_numpy_iterator())["image"].shape == (1, 2, 4, 6, 1)
 
 
 def test_raw_intensities_labels_and_weights_reach_the_network_unchanged(files):
