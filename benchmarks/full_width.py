@@ -49,7 +49,7 @@ def _run(arguments) -> None:
         print_table(rows[0], [row.values() for row in rows])
     losses = {stage: [row["loss"] for row in rows] for stage, rows in figures["history"].items()}
     goals = [
-        goal(f"{stage}: last loss, a share of the first", "<=", 0.1, values[-1] / values[0])
+        goal(f"{stage}: last loss, a share of the first", "<=", 0.2, values[-1] / values[0])
         for stage, values in losses.items()
     ]
     goals.append(goal("minutes of CPU time", "<=", 60, figures["cpu_minutes"]))
