@@ -5,6 +5,7 @@ The weights are arrays by name; reading them executes no code.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from preprocessing.settings import load_settings, to_dict
 
 SETTINGS = "model.json"
 WEIGHTS = "weights.safetensors"
+_SHARED_NORM = re.compile(r"(refine\d+/norm)/(.+)")
 
 
 def save_network(folder: str | Path, model: tf.keras.Model, config: ModelConfig) -> None:
@@ -48,10 +50,22 @@ def load_network(
             remedy = "Training writes one; python -m ahnet_tf.weights import converts other files."
             raise ModelError(folder, expected, f"no {file}", remedy)
     config = load_settings(Path(folder) / SETTINGS, ModelConfig)
-    arrays = read_safetensors(Path(folder) / WEIGHTS)
+    arrays = _with_both_norms(read_safetensors(Path(folder) / WEIGHTS))
     model = build_network(config, name=name)
     assign_weights(model, arrays, where=Path(folder) / WEIGHTS)
     return model, config
+
+
+def _with_both_norms(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the weights of an MC-GCN, whose refinements shared one norm up to version 0.1, as now."""
+    names = {name: _SHARED_NORM.fullmatch(name) for name in arrays}
+    kept = {name: arrays[name] for name, shared in names.items() if not shared}
+    return kept | {
+        f"{shared[1]}{number}/{shared[2]}": arrays[name]
+        for name, shared in names.items()
+        if shared
+        for number in (1, 2)
+    }
 
 
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
