@@ -54,8 +54,7 @@ _CT_LIVER = {
 }
 
 # A quarter of the width and one bottleneck in each stage, for minutes of training on two cores with
-# patches of 16 x 128 x 128 at 2.5 x 2.5 x 5 mm (task ct_liver_small). A background weight of 0.5 made
-# livers too wide, 1 too narrow.
+# patches of 16 x 128 x 128 at 2.5 x 2.5 x 5 mm (task ct_liver_small).
 _SMALL = {
     "width": 0.25,
     "blocks": [1, 1, 1, 1],
@@ -73,9 +72,26 @@ _SMALL_STAGES = {
     "2d": {"architecture": "mcgcn", "learning_rate": 2e-3, "steps": 150, "evaluate_every": 150},
     "3d": {"architecture": "ahnet", "learning_rate": 4e-3, "steps": 900, "evaluate_every": 450},
 }
-# A patch holds the whole plane, where left and right distinguish organs, so there is no mirroring.
+# On CPUs a dense layer costs its passes over the map, whatever its channels up to 16: one layer of 16
+# instead of three of 8 takes half the time of a step, and learns more from each. Soft Dice finds tumours
+# in fewer steps, focal loss alone and class weights up to 8 did not. Half of each patch's slices are
+# enough for the 2D network. A patch holds the whole plane, where left and right distinguish organs, so
+# there is no mirroring.
+_CT_LIVER_SMALL_OWN = {
+    "dense_layers": 1,
+    "growth": 16,
+    "loss": "dice_focal",
+    "flip_probability": 0.0,
+}
 _CT_LIVER_SMALL = {
-    stage: _SMALL | own | {"flip_probability": 0.0} for stage, own in _SMALL_STAGES.items()
+    "2d": _SMALL
+    | _SMALL_STAGES["2d"]
+    | _CT_LIVER_SMALL_OWN
+    | {"learning_rate": 4e-3, "slab_slices": 8, "steps": 100, "evaluate_every": 100},
+    "3d": _SMALL
+    | _SMALL_STAGES["3d"]
+    | _CT_LIVER_SMALL_OWN
+    | {"learning_rate": 6e-3, "ema_momentum": 0.98, "steps": 1100, "evaluate_every": 1100},
 }
 
 # From the paper, for lesions in breast tomosynthesis: focal loss on the heat map, gamma 2. Ours: the
