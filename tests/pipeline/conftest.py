@@ -17,11 +17,11 @@ from preprocessing.tasks import Task
 
 # Options of the smallest two-stage training that still learns.
 TINY_OPTIONS = (
-    *("--steps", "30", "--batch-size", "4", "--learning-rate", "0.01", "--seed", "3"),
+    *("--steps", "80", "--batch-size", "4", "--learning-rate", "0.01", "--seed", "3"),
     *("--set", "width=0.125", "--set", "blocks=[1,1,1,1]", "--set", "warmup_steps=2"),
-    *("--set", "class_weights=[0.2,1.0,3.0]", "--set", "evaluate_every=30"),
+    *("--set", "class_weights=[0.2,1.0,3.0]", "--set", "evaluate_every=80"),
     *("--set", "3d.growth=4", "--set", "3d.dense_layers=1", "--set", "3d.pvp_levels=1"),
-    # An average of so few steps is still near the start weights.
+    # An average over so few steps is still near the start weights.
     *("--set", "loss=focal", "--set", "ema_momentum=0"),
 )
 
