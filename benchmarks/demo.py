@@ -8,15 +8,14 @@ more cases than the one that the demonstration shows, so that the score does not
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commands import call, read_json
 from benchmarks.report import goal, print_table, versions, write_report
 from pipeline.demo import UNSEEN_CASE
 from preprocessing.cli import make_parser, run_command
@@ -68,15 +67,15 @@ def _run(arguments) -> None:
 
 def _measure(folder: Path, seed: int, unseen: int) -> dict[str, Any]:
     output, cases = folder / "demo", folder / "cases"
-    _call("pipeline.demo", "--output", output, "--seed", seed)
-    summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    call("pipeline.demo", "--output", output, "--seed", seed)
+    summary = read_json(output / "summary.json")
     cases_like_the_demos = ("--cases", unseen, "--first", UNSEEN_CASE, "--seed", seed)
-    _call("preprocessing.phantom", "--output", cases, *cases_like_the_demos)
+    call("preprocessing.phantom", "--output", cases, *cases_like_the_demos)
     model, predicted = output / "pipeline" / "serving_model", folder / "predicted"
-    _call("ahnet_tf.predict", "--model", model, cases, predicted)
+    call("ahnet_tf.predict", "--model", model, cases, predicted)
     scores = folder / "scores"
-    _call("ahnet_tf.evaluate", "--input", predicted, "--reference", cases, "--output", scores)
-    found = json.loads((scores / "scores.json").read_text(encoding="utf-8"))["summary"]
+    call("ahnet_tf.evaluate", "--input", predicted, "--reference", cases, "--output", scores)
+    found = read_json(scores / "scores.json")["summary"]
     means = {f"dice_{name}_mean": found[key]["value"] for name, key in MEASURES.items()}
     kept = ("dice_liver", "dice_tumour", "peak_memory_mib", "seconds_pipeline")
     return {
@@ -85,10 +84,6 @@ def _measure(folder: Path, seed: int, unseen: int) -> dict[str, Any]:
         **{name: summary[name] for name in kept},
         **means,
     }
-
-
-def _call(module: str, *words: object) -> None:
-    subprocess.run([sys.executable, "-m", module, *map(str, words)], check=True)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,8 @@ resumes with the first unfinished network, whose training starts over, so that i
 
 from __future__ import annotations
 
-import json
 import os
-import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commands import call, cpu_seconds, read_json
 from benchmarks.report import goal, print_table, versions, write_report
 from preprocessing.cli import make_parser, run_command
 from preprocessing.datasets.case import Case
@@ -81,9 +79,12 @@ def _measure(
     settings = {
         "splits": splits,
         "prediction": list(PREDICTION),
-        **{path.stem: _json(path) for path in (EXAMPLE / "task.json", EXAMPLE / "training.json")},
+        **{
+            path.stem: read_json(path)
+            for path in (EXAMPLE / "task.json", EXAMPLE / "training.json")
+        },
     }
-    earlier = _json(folder / "figure.json") if (folder / "figure.json").is_file() else {}
+    earlier = read_json(folder / "figure.json") if (folder / "figure.json").is_file() else {}
     if earlier.get("settings") == settings:
         return earlier["figure"]
     if (folder / "splits.json").is_file():
@@ -101,12 +102,12 @@ def _measured(
     left_out: Case | None,
 ) -> dict[str, Any]:
     write_json(folder / "splits.json", splits)
-    before, began = _cpu_seconds(), time.perf_counter()
-    _call(
+    before, began = cpu_seconds(), time.perf_counter()
+    call(
         *("preprocessing.convert", "--task", EXAMPLE / "task.json", "--input", *inputs),
         *("--splits", folder / "splits.json", "--output", folder / "records", "--overwrite"),
     )
-    _call(
+    call(
         *("ahnet_tf.train", "--config", EXAMPLE / "training.json"),
         *("--input", folder / "records", "--output", folder / "run"),
         *(word for each in _fewer_steps(splits["train"], cases) for word in ("--set", each)),
@@ -115,43 +116,29 @@ def _measured(
         "trained": splits["train"],
         "scored": "" if left_out is None else left_out.case_id,
         "minutes": round((time.perf_counter() - began) / 60, 1),
-        "cpu_minutes": round((_cpu_seconds() - before) / 60, 1),
+        "cpu_minutes": round((cpu_seconds() - before) / 60, 1),
     }
     if left_out is None:
         return figure
-    _call(
+    call(
         *("ahnet_tf.predict", left_out.image_path, folder / "predictions"),
         *("--model", folder / "run" / "ahnet", *PREDICTION),
     )
     (prediction,) = (folder / "predictions").glob("*.nii.gz")
-    _call(
+    call(
         *("ahnet_tf.evaluate", "--input", prediction, "--reference", left_out.label_path),
         *("--output", folder / "scores"),
     )
-    (score,) = _json(folder / "scores" / "scores.json")["cases"].values()
+    (score,) = read_json(folder / "scores" / "scores.json")["cases"].values()
     liver = {name: score["liver"][name] for name in ("dice", "surface_dice", "hd95_mm")}
     return figure | liver
 
 
 def _fewer_steps(trained: Sequence[str], cases: Sequence[Case]) -> list[str]:
     """Returns settings for the steps of both stages, proportional to the number of training scans."""
-    settings = _json(EXAMPLE / "training.json")
+    settings = read_json(EXAMPLE / "training.json")
     steps = {stage: settings[stage]["training"]["steps"] for stage in ("2d", "3d")}
     return [f"{stage}.steps={n * len(trained) // len(cases)}" for stage, n in steps.items()]
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _cpu_seconds() -> float:
-    """Returns the CPU time of all finished descendant processes in seconds."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
-def _call(module: str, *words: object) -> None:
-    subprocess.run([sys.executable, "-m", module, *map(str, words)], check=True)
 
 
 if __name__ == "__main__":

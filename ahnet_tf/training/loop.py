@@ -83,8 +83,8 @@ def train_steps(
       patch_voxels: voxels of one patch.
       uninformed_loss: see `ahnet_tf.training.losses.uninformed_loss`.
 
-    Raises ModelError if the loss is not finite or grows in the first steps, and Stopped if a signal asked to stop, after saving
-    a checkpoint of the last step.
+    Raises ModelError if the loss is not finite or grows in the first steps, and Stopped if a signal
+    asked to stop, after saving a checkpoint of the last step.
     """
     progress = train_state.progress
     iterator = None
