@@ -69,7 +69,11 @@ def test_slabs_that_do_not_overlap_are_one_volume(tmp_path, dicom, keyword, slab
 
 
 def test_passes_at_places_in_between_with_a_time_for_each_slice(tmp_path, dicom):
-    tags = [{"AcquisitionTime": f"1000{second:02}"} for second in range(8)]
+    # Of two passes with four slices each, the SOPInstanceUIDs choose the first one.
+    tags = [
+        {"AcquisitionTime": f"1000{second:02}", "SOPInstanceUID": f"1.2.3.{second}"}
+        for second in range(8)
+    ]
     write(dicom, tmp_path / "again", [0, 2, 4, 6, 1, 3, 5, 7], tags)
     message = refusal(tmp_path / "again", "duplicate_slices", "gaps")
     assert "2 acquisitions that differ in AcquisitionTime (4 slices, 4 slices)" in message
