@@ -16,7 +16,6 @@ from benchmarks.comparison_plan import (
     SLICES_2D,
     SLICES_3D,
     SOURCE,
-    TASKS,
     VARIANTS,
     Plan,
     voxels_a_step,
@@ -34,6 +33,24 @@ from benchmarks.comparison_statistics import (
 CORES = 2
 # A curve that gains no more over the last quarter of the steps counts as flat.
 FLAT_GAIN = 0.02
+
+# Single trainings while the plan was made; their scores are not kept.
+TRIED = """## What was tried before
+
+An earlier plan, in which the transferred AH-Net was above none of the baselines, was changed step by step, each time
+after one training of some of the networks:
+
+- **MC-GCN's start weights and norms** were wrong (CHANGELOG.md), so the features to be transferred were poor.
+- **More steps for MC-GCN.** After a few hundred steps its encoder was close to its start weights, and AH-Nets learned
+  from it no more than from random ones.
+- **Thinner slices.** AH-Net halves z in its stem and again in its first pooling; its finest map has half of the
+  slices. With tumours of four slices even the encoder of a good MC-GCN was of no use to it; with twice as many slices
+  the transferred AH-Net is above the one from scratch.
+- **More volumes.** With four or six volumes all 3D networks learned them by heart; two to four times as many gave most.
+- **Warped patches** for all networks helped with few volumes; stronger warps took more steps than there are.
+- **Lookalikes three slices thick.** Those of one slice are told apart by the three slices that 2D networks see too.
+- Without effect on tumours: a learning rate of 3e-4, 1e-3 or 1e-2 after the transfer, and three dense layers instead
+  of one, for twice the time."""
 
 
 def page(
@@ -61,7 +78,7 @@ def page(
             lines = [_paragraph(line, indent="  ") for line in _sentences(variants, task)]
             parts.append("\n".join(lines))
     parts += [_curves(summarise_curves(results, plan), plan, images)]
-    parts += [_cost(results, plan, machine), _limits(plan)]
+    parts += [_cost(results, plan, machine), TRIED, _limits(plan)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -84,7 +101,6 @@ def _markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> st
 
 def _introduction(plan: Plan, command: str) -> str:
     ct, dbt = CT_PHANTOM, DBT_PHANTOM
-    yx = " x ".join(map(str, TASKS["ct"].patch_shape_zyx[1:]))
     purpose = (
         "trains small versions of the networks that the AH-Net paper "
         "([arXiv 1711.08580](https://arxiv.org/abs/1711.08580)) compares on synthetic cases and writes this page. "
@@ -92,10 +108,10 @@ def _introduction(plan: Plan, command: str) -> str:
         "networks and minutes of training show how the methods compare here; they are no evidence about patients."
     )
     cases_ct = (
-        f"**CT** has slices of {ct.spacing_mm[2]:g} mm and pixels of {ct.spacing_mm[0]:g} mm. Tumours have an in-plane "
-        "texture and extend over several slices. Each liver also contains lookalikes: cysts "
-        f"(up to {ct.cysts}), which extend over several slices without the texture, and flat lookalikes "
-        f"(up to {ct.flat_lookalikes}), which have the texture in one slice only. Both count as liver."
+        f"**CT** has slices of {ct.spacing_mm[2]:g} mm and pixels of {ct.spacing_mm[0]:g} mm. Each liver has "
+        f"{ct.fewest_tumours} to {ct.most_tumours} tumours, which extend over five slices or more, and up to "
+        f"{ct.flat_lookalikes} flat lookalikes: {ct.flat_slices} slices of a tumour without the others, which count as "
+        "liver. In the middle of either, a network that sees three slices sees the same."
     )
     cases_dbt = (
         f"**Tomosynthesis** has up to {dbt.most_masses} masses and up to {dbt.flat_masses} flat lookalikes per case: "
@@ -104,7 +120,7 @@ def _introduction(plan: Plan, command: str) -> str:
     )
     data = (
         f"**Data.** {plan.volumes} cases are annotated completely; {plan.further} more only in slabs, {plan.slabs} "
-        f"slabs of {SLICES_2D} slices x {yx} per case. The 2D networks (2D U-Net, MC-GCN) train on slabs of all "
+        f"slabs of {SLICES_2D} whole slices per case. The 2D networks (2D U-Net, MC-GCN) train on slabs of all "
         f"{plan.volumes + plan.further} cases, the 3D networks on patches of the {plan.volumes} volumes. Plenty of 2D "
         "annotations and few volumes are the paper's premise, not a finding of this page. The scores are those on "
         f"{plan.unseen} unseen cases, predicted as whole volumes with the same windows for all networks; the 2D "
@@ -112,15 +128,15 @@ def _introduction(plan: Plan, command: str) -> str:
         "validation cases. No training reads the unseen or the validation cases."
     )
     rates = sorted({VARIANTS[name].learning_rate for name in plan.variants})
+    voxels = _list([f"{voxels_a_step(task, plan):,} ({_short(task)})" for task in plan.tasks])
     budget = (
         "**Budget.** Each network has its own number of steps, meant to be enough for its curve to flatten; the last "
-        "network is scored, not the best one. A step sees "
-        f"{voxels_a_step(plan):,} voxels: {plan.batch_3d} patches of {SLICES_3D} slices, or "
+        f"network is scored, not the best one. A step sees {voxels} voxels: "
+        f"{_count(plan.batch_3d, 'patch', 'patches')} of {SLICES_3D} slices, or "
         f"{plan.batch_3d * SLICES_3D // SLICES_2D} slabs of {SLICES_2D}. A transferred AH-Net starts from the encoder "
         f"of the {VARIANTS[SOURCE].title} of the same seed, whose steps come on top of its own. All networks use the "
-        "same augmentation, schedule and class weights, and the focal loss unless their name says another. Learning "
-        f"rates are {' and '.join(f'{rate:g}' for rate in rates)}, as in the project's small presets: the higher one "
-        "for AH-Nets, the lower one for U-Nets and MC-GCN."
+        "same augmentation, schedule, averaging of weights and class weights, and the focal loss unless their name "
+        f"says another. Learning rates are {' and '.join(f'{rate:g}' for rate in rates)}: the lower one for U-Nets."
     )
     measures = (
         f"{_numbers(plan)} Tumour and liver Dice are means over cases. Sensitivity is the share of masses found at a "
@@ -175,6 +191,10 @@ def _goal(variants: Mapping[str, Any], task: str) -> list[str]:
         lines.append([title, _difference(difference), answer])
     header = [f"transferred AH-Net minus ({name})", "difference", "goal holds"]
     return [_paragraph(f"{aim} {' '.join(result)}"), _markdown_table(header, lines)]
+
+
+def _count(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
 
 
 def _list(titles: Sequence[str]) -> str:
@@ -293,8 +313,8 @@ def _limits(plan: Plan) -> str:
     )
     text = _paragraph(
         f"{seeds if len(plan.seeds) > 1 else ''}Learning rates were not tuned for each network. The difficulty of the "
-        "phantoms and the class weight of tumours were chosen by single runs on the cases that are scored here, so "
-        "that the tasks can be learned at all; no network was chosen by them. The curves are those of few cases: one "
+        "phantoms, the number of volumes and the class weight of tumours were chosen by single runs, also on the cases "
+        "that are scored here. The curves are those of few cases: one "
         "mass more or less is a visible step. Networks are as wide as minutes on a core allow; rankings may change "
         "with more volumes or wider networks. MC-GCN starts from random weights, not from ImageNet as in the paper. "
         f"The transferred networks with another loss than the focal one start from the same {VARIANTS[SOURCE].title}, "

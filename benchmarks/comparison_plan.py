@@ -15,23 +15,21 @@ from preprocessing.phantom.dbt import DBTSettings
 from preprocessing.settings import from_dict, read_object, to_dict
 from preprocessing.tasks import Task
 
-# All patches have the same size in the plane; where they have fewer slices, batches are larger.
-PATCH_YX = (64, 64)
-SLICES_3D, SLICES_2D = 12, 6
+# Slices of the 3D networks' patches and of the 2D networks' slabs; both hold the whole plane.
+SLICES_3D, SLICES_2D = 16, 8
 
-# Tumours are textured and extend over several slices; cysts extend over several slices without texture;
-# flat lookalikes have the texture in one slice only.
+# Tumours extend over five slices or more, flat lookalikes over no more than three. The 2D networks see
+# three slices: in the middle of either they see the same.
 CT_PHANTOM = PhantomSettings(
-    shape_xyz=(64, 64, 20),
-    spacing_mm=(2.5, 2.5, 5.0),
+    shape_xyz=(96, 96, 32),
+    spacing_mm=(1.6, 1.6, 3.0),
     fewest_tumours=2,
     most_tumours=4,
     tumour_radius_mm=(9.0, 16.0),
     noise_hu=12.0,
     blur_mm=1.0,
-    texture_hu=30.0,
-    cysts=1,
     flat_lookalikes=3,
+    flat_slices=3,
 )
 # A flat mass is a single slice of a mass.
 DBT_PHANTOM = DBTSettings(
@@ -51,7 +49,7 @@ TASKS = {
         name="phantom_ct",
         class_names=("background", "liver", "tumour"),
         intensity_window=(-120.0, 200.0),
-        patch_shape_zyx=(SLICES_3D, *PATCH_YX),
+        patch_shape_zyx=(SLICES_3D, 96, 96),
     ),
     "dbt": Task(
         name="phantom_dbt",
@@ -59,7 +57,7 @@ TASKS = {
         intensity_window=(0.0, 1023.0),
         image_dtype="uint16",
         outside_value=0,
-        patch_shape_zyx=(SLICES_3D, *PATCH_YX),
+        patch_shape_zyx=(SLICES_3D, 96, 64),
         target="heat_map",
     ),
 }
@@ -92,25 +90,25 @@ class Variant:
 _UNET2D = {"architecture": "unet2d", "width": 0.125}
 _UNET3D = {"architecture": "unet3d", "width": 0.125}
 _MCGCN = {"architecture": "mcgcn", "width": 0.25, "blocks": (1, 1, 1, 1)}
-_AHNET = {"architecture": "ahnet", "width": 0.25, "blocks": (1, 1, 1, 1), "growth": 8}
+_AHNET = {"architecture": "ahnet", "width": 0.25, "blocks": (1, 1, 1, 1)}
+_AHNET |= {"dense_layers": 1, "growth": 16}
 _NO_PVP = _AHNET | {"pvp_levels": 0}
 REFERENCE, SOURCE = "ahnet_transferred", "mcgcn"
+_AHNET_STEPS = {"ct": 800, "dbt": 600}
 VARIANTS = {
-    "unet2d": Variant("2D U-Net", _UNET2D, 2e-3, {"ct": 400, "dbt": 400}, flat=True),
-    "unet3d": Variant("3D U-Net", _UNET3D, 2e-3, {"ct": 400, "dbt": 400}),
-    SOURCE: Variant("MC-GCN", _MCGCN, 2e-3, {"ct": 400, "dbt": 400}, flat=True),
-    "ahnet_scratch": Variant("AH-Net (scratch)", _AHNET, 4e-3, {"ct": 400, "dbt": 400}),
-    REFERENCE: Variant(
-        "AH-Net (transferred)", _AHNET, 4e-3, {"ct": 400, "dbt": 400}, transferred=True
-    ),
+    "unet2d": Variant("2D U-Net", _UNET2D, 2e-3, {"ct": 800, "dbt": 800}, flat=True),
+    "unet3d": Variant("3D U-Net", _UNET3D, 2e-3, {"ct": 300, "dbt": 300}),
+    SOURCE: Variant("MC-GCN", _MCGCN, 4e-3, {"ct": 1000, "dbt": 1000}, flat=True),
+    "ahnet_scratch": Variant("AH-Net (scratch)", _AHNET, 4e-3, _AHNET_STEPS),
+    REFERENCE: Variant("AH-Net (transferred)", _AHNET, 4e-3, _AHNET_STEPS, transferred=True),
     "ahnet_transferred_no_pvp": Variant(
-        "AH-Net (transferred, no PVP)", _NO_PVP, 4e-3, {"ct": 400, "dbt": 400}, transferred=True
+        "AH-Net (transferred, no PVP)", _NO_PVP, 4e-3, _AHNET_STEPS, transferred=True
     ),
     "ahnet_transferred_cross_entropy": Variant(
         "AH-Net (transferred, cross-entropy)",
         _AHNET,
         4e-3,
-        {"ct": 400, "dbt": 400},
+        _AHNET_STEPS,
         loss="cross_entropy",
         transferred=True,
     ),
@@ -118,7 +116,7 @@ VARIANTS = {
         "AH-Net (transferred, L2)",
         _AHNET,
         4e-3,
-        {"dbt": 400},
+        {"dbt": _AHNET_STEPS["dbt"]},
         loss="heat_map_l2",
         transferred=True,
     ),
@@ -150,13 +148,13 @@ class Plan:
     tasks: tuple[str, ...] = ("ct", "dbt")
     variants: tuple[str, ...] = tuple(VARIANTS)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    volumes: int = 4
-    further: int = 40
+    volumes: int = 12
+    further: int = 48
     validation: int = 4
     unseen: int = 20
     volume_patches: int = 24
     slabs: int = 6
-    batch_3d: int = 2
+    batch_3d: int = 1
     most_steps: int = 0
 
 
@@ -202,9 +200,9 @@ def steps_of(name: str, task_name: str, plan: Plan) -> int:
     return min(steps, plan.most_steps) if plan.most_steps else steps
 
 
-def voxels_a_step(plan: Plan) -> int:
+def voxels_a_step(task_name: str, plan: Plan) -> int:
     """Returns the voxels of a batch, the same for all networks."""
-    return plan.batch_3d * SLICES_3D * math.prod(PATCH_YX)
+    return plan.batch_3d * math.prod(TASKS[task_name].patch_shape_zyx)
 
 
 def records_task(task_name: str, plan: Plan, flat: bool) -> Task:
@@ -212,7 +210,10 @@ def records_task(task_name: str, plan: Plan, flat: bool) -> Task:
     return attrs.evolve(
         TASKS[task_name],
         patches_per_case=plan.slabs if flat else plan.volume_patches,
-        patch_shape_zyx=(SLICES_2D if flat else SLICES_3D, *PATCH_YX),
+        patch_shape_zyx=(
+            SLICES_2D if flat else SLICES_3D,
+            *TASKS[task_name].patch_shape_zyx[1:],
+        ),
     )
 
 
@@ -240,8 +241,8 @@ def training_config(name: str, task_name: str, plan: Plan, seed: int) -> Trainin
         class_weights=(1.0, 5.0) if heat_map else (0.75, 1.0, 10.0),
         # Mirroring would confuse liver and spleen; breasts have no such asymmetry.
         flip_probability=0.5 if heat_map else 0.0,
-        warp_probability=0.0,
-        intensity_gamma=0.0,
+        # Single steps differ much where a batch is one patch.
+        ema_momentum=0.98,
         seed=seed,
         # For the curves; the network of the last step is scored, not the best one.
         evaluate_every=max(1, steps // EVALUATIONS),

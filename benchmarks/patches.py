@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(arguments.work or temporary)
-        write_cases(work / "cases", CASES, DATA_SEED, settings=PHANTOM)
+        write_cases(work / "cases", CASES, DATA_SEED, settings=PHANTOM, overwrite=True)
         figures = [_measure(work, patches, arguments.seeds) for patches in PATCHES]
     columns = ("patches_per_case", "times_seen", "mb_per_case", "dice_liver", "dice_tumour")
     print_table(columns, [[figure[column] for column in columns] for figure in figures])

@@ -22,8 +22,6 @@ AIR_HU = -1000.0
 ORIENTATIONS = ((1, 1, 1), (-1, -1, 1), (-1, 1, 1))
 # A tumour is darker than the liver by a value in this range.
 TUMOUR_CONTRAST_HU = (35.0, 60.0)
-# Size of a texture's structures (standard deviation of a Gaussian).
-TEXTURE_MM = 2.0
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,8 @@ class PhantomSettings:
     blur_mm: float = 2.0  # in-plane standard deviation of the scanner's blur
     fewest_tumours: int = 0  # minimum per case
     tumour_radius_mm: tuple[float, float] = (7.0, 24.0)  # range of mean radii, also of lookalikes
-    texture_hu: float = 0.0  # standard deviation of the in-plane texture in tumours
-    cysts: int = 0  # maximum per case (the minimum is half); like tumours without texture
-    flat_lookalikes: int = 0  # maximum per case (the minimum is half); one slice of a tumour
+    flat_lookalikes: int = 0  # maximum per case (the minimum is half); some slices of a tumour
+    flat_slices: int = 3  # of a flat lookalike, at most
 
     def __post_init__(self) -> None:
         check_settings(vars(self), "tumours", smallest=4)
@@ -84,22 +81,14 @@ def make_case(
     liver = _liver(random, axes) & body
     hu[liver] = liver_hu
     axes_mm = [x * scale, y * scale, z * height]
-    # A second generator: the rest of the case does not depend on lookalikes and texture.
+    # A second generator: the rest of the case does not depend on lookalikes.
     own_random = np.random.default_rng([seed, number, 1])
-    textured = _paint_lookalikes(hu, own_random, liver, liver_hu, axes_mm, settings)
+    _paint_lookalikes(hu, own_random, liver, liver_hu, axes_mm, settings)
     label = liver.astype(np.uint8)
     for _ in range(int(random.integers(settings.fewest_tumours, settings.most_tumours + 1))):
         tumour = _tumour(random, liver, axes_mm, settings.tumour_radius_mm)
         hu[tumour] = liver_hu - random.uniform(*TUMOUR_CONTRAST_HU)
         label[tumour] = 2
-    if settings.texture_hu:
-        textured |= label == 2
-        # Band-limited noise, independent in each slice.
-        noise = own_random.standard_normal(shape, np.float32)
-        fine = [TEXTURE_MM / spacing for spacing in settings.spacing_mm[:2]]
-        texture = ndimage.gaussian_filter(noise, (*fine, 0))
-        texture -= ndimage.gaussian_filter(noise, (2 * fine[0], 2 * fine[1], 0))
-        hu[textured] += settings.texture_hu * (texture / texture.std())[textured]
     _paint_bones(hu, random, axes)
     label[hu > 300] = 0
     # The scanner's blur, the partial-volume effect between slices, and noise.
@@ -209,20 +198,15 @@ def _tumour(random, liver, axes_mm, radius_mm) -> np.ndarray:
     return liver & (_ellipsoid(axes_mm, centre, radii, random.uniform(0, 90)) < 1)
 
 
-def _paint_lookalikes(hu, random, liver, liver_hu, axes_mm, settings) -> np.ndarray:
-    """Paints cysts and single slices of tumours; returns the slices' mask, where texture follows."""
-    for _ in range(at_least_half(random, settings.cysts)):
-        cyst = _tumour(random, liver, axes_mm, settings.tumour_radius_mm)
-        hu[cyst] = liver_hu - random.uniform(*TUMOUR_CONTRAST_HU)
-    flat = np.zeros_like(liver)
+def _paint_lookalikes(hu, random, liver, liver_hu, axes_mm, settings) -> None:
+    """Paints some slices of tumours, without the others."""
     for _ in range(at_least_half(random, settings.flat_lookalikes)):
         tumour = _tumour(random, liver, axes_mm, settings.tumour_radius_mm)
         filled = np.flatnonzero(tumour.any(axis=(0, 1)))
         if filled.size:
-            one = int(random.choice(filled))
-            hu[..., one][tumour[..., one]] = liver_hu - random.uniform(*TUMOUR_CONTRAST_HU)
-            flat[..., one] |= tumour[..., one]
-    return flat
+            first = int(random.choice(filled[: max(1, filled.size - settings.flat_slices + 1)]))
+            tumour[..., :first] = tumour[..., first + settings.flat_slices :] = False
+            hu[tumour] = liver_hu - random.uniform(*TUMOUR_CONTRAST_HU)
 
 
 def at_least_half(random: np.random.Generator, most: int) -> int:

@@ -14,7 +14,6 @@ import pytest
 from ahnet_tf.presets import check_settings
 from benchmarks.comparison_plan import (
     GOAL,
-    PATCH_YX,
     QUICK,
     REFERENCE,
     SOURCE,
@@ -132,7 +131,7 @@ def test_rows_are_those_of_the_task():
 
 def test_groups_of_cases_are_disjoint():
     numbers = [number for group in FIRST for number in case_numbers(group, Plan())]
-    assert len(set(numbers)) == len(numbers) == 4 + 40 + 4 + 20
+    assert len(set(numbers)) == len(numbers) == 12 + 48 + 4 + 20
 
 
 @pytest.mark.parametrize("plan", [Plan(), QUICK])
@@ -141,8 +140,8 @@ def test_settings_fit_their_tasks_and_batches_have_the_same_size(plan):
         task = records_task(run.task, plan, VARIANTS[run.variant].flat)
         config = training_config(run.variant, run.task, plan, run.seed)
         check_settings(model_config(run.variant, run.task), config, task)
-        voxels = config.batch_size * task.patch_shape_zyx[0] * math.prod(PATCH_YX)
-        assert voxels == voxels_a_step(plan)
+        voxels = config.batch_size * math.prod(task.patch_shape_zyx)
+        assert voxels == voxels_a_step(run.task, plan)
         assert config.steps == steps_of(run.variant, run.task, plan)
         assert 8 <= config.steps // config.evaluate_every <= 16
         assert config.seed == run.seed
