@@ -90,7 +90,7 @@ _CT_LIVER_SMALL = {
     "3d": _SMALL
     | _SMALL_STAGES["3d"]
     | _CT_LIVER_SMALL_OWN
-    | {"learning_rate": 6e-3, "ema_momentum": 0.98, "steps": 1100, "evaluate_every": 1100},
+    | {"learning_rate": 6e-3, "ema_momentum": 0.98, "steps": 900, "evaluate_every": 900},
 }
 
 # From the paper, for lesions in breast tomosynthesis: focal loss on the heat map, gamma 2. Ours: the

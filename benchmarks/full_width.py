@@ -18,10 +18,10 @@ from typing import Any
 
 from benchmarks.commands import call, cpu_seconds, read_json
 from benchmarks.report import goal, print_table, versions, write_report
-from pipeline.demo import PHANTOM_CASES, UNSEEN_CASE
+from pipeline.demo import UNSEEN_CASE
 from preprocessing.cli import make_parser, run_command
 
-TASK, PRESET, UNSEEN = "ct_liver_small", "ct_liver", 6
+TASK, PRESET, CASES, UNSEEN = "ct_liver_small", "ct_liver", 32, 6
 FOLDERS = {"2d": "mcgcn", "3d": "ahnet"}
 # A shorter warm-up than for 40,000 steps; whole planes are neither mirrored nor warped.
 SETTINGS = ("batch_size=2", "warmup_steps=50", "flip_probability=0", "warp_probability=0")
@@ -63,7 +63,7 @@ def _measure(work: Path, steps: dict[str, int]) -> dict[str, Any]:
     before = cpu_seconds()
     data, unseen, records, run = (work / name for name in ("data", "unseen", "records", "run"))
     if not (records / "task.json").is_file():
-        call("preprocessing.phantom", "--output", data, "--cases", PHANTOM_CASES)
+        call("preprocessing.phantom", "--output", data, "--cases", CASES)
         first = ("--first", UNSEEN_CASE)
         call("preprocessing.phantom", "--output", unseen, "--cases", UNSEEN, *first)
         call("preprocessing.convert", "--task", TASK, "--input", data, "--output", records)

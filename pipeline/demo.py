@@ -27,7 +27,7 @@ from preprocessing.tasks import Task, load_task
 
 MODEL_NAME = "ahnet"
 PRESET = "ct_liver_small"
-PHANTOM_CASES = 32
+PHANTOM_CASES = 48
 # Outside the numbers of the training cases: no stage before the prediction sees it.
 UNSEEN_CASE = 1000
 STAGE_FOLDERS = ("data", "unseen", "records", "pipeline", "prediction", "scores", ".stages")
