@@ -34,23 +34,25 @@ CORES = 2
 # A curve that gains no more over the last quarter of the steps counts as flat.
 FLAT_GAIN = 0.02
 
-# Single trainings while the plan was made; their scores are not kept.
+# What single trainings with one seed led to while the plan was made; their scores are not kept.
 TRIED = """## What was tried before
 
-An earlier plan, in which the transferred AH-Net was above none of the baselines, was changed step by step, each time
-after one training of some of the networks:
+In an earlier plan the transferred AH-Net was below the 2D U-Net in CT and below the AH-Net from scratch in
+tomosynthesis. The plan was changed in steps, each after single trainings in CT with one seed, which often changed more
+than one thing at a time:
 
-- **MC-GCN's start weights and norms** were wrong (CHANGELOG.md), so the features to be transferred were poor.
-- **More steps for MC-GCN.** After a few hundred steps its encoder was close to its start weights, and AH-Nets learned
-  from it no more than from random ones.
-- **Thinner slices.** AH-Net halves z in its stem and again in its first pooling; its finest map has half of the
-  slices. With tumours of four slices even the encoder of a good MC-GCN was of no use to it; with twice as many slices
-  the transferred AH-Net is above the one from scratch.
-- **More volumes.** With four or six volumes all 3D networks learned them by heart; two to four times as many gave most.
-- **Warped patches** for all networks helped with few volumes; stronger warps took more steps than there are.
-- **Lookalikes three slices thick.** Those of one slice are told apart by the three slices that 2D networks see too.
-- Without effect on tumours: a learning rate of 3e-4, 1e-3 or 1e-2 after the transfer, and three dense layers instead
-  of one, for twice the time."""
+- **Start weights and norms of MC-GCN** were corrected (CHANGELOG.md).
+- **More steps for MC-GCN.** After a few hundred steps its encoder was still close to its start weights.
+- **Thinner slices.** AH-Net halves z in its stem and again in its first pooling, so its finest map has half of the
+  slices. With tumours of four to six slices, the encoder of a well trained MC-GCN made it worse, at three learning
+  rates.
+- **More volumes.** From four and from six volumes all AH-Nets learned little that holds for other cases. With thinner
+  slices and sixteen volumes, the transferred one was above the one from scratch.
+- **Lookalikes of three slices instead of one**, which the three slices that 2D networks see do not tell apart.
+- **No texture, no cysts.** The texture was as fine as a pixel.
+- **Stronger warps** than the present ones were left out: all scores were lower after the same steps.
+- **A larger learning rate** of AH-Net (1e-2) was worse. Three dense layers instead of one took twice the time, and were
+  no better when their training was stopped after two thirds."""
 
 
 def page(
@@ -109,7 +111,7 @@ def _introduction(plan: Plan, command: str) -> str:
     )
     cases_ct = (
         f"**CT** has slices of {ct.spacing_mm[2]:g} mm and pixels of {ct.spacing_mm[0]:g} mm. Each liver has "
-        f"{ct.fewest_tumours} to {ct.most_tumours} tumours, which extend over five slices or more, and up to "
+        f"{ct.fewest_tumours} to {ct.most_tumours} tumours, most of them of five slices or more, and up to "
         f"{ct.flat_lookalikes} flat lookalikes: {ct.flat_slices} slices of a tumour without the others, which count as "
         "liver. In the middle of either, a network that sees three slices sees the same."
     )
@@ -314,8 +316,7 @@ def _limits(plan: Plan) -> str:
     text = _paragraph(
         f"{seeds if len(plan.seeds) > 1 else ''}Learning rates were not tuned for each network. The difficulty of the "
         "phantoms, the number of volumes and the class weight of tumours were chosen by single runs, also on the cases "
-        "that are scored here. The curves are those of few cases: one "
-        "mass more or less is a visible step. Networks are as wide as minutes on a core allow; rankings may change "
+        "that are scored here. The curves are those of few cases: one mass more or less is a visible step. Networks are as wide as minutes on a core allow; rankings may change "
         "with more volumes or wider networks. MC-GCN starts from random weights, not from ImageNet as in the paper. "
         f"The transferred networks with another loss than the focal one start from the same {VARIANTS[SOURCE].title}, "
         "which was trained with the focal loss."

@@ -18,8 +18,8 @@ from preprocessing.tasks import Task
 # Slices of the 3D networks' patches and of the 2D networks' slabs; both hold the whole plane.
 SLICES_3D, SLICES_2D = 16, 8
 
-# Tumours extend over five slices or more, flat lookalikes over no more than three. The 2D networks see
-# three slices: in the middle of either they see the same.
+# Most tumours extend over five slices or more, flat lookalikes over no more than three. The 2D networks
+# see three slices: in the middle of either they see the same.
 CT_PHANTOM = PhantomSettings(
     shape_xyz=(96, 96, 32),
     spacing_mm=(1.6, 1.6, 3.0),
