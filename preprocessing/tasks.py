@@ -70,7 +70,7 @@ class Task:
             "three positive voxel counts", lambda shape: _are_positive(shape, settings.is_whole)
         ),
     )
-    patches_per_case: int = attrs.field(default=16, validator=settings.whole(1))
+    patches_per_case: int = attrs.field(default=64, validator=settings.whole(1))
     foreground_fraction: float = attrs.field(default=0.75, validator=settings.fraction("a share"))
     target: str = attrs.field(default="labels", validator=settings.one_of("labels", "heat_map"))
     label_classes: tuple[tuple[str, str], ...] | None = attrs.field(
