@@ -19,12 +19,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         "preprocessing.phantom",
         "Writes synthetic cases with exact ground truth. CT: volume-N.nii.gz (HU) and "
-        "segmentation-N.nii.gz (0 background, 1 liver, 2 tumour). DBT: PHANTOM-N_VIEW.nii.gz (10 bits), "
-        "its _mask.nii.gz (1 mass), and boxes.csv and labels.csv as in BCS-DBT.",
+        "segmentation-N.nii.gz (0 background, 1 liver, 2 tumour). DBT: PHANTOM-N_VIEW.nii.gz and its "
+        "_mask.nii.gz (1 mass), or PHANTOM-N_VIEW.dcm, with the tables of BCS-DBT.",
         [
             "python -m preprocessing.phantom --output phantom",
             "python -m preprocessing.phantom --output unseen --cases 1 --first 100",
             "python -m preprocessing.phantom --kind dbt --output breasts --cases 24",
+            "python -m preprocessing.phantom --kind dbt --output scans --format dicom",
         ],
     )
     add = parser.add_argument
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--shape", type=int, nargs=3, metavar=("X", "Y", "Z"), help=shape)
     spacing = "voxel spacing (default: 2.5 2.5 5 for CT, 0.4 0.4 1 for DBT)"
     add("--spacing-mm", type=float, nargs=3, metavar=("X", "Y", "Z"), help=spacing)
+    form = "files of DBT (default: nifti)"
+    add("--format", choices=("nifti", "dicom"), default="nifti", help=form)
     add("--overwrite", action="store_true", help="replace cases of the same name")
     return run_command(_run, parser.parse_args(argv))
 
@@ -51,6 +54,7 @@ def _run(arguments: argparse.Namespace) -> None:
         first=arguments.first,
         settings=settings,
         overwrite=arguments.overwrite,
+        dicom=arguments.format == "dicom",
     )
     lesions = {"ct": "tumours", "dbt": "masses"}[arguments.kind]
     with_lesions = sum(case["label_voxels"][-1] > 0 for case in cases)

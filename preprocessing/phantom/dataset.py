@@ -13,6 +13,7 @@ from preprocessing.datasets import bcs_dbt
 from preprocessing.errors import SettingsError
 from preprocessing.files import write_json
 from preprocessing.phantom import ct, dbt
+from preprocessing.phantom.dbt_dicom import write_tomosynthesis
 from preprocessing.settings import SEED
 from preprocessing.volumes.nifti import write_image
 
@@ -25,22 +26,25 @@ def write_cases(
     first: int = 0,
     settings: ct.PhantomSettings | dbt.DBTSettings | None = None,
     overwrite: bool = False,
+    dicom: bool = False,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Writes cases `first` to `first + count - 1`; CT by default.
 
-    CT: volume-N.nii.gz and segmentation-N.nii.gz. DBT: PHANTOM-N_VIEW.nii.gz, its _mask.nii.gz, and
-    rows of boxes.csv and labels.csv. phantom.json holds the settings and the returned entries: each
-    case's id and voxels per label value. Raises SettingsError if a number is negative, or a case
-    exists and `overwrite` is not given.
+    CT: volume-N.nii.gz and segmentation-N.nii.gz. DBT: PHANTOM-N_VIEW.nii.gz and its _mask.nii.gz, or
+    with `dicom` PHANTOM-N_VIEW.dcm alone, and rows of boxes.csv, labels.csv and paths.csv. phantom.json holds the settings and the returned entries: each case's id, voxels per label
+    value, and for DBT its density class and arc. Raises SettingsError if a number is negative, a case
+    exists and `overwrite` is not given, or CT is to be DICOM.
     """
     settings = settings or ct.PhantomSettings()
     output = Path(output)
     if count < 1 or first < 0 or not SEED.holds(seed):
         expected = f"cases >= 1, first >= 0, and as the seed {SEED.expected}"
         raise SettingsError("phantom", expected, (count, first, seed))
+    if dicom and not isinstance(settings, dbt.DBTSettings):
+        raise SettingsError("--format", "nifti for CT; DICOM is for --kind dbt", "dicom")
     numbers = range(first, first + count)
-    patterns = ["volume-{}.nii.gz", "segmentation-{}.nii.gz", "PHANTOM-{:05d}_*.nii.gz"]
+    patterns = ["volume-{}.nii.gz", "segmentation-{}.nii.gz", "PHANTOM-{:05d}_*"]
     patterns = patterns[2:] if isinstance(settings, dbt.DBTSettings) else patterns[:2]
     names = [pattern.format(number) for number in numbers for pattern in patterns]
     existing = [path for name in names for path in sorted(output.glob(name))]
@@ -50,7 +54,7 @@ def write_cases(
     cases = []
     for number in tqdm(numbers, "phantom", unit="case", disable=not progress):
         if isinstance(settings, dbt.DBTSettings):
-            cases.append(_write_dbt(output, seed, number, settings))
+            cases.append(_write_dbt(output, seed, number, settings, dicom))
         else:
             cases.append(_write_ct(output, seed, number, settings))
     content = {"seed": seed, "first": first, "cases": cases}
@@ -66,28 +70,47 @@ def _write_ct(output: Path, seed: int, number: int, settings: ct.PhantomSettings
     return {"case_id": f"volume-{number}", "label_voxels": [int(n) for n in voxels]}
 
 
-def _write_dbt(output: Path, seed: int, number: int, settings: dbt.DBTSettings) -> dict[str, Any]:
+def _write_dbt(
+    output: Path, seed: int, number: int, settings: dbt.DBTSettings, dicom: bool
+) -> dict[str, Any]:
     case = dbt.make_case(seed, number, settings)
     patient = f"PHANTOM-{number:05d}"
-    for old in output.glob(f"{patient}_*.nii.gz"):
+    for old in output.glob(f"{patient}_*"):
         # With another seed the case may have another view.
         old.unlink()
     name = f"{patient}_{case.view}"
-    write_image(output / f"{name}.nii.gz", case.image)
-    write_image(output / f"{name}_mask.nii.gz", case.label)
     volume = (patient, f"0.{seed}.{number}", case.view)
+    keys = dict(zip(bcs_dbt.VOLUME_COLUMNS, volume, strict=True))
+    if dicom:
+        output.mkdir(parents=True, exist_ok=True)
+        ids = {"patient_id": volume[0], "study_uid": volume[1], "view": case.view}
+        write_tomosynthesis(output / f"{name}.dcm", case.image, bits=case.bits, **ids)
+    else:
+        write_image(output / f"{name}.nii.gz", case.image)
+        write_image(output / f"{name}_mask.nii.gz", case.label)
     classes = [box.lesion_class for box in case.boxes]
     outcome = next((each for each in ("cancer", "benign") if each in classes), "normal")
-    outcomes = [int(each.lower() == outcome) for each in bcs_dbt.OUTCOMES]
-    labels = dict(zip(bcs_dbt.LABEL_COLUMNS, (*volume, *outcomes), strict=True))
+    outcomes = {each: int(each.lower() == outcome) for each in bcs_dbt.OUTCOMES}
     boxes = []
     for box in case.boxes:
         place = (box.slice_index, box.x, box.y, box.width, box.height)
         values = (*volume, number, *place, box.lesion_class, 0, box.volume_slices)
         boxes.append(dict(zip(bcs_dbt.BOX_COLUMNS, values, strict=True)))
-    bcs_dbt.replace_rows(output / "boxes.csv", bcs_dbt.BOX_COLUMNS, "PatientID", patient, boxes)
-    bcs_dbt.replace_rows(
-        output / "labels.csv", bcs_dbt.LABEL_COLUMNS, "PatientID", patient, [labels]
-    )
+    path = f"{name}.{'dcm' if dicom else 'nii.gz'}"
+    for table, columns, rows in (
+        ("boxes.csv", bcs_dbt.BOX_COLUMNS, boxes),
+        ("labels.csv", bcs_dbt.LABEL_COLUMNS, [keys | outcomes]),
+        (
+            "paths.csv",
+            (*bcs_dbt.VOLUME_COLUMNS, *bcs_dbt.PATH_COLUMNS),
+            [keys | dict.fromkeys(bcs_dbt.PATH_COLUMNS, path)],
+        ),
+    ):
+        bcs_dbt.replace_rows(output / table, columns, "PatientID", patient, rows)
     voxels = np.bincount(case.label.voxels.ravel(), minlength=2)
-    return {"case_id": bcs_dbt.dbt_case_id(*volume), "label_voxels": [int(n) for n in voxels]}
+    return {
+        "case_id": bcs_dbt.dbt_case_id(*volume),
+        "label_voxels": [int(n) for n in voxels],
+        "density": case.density,
+        "arc": case.arc,
+    }

@@ -75,6 +75,7 @@ class DBTCase:
     view: str  # laterality and projection, one of `VIEWS`
     density: str  # BI-RADS class, "a" to "d"
     arc: str  # "wide" or "narrow"
+    bits: int  # of the image's values, 10 or 14
 
 
 def make_case(seed: int, number: int = 0, settings: DBTSettings | None = None) -> DBTCase:
@@ -90,6 +91,9 @@ def make_case(seed: int, number: int = 0, settings: DBTSettings | None = None) -
     arc = str(random.choice(list(ARCS)))
     density = density if settings.density == "any" else settings.density
     arc = arc if settings.arc == "any" else settings.arc
+    bits = int(random.choice(BITS))
+    # Where the darkest and the brightest values lie, in shares of white.
+    offset, gain = random.uniform(-0.05, 0.15), random.uniform(0.5, 0.85)
     _, (x, y, z) = varied_grid(random, settings.shape_xyz, settings.spacing_mm)
     # The parts of a case have generators of their own: each stays as it is if another changes.
     randoms = [np.random.default_rng([seed, number, part]) for part in range(1, 5)]
@@ -103,7 +107,7 @@ def make_case(seed: int, number: int = 0, settings: DBTSettings | None = None) -
     taken = _paint_others(breast, axes, randoms[1], settings)
     regions = _paint_masses(Painter(breast, axes, randoms[2], taken), planes, settings)
     slices = _scanned(breast.attenuation, z.ravel(), plane_mm, arc, randoms[3], settings)
-    image = _scaled(slices, randoms[3])
+    image = _scaled(slices, bits, offset, gain)
 
     label = np.zeros(image.shape, np.uint8)
     for mass, _ in regions:
@@ -115,7 +119,7 @@ def make_case(seed: int, number: int = 0, settings: DBTSettings | None = None) -
     # In half of the cases x and y have the opposite direction.
     steps_mm = np.array([(1, 1, 1), (-1, -1, 1)][int(random.integers(2))]) * settings.spacing_mm
     volumes = (centred_volume(image, steps_mm), centred_volume(label, steps_mm))
-    return DBTCase(*volumes, boxes, view, density, arc)
+    return DBTCase(*volumes, boxes, view, density, arc, bits)
 
 
 def _paint_others(breast: Breast, axes: Axes, random, settings: DBTSettings) -> list[Ball]:
@@ -176,13 +180,11 @@ def _scanned(
     return reconstruct(integrals, z_mm, scan, pixel_y_mm, margin)
 
 
-def _scaled(slices: np.ndarray, random) -> np.ndarray:
-    """Returns slices on the scale of some vendor, uint16 [x, y, z]: gain, offset, 10 or 14 bits."""
-    white = 2 ** int(random.choice(BITS)) - 1
+def _scaled(slices: np.ndarray, bits: int, offset: float, gain: float) -> np.ndarray:
+    """Returns slices on the scale of some vendor, uint16 [x, y, z]."""
     low, high = np.percentile(slices[::2, ::2], (0.5, 99.8))
-    offset, gain = random.uniform(-0.05, 0.15), random.uniform(0.5, 0.85)
     scaled = (slices - low) / max(float(high - low), 1e-9) * gain + offset
-    return np.rint(np.clip(scaled, 0, 1) * white).astype(np.uint16)
+    return np.rint(np.clip(scaled, 0, 1) * (2**bits - 1)).astype(np.uint16)
 
 
 def _box(mass: np.ndarray, lesion_class: str) -> LesionBox:
