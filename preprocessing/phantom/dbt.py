@@ -33,6 +33,9 @@ VIEWS = ("lcc", "rcc", "lmlo", "rmlo")
 BITS = (10, 14)
 # Largest distance of the planes in which tissue is computed.
 PLANE_MM = 0.6
+# Range of `Scan.ramp_from` by arc: how much of the coarse brightness a system keeps. VICTRE's reconstruction
+# keeps as much as one of 0.015.
+RAMP_FROM = {"wide": (0.01, 0.04), "narrow": (0.02, 0.06)}
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ def _scanned(
         views,
         quanta_mm2=np.exp(random.uniform(*np.log((1e4, 6e4)))),
         blur_mm=random.uniform(0.1, 0.25),
-        ramp_from=np.exp(random.uniform(*np.log((0.006, 0.03)))),
+        ramp_from=np.exp(random.uniform(*np.log(RAMP_FROM[arc]))),
     )
     pixel_x_mm, pixel_y_mm, _ = settings.spacing_mm
     shift_mm = float(np.abs(plane_mm).max()) * np.tan(scan.angles[-1])
