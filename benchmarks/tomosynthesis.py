@@ -45,6 +45,7 @@ LIKE_VICTRE = DBTSettings(
     arc="wide",
     density="d",
 )
+BREASTS = DBTSettings(fewest_masses=1, most_masses=1, mass_diameter_mm=(9.0, 13.0))
 # Side of the squares whose spectrum is taken, and the frequencies of the fit, in 1/mm.
 SQUARE_MM, BAND = 12.8, (0.15, 0.8)
 
@@ -83,7 +84,7 @@ def _run(arguments) -> None:
     draw_pairs(IMAGES / "tomosynthesis.png", pairs[:3])
     draw_breasts(IMAGES / "breasts.png", arguments.seed)
     start = time.process_time()
-    make_case(arguments.seed, 0, dataclasses.replace(DBTSettings()))
+    make_case(arguments.seed, 0, DBTSettings())
     seconds = time.process_time() - start
     settings = {"cases": arguments.cases, "seed": arguments.seed}
     report = {"volumes": figures, "seconds_a_case_of_0.4_mm": seconds}
@@ -200,7 +201,7 @@ def draw_breasts(path: Path, seed: int) -> None:
     figure = Figure(figsize=(11, 9.2), dpi=80, layout="constrained")
     for row, arc in zip(figure.subplots(2, 4), ("wide", "narrow"), strict=True):
         for axes, density in zip(row, "abcd", strict=True):
-            case = make_case(seed, 7, DBTSettings(arc=arc, density=density, fewest_masses=2))
+            case = make_case(seed, 5, dataclasses.replace(BREASTS, arc=arc, density=density))
             image = normalized(case.image.voxels, WINDOW)
             z = case.boxes[0].slice_index if case.boxes else image.shape[2] // 2
             axes.imshow(image[:, :, z].T, cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1])

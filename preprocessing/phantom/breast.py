@@ -112,7 +112,7 @@ def _depth_below_skin(random, axes: Axes, extent_mm: Sequence[float]):
     half_height = extent_mm[1] / 2 * random.uniform(0.82, 0.96)
     half_thickness = extent_mm[2] / 2 * random.uniform(0.88, 0.97)
     shift = extent_mm[1] * random.uniform(-0.03, 0.03)
-    power = random.uniform(1.7, 2.1)
+    power = random.uniform(1.5, 2.1)
     a, b = x / length, np.abs(y - shift) / half_height
     sides = np.maximum(a**power + b**power, 1e-6)
     # The distance to the outline, to first order.
@@ -140,7 +140,7 @@ def _compartments(
     ]
     shape = [len(axis) for axis in coarse]
     steps = [axis[1] - axis[0] for axis in coarse]
-    size_mm = random.uniform(5.5, 10)
+    size_mm = random.uniform(4.5, 9)
     # Compression flattens the compartments.
     scale = np.array([1.0, 1.0, random.uniform(1.2, 1.6)])
     low = np.array([axis[0] for axis in coarse]) * scale - size_mm
@@ -156,7 +156,7 @@ def _compartments(
     lobule = np.minimum(1.5 * wall, radii[nearest[:, 0]] - distances[:, 0]).reshape(shape)
     # Less gland towards chest wall, more behind the nipple, and regions of more and of less.
     x, y, z = np.ix_(*coarse)
-    towards = np.clip(1 - x / random.uniform(10, 25), 0, 1) * random.uniform(1, 5)
+    towards = np.clip(1 - x / random.uniform(10, 25), 0, 1) * random.uniform(0, 3)
     cone = np.exp(-np.square(y / (0.2 * extent_mm[1])) - np.square(z / (0.6 * extent_mm[2])))
     regions = power_law_field(random, shape, steps, 3.0, (12.0, 1e3))
     fatness = lobule + towards - random.uniform(0, 2) * cone + random.uniform(0.5, 1.8) * regions
