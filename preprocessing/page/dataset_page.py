@@ -10,7 +10,7 @@ from typing import Any
 from preprocessing.datasets.case import Case, redact_message
 from preprocessing.datasets.discovery import find_cases
 from preprocessing.datasets.reading import read_case_image, read_case_label
-from preprocessing.errors import AHNetError
+from preprocessing.errors import AHNetError, InputError
 from preprocessing.page.contents import (
     CLASS_COLOURS,
     Axis,
@@ -90,7 +90,10 @@ def _volume(
     except (AHNetError, OSError) as error:
         note = f"Without its label map: {without_folders(redact_message(case, str(error)))}"
     boxes = reference_boxes(case.boxes or (), spacing_mm(image.affine))
-    return page_volume(image, label, None, task, budget_bytes=budget, boxes=boxes), note
+    try:
+        return page_volume(image, label, None, task, budget_bytes=budget, boxes=boxes), note
+    except InputError as error:
+        return None, str(error)
 
 
 def _count(entry: Mapping[str, Any], severity: str) -> int:

@@ -82,8 +82,12 @@ def page_volume(
 
     Takes intensities and label values [x, y, z] on one grid, and boxes to draw over the slices. The
     budget is that of all blocks together; `crop` leaves out what is further than `MARGIN_MM` from
-    all labels.
+    all labels. Raises InputError as `geometry.normalize`.
     """
+    if image is not None:
+        # Before the crop: normalisation needs the whole volume.
+        image = geometry.normalize(image, task)
+        task = attrs.evolve(task, normalization="none")
     named = {"image": image, "reference": reference, "prediction": prediction}
     given = {name: volume for name, volume in named.items() if volume is not None}
     grid = next(iter(given.values()))
