@@ -6,7 +6,7 @@ of the breast follow each of them, so a normalised volume depends on none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 
 import numpy as np
 from scipy import ndimage
@@ -22,10 +22,13 @@ BINS = 65536
 LEAST_SEPARABILITY = 0.8
 # Share of voxels above the threshold: less is a marker or a defect, more leaves no air to tell.
 BREAST_SHARE = (0.02, 0.95)
-# Noise averages out in blocks of this many voxels along each axis; tissue does not. Their range
-# between the quantiles, over the contrast to air, is at most 0.1 for a uniform block with noise of a
-# fifth of that contrast, and from 0.4 on for breasts.
-BLOCK, FEWEST_BLOCKS, LEAST_SPREAD = 4, 8, 0.2
+# Noise averages out in blocks of so many voxels along each axis; tissue does not. Solid are blocks
+# with more than this share of their voxels above the threshold, which edges and noise have not. Those
+# at the surface are left out where at least `FEWEST_INSIDE` remain.
+BLOCK, SOLID, FEWEST_BLOCKS, FEWEST_INSIDE = 4, 0.9, 8, 100
+# The range of solid blocks between these quantiles, over the contrast to air, is below 0.1 for a test
+# object with noise of up to a fifth of that contrast, and from 0.3 on for breasts.
+BLOCK_QUANTILES, LEAST_SPREAD = (0.9, 0.1), 0.15
 # Voxels beyond these quantiles, such as metal, don't move the threshold.
 _EXTREMES = (0.001, 0.999)
 
@@ -60,7 +63,7 @@ def breast_range(voxels: np.ndarray, where: object = "volume") -> tuple[float, f
     NaN, a volume without contrast, one without a breast in air, and a uniform block.
     """
     lowest, highest = voxels.min().item(), voxels.max().item()
-    if not np.isfinite(np.subtract(highest, lowest, dtype=np.float64)):
+    if not math.isfinite(highest - lowest):
         raise InputError(where, "finite voxels", f"{lowest:g} to {highest:g}")
     if lowest == highest:
         raise InputError(where, "an image with contrast", f"all voxels equal to {lowest:g}")
@@ -68,28 +71,30 @@ def breast_range(voxels: np.ndarray, where: object = "volume") -> tuple[float, f
     ranks = np.cumsum(counts) - counts / 2
     air, breast, separability = _otsu(values, counts, ranks)
     threshold = (air + breast) / 2
-    below = np.interp(threshold, values, ranks)
-    share = 1 - below / voxels.size
-    blocks = _blocks_inside(voxels, threshold)
+    brighter = values > threshold
+    count = counts[brighter].sum()
+    share = count / voxels.size
+    blocks = _solid_blocks(voxels, threshold)
     least, most = BREAST_SHARE
     if separability < LEAST_SEPARABILITY or not least < share < most or len(blocks) < FEWEST_BLOCKS:
+        expected = "a breast that a threshold tells from air"
         found = (
-            f"no breast that can be told from air (separability {separability:.2f}, expected from "
-            f"{LEAST_SEPARABILITY:g} on; {100 * share:.0f} % of the voxels in {len(blocks)} solid "
-            "blocks are brighter than the threshold)"
+            f"a separability of {separability:.2f} (at least {LEAST_SEPARABILITY:g}), with "
+            f"{100 * share:.0f} % of the voxels ({100 * least:.0f} to {100 * most:.0f} %) and "
+            f"{len(blocks)} solid blocks (at least {FEWEST_BLOCKS}) above the threshold"
         )
-        remedy = "Check that the file is a reconstructed tomosynthesis volume and not cropped."
-        raise InputError(where, "a breast in air", found, remedy)
-    spread = np.subtract(*np.quantile(blocks, QUANTILES[::-1])) / (breast - air)
+        remedy = "Check that the file is a whole reconstructed tomosynthesis volume."
+        raise InputError(where, expected, found, remedy)
+    spread = np.subtract(*np.quantile(blocks, BLOCK_QUANTILES)) / (breast - air)
     if spread < LEAST_SPREAD:
         found = (
-            f"a uniform block: its intensities spread over {spread:.2f} of the contrast to air, "
-            f"expected from {LEAST_SPREAD:g} on"
+            f"a uniform block, whose intensities spread over {spread:.2f} of the contrast to air (at "
+            f"least {LEAST_SPREAD:g})"
         )
         remedy = "Leave out images of test objects."
         raise InputError(where, "a breast with fat and glandular tissue", found, remedy)
-    wanted = below + np.array(QUANTILES) * (voxels.size - below)
-    low, high = np.interp(wanted, ranks, values).tolist()
+    wanted = voxels.size - count + np.array(QUANTILES) * count
+    low, high = np.interp(wanted, ranks[brighter], values[brighter]).tolist()
     return low, high
 
 
@@ -125,20 +130,21 @@ def _otsu(values: np.ndarray, counts: np.ndarray, ranks: np.ndarray) -> tuple[fl
     return air, breast, between[best] / variance if variance else 0.0
 
 
-def _blocks_inside(voxels: np.ndarray, threshold: float) -> np.ndarray:
-    """Returns the means of blocks of voxels that, with their neighbours, exceed a threshold."""
+def _solid_blocks(voxels: np.ndarray, threshold: float) -> np.ndarray:
+    """Returns the means of the blocks that are solid above a threshold."""
     planes = _planes(voxels)
     sizes = [min(BLOCK, size) for size in planes.shape]
     depth, rows, columns = (size // step for size, step in zip(planes.shape, sizes, strict=True))
-    found = []
+    shape = (rows, sizes[1], columns, sizes[2])
+    solid, means = np.empty((depth, rows, columns), bool), np.empty((depth, rows, columns))
     for z in range(depth):
         slab = planes[z * sizes[0] : (z + 1) * sizes[0], : rows * sizes[1], : columns * sizes[2]]
-        shape = (rows, sizes[1], columns, sizes[2])
-        lowest = slab.min(axis=0).reshape(shape).min(axis=1).min(axis=2)
-        inside = ndimage.binary_erosion(lowest > threshold, np.ones((3, 3)))
-        means = slab.mean(axis=0, dtype=_real(voxels)).reshape(shape).mean(axis=1).mean(axis=2)
-        found.append(means[inside])
-    return np.concatenate(found)
+        above = (slab > threshold).mean(axis=0, dtype=np.float32)
+        solid[z] = above.reshape(shape).mean(axis=1).mean(axis=2) > SOLID
+        mean = slab.mean(axis=0, dtype=_real(voxels))
+        means[z] = mean.reshape(shape).mean(axis=1).mean(axis=2)
+    inside = ndimage.binary_erosion(solid, np.ones((3, 3, 3)), border_value=1)
+    return means[inside if np.count_nonzero(inside) >= FEWEST_INSIDE else solid]
 
 
 def _planes(voxels: np.ndarray) -> np.ndarray:
