@@ -91,7 +91,7 @@ def test_intensities_of_normalised_tasks_lie_on_the_window():
 
     low, high = 0.2 * 16383, 0.8 * 16383
     found = ranges(PRESETS["dbt_lesion"])
-    assert found == pytest.approx([(0, high), (0, 16383), (low, 16383)], rel=1e-6)
+    np.testing.assert_allclose(found, [(0, high), (0, 16383), (low, 16383)], rtol=1e-6)
     # Records of before normalisation, whose brightest voxels were 1023 of 10 bits.
     assert ranges(evolve(PRESETS["dbt_lesion"], normalization="none")) == [(0, 65535)] * 3
 
