@@ -29,14 +29,16 @@ class Task:
     Attributes:
       name: the preset's name, or the user's own.
       class_names: a name for each label value, background (value 0) first.
-      intensity_window: raw values mapped to -1 and +1 inside the network, clipped outside.
-      image_dtype: dtype of stored patches, "int16" (CT, HU) or "uint16" (DBT as scanned).
-      outside_value: raw value of voxels beyond the volume's edge.
+      intensity_window: values, normalised or raw, mapped to -1 and +1 inside the network, clipped outside.
+      image_dtype: dtype of stored patches, "int16" (CT, HU) or "uint16" (DBT).
+      outside_value: value of voxels beyond the volume's edge.
       resampling: "keep" (the grid of the volume), "in_plane" or "full" (to `spacing_mm`).
       spacing_mm: target spacing (x, y, z) in mm; z is the slice axis; unused with "keep".
       patch_shape_zyx: patch size in voxels (z, y, x), for training and for the evaluation tiling.
       patches_per_case: training patches drawn from each case.
       foreground_fraction: share of training patches centred on foreground, balanced over classes.
+      normalization: "none" (intensities as they are, such as HU), or "breast" (DBT of any scaling, put
+        on the intensity window by the percentiles of the breast, `preprocessing.volumes.intensities`).
       target: the "labels" of voxels, or a "heat_map" (`preprocessing.volumes.lesions`; two classes).
       label_classes: for each value of a data set's label maps the label's name and the class it counts
         as, for example ("tumour", "liver"); None: labels are the classes.
@@ -72,6 +74,7 @@ class Task:
     )
     patches_per_case: int = attrs.field(default=64, validator=settings.whole(1))
     foreground_fraction: float = attrs.field(default=0.75, validator=settings.fraction("a share"))
+    normalization: str = attrs.field(default="none", validator=settings.one_of("none", "breast"))
     target: str = attrs.field(default="labels", validator=settings.one_of("labels", "heat_map"))
     label_classes: tuple[tuple[str, str], ...] | None = attrs.field(
         default=None,
@@ -86,6 +89,13 @@ class Task:
         if not limits.min <= self.outside_value <= limits.max:
             expected = f"a whole number that {self.image_dtype} can hold"
             raise SettingsError("outside_value", expected, self.outside_value)
+        if self.normalization == "breast" and self.image_dtype != "uint16":
+            expected = "uint16, which normalised intensities have"
+            raise SettingsError("image_dtype", expected, self.image_dtype)
+        ends = self.intensity_window
+        if self.normalization == "breast" and not (limits.min <= ends[0] and ends[1] <= limits.max):
+            expected = f"numbers from {limits.min} to {limits.max} where intensities are normalised"
+            raise SettingsError("intensity_window", expected, ends)
         if self.resampling != "keep" and self.spacing_mm is None:
             raise SettingsError("spacing_mm", _POSITIVE_MM, "none")
         if self.target == "heat_map" and len(self.class_names) != 2:
@@ -122,9 +132,11 @@ _CT_LIVER = Task(
 _DBT_LESION = Task(
     name="dbt_lesion",
     class_names=("background", "lesion"),
-    intensity_window=(0.0, 1023.0),
+    # Steps fine enough that rounding to them does not matter.
+    intensity_window=(0.0, 16383.0),
     image_dtype="uint16",
     outside_value=0,
+    normalization="breast",
     patch_shape_zyx=(32, 256, 256),
     target="heat_map",
 )

@@ -24,7 +24,7 @@ from preprocessing.page.contents import Column, Table, page_content, without_fol
 from preprocessing.page.volumes import Box, PageVolume, page_volume, reference_boxes
 from preprocessing.page.writer import write_page
 from preprocessing.tasks import Task
-from preprocessing.volumes.geometry import Volume, spacing_mm
+from preprocessing.volumes.geometry import Volume, normalize, spacing_mm
 from preprocessing.volumes.grids import on_grid
 
 # Columns that stand above a case's volume, besides the Dice of its classes.
@@ -91,7 +91,7 @@ def write_label_page(
     def volume_of(index: int, budget: int) -> tuple[PageVolume, str]:
         pair = shown[index]
         prediction, reference = read_pair(pair, task, allow=allow)
-        image, note = _read_image(pair.image, reference, problems, allow)
+        image, note = _read_image(pair.image, reference, task, problems, allow)
         if image is not None:
             prediction, reference = (
                 on_grid(each, image, pair.case_id, allow=allow) for each in (prediction, reference)
@@ -155,7 +155,7 @@ def write_detection_page(
 
     def volume_of(index: int, budget: int) -> tuple[PageVolume | None, str]:
         key = keys[index]
-        image, note = _read_image(found[ids[index]], None, problems)
+        image, note = _read_image(found[ids[index]], None, task, problems)
         if image is None:
             return None, note
         boxes = reference_boxes(matched.boxes[key], spacing_mm(image.affine))
@@ -191,15 +191,20 @@ def _left_out(cases: int, volumes: int) -> list[str]:
 
 
 def _read_image(
-    case: Case | None, labels: Volume | None, problems: list[str], allow: Collection[str] = ()
+    case: Case | None,
+    labels: Volume | None,
+    task: Task,
+    problems: list[str],
+    allow: Collection[str] = (),
 ) -> tuple[Volume | None, str]:
-    """Returns the image of a case, on whose grid its labels must be, or None; and a note."""
+    """Returns the normalised image of a case, on whose grid its labels must be, or None; and a note."""
     if case is None or case.image_path is None:
         return None, "No image of this case was found."
     try:
         image = read_case_image(case, allow=allow)
         if labels is not None:
             on_grid(labels, image, case.image_path, allow=allow)
+        image = normalize(image, task)
     except (InputError, OSError) as error:
         problems.append(str(error))
         return None, "The image of this case could not be used."

@@ -32,6 +32,7 @@ from preprocessing.records.schema import (
     voxel_features,
 )
 from preprocessing.tasks import Task
+from preprocessing.volumes.intensities import SHARES
 
 Range = tuple[float, float]
 
@@ -170,6 +171,14 @@ def _float_ranges(task: Task) -> dict[str, Range]:
     """Returns the least and largest value of each float feature."""
     stored = np.iinfo(task.image_dtype)
     ranges = dict.fromkeys(INTENSITY_QUANTILES, (float(stored.min), float(stored.max)))
+    if task.normalization == "breast":
+        # A breast fills at least 2 % of a volume, so intensity_p99 is at least its median. Intensities
+        # that were not normalised fail there if they have fewer bits than the window.
+        low, high = task.intensity_window
+        start, end = (low + share * (high - low) for share in SHARES)
+        ranges |= dict(
+            zip(INTENSITY_QUANTILES, ((low, end), (low, high), (start, high)), strict=True)
+        )
     ranges |= CURATED_RANGES.get(task.name.removesuffix("_small"), _ANY)
     resampled = {"keep": "", "in_plane": "xy", "full": "xyz"}[task.resampling]
     for axis, spacing_mm in zip("xyz", task.spacing_mm or (), strict=False):

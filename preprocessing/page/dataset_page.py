@@ -25,7 +25,7 @@ from preprocessing.page.contents import (
 from preprocessing.page.volumes import PageVolume, page_volume, reference_boxes
 from preprocessing.page.writer import write_page
 from preprocessing.tasks import Task
-from preprocessing.volumes.geometry import Volume, spacing_mm
+from preprocessing.volumes.geometry import Volume, normalize, spacing_mm
 
 TITLE = "Data set before training"
 # Columns of intensities by their keys in the report.
@@ -89,6 +89,10 @@ def _volume(
             label = read_case_label(case, task, image, allow=allow)
     except (AHNetError, OSError) as error:
         note = f"Without its label map: {without_folders(redact_message(case, str(error)))}"
+    try:
+        image = normalize(image, task)
+    except AHNetError as error:
+        return None, str(error)
     boxes = reference_boxes(case.boxes or (), spacing_mm(image.affine))
     return page_volume(image, label, None, task, budget_bytes=budget, boxes=boxes), note
 

@@ -80,9 +80,9 @@ def page_volume(
     The grid is turned to RAS+ and made coarser if it has too many voxels. Labels take the nearest
     voxel, and a region so small that it would vanish keeps one voxel.
 
-    Takes intensities and label values [x, y, z] on one grid, and boxes to draw over the slices. The
-    budget is that of all blocks together; `crop` leaves out what is further than `MARGIN_MM` from
-    all labels.
+    Takes intensities (after `geometry.normalize`) and label values [x, y, z] on one grid, and boxes
+    to draw over the slices. The budget is that of all blocks together; `crop` leaves out what is
+    further than `MARGIN_MM` from all labels.
     """
     named = {"image": image, "reference": reference, "prediction": prediction}
     given = {name: volume for name, volume in named.items() if volume is not None}
@@ -104,7 +104,8 @@ def page_volume(
     most_voxels = min(MOST_VOXELS, budget_bytes / BYTES_PER_VOXEL)
     while True:
         coarser = coarsened(native, most_voxels)
-        page_task = attrs.evolve(task, resampling="full", spacing_mm=coarser)
+        changes: dict[str, Any] = {"resampling": "full", "spacing_mm": coarser}
+        page_task = attrs.evolve(task, **changes, normalization="none")
         blocks = {
             name: code_labels(_labels_on(page_task, volume, native))
             for name, volume in parts.items()

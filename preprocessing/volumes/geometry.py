@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from nibabel import orientations
 
 from preprocessing.errors import InputError
 from preprocessing.tasks import Task
+from preprocessing.volumes.intensities import normalized
 from preprocessing.volumes.nifti_bytes import MAX_VOXELS
 from preprocessing.volumes.resampling import linear, nearest
 
@@ -133,10 +134,11 @@ def to_target_grid(
 ) -> tuple[np.ndarray, TargetGrid]:
     """Converts voxels [x, y, z] to the array [z, y, x] from which a task's patches are cut.
 
-    Images are interpolated linearly, after Gaussian smoothing against aliasing where the target is
-    coarser, to the task's `image_dtype` (rounded and clipped). Label values take the nearest voxel,
-    as uint8. Nothing is copied if neither grid nor dtype change. Raises as `target_grid`, and
-    InputError for a volume without three axes or a larger grid than `check_size` accepts.
+    Images are normalised as the task asks (`normalize`), then interpolated linearly, after Gaussian
+    smoothing against aliasing where the target is coarser, to the task's `image_dtype` (rounded and
+    clipped). Label values take the nearest voxel, as uint8. Nothing is copied if neither grid, dtype
+    nor intensities change. Raises as `target_grid` and `normalize`, and InputError for a volume
+    without three axes or a larger grid than `check_size` accepts.
     """
     if volume.voxels.ndim != 3:
         raise InputError("volume", "three axes x, y, z", f"shape {volume.voxels.shape}")
@@ -147,7 +149,15 @@ def to_target_grid(
     target = (_reoriented_spacing(grid), grid.shape_zyx, grid.spacing_mm[::-1])
     if label:
         return nearest(array, *target).astype(np.uint8, copy=False), grid
+    array = reoriented(normalize(volume, task).voxels, grid)
     return linear(array, *target, np.dtype(task.image_dtype)), grid
+
+
+def normalize(volume: Volume, task: Task) -> Volume:
+    """Returns a whole image in the intensities of its task; raises as `intensities.normalized`."""
+    if task.normalization == "none":
+        return volume
+    return replace(volume, voxels=normalized(volume.voxels, task.intensity_window))
 
 
 def check_size(shape_zyx: tuple[int, ...], voxel_bytes: int) -> None:

@@ -16,6 +16,7 @@ from isal import isal_zlib
 from preprocessing.errors import ALLOWANCES, InputError
 from preprocessing.tasks import Task
 from preprocessing.volumes import geometry
+from preprocessing.volumes.intensities import breast_range
 from preprocessing.volumes.resampling import to_dtype
 
 ERROR, WARNING = "error", "warning"
@@ -72,34 +73,43 @@ def check_image(
     """Checks an image [x, y, z] that was read without an error.
 
     Takes its name for messages, and further findings about it. Those of severity ERROR are a misfit,
-    or warnings if `unfit_image` is in `allow`.
+    or warnings if `unfit_image` is in `allow`. So is an image that can't be normalised as the task
+    asks, which nothing allows.
     """
+    misfit, stored_dtype = None, np.dtype(task.image_dtype)
+    scaled = task.normalization == "none"
+    if not scaled:
+        # Normalisation takes any intensities: none is lost, whatever its dtype.
+        stored_dtype = np.dtype(np.float64)
+        try:
+            breast_range(image.voxels, where)
+        except InputError as error:
+            misfit = error
     grid = geometry.target_grid(image.voxels.shape, image.affine, task)
     image_zyx = geometry.reoriented(image.voxels, grid)
     lows, highs, sums, below = [], [], [], 0
-    values: set[int] = set()
+    values: set[float] = set()
     for plane in image_zyx:
         plane = geometry.contiguous(plane)
         lows.append(plane.min())
         highs.append(plane.max())
-        stored = to_dtype(plane[None], np.dtype(task.image_dtype))
+        stored = to_dtype(plane[None], stored_dtype)
         sums.append(isal_zlib.crc32(stored))
         if len(values) <= MOST_LABELS:
             values.update(np.unique(stored).tolist())
         if lows[-1] < BELOW_AIR_HU:
             below += np.count_nonzero(plane < BELOW_AIR_HU)
     low, high = float(min(lows)), float(max(highs))
-    findings = [*further, *_value_findings(image_zyx, sorted(values))]
+    findings = [*further, *_value_findings(image_zyx, sorted(values), scaled=scaled)]
     findings += [*_slice_findings(lows, highs, sums), *_length_findings(grid, task)]
     limits = np.iinfo(task.image_dtype)
-    if low < limits.min or high > limits.max:
+    if scaled and (low < limits.min or high > limits.max):
         text = f"intensities {low:g} to {high:g} are clipped to {task.image_dtype}"
         findings.append(Finding(WARNING, "clipped", text))
     if task.image_dtype == CT_DTYPE:
         findings += _hounsfield_findings(low, high, below / image_zyx.size)
     shape_and_sums = np.array([*image_zyx.shape, *sums], "<u4")
     fingerprint = hashlib.sha256(shape_and_sums.tobytes()).hexdigest()[:32]
-    misfit = None
     if unfit := [finding.text for finding in findings if finding.severity == ERROR]:
         if "unfit_image" not in allow:
             remedy = f"With --allow unfit_image, {ALLOWANCES['unfit_image']}."
@@ -201,13 +211,15 @@ def _length_findings(grid: geometry.TargetGrid, task: Task) -> Iterator[Finding]
             yield Finding(ERROR if factor > IMPOSSIBLE else WARNING, code, text)
 
 
-def _value_findings(image_zyx: np.ndarray, values: Sequence[int]) -> Iterator[Finding]:
-    """Yields what the stored values of an image show; all of them if they are few."""
+def _value_findings(
+    image_zyx: np.ndarray, values: Sequence[float], *, scaled: bool
+) -> Iterator[Finding]:
+    """Yields what the values of an image, stored if `scaled`, show; all of them if they are few."""
     low, high = values[0], values[-1]
-    shown = f"{len(values)} values from {low} to {high}"
+    shown = f"{len(values)} values from {low:g} to {high:g}"
     if len(values) > MOST_LABELS:
         return
-    if high - low < SMALLEST_RANGE:
+    if high - low < SMALLEST_RANGE and (scaled or len(values) <= FEW_VALUES):
         yield Finding(ERROR, "few_values", f"{shown} when rounded: a mask, or normalised")
         return
     few = len(values) <= FEW_VALUES
@@ -219,7 +231,7 @@ def _value_findings(image_zyx: np.ndarray, values: Sequence[int]) -> Iterator[Fi
         yield Finding(WARNING, "few_values", f"only {shown}")
 
 
-def _is_uniform(image_zyx: np.ndarray, low: int, high: int) -> bool:
+def _is_uniform(image_zyx: np.ndarray, low: float, high: float) -> bool:
     """Returns whether neighbours along x are mostly equal where they are between two intensities."""
     inside = equal = 0
     for plane in image_zyx:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import attrs
 import numpy as np
 import pytest
 
@@ -58,7 +59,7 @@ def tissues():
 
 @pytest.fixture(scope="session")
 def heat_map_model(tmp_path_factory) -> Path:
-    """A SavedModel folder of a lesion task: the probability is the intensity / 1000, up to 1."""
+    """A SavedModel folder of a lesion task: the probability is the raw intensity / 1000, up to 1."""
     import tensorflow as tf
 
     @tf.function(input_signature=[tf.TensorSpec([None] * 4 + [1], tf.float32, name="image")])
@@ -68,7 +69,8 @@ def heat_map_model(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("models") / "lesions" / "1"
     tf.saved_model.save(tf.Module(), str(folder), {"predict_windows": predict_windows})
-    settings = ExportSettings(PRESETS["dbt_lesion"], ModelConfig(classes=2), (8, 16, 16))
+    task = attrs.evolve(PRESETS["dbt_lesion"], normalization="none")
+    settings = ExportSettings(task, ModelConfig(classes=2), (8, 16, 16))
     write_json(folder / "assets.extra" / "ahnet.json", settings.to_dict())
     return folder
 

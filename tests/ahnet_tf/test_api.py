@@ -170,7 +170,7 @@ def test_a_task_sets_classes_window_and_activation():
     network = ahnet_tf.build("unet2d", task="dbt_lesion", unet_levels=2, width=1 / 16)
     config = network.network_config
     assert (config.classes, config.activation) == (2, "sigmoid")
-    assert config.intensity_window == (0.0, 1023.0)
+    assert config.intensity_window == (0.0, 16383.0)
 
 
 def test_fit_lowers_the_loss_and_the_network_segments(toy_records, tmp_path):

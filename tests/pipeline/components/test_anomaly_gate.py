@@ -83,6 +83,19 @@ def test_schema_holds_every_feature_of_a_record_once(name):
     assert sorted(names) == sorted(expected)
 
 
+def test_intensities_of_normalised_tasks_lie_on_the_window():
+    def ranges(task):
+        domains = {each.name: each.float_domain for each in make_schema(task).feature}
+        named = (domains[f"intensity_p{quantile}"] for quantile in ("01", "50", "99"))
+        return [(domain.min, domain.max) for domain in named]
+
+    low, high = 0.2 * 16383, 0.8 * 16383
+    found = ranges(PRESETS["dbt_lesion"])
+    np.testing.assert_allclose(found, [(0, high), (0, 16383), (low, 16383)], rtol=1e-6)
+    # Records of before normalisation, whose brightest voxels were 1023 of 10 bits.
+    assert ranges(evolve(PRESETS["dbt_lesion"], normalization="none")) == [(0, 65535)] * 3
+
+
 def test_the_schema_component_writes_what_make_schema_gives(tmp_path, task):
     artifact = standard_artifacts.Schema()
     artifact.uri = str(tmp_path / "schema")

@@ -26,9 +26,15 @@ CANCER = "DBT-P00013,DBT-S00163,rcc,3,5,10,12,8,6,cancer,0,12"
 SHAPE = (40, 48, 12)
 
 
+def breast(seed=0):
+    """Returns stripes of tissue beside air [x, y, z], with noise."""
+    voxels = np.random.default_rng(seed).integers(0, 60, SHAPE).astype(np.uint16)
+    voxels[:28] += (500 + 300 * (np.arange(48) % 16 < 8)).astype(np.uint16)[:, np.newaxis]
+    return voxels
+
+
 def write_volume(path, seed=0):
-    random = np.random.default_rng(seed)
-    voxels = random.integers(0, 1024, SHAPE).astype(np.uint16)
+    voxels = breast(seed)
     write_image(path, Volume(np.asfortranarray(voxels), np.diag([0.5, 0.5, 1.0, 1.0])))
 
 
@@ -233,8 +239,7 @@ def test_conversion_reports_errors_without_identifiers(tmp_path, capsys):
 
 def test_public_layout_in_dicom_is_rotated_to_its_view(tmp_path, dicom):
     """Two breasts in the layout of the archive, one stored upside down."""
-    stored = np.random.default_rng(0).integers(0, 900, (12, 48, 40)).astype(np.uint16)
-    stored[:, :, 0] += 100
+    stored = breast().transpose(2, 1, 0)
     folder, output = tmp_path / "set", tmp_path / "records"
     series = "set/DBT-P00013/01-01-2000-DBT-S00163-MAMMO/1-1.dcm"
     other = "set/DBT-P00014/01-01-2000-DBT-S00164-MAMMO/1-1.dcm"

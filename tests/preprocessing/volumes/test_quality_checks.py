@@ -3,6 +3,7 @@
 import itertools
 import re
 
+import attrs
 import nibabel as nib
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from preprocessing.volumes.quality_checks import (
     duplicate_reasons,
 )
 
-CT, DBT = PRESETS["ct_liver"], PRESETS["dbt_lesion"]
+CT = PRESETS["ct_liver"]
+DBT = attrs.evolve(PRESETS["dbt_lesion"], normalization="none")
 AFFINE = np.diag([0.8, 0.8, 5.0, 1.0])
 AXIS_CODES = [
     "".join(ends)

@@ -15,7 +15,9 @@ from ahnet_tf.inference.predictor import ExportSettings, Predictor, open_predict
 from ahnet_tf.inference.segment import PredictionSettings, segment_volume
 from ahnet_tf.inference.sliding_window import most_probable, predict_slabs
 from ahnet_tf.networks import build_network
-from preprocessing.errors import SettingsError
+from preprocessing.errors import InputError, SettingsError
+from preprocessing.phantom.dbt import DBTSettings, make_case
+from preprocessing.tasks import PRESETS
 from preprocessing.volumes.geometry import Volume
 from serving.client.errors import NotServedError, UnreachableError
 from serving.client.sync import AHNetClient
@@ -78,6 +80,31 @@ def test_volume_through_the_server_is_the_local_one(ahnet_server, volume, local,
     assert_same(found, local)
     assert np.ptp(local.probabilities[1]) > 1e-2
     assert sum(done for done, _ in steps) == steps[0][1] == 18
+
+
+def test_scaled_tomosynthesis_has_one_heat_map(tmp_path):
+    """The client normalises what it sends: gain, offset and dtype do not matter."""
+    task = PRESETS["dbt_lesion_small"]
+    config = ModelConfig(
+        **SMALL,
+        architecture="unet3d",
+        classes=2,
+        activation="sigmoid",
+        intensity_window=task.intensity_window,
+    )
+    settings = ExportSettings(task, config, (8, 64, 64))
+    export_model(build_network(config, seed=5), settings, tmp_path / "1")
+    image = make_case(3, 0, DBTSettings(shape_xyz=(64, 96, 16))).image
+    block = np.zeros((64, 96, 16), np.uint16)
+    block[:40, :, 2:14] = 600
+    local = segment_volume(image, open_predictor(str(tmp_path)), WITH_MAPS).probabilities[1]
+    assert np.ptp(local) > 0.1
+    with start_server(tmp_path) as running, AHNetClient(running.target) as client:
+        for voxels in (image.voxels * 16, image.voxels.astype(np.float32) / 1023 - 2):
+            found = client.segment(Volume(voxels, image.affine), WITH_MAPS).probabilities[1]
+            np.testing.assert_allclose(found, local, atol=1e-3)
+        with pytest.raises(InputError, match="found a uniform block"):
+            client.segment(Volume(block, image.affine))
 
 
 def test_two_volumes_at_once_in_asyncio_code(ahnet_server, volume, local):
