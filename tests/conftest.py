@@ -171,3 +171,15 @@ def browser(tmp_path_factory):
     browser = Browser(program, tmp_path_factory.mktemp("browser"))
     yield browser
     browser.close()
+
+
+@pytest.fixture(scope="session")
+def breast_14_bits():
+    """A synthetic breast whose values fill 14 bits, a volume [x, y, z] of 64 x 96 x about 16."""
+    from preprocessing.phantom.dbt import DBTSettings, make_case
+
+    image = make_case(3, 0, DBTSettings(shape_xyz=(64, 96, 16))).image
+    values = image.voxels.astype(np.float64) - image.voxels.min()
+    values += np.random.default_rng(0).random(values.shape)
+    voxels = np.floor(values * (2**14 / values.max())).clip(0, 2**14 - 1)
+    return type(image)(voxels.astype(np.uint16), image.affine)

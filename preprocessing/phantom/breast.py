@@ -126,9 +126,7 @@ def _depth_below_skin(random, axes: Axes, extent_mm: Sequence[float]):
     return depth_mm, smooth_step(nipple / 0.6)
 
 
-def _compartments(
-    random, axes: Axes, extent_mm: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
+def _compartments(random, axes: Axes, extent_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Returns, in mm [x, y, z], how far inside a fat lobule a voxel is, and its distance to a ligament.
 
     Compartments are the Voronoi cells of random points in warped space. In each, fat fills a ball around
@@ -172,7 +170,9 @@ def _between(field: np.ndarray, coarse: Sequence[np.ndarray], fine: Sequence[np.
         step = coarse[axis][1] - coarse[axis][0]
         place = np.clip((fine[axis] - coarse[axis][0]) / step, 0, len(coarse[axis]) - 1)
         first = np.minimum(place.astype(int), len(coarse[axis]) - 2)
-        share = (place - first).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
+        share = (
+            (place - first).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
+        )
         lower, upper = field.take(first, axis), field.take(first + 1, axis)
         upper -= lower
         upper *= share

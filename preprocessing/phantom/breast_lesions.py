@@ -143,7 +143,9 @@ def paint_node(painter: Painter) -> None:
     turn = _rotation(random)
     u, v, w = (sum(t * offset for t, offset in zip(row, offsets, strict=True)) for row in turn)
     flat = random.uniform(0.5, 0.7)
-    node = longest * flat * (1 - np.sqrt((u / longest) ** 2 + (v**2 + w**2) / (flat * longest) ** 2))
+    node = (
+        longest * flat * (1 - np.sqrt((u / longest) ** 2 + (v**2 + w**2) / (flat * longest) ** 2))
+    )
     hilum = 0.45 * longest - np.sqrt((0.6 * u) ** 2 + (v - 0.45 * flat * longest) ** 2 + w**2)
     level = GLAND * random.uniform(0.97, 1.03)
     painter.mix(window, smooth_step(node / 0.3), level)
@@ -158,7 +160,9 @@ def paint_cyst(painter: Painter) -> None:
     if place is None:
         return
     window, (x, y, z) = painter.window(place, 1.1 * radius + 1)
-    distance = np.sqrt(x * x + (y * random.uniform(1, 1.2)) ** 2 + (z * random.uniform(1, 1.3)) ** 2)
+    distance = np.sqrt(
+        x * x + (y * random.uniform(1, 1.2)) ** 2 + (z * random.uniform(1, 1.3)) ** 2
+    )
     painter.mix(window, smooth_step((radius - distance) / 0.3), WATER)
 
 
@@ -193,7 +197,8 @@ def paint_vessels(painter: Painter, count: int) -> None:
         sideways = np.cumsum(np.cumsum(random.normal(0, 0.02, (2, x.size)), axis=1), axis=1)
         sideways = np.clip(sideways, -8, 8)
         points = np.stack(
-            [x, y * (1 - 0.8 * towards) + sideways[0], z * (1 - 0.5 * towards) + sideways[1]], axis=1
+            [x, y * (1 - 0.8 * towards) + sideways[0], z * (1 - 0.5 * towards) + sideways[1]],
+            axis=1,
         )
         radii = random.uniform(0.5, 1.1) * (1 - 0.6 * towards)
         painter.tube(points, radii, GLAND)

@@ -33,7 +33,12 @@ def write_tomosynthesis(
     file.ImageType = ["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "NONE"]
     file.NumberOfFrames, file.Rows, file.Columns = frames.shape
     file.SamplesPerPixel, file.PhotometricInterpretation = 1, "MONOCHROME2"
-    file.BitsAllocated, file.BitsStored, file.HighBit, file.PixelRepresentation = 16, bits, bits - 1, 0
+    file.BitsAllocated, file.BitsStored, file.HighBit, file.PixelRepresentation = (
+        16,
+        bits,
+        bits - 1,
+        0,
+    )
     # RAS+ to DICOM's LPS.
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine
     column_mm, row_mm, slice_mm = spacing_mm(affine)

@@ -19,7 +19,7 @@ QUANTILES, SHARES = (0.02, 0.98), (0.2, 0.8)
 BINS = 65536
 # Otsu's separability, the variance between air and breast over the whole, is 0.64 for normal noise
 # and at most 0.75 (a uniform distribution) for any other single symmetric peak.
-LEAST_SEPARABILITY = 0.8
+LEAST_SEPARABILITY = 0.76
 # Share of voxels above the threshold: less is a marker or a defect, more leaves no air to tell.
 BREAST_SHARE = (0.02, 0.95)
 # Noise averages out in blocks of so many voxels along each axis; tissue does not. Solid are blocks
@@ -27,8 +27,8 @@ BREAST_SHARE = (0.02, 0.95)
 # at the surface are left out where at least `FEWEST_INSIDE` remain.
 BLOCK, SOLID, FEWEST_BLOCKS, FEWEST_INSIDE = 4, 0.9, 8, 100
 # The range of solid blocks between these quantiles, over the contrast to air, is below 0.1 for a test
-# object with noise of up to a fifth of that contrast, and from 0.3 on for breasts.
-BLOCK_QUANTILES, LEAST_SPREAD = (0.9, 0.1), 0.15
+# object with noise of up to a fifth of that contrast, and 0.2 or more for breasts.
+BLOCK_QUANTILES, LEAST_SPREAD = (0.9, 0.1), 0.1
 # Voxels beyond these quantiles, such as metal, don't move the threshold.
 _EXTREMES = (0.001, 0.999)
 

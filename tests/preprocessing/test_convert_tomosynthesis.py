@@ -7,7 +7,6 @@ import tensorflow as tf
 from preprocessing.datasets.discovery import find_cases
 from preprocessing.page.coding import to_pixels
 from preprocessing.page.dataset_page import write_verify_page
-from preprocessing.phantom.dbt import DBTSettings, make_case
 from preprocessing.records.case_conversion import ConversionSettings, convert_case
 from preprocessing.records.schema import parse_example
 from preprocessing.tasks import PRESETS
@@ -19,11 +18,9 @@ TASK = PRESETS["dbt_lesion_small"]
 
 
 @pytest.fixture(scope="module")
-def stored():
+def stored(breast_14_bits):
     """A synthetic breast of 14 bits as frames [z, row, column]."""
-    image = make_case(3, 0, DBTSettings(shape_xyz=(64, 96, 16))).image.voxels
-    below = np.random.default_rng(0).integers(0, 16, image.shape)
-    return np.ascontiguousarray((16 * image.astype(np.int64) + below).T.astype(np.uint16))
+    return np.ascontiguousarray(breast_14_bits.voxels.T)
 
 
 def converted(folder, stored, dicom=None, **tags):

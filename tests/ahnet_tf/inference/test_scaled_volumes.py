@@ -13,7 +13,6 @@ from ahnet_tf.inference.segment import PredictionSettings, segment_volume
 from ahnet_tf.networks import build_network
 from ahnet_tf.report.overlay import overlay_case
 from preprocessing.errors import InputError
-from preprocessing.phantom.dbt import DBTSettings, make_case
 from preprocessing.tasks import PRESETS
 from preprocessing.volumes.geometry import Volume
 
@@ -31,11 +30,8 @@ SCALINGS = {
 
 
 @pytest.fixture(scope="module")
-def volume():
-    """A synthetic breast in 14 bits."""
-    image = make_case(3, 0, DBTSettings(shape_xyz=(64, 96, 16))).image
-    below = np.random.default_rng(0).integers(0, 16, image.voxels.shape)
-    return Volume((16 * image.voxels.astype(np.int64) + below).astype(np.uint16), image.affine)
+def volume(breast_14_bits):
+    return breast_14_bits
 
 
 def predictor_for(task):

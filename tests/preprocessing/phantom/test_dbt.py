@@ -61,7 +61,9 @@ def test_chest_wall_lies_on_the_views_side(cases):
         edges = case.image.voxels[[0, -1]].astype(float).sum(axis=(1, 2))
         assert ("l" if edges[0] > edges[1] else "r") == case.view[0]
         # Nothing but air at the other side, in the middle slice.
-        far = case.image.voxels[0 if edges[0] < edges[1] else -1, :, case.image.voxels.shape[2] // 2]
+        far = case.image.voxels[
+            0 if edges[0] < edges[1] else -1, :, case.image.voxels.shape[2] // 2
+        ]
         assert np.ptp(far[10:-10].astype(float)) < 0.3 * case.image.voxels.max()
 
 
