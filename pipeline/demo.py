@@ -134,9 +134,11 @@ def run_stages(arguments: argparse.Namespace, output: Path, stages: Stages) -> N
             stages.run(name, [*phantom, *own])
     stages.run("convert", [*convert, "--overwrite", "--input", data])
     pipeline = ["pipeline.local_runner", "--input", records, "--output", output / "pipeline", *seed]
-    pipeline += ["--preset", preset_of(arguments), *shown.blessing(threshold)]
+    preset = preset_of(arguments)
+    pipeline += ["--preset", preset, *shown.blessing(threshold)]
+    training = shown.training if preset == shown.task else ()
     # Settings of the command line come last: they replace the demonstration's.
-    for setting in (*shown.training, *arguments.set):
+    for setting in (*training, *arguments.set):
         pipeline += ["--set", setting]
     stages.run("pipeline", pipeline)
     with stages.server(output / "pipeline" / "serving_model", MODEL_NAME) as address:

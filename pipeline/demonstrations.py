@@ -29,7 +29,7 @@ class Demonstration:
     cases: int  # synthetic cases to learn from
     unseen: int  # synthetic cases to predict, from number `UNSEEN_CASE`
     phantom: tuple[object, ...]  # further options of `preprocessing.phantom`
-    training: tuple[str, ...]  # settings NAME=VALUE that replace the preset's
+    training: tuple[str, ...]  # settings NAME=VALUE that replace those of this preset
     threshold: float  # lowest score that blesses a model of synthetic cases
     # Options of `pipeline.local_runner` for this threshold.
     blessing: Callable[[float], tuple[object, ...]]

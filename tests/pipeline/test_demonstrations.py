@@ -103,6 +103,14 @@ def test_breasts_are_blessed_and_scored_by_froc():
     assert {stage.training.steps for stage in config.stages.values()} == {17}
 
 
+def test_other_presets_keep_their_own_steps():
+    pipeline = commands_of(task="dbt_lesion", set=["batch_size=1"])["pipeline"]
+    assert value_after(pipeline, "--preset") == "dbt_lesion"
+    assert [pipeline[i + 1] for i, word in enumerate(pipeline) if word == "--set"] == [
+        "batch_size=1"
+    ]
+
+
 def test_ct_is_blessed_by_dice():
     commands = commands_of()
     assert value_after(commands["pipeline"], "--threshold-liver") == "0.8"
