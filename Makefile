@@ -2,6 +2,10 @@
 PYTHON_BIN = .venv/bin/python
 DATA =
 OUTPUT = demo
+TASK = ct_liver
+ifeq ($(filter ct_liver dbt_lesion,$(TASK)),)
+$(error TASK: expected ct_liver or dbt_lesion, found "$(TASK)")
+endif
 
 # Without bytecode beside the packages, each of the many processes would compile TensorFlow and TFX again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -11,7 +15,8 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make env               only the locked environment .venv; GPU=1 with CUDA's libraries, GPU=0 without"
 	@echo "make demo              the whole workflow on synthetic CT: data, training, served prediction"
-	@echo "make demo DATA=DIR     the same on your own folder of CT volumes and label maps"
+	@echo "make demo TASK=NAME    the same for NAME: dbt_lesion (synthetic breast tomosynthesis), ct_liver (default)"
+	@echo "make demo DATA=DIR     on your own folder: CT volumes and label maps, or for dbt_lesion BCS-DBT's layout"
 	@echo "make test              all tests; make test-fast leaves out the whole runs"
 	@echo "make test-flink        the conversion on Flink; downloads nothing, says where to get the job server"
 	@echo "make lint              format, style and types"
@@ -22,7 +27,7 @@ env:
 	@PYTHON="$(PYTHON)" GPU="$(GPU)" ./environment.sh
 
 demo: env
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON_BIN) -m pipeline.demo --output "$(OUTPUT)" $(if $(DATA),--input "$(DATA)")
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON_BIN) -m pipeline.demo --task "$(TASK)_small" --output "$(OUTPUT)" $(if $(DATA),--input "$(DATA)")
 
 test: env
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON_BIN) -m pytest -n 2 --dist loadfile

@@ -68,9 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--output", metavar="DIR", help="folder for scores.json and scores.csv")
     tolerance_help = f"tolerance of surface Dice (default: {TOLERANCE_MM:g})"
     add("--tolerance-mm", type=float, default=TOLERANCE_MM, metavar="MM", help=tolerance_help)
+    hits_help = "tables: the 100 pixels of a hit are BCS-DBT's 8.5 mm, by the spacing of each image"
+    add("--hits-in-mm", action="store_true", help=hits_help)
     add("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     add_page_options(parser, "cases, the worst ones,")
-    images_help = "images for the page: files in that order, or a folder (default: beside REF)"
+    images_help = "images of the cases: files in that order, or a folder (default: beside REF)"
     add("--images", nargs="+", metavar="IMG", help=images_help)
     return run_command(_run, parser.parse_args(argv))
 
@@ -202,7 +204,12 @@ def _score_label_maps(arguments: argparse.Namespace) -> list[str]:
 
 def _score_detections(arguments: argparse.Namespace) -> list[str]:
     """Scores a table of detections; otherwise like `_score_label_maps`."""
-    matched = match_tables(arguments.input, arguments.reference)
+    images = [Path(each) for each in arguments.images or ()]
+    if len(images) > 1:
+        raise SettingsError("--images", "one folder of volumes", len(images))
+    folder = images[0] if images else None
+    in_mm = arguments.hits_in_mm
+    matched = match_tables(arguments.input, arguments.reference, hits_in_mm=in_mm, images=folder)
     rows = volume_rows(matched.volumes)
     summary = summarise_detections(matched.volumes, arguments.seed) if rows else {}
     if rows:
@@ -219,19 +226,16 @@ def _score_detections(arguments: argparse.Namespace) -> list[str]:
     for group, own in (("volumes_with_boxes", with_boxes), ("all_volumes", volumes)):
         rates, sensitivity = (values.tolist() for values in curve(count(own)))
         curves[group] = {"false_positives_per_volume": rates, "sensitivity": sensitivity}
-    record = {"cases": rows, "summary": summary, "curves": curves}
+    record = {"cases": rows, "summary": summary, "curves": curves, "hits_in_mm": in_mm}
     _write_scores(arguments, record, rows, matched.problems)
     if arguments.report is not None:
-        images = arguments.images or [None]
-        if len(images) != 1:
-            raise SettingsError("--images", "one folder of volumes", len(images))
         write_detection_page(
             arguments.report,
             matched,
             rows,
             summary,
             LESION_TASK,
-            images=images[0] and Path(images[0]),
+            images=folder,
             volumes=arguments.report_cases,
             problems=matched.problems,
         )

@@ -30,6 +30,7 @@ from ahnet_tf.inference.predictor import content_digest, is_address, open_predic
 from ahnet_tf.inference.segment import PredictionSettings
 from preprocessing.cli import add_allow_option, make_parser, parse_allowances, run_command
 from preprocessing.datasets.case import Case
+from preprocessing.datasets.detection_table import Detection
 from preprocessing.datasets.discovery import discover
 from preprocessing.datasets.reading import is_dicom_image, read_case_label
 from preprocessing.dicom.deidentify import redact_path
@@ -234,16 +235,17 @@ def _draw_overlay(
     case: Case,
     volume: Volume,
     labels: np.ndarray,
+    lesions: Sequence[Detection],
     picture: Path,
 ) -> None:
-    """Draws a case with its label map [x, y, z], and with its reference if there is one."""
+    """Draws a case with its label map [x, y, z] and detections, and with its reference if any."""
     # Slow to import, and needed with --overlay only.
     from ahnet_tf.report.overlay import overlay_case
 
     reference = None
     if case.label_path is not None:
         reference = read_case_label(case, task, volume, allow=allow).voxels
-    overlay_case(picture, volume, labels, reference, task, title=case.case_id)
+    overlay_case(picture, volume, labels, reference, task, case.case_id, lesions)
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ class Result:
     def overlay(
         self, path: str | os.PathLike, *, reference: np.ndarray | None = None, title: str = ""
     ) -> None:
-        """Draws the label map, and a reference [x, y, z] if given, on slices of the image, as PNG.
+        """Draws labels, lesion boxes, and a reference [x, y, z] if given, on slices, as PNG.
 
         Raises:
           InputError: the reference has another shape.
@@ -162,7 +162,8 @@ class Result:
         # Slow to import.
         from ahnet_tf.report.overlay import overlay_case
 
-        overlay_case(Path(path), self.image, self.labels, reference, self.segmenter.task, title)
+        task = self.segmenter.task
+        overlay_case(Path(path), self.image, self.labels, reference, task, title, self.lesions)
 
 
 def _read(

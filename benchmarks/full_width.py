@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.commands import call, cpu_seconds, read_json
 from benchmarks.report import goal, print_table, versions, write_report
-from pipeline.demo import UNSEEN_CASE
+from pipeline.demonstrations import UNSEEN_CASE
 from preprocessing.cli import make_parser, run_command
 
 TASK, PRESET, CASES, UNSEEN = "ct_liver_small", "ct_liver", 32, 6

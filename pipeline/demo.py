@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib
 import json
 import shutil
@@ -12,30 +11,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ahnet_tf.evaluation.summary import dice_columns
+from ahnet_tf.presets import PRESETS
+from pipeline.demonstrations import CT_LIVER, DBT_LESION, UNSEEN_CASE, demonstration_of
+from pipeline.local.own_cases import hold_out
 from pipeline.local.preflight import only_run_in
 from pipeline.stages import Stages
 from preprocessing.cli import make_parser, run_command
-from preprocessing.datasets.case import Case
-from preprocessing.datasets.dataset_json import DATASET_FILE
-from preprocessing.datasets.discovery import find_cases
-from preprocessing.datasets.reading import read_case_image, read_case_label
-from preprocessing.errors import InputError
-from preprocessing.files import write_json
-from preprocessing.records.splits import EVAL_FRACTION, split_by_hash
-from preprocessing.tasks import Task, load_task
+from preprocessing.files import atomic_write, write_json
+from preprocessing.tasks import load_task
 
 MODEL_NAME = "ahnet"
-PRESET = "ct_liver_small"
-PHANTOM_CASES = 48
-# Outside the numbers of the training cases: no stage before the prediction sees it.
-UNSEEN_CASE = 1000
 STAGE_FOLDERS = ("data", "unseen", "records", "pipeline", "prediction", "scores", ".stages")
-# The picture and the page of scores of the unseen case.
+# The picture of one unseen case, and the page of the unseen cases' scores.
 OVERLAY = "overlay.png"
 REPORT = "report.html"
+# In the folder of stages: the demonstration that they belong to.
+DEMONSTRATION_FILE = "demonstration"
 EXAMPLES = (
     "python -m pipeline.demo --output demo",
+    f"python -m pipeline.demo --output demo --task {DBT_LESION.task}",
     "python -m pipeline.demo --output demo_own --input ~/lits/training",
 )
 
@@ -44,9 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the demonstration and returns the exit code."""
     parser = make_parser(
         "pipeline.demo",
-        "From CT volumes to a served segmentation: synthetic cases (or your own), Beam conversion,\n"
-        "TFX pipeline, model server, prediction of an unseen case, its scores, a picture and a page.\n"
-        "An interrupted run resumes after its last finished stage; a finished run starts over.",
+        "From volumes to a served prediction: synthetic CT or breast tomosynthesis (or your own cases),\n"
+        "Beam conversion, TFX pipeline, model server, prediction of unseen cases, their scores, a\n"
+        "picture and a page. An interrupted run resumes after its last finished stage; a finished run,\n"
+        "or one of the other kind of volumes, starts over.",
         EXAMPLES,
     )
     add = parser.add_argument
@@ -55,16 +50,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--input",
         nargs="+",
         metavar="DIR",
-        help="your own labelled cases, at least two (any layout that preprocessing.convert reads); "
-        "one is held out of training and predicted (default: synthetic cases)",
+        help="your own labelled cases (any layout that preprocessing.convert reads), at least two: one "
+        "is held out of training and predicted; for DBT a folder of BCS-DBT's layout with NIfTI "
+        "volumes, of which a quarter is held out (default: synthetic cases)",
     )
-    add("--task", default=PRESET, help=f"preset or JSON file (default: {PRESET})")
-    add("--preset", default=PRESET, help=f"training preset (default: {PRESET})")
+    default = CT_LIVER.task
+    task_help = f"preset or JSON file (default: {default}; tomosynthesis: {DBT_LESION.task})"
+    add("--task", default=default, help=task_help)
+    preset_help = (
+        "training preset (default: the task's, or that of the demonstration for a JSON file)"
+    )
+    add("--preset", help=preset_help)
     add(
+        "--threshold",
         "--threshold-liver",
         type=float,
-        help="mean liver Dice per case that blesses the model (default: 0.8 on synthetic cases, 0 on "
-        "your own, where a short training is only a first look)",
+        help="score that blesses the model: mean liver Dice per case, for DBT sensitivity at 2 false "
+        f"positives per volume (default: {CT_LIVER.threshold}, for DBT {DBT_LESION.threshold}, on "
+        "synthetic cases, 0 on your own, where a short training is only a first look)",
     )
     setting = "a training setting, passed to the pipeline; repeatable"
     add("--set", action="append", default=[], metavar="NAME=VALUE", help=setting)
@@ -76,16 +79,38 @@ def run(arguments: argparse.Namespace) -> None:
     """Runs all stages, then writes and prints the summary."""
     # Without TFX it fails here, and not after the conversion.
     importlib.import_module("tfx")
+    task = load_task(arguments.task)
+    shown = demonstration_of(task)
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     with only_run_in(output):
-        if (output / "summary.json").exists():
+        if (output / "summary.json").exists() or is_other_run(output, shown.task):
             clear(output)
+        with atomic_write(output / ".stages" / DEMONSTRATION_FILE) as temporary:
+            Path(temporary).write_text(shown.task, encoding="utf-8")
         stages = Stages(output / ".stages", arguments.debug)
         run_stages(arguments, output, stages)
-        summary = summarize(output, stages, load_task(arguments.task))
+        scores = shown.scores(output, task)
+        shutil.copyfile(
+            output / "prediction" / "overlays" / f"{scores['case']}.png", output / OVERLAY
+        )
+        summary = scores | summarize(output, stages)
         write_json(output / "summary.json", summary)
-    print_summary(summary, output)
+    print("\n" + "\n".join(shown.lines(summary)))
+    print_results(summary, output)
+
+
+def is_other_run(output: Path, demonstration: str) -> bool:
+    """Returns whether the folder holds stages of another demonstration, which don't fit."""
+    record = output / ".stages" / DEMONSTRATION_FILE
+    return record.is_file() and record.read_text(encoding="utf-8") != demonstration
+
+
+def preset_of(arguments: argparse.Namespace) -> str:
+    """Returns the training preset: the given one, else the task's, else the demonstration's."""
+    if arguments.preset or arguments.task in PRESETS:
+        return arguments.preset or arguments.task
+    return demonstration_of(load_task(arguments.task)).task
 
 
 def run_stages(arguments: argparse.Namespace, output: Path, stages: Stages) -> None:
@@ -93,91 +118,44 @@ def run_stages(arguments: argparse.Namespace, output: Path, stages: Stages) -> N
     seed = ["--seed", str(arguments.seed)]
     data, unseen, records = output / "data", output / "unseen", output / "records"
     convert = ["preprocessing.convert", "--task", arguments.task, "--output", records, *seed]
-    threshold = 0.0 if arguments.input else 0.8
-    if arguments.threshold_liver is not None:
-        threshold = arguments.threshold_liver
     inputs, task = arguments.input, load_task(arguments.task)
+    shown = demonstration_of(task)
+    threshold = 0.0 if inputs else shown.threshold
+    if arguments.threshold is not None:
+        threshold = arguments.threshold
     if inputs:
-        stages.call("data", lambda: hold_one_out(inputs, task, data, unseen), inputs)
+        stages.call("data", lambda: hold_out(inputs, task, data, unseen), inputs)
         convert += ["--allow-rejected"]
     else:
         phantom = ["preprocessing.phantom", *seed]
-        stages.run("data", [*phantom, "--output", data, "--cases", PHANTOM_CASES])
-        stages.run("unseen", [*phantom, "--output", unseen, "--cases", 1, "--first", UNSEEN_CASE])
+        for name, folder, cases in (("data", data, shown.cases), ("unseen", unseen, shown.unseen)):
+            first = ["--first", UNSEEN_CASE] if folder == unseen else []
+            own = ["--output", folder, "--cases", cases, *first, *shown.phantom]
+            stages.run(name, [*phantom, *own])
     stages.run("convert", [*convert, "--overwrite", "--input", data])
     pipeline = ["pipeline.local_runner", "--input", records, "--output", output / "pipeline", *seed]
-    pipeline += ["--preset", arguments.preset, "--threshold-liver", threshold]
-    for setting in arguments.set:
+    preset = preset_of(arguments)
+    pipeline += ["--preset", preset, *shown.blessing(threshold)]
+    training = shown.training if preset == shown.task else ()
+    # Settings of the command line come last: they replace the demonstration's.
+    for setting in (*training, *arguments.set):
         pipeline += ["--set", setting]
     stages.run("pipeline", pipeline)
     with stages.server(output / "pipeline" / "serving_model", MODEL_NAME) as address:
         predict = ["ahnet_tf.predict", "--target", f"{address}/{MODEL_NAME}", "--overlay"]
         # The port differs in every run, so this stage is never skipped.
         stages.run("predict", [*predict, unseen, output / "prediction"])
-    evaluate = ["ahnet_tf.evaluate", "--input", output / "prediction", "--reference", unseen]
-    evaluate += ["--output", output / "scores", "--report", output / REPORT]
-    evaluate += ["--task", arguments.task]
-    stages.run("evaluate", evaluate)
-    (overlay,) = (output / "prediction" / "overlays").glob("*.png")
-    shutil.copyfile(overlay, output / OVERLAY)
+    evaluate = ["ahnet_tf.evaluate", "--reference", unseen, "--output", output / "scores"]
+    evaluate += ["--report", output / REPORT, "--task", arguments.task]
+    stages.run("evaluate", [*evaluate, "--input", *shown.evaluated(output / "prediction")])
 
 
-def hold_one_out(inputs: Sequence[str], task: Task, data: Path, unseen: Path) -> None:
-    """Links the user's cases into `data`, and the last readable one into `unseen`.
-
-    With only two cases, the one in the eval split is also predicted: it is not trained on. Raises
-    InputError for fewer than two readable labelled cases.
-    """
-    for folder in (data, unseen):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    cases = find_cases(inputs, need_labels=True)
-    held_out = next((case for case in reversed(cases) if is_readable(case, task)), None)
-    if held_out is None or len(cases) < 2:
-        expected = "two or more readable cases with label maps"
-        found = ", ".join(case.problem or case.case_id for case in cases)
-        remedy = "python -m preprocessing.convert says what is wrong with each case."
-        raise InputError(", ".join(inputs), expected, found, remedy)
-    if len(cases) == 2:
-        splits = split_by_hash([case.case_id for case in cases], EVAL_FRACTION)
-        held_out = next(case for case in cases if splits[case.case_id] == "eval")
-    placed = [(case, data) for case in cases if case is not held_out or len(cases) == 2]
-    for case, folder in [*placed, (held_out, unseen)]:
-        place = folder / case.case_id
-        place.mkdir()
-        for kind, path in (("image", case.image_path), ("label", case.label_path)):
-            if path is not None:
-                # Where a dataset.json names the labels, both may have one name in two folders.
-                name = f"{kind}_{path.name}" if case.label_names else path.name
-                (place / name).symlink_to(path.resolve())
-        if case.label_names:
-            labels = {str(value): name for value, name in case.label_names}
-            write_json(place / DATASET_FILE, {"labels": labels})
-    print(f"{len(cases)} cases; {held_out.case_id} is held out of training and predicted last")
-
-
-def is_readable(case: Case, task: Task) -> bool:
-    """Returns whether a case's image and label map can be read and share one grid."""
-    if case.problem:
-        return False
-    try:
-        read_case_label(case, task, read_case_image(case))
-    except InputError:
-        return False
-    return True
-
-
-def summarize(output: Path, stages: Stages, task: Task) -> dict[str, Any]:
-    """Returns the scores of the predicted case, the cost of each stage and where the results are."""
-    with open(output / "scores" / "scores.csv", newline="", encoding="utf-8") as file:
-        scores = next(csv.DictReader(file))
-    columns = zip(task.class_names[1:], dice_columns(task).values(), strict=True)
+def summarize(output: Path, stages: Stages) -> dict[str, Any]:
+    """Returns the cost of each stage and where the results are."""
     pipeline = json.loads((output / "pipeline" / "result.json").read_text(encoding="utf-8"))
     seconds = {name: cost["seconds"] for name, cost in stages.costs.items()}
     memory = {name: cost["peak_memory_mib"] for name, cost in stages.costs.items()}
     return {
-        "case": scores["case_id"],
-        **{f"dice_{name}": float(scores[column]) for name, column in columns},
         "seconds": seconds,
         "seconds_total": round(sum(seconds.values()) - seconds["server"], 1),
         "seconds_pipeline": pipeline["seconds"],
@@ -190,12 +168,8 @@ def summarize(output: Path, stages: Stages, task: Task) -> dict[str, Any]:
     }
 
 
-def print_summary(summary: dict[str, Any], output: Path) -> None:
-    """Prints the scores and the paths of the results."""
-    print(f"\ncase {summary['case']}, not used in training:")
-    for name, dice in summary.items():
-        if name.startswith("dice_"):
-            print(f"  Dice {name.removeprefix('dice_'):<8}{dice:.3f}")
+def print_results(summary: dict[str, Any], output: Path) -> None:
+    """Prints the cost and the paths of the results."""
     print(f"{summary['seconds_total']:.0f} s, peak memory {summary['peak_memory_mib']} MiB")
     print(f"picture  {summary['picture']}")
     print(f"page     {summary['page']}")
@@ -204,9 +178,8 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
 
 
 def clear(output: Path) -> None:
-    """Removes the output of an earlier, finished run; nothing else in the folder."""
-    (output / "summary.json").unlink()
-    for name in (OVERLAY, REPORT):
+    """Removes the output of an earlier run; nothing else in the folder."""
+    for name in ("summary.json", OVERLAY, REPORT):
         (output / name).unlink(missing_ok=True)
     for name in STAGE_FOLDERS:
         shutil.rmtree(output / name, ignore_errors=True)

@@ -162,6 +162,9 @@ def test_seconds_are_the_benchmarks(benchmark, quoted):
 
 
 def test_tumour_dice_is_the_benchmarks():
-    (figures,) = results_of("demo")["figures"]
+    # Figures without a task are CT's.
+    (figures,) = (
+        each for each in results_of("demo")["figures"] if each.get("task", "ct_liver") == "ct_liver"
+    )
     unseen, mean = figures["dice_tumour"], figures["dice_tumour_mean"]
     assert f"tumour Dice of {unseen:.2f} on its unseen case, {mean:.2f} on average" in README

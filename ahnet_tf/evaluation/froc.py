@@ -72,11 +72,11 @@ def match_heat_map(
         width, height, middle = x.stop - x.start, y.stop - y.start, (z.start + z.stop) / 2
         boxes.append(LesionBox(x.start, y.start, width, height, middle, len(lesions_zyx), ""))
     detections = detect_lesions(heat_map_zyx.transpose(), spacing_mm)
-    return match_volume(_in_pixels(detections, spacing_mm), _in_pixels(boxes, spacing_mm))
+    return match_volume(in_pixels(detections, spacing_mm), in_pixels(boxes, spacing_mm))
 
 
-def _in_pixels(boxes: Sequence[Any], spacing_mm: Sequence[float]) -> list[Any]:
-    """Returns boxes or detections in voxels in units of the challenge's pixels."""
+def in_pixels(boxes: Sequence[Any], spacing_mm: Sequence[float]) -> list[Any]:
+    """Returns boxes or detections, in voxels of a spacing (x, y), in the challenge's pixels."""
     x, y = (size / CHALLENGE_PIXEL_MM for size in spacing_mm[:2])
     return [
         replace(box, x=box.x * x, y=box.y * y, width=box.width * x, height=box.height * y)

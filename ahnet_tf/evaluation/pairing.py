@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ahnet_tf.evaluation.froc import ScoredVolume, match_volume
+from ahnet_tf.evaluation.froc import ScoredVolume, in_pixels, match_volume
 from ahnet_tf.inference.case_output import prediction_name
-from preprocessing.datasets.bcs_dbt import Tables, VolumeKey, read_tables
+from preprocessing.datasets.bcs_dbt import (
+    Tables,
+    VolumeKey,
+    cases_of_tables,
+    dbt_case_id,
+    read_tables,
+)
 from preprocessing.datasets.case import Case
 from preprocessing.datasets.detection_table import Detection, read_detections
-from preprocessing.datasets.discovery import find_cases
+from preprocessing.datasets.discovery import find_cases, nifti_files, walk_folders
 from preprocessing.datasets.pairing import stem_of
 from preprocessing.datasets.reading import is_dicom_image, read_case_grid, read_case_label
 from preprocessing.errors import InputError, SettingsError
 from preprocessing.tasks import Task
-from preprocessing.volumes.geometry import Volume
+from preprocessing.volumes.geometry import Volume, spacing_mm
 from preprocessing.volumes.lesions import LesionBox
 from preprocessing.volumes.nifti import has_nifti_suffix, read_label
 
@@ -125,14 +131,22 @@ def with_images(pairs: Sequence[Pair], images: Sequence[str | Path]) -> list[Pai
     ]
 
 
-def match_tables(inputs: Sequence[Path], references: Sequence[Path]) -> MatchedTables:
+def match_tables(
+    inputs: Sequence[Path],
+    references: Sequence[Path],
+    *,
+    hits_in_mm: bool = False,
+    images: Path | None = None,
+) -> MatchedTables:
     """Matches detections with reference boxes, volume by volume.
 
     The volumes are those of the labels table and those with a box; one without detections is one
     where nothing was found. Without a labels table, volumes with detections count as well.
-    References are the folder of BCS-DBT's tables, or the tables themselves (boxes, labels). Raises
-    InputError for missing or unreadable tables or no volumes, SettingsError for several tables of
-    detections or several folders.
+    References are the folder of BCS-DBT's tables, or the tables themselves (boxes, labels). With
+    `hits_in_mm` the challenge's 100 pixels are their 8.5 mm by the spacing of each volume's image
+    (see `images_of_tables`); a volume without a readable one is a problem. Raises InputError for
+    missing or unreadable tables or no volumes, SettingsError for several tables of detections or
+    several folders.
     """
     if len(inputs) != 1:
         raise SettingsError("--input", "one table of detections", len(inputs))
@@ -157,9 +171,53 @@ def match_tables(inputs: Sequence[Path], references: Sequence[Path]) -> MatchedT
     problems += [f"{where}: {expected}" for key, where in places.items() if key not in known]
     if not boxes and not problems:
         raise InputError(tables.folder, "volumes in the reference tables", "none")
+    if not hits_in_mm:
+        own = {key: detections.get(key, []) for key in boxes}
+        volumes = {key: match_volume(own[key], boxes[key]) for key in boxes}
+        return MatchedTables(volumes, own, boxes, tables, problems)
+    spacings, unknown = _spacings(list(boxes), images_of_tables(tables, images))
+    boxes = {key: boxes[key] for key in spacings}
     own = {key: detections.get(key, []) for key in boxes}
-    volumes = {key: match_volume(own[key], boxes[key]) for key in boxes}
-    return MatchedTables(volumes, own, boxes, tables, problems)
+    volumes = {
+        key: match_volume(in_pixels(own[key], spacing), in_pixels(boxes[key], spacing))
+        for key, spacing in spacings.items()
+    }
+    return MatchedTables(volumes, own, boxes, tables, problems + unknown)
+
+
+def images_of_tables(tables: Tables, folder: Path | None = None) -> dict[str, Case]:
+    """Returns the cases of BCS-DBT's tables that have an image, by their ids.
+
+    The images are in `folder`, by default that of the tables. Raises SettingsError if it is no folder,
+    InputError if one is given without any image of the tables.
+    """
+    if folder is not None:
+        if not folder.is_dir():
+            raise SettingsError("--images", "the folder of the volumes", folder)
+        tables = dataclasses.replace(tables, folder=folder)
+    files = nifti_files(list(walk_folders(tables.folder)))
+    cases = cases_of_tables(tables, files, need_labels=True)
+    found = {case.case_id: case for case in cases if case.image_path is not None}
+    if folder is not None and not found:
+        raise InputError(folder, "volumes that the reference tables name", "none")
+    return found
+
+
+def _spacings(
+    keys: Sequence[VolumeKey], images: Mapping[str, Case]
+) -> tuple[dict[VolumeKey, tuple[float, float, float]], list[str]]:
+    """Returns the spacing (x, y, z) in mm of each volume with a readable image, and problems."""
+    spacings, problems = {}, []
+    for key in keys:
+        case = images.get(dbt_case_id(*key))
+        try:
+            if case is None:
+                where = f"case {dbt_case_id(*key)}"
+                raise InputError(where, "an image, whose spacing turns pixels into mm", "none")
+            spacings[key] = spacing_mm(read_case_grid(case).affine)
+        except InputError as error:
+            problems.append(str(error))
+    return spacings, problems
 
 
 def _prediction_files(inputs: Sequence[Path]) -> dict[str, Path]:

@@ -44,8 +44,8 @@ PICTURES = "overlays"
 # What a record says about its run besides models and settings.
 _NOT_SETTINGS = {"cases", "input", "passed_over", "renamed"}
 
-# Draws a case with its label map [x, y, z] into the folder of predictions.
-Draw = Callable[[Case, Volume, np.ndarray, Path], object]
+# Draws a case with its label map [x, y, z] and its detections into the folder of predictions.
+Draw = Callable[[Case, Volume, np.ndarray, Sequence[Detection], Path], object]
 
 
 def prediction_name(case_id: str) -> str:
@@ -104,7 +104,9 @@ def predict_case(
         print(f"error: {case.case_id}: {problem}", file=sys.stderr)
         return entry | {"status": "failed", "problem": problem}
     if draw is not None:
-        names += _picture(case, output, functools.partial(draw, case, volume, labels), debug)
+        names += _picture(
+            case, output, functools.partial(draw, case, volume, labels, segmentation.lesions), debug
+        )
     seconds = round(time.perf_counter() - start, 2)
     each_ml = volumes_ml(labels, volume.affine, task.class_names)
     found = ", ".join(f"{name} {ml:,.1f} ml" for name, ml in each_ml.items())
@@ -130,7 +132,8 @@ def redraw_case(
 
     def draw_again(picture: Path) -> None:
         labels = read_label(output / volumes[0], task.class_names).voxels
-        draw(case, read_case_image(case, allow=allow), labels, picture)
+        lesions = [Detection(**lesion) for lesion in entry.get("lesions", ())]
+        draw(case, read_case_image(case, allow=allow), labels, lesions, picture)
 
     volumes = [name for name in entry["outputs"] if not _is_picture(name)]
     pictures = entry["outputs"][len(volumes) :]

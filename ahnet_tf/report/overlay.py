@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from preprocessing.datasets.detection_table import Detection
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_write
 from preprocessing.page.contents import class_colour
@@ -30,6 +31,8 @@ SLICES = 4
 MARGIN_MM = 25.0
 WIDTH_INCHES, MAX_HEIGHT_INCHES, DPI = 15.0, 5.2, 110
 FILL_OPACITY = 0.36
+# Boxes of detected lesions: the strongest ones, in a colour of no class of a lesion task.
+BOXES, BOX_COLOUR = 5, "#F0E442"
 # Around planes and above them, in inches.
 _GAP, _TITLE, _HEADER = 0.12, 0.3, 0.45
 _TEXT_STYLE: dict[str, Any] = {"color": TEXT, "weight": "bold"}
@@ -49,6 +52,7 @@ class Plane:
     labels: Sequence[np.ndarray]  # [row, column] of prediction and, if any, reference
     size_mm: tuple[float, float]  # width and height
     letters: tuple[str, str, str, str]  # directions at the left, right, bottom and top edges
+    boxes: np.ndarray | None = None  # number of the detection whose box it is [row, column], else 0
 
 
 def overlay_case(
@@ -58,13 +62,16 @@ def overlay_case(
     reference: np.ndarray | None,
     task: Task,
     title: str,
+    detections: Sequence[Detection] = (),
 ) -> None:
     """Draws a case as a PNG at its own resolution: slices chosen by content, two planes across them.
 
     Predictions are translucent areas (outlined too if there is no reference), references are
     outlines of the same colour; both are label values [x, y, z] on the image's grid. Slices are
     chosen where labels and disagreement are; the two planes go through the last class. All are drawn
-    at true aspect ratio in radiological convention. Raises InputError if the shapes differ.
+    at true aspect ratio in radiological convention. Of the detections, in voxels of the image and the
+    highest score first, the first `BOXES` are drawn as boxes with their scores; without any label
+    they choose the slices. Raises InputError if the shapes differ.
     """
     for name, labels in (("prediction", prediction), ("reference", reference)):
         if labels is not None and labels.shape != image.voxels.shape:
@@ -76,24 +83,43 @@ def overlay_case(
         for labels in (prediction, reference)
         if labels is not None
     ]
-    arrays = (image_zyx, *labels_zyx)
+    drawn = detections[:BOXES]
+    numbers = Volume(_box_numbers(image.voxels.shape, drawn), image.affine)
+    boxes_zyx = to_target_grid(numbers, keep, label=True)[0]
+    arrays = (image_zyx, *labels_zyx, boxes_zyx)
     classes, orientation = len(task.class_names), axis_codes(np.array(grid.affine))
-    slices = slices_to_show(labels_zyx, classes, SLICES)
-    focus = focus_voxel(labels_zyx, classes)
-    region = foreground_region(labels_zyx, grid.spacing_mm[::-1], MARGIN_MM)
+    has_labels = any(labels.any() for labels in labels_zyx)
+    contents = labels_zyx if has_labels else [(boxes_zyx > 0).astype(np.uint8)]
+    slices = slices_to_show(contents, classes, SLICES)
+    focus = focus_voxel(contents, classes)
+    region = foreground_region([*labels_zyx, boxes_zyx], grid.spacing_mm[::-1], MARGIN_MM)
 
     def plane_at(axis: int, index: int) -> Plane:
         shown = region if axis == 0 else (slice(None), *region[1:])
-        return reformatted_plane(arrays, axis, index, shown, grid.spacing_mm, orientation)
+        plane = reformatted_plane(arrays, axis, index, shown, grid.spacing_mm, orientation)
+        *labels, boxes = plane.labels
+        return replace(plane, labels=labels, boxes=boxes)
 
     closeups = [plane_at(0, index) for index in slices]
     across = [plane_at(axis, focus[axis]) for axis in (1, 2)]
     figure, axes = _layout(closeups, across)
     for own, plane in zip(axes, closeups + across, strict=True):
         _draw(own, plane, task.intensity_window, classes)
-    _describe(figure, title, task.class_names, labels_zyx, float(np.prod(grid.spacing_mm)) / 1000)
+        _draw_boxes(own, plane, [each.score for each in drawn])
+    voxel_ml = float(np.prod(grid.spacing_mm)) / 1000
+    _describe(figure, title, task.class_names, labels_zyx, voxel_ml, has_boxes=bool(drawn))
     with atomic_write(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))
+
+
+def _box_numbers(shape: tuple[int, ...], detections: Sequence[Detection]) -> np.ndarray:
+    """Returns for each voxel [x, y, z] the number of the first detection, from 1, in whose box it is."""
+    numbers = np.zeros(shape, np.uint8)
+    for number, each in reversed(list(enumerate(detections, start=1))):
+        low = [max(0, round(start)) for start in (each.x, each.y, each.z)]
+        size = [max(1, round(length)) for length in (each.width, each.height, each.depth)]
+        numbers[tuple(slice(a, a + n) for a, n in zip(low, size, strict=True))] = number
+    return numbers
 
 
 def slices_to_show(labels: Sequence[np.ndarray], classes: int, count: int) -> list[int]:
@@ -204,6 +230,22 @@ def _draw(axes: Axes, plane: Plane, intensity_window: tuple[float, float], class
         text.set_path_effects([patheffects.withStroke(linewidth=2, foreground=BACKGROUND)])
 
 
+def _draw_boxes(axes: Axes, plane: Plane, scores: Sequence[float]) -> None:
+    """Draws the boxes in a plane, each with the score of its detection."""
+    if plane.boxes is None:
+        return
+    (width, height), (rows, columns) = plane.size_mm, plane.boxes.shape
+    for number, score in enumerate(scores, start=1):
+        mask = plane.boxes == number
+        if mask.any():
+            _outline(axes, mask, plane.size_mm, BOX_COLOUR)
+            row, column = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+            corner = (column[0] * width / columns, (row[-1] + 1) * height / rows)
+            aligned: dict[str, Any] = {"ha": "left", "va": "bottom", "clip_on": True}
+            text = axes.text(*corner, f"{score:.2f}", color=BOX_COLOUR, fontsize=8, **aligned)
+            text.set_path_effects([patheffects.withStroke(linewidth=2, foreground=BACKGROUND)])
+
+
 def _outline(axes: Axes, mask: np.ndarray, size_mm: tuple[float, float], colour: str) -> None:
     """Draws the mask's border along its voxels on a dark rim, visible on bright tissue."""
     if not mask.any():
@@ -220,7 +262,13 @@ def _outline(axes: Axes, mask: np.ndarray, size_mm: tuple[float, float], colour:
 
 
 def _describe(
-    figure: Figure, title: str, names: Sequence[str], labels: Sequence[np.ndarray], voxel_ml: float
+    figure: Figure,
+    title: str,
+    names: Sequence[str],
+    labels: Sequence[np.ndarray],
+    voxel_ml: float,
+    *,
+    has_boxes: bool,
 ) -> None:
     """Writes the headline and, in the free corner, the legend with the volume of each class."""
     width, height = figure.get_size_inches()
@@ -235,6 +283,8 @@ def _describe(
                 handles.append(Patch(facecolor=to_rgba(colour, 0.6), label=text))
             else:
                 handles.append(Line2D([], [], color=colour, linewidth=2, label=text))
+    if has_boxes:
+        handles.append(Line2D([], [], color=BOX_COLOUR, linewidth=2, label="detection, score"))
     corner = (1 - 0.2 / width, 0.25 / height)
     legend = figure.legend(handles=handles, loc="lower right", bbox_to_anchor=corner, fontsize=11)
     legend.set_frame_on(False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,15 +10,14 @@ import numpy as np
 
 from ahnet_tf.evaluation.froc import ScoredVolume
 from ahnet_tf.evaluation.lits import CaseScores, ClassScores
-from ahnet_tf.evaluation.pairing import MatchedTables, Pair, read_pair
+from ahnet_tf.evaluation.pairing import MatchedTables, Pair, images_of_tables, read_pair
 from ahnet_tf.evaluation.summary import dice_columns, table_columns
 from ahnet_tf.report.charts import class_charts, detection_charts, label_charts
-from preprocessing.datasets.bcs_dbt import cases_of_tables, dbt_case_id
+from preprocessing.datasets.bcs_dbt import dbt_case_id
 from preprocessing.datasets.case import Case
 from preprocessing.datasets.detection_table import Detection
-from preprocessing.datasets.discovery import nifti_files, walk_folders
 from preprocessing.datasets.reading import read_case_image
-from preprocessing.errors import InputError, SettingsError
+from preprocessing.errors import InputError
 from preprocessing.page.contents import Column, Table, page_content, without_folders
 from preprocessing.page.volumes import Box, PageVolume, page_volume, reference_boxes
 from preprocessing.page.writer import write_page
@@ -135,7 +133,7 @@ def write_detection_page(
         first=True,
         note="Worst first: by boxes missed, then by false positives. A click on a header sorts.",
     )
-    found = _images(matched, images)
+    found = images_of_tables(matched.tables, images)
     folders = [matched.tables.folder]
     shown = [i for i in order if ids[i] in found][:volumes]
     content = page_content(
@@ -223,18 +221,3 @@ def _detection_boxes(detections: Sequence[Detection], volume: ScoredVolume) -> l
         low, size = (each.x, each.y, each.z), (each.width, each.height, each.depth)
         boxes.append(Box(kind, low, size, f"{each.score:.3g}", each.score))
     return boxes
-
-
-def _images(matched: MatchedTables, folder: Path | None) -> dict[str, Case]:
-    """Returns the cases that have an image, by their ids."""
-    tables = matched.tables
-    if folder is not None:
-        if not folder.is_dir():
-            raise SettingsError("--images", "the folder of the volumes", folder)
-        tables = dataclasses.replace(tables, folder=folder)
-    files = nifti_files(list(walk_folders(tables.folder)))
-    cases = cases_of_tables(tables, files, need_labels=True)
-    found = {case.case_id: case for case in cases if case.image_path is not None}
-    if folder is not None and not found:
-        raise InputError(folder, "volumes that the reference tables name", "none")
-    return found

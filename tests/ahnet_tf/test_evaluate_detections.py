@@ -3,6 +3,8 @@
 import csv
 import json
 
+import nibabel
+import numpy as np
 import pytest
 
 from ahnet_tf.evaluate import main
@@ -123,3 +125,39 @@ def test_what_can_not_be_scored(tables, tmp_path, capsys, case):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert "expected" in line
+
+
+def test_hits_in_mm_use_the_spacing_of_each_image(tables, tmp_path, capsys):
+    """30 pixels from the box's centre hit; of 0.1 mm they are 3 mm, of 0.5 mm 15 mm, which don't."""
+    predictions, folder = tables
+    away = PREDICTIONS
+    for key, z, x, y, width, height in (
+        ("ALICE,1.1,lcc", 18, 530, 500, 40, 30),
+        ("BERTA,1.2,rmlo", 8, 830, 900, 60, 80),
+    ):
+        away += f"{key},0.9,{z},{x},{y},4,{width},{height}\n"
+    predictions.write_text(away)
+    # Half the diagonal of a box always hits, whatever the spacing: BERTA's is made small.
+    boxes = (folder / "boxes.csv").read_text().replace("800,900,60,80", "825,935,10,10")
+    (folder / "boxes.csv").write_text(boxes)
+    rows = [("ALICE_lcc", 0.1), ("ALICE_lmlo", 0.1), ("BERTA_rmlo", 0.5)]
+    for name, step_mm in rows:
+        voxels = np.zeros((8, 8, 4), np.uint16)
+        affine = np.diag([step_mm, step_mm, 1.0, 1.0])
+        nibabel.save(nibabel.Nifti1Image(voxels, affine), folder / f"{name}.nii.gz")
+    arguments = [str(predictions), str(folder), "--output", str(tmp_path)]
+
+    def hits() -> dict[str, int]:
+        with open(tmp_path / "scores.csv", newline="") as file:
+            return {row["case_id"]: int(row["boxes_hit"]) for row in csv.DictReader(file)}
+
+    alice, berta = dbt_case_id("ALICE", "1.1", "lcc"), dbt_case_id("BERTA", "1.2", "rmlo")
+    assert main(arguments) == 0
+    assert (hits()[alice], hits()[berta]) == (1, 1)
+    assert main([*arguments, "--hits-in-mm"]) == 1
+    assert (hits()[alice], hits()[berta]) == (1, 0)
+    # CLARA has no image.
+    (line,) = capsys.readouterr().err.splitlines()
+    clara = dbt_case_id("CLARA", "1.3", "lcc")
+    assert line.startswith(f"error: case {clara}: expected an image")
+    assert clara not in hits()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -13,14 +14,18 @@ import numpy as np
 import pytest
 from attrs import evolve
 
-from pipeline.demo import clear, hold_one_out, main
+from pipeline.demo import clear, main
+from pipeline.demonstrations import SENSITIVITIES
+from pipeline.local.own_cases import hold_out
 from pipeline.local.preflight import only_run_in
 from pipeline.stages import Stages
+from preprocessing.datasets.bcs_dbt import VOLUME_COLUMNS, dbt_case_id
 from preprocessing.datasets.discovery import find_cases
 from preprocessing.datasets.reading import read_case_label
 from preprocessing.errors import InputError, PipelineError
 from preprocessing.files import write_json
 from preprocessing.phantom.dataset import write_cases
+from preprocessing.phantom.dbt import DBTSettings
 from preprocessing.tasks import load_task
 from tests.page_views import content_of
 
@@ -57,6 +62,78 @@ def demo_run(own_cases, tmp_path_factory) -> tuple[Path, subprocess.CompletedPro
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return output, done
+
+
+@pytest.fixture(scope="module")
+def breasts(tmp_path_factory) -> Path:
+    """Ten small synthetic breasts in BCS-DBT's layout; each has a mass."""
+    folder = tmp_path_factory.mktemp("own breasts")
+    settings = DBTSettings(shape_xyz=(64, 96, 16), spacing_mm=(1.0, 1.0, 2.0), fewest_masses=1)
+    write_cases(folder, 10, 3, settings=settings)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dbt_run(breasts, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    output = tmp_path_factory.mktemp("a demo of breasts")
+    small = evolve(load_task("dbt_lesion_small"), patch_shape_zyx=(16, 64, 64), patches_per_case=4)
+    task = output.parent / "small_breasts.json"
+    write_json(task, small.to_dict())
+    command = [sys.executable, "-m", "pipeline.demo", "--output", str(output)]
+    command += ["--input", str(breasts), "--task", str(task)]
+    for setting in TINY:
+        command += ["--set", setting]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return output, done
+
+
+@pytest.mark.slow
+def test_summary_and_picture_of_breasts(dbt_run):
+    output, done = dbt_run
+    summary = json.loads((output / "summary.json").read_text())
+    with open(output / "unseen" / "boxes.csv", newline="") as file:
+        boxes = list(csv.DictReader(file))
+    assert summary["volumes"] == 2
+    assert summary["masses"] == len(boxes) >= 2
+    shown = [
+        row for row in boxes if dbt_case_id(*(row[n] for n in VOLUME_COLUMNS)) == summary["case"]
+    ]
+    assert summary["case_masses"] == len(shown) >= 1
+    assert 0 <= summary[SENSITIVITIES[0]] <= summary[SENSITIVITIES[1]] <= 1
+    assert (
+        f"sensitivity at 2 false positives per volume: {summary[SENSITIVITIES[1]]:.3f}"
+        in done.stdout
+    )
+    assert set(summary["seconds"]) == {
+        "data",
+        "convert",
+        "pipeline",
+        "server",
+        "predict",
+        "evaluate",
+    }
+    picture = (output / "overlay.png").read_bytes()
+    assert picture == (output / "prediction" / "overlays" / f"{summary['case']}.png").read_bytes()
+    # The blessing is by FROC.
+    result = json.loads((output / "pipeline" / "result.json").read_text())
+    assert set(result["thresholds"]) == {SENSITIVITIES[1]}
+    content = content_of(output / "report.html")
+    assert len(content["cases"]) == 2
+
+
+@pytest.mark.slow
+def test_strongest_detections_are_those_of_the_table(dbt_run):
+    output, _ = dbt_run
+    summary = json.loads((output / "summary.json").read_text())
+    with open(output / "prediction" / "lesions.csv", newline="") as file:
+        own = [
+            float(row["Score"])
+            for row in csv.DictReader(file)
+            if dbt_case_id(*(row[name] for name in VOLUME_COLUMNS)) == summary["case"]
+        ]
+    found = [each["score"] for each in summary["detections"]]
+    assert found == pytest.approx(sorted(own, reverse=True)[:3], rel=1e-5)
 
 
 @pytest.mark.slow
@@ -125,7 +202,7 @@ def test_model_lies_in_the_layout_of_tf_serving(demo_run):
 
 
 def test_one_case_is_kept_from_training(own_cases, tmp_path):
-    hold_one_out([str(own_cases)], load_task("ct_liver_small"), tmp_path / "d", tmp_path / "u")
+    hold_out([str(own_cases)], load_task("ct_liver_small"), tmp_path / "d", tmp_path / "u")
     seen = {path.resolve() for path in (tmp_path / "d").rglob("*.nii.gz")}
     unseen = {path.resolve() for path in (tmp_path / "u").rglob("*.nii.gz")}
     assert len(seen) == 4
@@ -150,7 +227,7 @@ def test_names_of_labels_are_kept(tmp_path):
         training.append(pair)
     write_json(tmp_path / "set" / "dataset.json", {"labels": names, "training": training})
     task = load_task("ct_liver")
-    hold_one_out([str(tmp_path / "set")], task, tmp_path / "data", tmp_path / "unseen")
+    hold_out([str(tmp_path / "set")], task, tmp_path / "data", tmp_path / "unseen")
     cases = find_cases([tmp_path / "data", tmp_path / "unseen"], need_labels=True)
     assert [case.case_id for case in cases] == ["0", "1", "2"]
     for case in cases:
@@ -161,7 +238,7 @@ def test_names_of_labels_are_kept(tmp_path):
 def test_one_case_alone_is_refused(tmp_path):
     write_cases(tmp_path / "one", 1, 5)
     with pytest.raises(InputError, match="two or more readable cases"):
-        hold_one_out(
+        hold_out(
             [str(tmp_path / "one")], load_task("ct_liver_small"), tmp_path / "d", tmp_path / "u"
         )
 

@@ -6,15 +6,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 from matplotlib import colors, image
+from scipy import ndimage
 
 from ahnet_tf.report.overlay import (
+    BOX_COLOUR,
     DPI,
     WIDTH_INCHES,
+    _box_numbers,
     focus_voxel,
     overlay_case,
     reformatted_plane,
     slices_to_show,
 )
+from preprocessing.datasets.detection_table import Detection
 from preprocessing.errors import InputError
 from preprocessing.page.contents import CLASS_COLOURS
 from preprocessing.tasks import PRESETS
@@ -121,6 +125,32 @@ def test_nothing_found_and_one_slice(case, tmp_path):
     assert picture.shape[1] == WIDTH_INCHES * DPI
     draw(tmp_path / "b.png", voxels[:1], reference[3:4], reference[4:5])
     assert (tmp_path / "b.png").stat().st_size > 10_000
+
+
+def test_detections_are_drawn_as_boxes(tmp_path):
+    """Without any label the box chooses the planes: it is in all six."""
+    volume = Volume(np.full((60, 50, 20), 300, np.uint16), np.diag([1.0, 1.0, 2.0, 1.0]))
+    nothing = np.zeros(volume.voxels.shape, np.uint8)
+    pictures = []
+    for detections in ([], [Detection(0.91, 20, 10, 5, 14, 12, 6)]):
+        path, task = tmp_path / f"{len(detections)}.png", PRESETS["dbt_lesion"]
+        overlay_case(path, volume, nothing, None, task, "a case", detections)
+        picture = image.imread(path)[..., :3]
+        is_box = np.abs(picture - np.array(colors.to_rgb(BOX_COLOUR))).max(axis=-1) < 0.12
+        pictures.append(ndimage.label(is_box, np.ones((3, 3)))[1])
+    # Besides the boxes there are the digits of their scores.
+    assert pictures[0] == 0
+    assert pictures[1] >= 6
+
+
+def test_of_overlapping_boxes_the_stronger_one_is_whole():
+    strong, weak = Detection(0.9, 2, 3, 1, 4, 4, 2), Detection(0.5, 4, 3, 1, 4, 4, 2)
+    numbers = _box_numbers((10, 10, 4), [strong, weak])
+    assert np.argwhere(numbers == 1).tolist() == np.argwhere(numbers[:6] == 1).tolist()
+    assert (numbers == 1).sum() == 4 * 4 * 2
+    assert (numbers == 2).sum() == 2 * 4 * 2
+    # Partly outside of the volume.
+    assert _box_numbers((4, 4, 4), [Detection(0.9, 2, 2, 3, 9, 9, 9)]).sum() == 2 * 2 * 1
 
 
 def test_case_from_disk(case, tmp_path):
