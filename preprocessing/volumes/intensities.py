@@ -46,7 +46,8 @@ def normalized(
     start, end = (window[0] + share * (window[1] - window[0]) for share in SHARES)
     gain = (end - start) / (high - low)
     result = np.empty_like(voxels, np.uint16)
-    for source, target in zip(_planes(voxels), _planes(result), strict=True):
+    axes = _memory_order(voxels)
+    for source, target in zip(voxels.transpose(axes), result.transpose(axes), strict=True):
         plane = source.astype(_real(voxels))
         plane -= low
         plane *= gain
@@ -103,7 +104,7 @@ def _histogram(voxels: np.ndarray, lowest: float, highest: float) -> tuple[np.nd
     whole = voxels.dtype.kind in "iu" and highest - lowest < BINS
     step = 1.0 if whole else (highest - lowest) / (BINS - 1)
     counts = np.zeros(BINS, np.int64)
-    for plane in _planes(voxels):
+    for plane in voxels.transpose(_memory_order(voxels)):
         if whole:
             bins = plane.astype(np.int64) - lowest
         else:
@@ -132,7 +133,7 @@ def _otsu(values: np.ndarray, counts: np.ndarray, ranks: np.ndarray) -> tuple[fl
 
 def _solid_blocks(voxels: np.ndarray, threshold: float) -> np.ndarray:
     """Returns the means of the blocks that are solid above a threshold."""
-    planes = _planes(voxels)
+    planes = voxels.transpose(_memory_order(voxels))
     sizes = [min(BLOCK, size) for size in planes.shape]
     depth, rows, columns = (size // step for size, step in zip(planes.shape, sizes, strict=True))
     shape = (rows, sizes[1], columns, sizes[2])
@@ -147,9 +148,9 @@ def _solid_blocks(voxels: np.ndarray, threshold: float) -> np.ndarray:
     return means[inside if np.count_nonzero(inside) >= FEWEST_INSIDE else solid]
 
 
-def _planes(voxels: np.ndarray) -> np.ndarray:
-    """Returns a view whose axes are in the order of memory, the last one contiguous."""
-    return voxels.transpose(np.argsort(np.negative(np.abs(voxels.strides)), kind="stable"))
+def _memory_order(voxels: np.ndarray) -> list[int]:
+    """Returns the axes from the one with the largest steps in memory to the contiguous one."""
+    return np.argsort(np.negative(np.abs(voxels.strides)), kind="stable").tolist()
 
 
 def _real(voxels: np.ndarray) -> np.dtype:

@@ -93,6 +93,12 @@ def test_axis_order_and_memory_do_not_matter(breast):
         normalized(breast[::-1, :, ::-1], WINDOW)[::-1, :, ::-1], expected
     )
     np.testing.assert_array_equal(normalized(np.asfortranarray(breast), WINDOW), expected)
+    # A single slice, cut from the middle.
+    one = breast[:, :, 9:10]
+    np.testing.assert_array_equal(
+        normalized(np.asfortranarray(one), WINDOW), normalized(one.copy(order="C"), WINDOW)
+    )
+    np.testing.assert_array_equal(normalized(one, WINDOW), normalized(one.copy(order="C"), WINDOW))
 
 
 def test_metal_and_a_few_dark_voxels_do_not_move_the_breast(breast):
