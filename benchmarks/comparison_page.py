@@ -115,10 +115,12 @@ def _introduction(plan: Plan, command: str) -> str:
         f"{ct.flat_lookalikes} flat lookalikes: {ct.flat_slices} slices of a tumour without the others, which count as "
         "liver. In the middle of either, a network that sees three slices sees the same."
     )
+    low, high = dbt.mass_contrast
     cases_dbt = (
-        f"**Tomosynthesis** has up to {dbt.most_masses} masses and up to {dbt.flat_masses} flat lookalikes per case: "
-        "in its own slice each looks like a mass, and it is smeared into adjacent slices according to the depth "
-        f"resolution ({dbt.depth_resolution_mm:g} mm, slices of {dbt.spacing_mm[2]:g} mm)."
+        f"**Tomosynthesis** has {dbt.fewest_masses} to {dbt.most_masses} masses per breast, {low:g} to {high:g} times "
+        f"as dense as gland, and {(dbt.lookalikes + 1) // 2} to {dbt.lookalikes} lookalikes: lymph nodes, cysts, and "
+        "strands that cross at different depths. Wide and narrow arcs and all classes of density occur; structures "
+        "smear into adjacent slices as far as the missing angles let them."
     )
     data = (
         f"**Data.** {plan.volumes} cases are annotated completely; {plan.further} more only in slabs, {plan.slabs} "

@@ -31,14 +31,14 @@ CT_PHANTOM = PhantomSettings(
     flat_lookalikes=3,
     flat_slices=3,
 )
-# A flat mass is a single slice of a mass.
+# Coarse breasts whose lookalikes outnumber their masses.
 DBT_PHANTOM = DBTSettings(
     shape_xyz=(64, 96, 20),
     spacing_mm=(1.0, 1.0, 1.0),
     fewest_masses=1,
     most_masses=2,
-    clutter=2,
-    flat_masses=8,
+    mass_diameter_mm=(7.0, 14.0),
+    lookalikes=8,
 )
 # Pixel size of BCS-DBT, whose scorer measures distances in pixels: boxes are scaled to it before matching.
 DBT_PIXEL_MM = 0.085
@@ -54,8 +54,9 @@ TASKS = {
     "dbt": Task(
         name="phantom_dbt",
         class_names=("background", "lesion"),
-        intensity_window=(0.0, 1023.0),
+        intensity_window=(0.0, 16383.0),
         image_dtype="uint16",
+        normalization="breast",
         outside_value=0,
         patch_shape_zyx=(SLICES_3D, 96, 64),
         target="heat_map",
