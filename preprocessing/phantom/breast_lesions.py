@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +52,9 @@ class Painter:
             for other, radius in self.taken
         )
 
-    def window(self, place: Sequence[float], reach_mm: float):
+    def window(
+        self, place: np.ndarray, reach_mm: float
+    ) -> tuple[tuple[slice, ...], tuple[np.ndarray, ...]]:
         """Returns slices of the voxels within `reach_mm` of a place, and their offsets in mm."""
         slices, offsets = [], []
         for axis, middle in zip(self.axes, place, strict=True):
@@ -69,7 +70,7 @@ class Painter:
         tissue = self.breast.attenuation[window]
         tissue += share * (level - tissue)
 
-    def ball(self, place: Sequence[float], radius_mm: float, level: float) -> None:
+    def ball(self, place: np.ndarray, radius_mm: float, level: float) -> None:
         """Paints a small ball, as a part of a tube."""
         window, (x, y, z) = self.window(place, radius_mm + 0.8)
         if min(x.size, y.size, z.size) > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,21 +92,19 @@ def _write_dbt(
     classes = [box.lesion_class for box in case.boxes]
     outcome = next((each for each in ("cancer", "benign") if each in classes), "normal")
     outcomes = {each: int(each.lower() == outcome) for each in bcs_dbt.OUTCOMES}
-    boxes = []
+    boxes: list[dict[str, object]] = []
     for box in case.boxes:
         place = (box.slice_index, box.x, box.y, box.width, box.height)
         values = (*volume, number, *place, box.lesion_class, 0, box.volume_slices)
         boxes.append(dict(zip(bcs_dbt.BOX_COLUMNS, values, strict=True)))
     path = f"{name}.{'dcm' if dicom else 'nii.gz'}"
-    for table, columns, rows in (
+    path_columns = (*bcs_dbt.VOLUME_COLUMNS, *bcs_dbt.PATH_COLUMNS)
+    tables: tuple[tuple[str, Sequence[str], list[dict[str, object]]], ...] = (
         ("boxes.csv", bcs_dbt.BOX_COLUMNS, boxes),
-        ("labels.csv", bcs_dbt.LABEL_COLUMNS, [keys | outcomes]),
-        (
-            "paths.csv",
-            (*bcs_dbt.VOLUME_COLUMNS, *bcs_dbt.PATH_COLUMNS),
-            [keys | dict.fromkeys(bcs_dbt.PATH_COLUMNS, path)],
-        ),
-    ):
+        ("labels.csv", bcs_dbt.LABEL_COLUMNS, [{**keys, **outcomes}]),
+        ("paths.csv", path_columns, [{**keys, **dict.fromkeys(bcs_dbt.PATH_COLUMNS, path)}]),
+    )
+    for table, columns, rows in tables:
         bcs_dbt.replace_rows(output / table, columns, "PatientID", patient, rows)
     voxels = np.bincount(case.label.voxels.ravel(), minlength=2)
     return {

@@ -28,7 +28,7 @@ NO_AIR_HU, NO_TISSUE_HU, BELOW_AIR_HU = -200, 100, -1100
 # A label map is suspicious if more than this share of the foreground is darker than tissue.
 AIR_HU, SHARE_IN_AIR = -500, 0.25
 # Plausible spacing in mm, in-plane and between slices, and field of view, by stored dtype (CT, DBT).
-SPACING_MM = {"int16": ((0.2, 5.0), (0.2, 15.0)), "uint16": ((0.02, 0.5), (0.2, 5.0))}
+SPACING_MM = {"int16": ((0.2, 5.0), (0.2, 15.0)), "uint16": ((0.02, 1.0), (0.2, 5.0))}
 FIELD_OF_VIEW_MM = {"int16": (5.0, 2500.0), "uint16": (0.5, 500.0)}
 # Lengths further outside than this factor are a misfit: a wrong unit, not an unusual scanner.
 IMPOSSIBLE = 10

@@ -24,7 +24,14 @@ from preprocessing.tasks import Task, load_task
 from preprocessing.volumes.geometry import spacing_mm
 
 CT = PhantomSettings(shape_xyz=(64, 64, 20), spacing_mm=(5.0, 5.0, 8.0), most_tumours=0)
-DBT = DBTSettings(shape_xyz=(64, 96, 20), spacing_mm=(1.0, 1.0, 1.0), fewest_masses=1, clutter=1)
+DBT = DBTSettings(
+    shape_xyz=(64, 96, 20),
+    spacing_mm=(1.0, 1.0, 1.0),
+    fewest_masses=1,
+    mass_diameter_mm=(8.0, 16.0),
+    mass_contrast=(1.1, 1.15),
+    lookalikes=2,
+)
 # A hit is as near as BCS-DBT's scorer wants it: 100 of its pixels.
 REACH_MM = 8.5
 
