@@ -31,14 +31,15 @@ CT_PHANTOM = PhantomSettings(
     flat_lookalikes=3,
     flat_slices=3,
 )
-# Coarse breasts whose lookalikes outnumber their masses.
+# Coarse breasts with masses that few volumes suffice to learn.
 DBT_PHANTOM = DBTSettings(
-    shape_xyz=(64, 96, 20),
+    shape_xyz=(64, 96, 24),
     spacing_mm=(1.0, 1.0, 1.0),
     fewest_masses=1,
     most_masses=2,
-    mass_diameter_mm=(7.0, 14.0),
-    lookalikes=8,
+    mass_diameter_mm=(8.0, 16.0),
+    mass_contrast=(1.1, 1.25),
+    lookalikes=4,
 )
 # Pixel size of BCS-DBT, whose scorer measures distances in pixels: boxes are scaled to it before matching.
 DBT_PIXEL_MM = 0.085

@@ -97,7 +97,7 @@ def paint_mass(
         return None
     window, (x, y, z) = painter.window(place, 2.4 * radius_mm if spiculated else 1.2 * radius_mm)
     lobes = int(random.integers(3, 7))
-    offset, size = ((0.3, 0.5), (0.4, 0.6)) if spiculated else ((0.3, 0.45), (0.5, 0.65))
+    offset, size = ((0.35, 0.55), (0.45, 0.65)) if spiculated else ((0.3, 0.45), (0.5, 0.65))
     # The smooth minimum of the distances to the balls' surfaces.
     union = np.zeros(np.broadcast_shapes(x.shape, y.shape, z.shape), np.float32)
     sharpness = 12 / radius_mm

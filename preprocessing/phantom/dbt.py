@@ -46,10 +46,10 @@ class DBTSettings:
     spacing_mm: tuple[float, float, float] = (0.4, 0.4, 1.0)  # voxel spacing (x, y, z)
     most_masses: int = 2  # maximum per case
     fewest_masses: int = 0  # minimum per case, where there is room
-    mass_diameter_mm: tuple[float, float] = (5.0, 25.0)  # small ones are more frequent
+    mass_diameter_mm: tuple[float, float] = (5.0, 25.0)  # each as frequent
     mass_contrast: tuple[float, float] = (1.0, 1.15)  # attenuation relative to glandular tissue
     # Nodes, cysts and crossing strands, maximum per case; the minimum is half of it.
-    lookalikes: int = 5
+    lookalikes: int = 3
     arc: str = "any"  # "wide", "narrow", or "any": one or the other by case
     density: str = "any"  # BI-RADS class "a" to "d", or "any": as frequent as among women
 
@@ -144,7 +144,7 @@ def _paint_masses(
     random, regions = painter.random, []
     most_mm = 0.5 * float(np.ptp(painter.axes[2])) - 3
     for _ in range(int(random.integers(settings.fewest_masses, settings.most_masses + 1))):
-        diameter = np.exp(random.uniform(*np.log(settings.mass_diameter_mm)))
+        diameter = random.uniform(*settings.mass_diameter_mm)
         spiculated = bool(random.random() < 0.5)
         contrast = random.uniform(*settings.mass_contrast)
         radius = max(0.5, min(diameter / 2, most_mm))
