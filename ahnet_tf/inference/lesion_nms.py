@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +49,9 @@ def detect_lesions(
     A peak is a local maximum among 26 neighbours; a plateau counts once. From the highest peak down,
     each is kept unless a kept one is closer than the minimum distance. Its box holds the connected
     voxels of at least half its height that are no nearer to another lesion and within `REACH_MM` along
-    each axis; on a training target (`preprocessing.volumes.lesions`) that is the lesion itself.
+    each axis; on a training target (`preprocessing.volumes.lesions`) that is the lesion itself. A peak
+    on a broad foot is no larger than its top: a target is sqrt(2) times as wide at half of its height
+    as at three quarters of it, so no side is further away than that.
 
     The heat map holds probabilities [x, y, z] of any floating dtype, and the spacing is (x, y, z).
     """
@@ -101,14 +104,34 @@ def _lesion(
 ) -> Detection:
     """Returns the lesion at `peaks[number]`, see `detect_lesions`."""
     peak = peaks[number]
-    voxels = _region(heat_map, peak, score / 2, np.ceil(REACH_MM / spacing_mm).astype(int))
+    most = np.ceil(REACH_MM / spacing_mm).astype(int)
+    down, up = _sides(heat_map, number, peaks, score / 2, most, spacing_mm)
+    for sides, high in zip(
+        (down, up), _sides(heat_map, number, peaks, 3 / 4 * score, most, spacing_mm), strict=True
+    ):
+        np.minimum(sides, np.floor(math.sqrt(2) * (high + 1)).astype(int), out=sides)
+    return Detection(score, *(peak - down).tolist(), *(down + up + 1).tolist())
+
+
+def _sides(
+    heat_map: np.ndarray,
+    number: int,
+    peaks: np.ndarray,
+    level: float,
+    most: np.ndarray,
+    spacing_mm: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns how far voxels of at least `level` reach below and above a peak, in voxels [axis].
+
+    They are connected to it and no nearer to another peak.
+    """
+    peak = peaks[number]
+    voxels = _region(heat_map, peak, level, most)
     own_mm = np.linalg.norm((voxels - peak) * spacing_mm, axis=1)
     for other in np.delete(peaks, number, axis=0):
         nearer = own_mm <= np.linalg.norm((voxels - other) * spacing_mm, axis=1)
         voxels, own_mm = voxels[nearer], own_mm[nearer]
-    first = voxels.min(axis=0)
-    sizes = voxels.max(axis=0) - first + 1
-    return Detection(score, *first.tolist(), *sizes.tolist())
+    return peak - voxels.min(axis=0), voxels.max(axis=0) - peak
 
 
 def _region(heat_map: np.ndarray, peak: np.ndarray, level: float, most: np.ndarray) -> np.ndarray:

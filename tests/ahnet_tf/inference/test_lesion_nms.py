@@ -38,6 +38,24 @@ def test_a_peak_its_score_and_the_box_above_half_of_it():
     assert detect_lesions(heat_map, one_mm, DetectionSettings(0.9)) == []
 
 
+def test_a_peak_on_a_broad_foot_is_no_wider_than_its_top():
+    # Half of 0.5 is below the foot of 43 voxels; at three quarters, 0.375, the top is 3 voxels wide,
+    # so a side is below sqrt(2) (1 + 1) = 2.8 voxels away.
+    foot = [0.3] * 20
+    (found,) = detect_lesions(line(*foot, 0.4, 0.5, 0.4, *foot), (1.0, 1.0, 1.0))
+    assert (found.x, found.width) == (19, 5)
+
+
+@given(st.integers(1, 12), st.floats(0.05, 0.95), st.floats(0.2, 1.0))
+@settings(deadline=None, max_examples=40)
+def test_a_target_has_the_size_of_its_lesion_at_every_height(voxels, rest, height):
+    """A radius between two voxels holds the lower number of them on either side."""
+    distance = np.abs(np.arange(61) - 30) / (voxels + rest)
+    target = height * np.maximum(0, 1 - distance**2 / 2)
+    (found,) = detect_lesions(line(*target), (1.0, 1.0, 1.0))
+    assert (found.x, found.width) == (30 - voxels, 2 * voxels + 1)
+
+
 def test_distances_are_in_mm_along_each_axis():
     heat_map = np.zeros((1, 1, 4), np.float32)
     heat_map[0, 0, [0, 3]] = 1, 0.9
