@@ -38,8 +38,8 @@ DBT_PHANTOM = DBTSettings(
     fewest_masses=1,
     most_masses=2,
     mass_diameter_mm=(8.0, 16.0),
-    mass_contrast=(1.1, 1.25),
-    lookalikes=4,
+    mass_contrast=(1.05, 1.2),
+    lookalikes=6,
 )
 # Pixel size of BCS-DBT, whose scorer measures distances in pixels: boxes are scaled to it before matching.
 DBT_PIXEL_MM = 0.085
