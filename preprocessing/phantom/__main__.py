@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from preprocessing.cli import make_parser, run_command
+from preprocessing.errors import SettingsError
 from preprocessing.phantom.ct import PhantomSettings
 from preprocessing.phantom.dataset import write_cases
 from preprocessing.phantom.dbt import DBTSettings
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--shape", type=int, nargs=3, metavar=("X", "Y", "Z"), help=shape)
     spacing = "voxel spacing (default: 2.5 2.5 5 for CT, 0.4 0.4 1 for DBT)"
     add("--spacing-mm", type=float, nargs=3, metavar=("X", "Y", "Z"), help=spacing)
+    contrast = "DBT: attenuation of masses relative to gland (default: 1.0 1.15)"
+    add("--mass-contrast", type=float, nargs=2, metavar=("LOW", "HIGH"), help=contrast)
     form = "files of DBT (default: nifti)"
     add("--format", choices=("nifti", "dicom"), default="nifti", help=form)
     add("--overwrite", action="store_true", help="replace cases of the same name")
@@ -46,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     given = {"shape_xyz": arguments.shape, "spacing_mm": arguments.spacing_mm}
+    if arguments.mass_contrast and arguments.kind != "dbt":
+        raise SettingsError("--mass-contrast", "--kind dbt", f"--kind {arguments.kind}")
+    if arguments.mass_contrast:
+        given["mass_contrast"] = arguments.mass_contrast
     settings = KINDS[arguments.kind](**{k: tuple(v) for k, v in given.items() if v is not None})
     cases = write_cases(
         arguments.output,

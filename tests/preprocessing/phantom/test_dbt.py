@@ -230,3 +230,24 @@ def test_dicom_holds_the_same_voxels_in_the_same_place(tmp_path, capsys):
     capsys.readouterr()
     assert main(["--output", str(tmp_path / "ct"), "--format", "dicom"]) == 1
     assert "--kind dbt" in capsys.readouterr().err
+
+
+def test_contrast_of_masses_is_an_option(tmp_path, capsys):
+    options = [
+        "--output",
+        str(tmp_path),
+        "--shape",
+        "48",
+        "64",
+        "16",
+        "--mass-contrast",
+        "1.3",
+        "1.4",
+    ]
+    assert (
+        main([*options, "--kind", "dbt", "--cases", "1", "--spacing-mm", "1.3", "1.4", "2.5"]) == 0
+    )
+    settings = json.loads((tmp_path / "phantom.json").read_text())["settings"]
+    assert settings["mass_contrast"] == [1.3, 1.4]
+    assert main(options) == 1
+    assert "--kind dbt" in capsys.readouterr().err
