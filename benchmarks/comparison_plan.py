@@ -31,10 +31,11 @@ CT_PHANTOM = PhantomSettings(
     flat_lookalikes=3,
     flat_slices=3,
 )
-# Coarse breasts with masses that few volumes suffice to learn.
+# Coarse breasts with masses that few volumes suffice to learn; a patch holds almost the whole depth, over
+# which a mass is smeared.
 DBT_PHANTOM = DBTSettings(
-    shape_xyz=(64, 96, 24),
-    spacing_mm=(1.0, 1.0, 1.0),
+    shape_xyz=(64, 96, 16),
+    spacing_mm=(1.0, 1.0, 1.5),
     fewest_masses=1,
     most_masses=2,
     mass_diameter_mm=(8.0, 16.0),

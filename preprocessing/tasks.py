@@ -149,13 +149,14 @@ _CT_LIVER_SMALL = attrs.evolve(
     patch_shape_zyx=(16, 128, 128),
     patches_per_case=8,
 )
-# A lesion of 8 mm is still ten pixels wide, and a patch holds most of a breast's plane.
+# A lesion of 8 mm is still ten pixels wide. A narrow arc smears it over twenty slices and more: a patch holds
+# them, for 51 mm of the plane.
 _DBT_LESION_SMALL = attrs.evolve(
     _DBT_LESION,
     name="dbt_lesion_small",
     resampling="in_plane",
     spacing_mm=(0.8, 0.8, 1.0),
-    patch_shape_zyx=(16, 96, 96),
+    patch_shape_zyx=(32, 64, 64),
     patches_per_case=8,
 )
 PRESETS = {task.name: task for task in (_CT_LIVER, _CT_LIVER_SMALL, _DBT_LESION, _DBT_LESION_SMALL)}

@@ -16,6 +16,9 @@ from preprocessing.settings import is_number, is_whole
 # Largest distance of a box's sides from its peak; bounds the work if scores are similar everywhere.
 REACH_MM = 40.0
 
+# What a mm along x, y and z counts in the distance of two peaks.
+DEPTH_COUNTS = np.array([1.0, 1.0, 1 / 3])
+
 _NEIGHBOURS = np.ones((3, 3, 3), bool)
 
 
@@ -26,8 +29,9 @@ class DetectionSettings:
     # Lowest peak, above 0 and up to 1. Low by default, because FROC evaluates all thresholds.
     threshold: float = 0.1
     most: int = 10  # lesions per volume; the highest peaks are kept
-    # Of two peaks closer than this, the lower one is removed. The BCS-DBT scorer counts a detection
-    # within 100 pixels (8.5 mm) as a hit.
+    # Of two peaks closer than this, the lower one is removed; distances along z count a third, since the
+    # missing angles of tomosynthesis smear a lesion along z. The BCS-DBT scorer counts a detection within
+    # 100 pixels (8.5 mm) and a quarter of the slices as a hit.
     minimum_distance_mm: float = 10.0
 
     def __post_init__(self):
@@ -63,7 +67,7 @@ def detect_lesions(
     while left.size and len(kept) < settings.most:
         highest, left = int(left[0]), left[1:]
         kept.append(highest)
-        away_mm = np.linalg.norm((peaks[left] - peaks[highest]) * spacing, axis=1)
+        away_mm = np.linalg.norm((peaks[left] - peaks[highest]) * spacing * DEPTH_COUNTS, axis=1)
         left = left[away_mm >= settings.minimum_distance_mm]
     return [
         _lesion(heat_map, number, peaks[kept], float(scores[peak]), spacing)

@@ -19,7 +19,7 @@ QUANTILES, SHARES = (0.02, 0.98), (0.2, 0.8)
 BINS = 65536
 # Otsu's separability, the variance between air and breast over the whole, is 0.64 for normal noise
 # and at most 0.75 (a uniform distribution) for any other single symmetric peak.
-LEAST_SEPARABILITY = 0.76
+LEAST_SEPARABILITY = 0.68
 # Share of voxels above the threshold: less is a marker or a defect, more leaves no air to tell.
 BREAST_SHARE = (0.02, 0.95)
 # Noise averages out in blocks of so many voxels along each axis; tissue does not. Solid are blocks

@@ -56,12 +56,13 @@ def test_a_target_has_the_size_of_its_lesion_at_every_height(voxels, rest, heigh
     assert (found.x, found.width) == (30 - voxels, 2 * voxels + 1)
 
 
-def test_distances_are_in_mm_along_each_axis():
-    heat_map = np.zeros((1, 1, 4), np.float32)
-    heat_map[0, 0, [0, 3]] = 1, 0.9
-    settings_10_mm = DetectionSettings(minimum_distance_mm=10)
-    assert len(detect_lesions(heat_map, (1.0, 1.0, 3.0), settings_10_mm)) == 1
-    assert len(detect_lesions(heat_map, (1.0, 1.0, 3.5), settings_10_mm)) == 2
+@pytest.mark.parametrize(("axis", "counts"), [(0, 1), (1, 1), (2, 1 / 3)])
+def test_distances_are_in_mm_and_a_third_of_them_along_z(axis, counts):
+    """Peaks three voxels apart; 10 mm are between three times 3 and three times 3.5 mm."""
+    heat_map = np.moveaxis(line(1, 0, 0, 0.9), 0, axis)
+    settings_10_mm = DetectionSettings(minimum_distance_mm=10 * counts)
+    assert len(detect_lesions(heat_map, (3.0, 3.0, 3.0), settings_10_mm)) == 1
+    assert len(detect_lesions(heat_map, (3.5, 3.5, 3.5), settings_10_mm)) == 2
 
 
 def test_a_plateau_is_one_peak_in_its_middle():
@@ -111,7 +112,7 @@ def test_properties_of_suppression(seed, distance_mm):
     assert (np.diff(scores) <= 0).all()
     assert len(found) == 0 or scores[0] == heat_map.max()
     peaks = np.array([np.argwhere(heat_map == score)[0] for score in scores]).reshape(-1, 3)
-    apart = np.linalg.norm((peaks[:, None] - peaks) * (1, 1, 2), axis=-1)
+    apart = np.linalg.norm((peaks[:, None] - peaks) * (1, 1, 2 / 3), axis=-1)
     assert (apart[~np.eye(len(peaks), dtype=bool)] >= distance_mm).all()
     for lesion, peak in zip(found, peaks, strict=True):
         first = np.array((lesion.x, lesion.y, lesion.z))
