@@ -106,7 +106,7 @@ _DBT = {
 }
 _DBT_LESION = {stage: own | _DBT for stage, own in _CT_LIVER.items()}
 
-# Ten minutes on two cores, for patches of 16 x 96 x 96 at 0.8 x 0.8 x 1 mm (task dbt_lesion_small). The dense
+# Ten minutes on two cores, for patches of 32 x 64 x 64 at 0.8 x 0.8 x 1 mm (task dbt_lesion_small). The dense
 # layer and the averaging of weights are those of ct_liver_small; masses in dense tissue need more steps.
 _DBT_LESION_SMALL_OWN = {"dense_layers": 1, "growth": 16, "learning_rate": 4e-3}
 _DBT_LESION_SMALL = {
