@@ -136,7 +136,7 @@ DBT_LESION = Demonstration(
     ),
     training=(
         *("2d.steps=100", "2d.evaluate_every=100"),
-        *("3d.steps=500", "3d.evaluate_every=500"),
+        *("3d.steps=900", "3d.evaluate_every=900"),
     ),
     threshold=0.5,
     blessing=lambda least: ("--threshold", f"{SENSITIVITIES[1]}={least}"),

@@ -158,6 +158,8 @@ _DBT_LESION_SMALL = attrs.evolve(
     spacing_mm=(0.8, 0.8, 1.0),
     patch_shape_zyx=(32, 64, 64),
     patches_per_case=8,
+    # Half of the patches anywhere: air and all normal tissue are to be rejected.
+    foreground_fraction=0.5,
 )
 PRESETS = {task.name: task for task in (_CT_LIVER, _CT_LIVER_SMALL, _DBT_LESION, _DBT_LESION_SMALL)}
 
