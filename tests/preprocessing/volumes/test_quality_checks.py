@@ -99,7 +99,8 @@ def test_spacing():
     assert "spacing 8 x 8 x 50 mm" in found(ct(), affine=np.diag([8, 8, 50, 1]))["spacing"]
     dbt = np.random.default_rng(0).integers(0, 900, (9, 9, 9)).astype(np.uint16)
     assert found(dbt, affine=np.diag([0.1, 0.1, 1, 1]), task=DBT) == {}
-    assert "0.02 to 0.5 in the plane" in found(dbt, task=DBT)["spacing"]
+    coarse = found(dbt, affine=np.diag([1.2, 1.2, 2, 1]), task=DBT)
+    assert "0.02 to 1 in the plane" in coarse["spacing"]
 
 
 def boxes(values, shape=(60, 20, 9)):
