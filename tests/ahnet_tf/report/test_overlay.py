@@ -2,8 +2,8 @@
 
 import itertools
 
-import nibabel as nib
 import attrs
+import nibabel as nib
 import numpy as np
 import pytest
 from matplotlib import colors, image
