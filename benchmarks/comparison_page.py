@@ -142,15 +142,20 @@ def _introduction(plan: Plan, command: str) -> str:
         "same augmentation, schedule, averaging of weights and class weights, and the focal loss unless their name "
         f"says another. Learning rates are {' and '.join(f'{rate:g}' for rate in rates)}: the lower one for U-Nets."
     )
-    measures = (
-        f"{_numbers(plan)} Tumour and liver Dice are means over cases. Sensitivity is the share of masses found at a "
+    dice = "Tumour and liver Dice are means over cases. "
+    sensitivity = (
+        "Sensitivity is the share of masses found at a "
         "number of false positives per volume (FP), by the rules of the BCS-DBT challenge's scorer with boxes in its "
         f"pixels of {DBT_PIXEL_MM} mm: the challenge's own mean at 1, 2, 3 and 4 FP over volumes with masses, and the "
-        "mean at 1/4, 1/2, 1 and 2 FP over all volumes. Differences are paired by seed: the score of the transferred "
-        "AH-Net minus that of the other network."
+        "mean at 1/4, 1/2, 1 and 2 FP over all volumes. "
+    )
+    measures = (
+        f"{_numbers(plan)} {dice if 'ct' in plan.tasks else ''}{sensitivity if 'dbt' in plan.tasks else ''}Differences "
+        "are paired by seed: the score of the transferred AH-Net minus that of the other network."
     )
     blocks = ["# The paper's comparison, on phantoms", f"    {command}"]
-    texts = (purpose, cases_ct, cases_dbt, data, budget, measures)
+    cases = {"ct": cases_ct, "dbt": cases_dbt}
+    texts = (purpose, *(cases[task] for task in plan.tasks), data, budget, measures)
     return "\n\n".join([*blocks, *map(_paragraph, texts)])
 
 

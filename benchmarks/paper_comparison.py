@@ -1,6 +1,9 @@
 """AH-Net against the paper's baselines on phantoms; writes docs/comparison.md.
 
-python -m benchmarks.paper_comparison --output comparison [--quick] [--workers N]
+python -m benchmarks.paper_comparison --output comparison [--task ct|dbt] [--quick] [--workers N]
+
+With one task the page and the report keep the other one's results, if they are of the same plan.
+
 
 OUTPUT/plan.json       the plan of the comparison
 OUTPUT/records/        cases and records of each task
@@ -18,18 +21,19 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from benchmarks.comparison_jobs import Job, run_jobs
 from benchmarks.comparison_page import CORES, minutes_on_cores, page
-from benchmarks.comparison_plan import QUICK, Plan, Run, everything, runs_of, source_of
+from benchmarks.comparison_plan import QUICK, TASKS, Plan, Run, everything, runs_of, source_of
 from benchmarks.comparison_plots import plot_curves, plot_scores
 from benchmarks.comparison_records import make_records
 from benchmarks.comparison_runs import PLAN, result_path
 from benchmarks.comparison_statistics import summarise, summarise_curves
-from benchmarks.report import goal, machine, versions, write_report
+from benchmarks.report import RESULTS, goal, machine, versions, write_report
 from pipeline.demo import only_run_in
 from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import SettingsError, Stopped
@@ -138,6 +142,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for all runs")
     parser.add_argument(
+        "--task", choices=list(TASKS), help="one half of the comparison (default: both)"
+    )
+    parser.add_argument(
         "--quick",
         action="store_true",
         help="a small version of every step, in minutes; writes its page to OUTPUT",
@@ -154,6 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     output, plan = Path(arguments.output), QUICK if arguments.quick else Plan()
+    if arguments.task:
+        plan = replace(plan, tasks=(arguments.task,))
     if arguments.workers < 1:
         raise SettingsError("--workers", "at least 1", arguments.workers)
     with stopped_by_signals(output):
@@ -161,6 +170,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.quick:
         print(f"written: {write_page(results, plan, output, f'{COMMAND}_quick --quick')}")
         return
+    results, plan = with_other_tasks(results, plan, RESULTS / "paper_comparison.json")
     write_report(
         "paper_comparison",
         results,
@@ -169,6 +179,36 @@ def _run(arguments: argparse.Namespace) -> None:
         everything(plan),
     )
     print(f"written: {write_page(results, plan, DOCS)}")
+
+
+def with_other_tasks(
+    results: Sequence[dict[str, Any]], plan: Plan, report: Path
+) -> tuple[list[dict[str, Any]], Plan]:
+    """Returns results, and those of the tasks of an earlier report that a plan leaves out.
+
+    A task is kept if everything that decides its results is as it was: phantom, definition, networks,
+    and the rest of the plan. The returned plan has the tasks of all results.
+    """
+    earlier = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    settings = earlier.get("settings", {})
+    kept = [
+        task
+        for task in TASKS
+        if task not in plan.tasks
+        and task in settings.get("plan", {}).get("tasks", ())
+        and _of_task(settings, task)
+        == _of_task(json.loads(json.dumps(everything(replace(plan, tasks=(task,))))), task)
+    ]
+    tasks = tuple(task for task in TASKS if task in (*plan.tasks, *kept))
+    others = [each for each in earlier.get("figures", ()) if each["task"] in kept]
+    everyone = sorted([*results, *others], key=lambda each: tasks.index(each["task"]))
+    return everyone, replace(plan, tasks=tasks)
+
+
+def _of_task(settings: dict[str, Any], task: str) -> tuple[Any, ...]:
+    own_plan = {name: value for name, value in settings["plan"].items() if name != "tasks"}
+    own = (settings.get(name, {}).get(task) for name in ("phantoms", "definitions"))
+    return (own_plan, *own, settings.get("networks"))
 
 
 if __name__ == "__main__":

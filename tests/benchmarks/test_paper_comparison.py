@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ from benchmarks.comparison_plan import (
 )
 from benchmarks.comparison_records import FIRST, case_numbers
 from benchmarks.comparison_runs import curve_of, result_path
-from benchmarks.paper_comparison import compare, write_page
+from benchmarks.paper_comparison import compare, with_other_tasks, write_page
 from preprocessing.errors import SettingsError
 from preprocessing.files import write_json
 
@@ -42,6 +43,7 @@ TINY = {"tasks": ("ct",), "variants": ("mcgcn", "ahnet_transferred"), "seeds": (
 TINY |= {"volumes": 1, "further": 1, "validation": 1, "unseen": 1}
 TINY |= {"volume_patches": 2, "slabs": 2, "most_steps": 3}
 PROGRAM = f"""
+from dataclasses import replace
 from pathlib import Path
 import sys
 from benchmarks.comparison_plan import Plan
@@ -184,3 +186,21 @@ def test_curve_holds_the_evaluated_steps():
         {"step": 20.0, "dice_tumour": 0.5},
     ]
     assert curve_of(history, "dice_tumour") == [[10, 0.25], [20, 0.5]]
+
+
+def test_one_task_keeps_the_others_results_of_the_same_plan(tmp_path):
+    report, ct, dbt = (
+        tmp_path / "report.json",
+        replace(Plan(), tasks=("ct",)),
+        replace(Plan(), tasks=("dbt",)),
+    )
+    of_ct, of_dbt = [{"task": "ct", "seed": 0}], [{"task": "dbt", "seed": 0}]
+    assert with_other_tasks(of_dbt, dbt, report) == (of_dbt, dbt)
+    write_json(report, {"figures": of_ct, "settings": everything(ct)})
+    assert with_other_tasks(of_dbt, dbt, report) == ([*of_ct, *of_dbt], Plan())
+    # The plan's own tasks are measured again.
+    assert with_other_tasks([], ct, report) == ([], ct)
+    changed = json.loads(report.read_text())
+    changed["settings"]["phantoms"]["ct"]["noise_hu"] += 1
+    write_json(report, changed)
+    assert with_other_tasks(of_dbt, dbt, report) == (of_dbt, dbt)
