@@ -18,6 +18,7 @@ from benchmarks.comparison_plan import (
     SOURCE,
     VARIANTS,
     Plan,
+    rows,
     voxels_a_step,
 )
 from benchmarks.comparison_plots import TITLES
@@ -268,7 +269,7 @@ def _curves(curves: Mapping[str, Any], plan: Plan, images: str) -> str:
     for task in curves:
         header += [f"steps, {_short(task)}", f"gain over the last quarter, {_short(task)}"]
     lines = []
-    for name in plan.variants:
+    for name in _rows(plan):
         cells = [VARIANTS[name].title]
         for variants in curves.values():
             numbers = variants.get(name)
@@ -293,6 +294,12 @@ def _curves(curves: Mapping[str, Any], plan: Plan, images: str) -> str:
     return "\n\n".join(["## Curves", text, picture, _markdown_table(header, lines)])
 
 
+def _rows(plan: Plan) -> list[str]:
+    """Returns the variants that a plan trains for any of its tasks."""
+    trained = {name for task in plan.tasks for name in rows(plan, task)}
+    return [name for name in plan.variants if name in trained]
+
+
 def _short(task: str) -> str:
     return TITLES[task].partition(":")[0]
 
@@ -305,7 +312,7 @@ def _cost(results: Sequence[Mapping[str, Any]], plan: Plan, machine: Mapping[str
         f"load. On {CORES} cores that do nothing else this CPU time takes {minutes_on_cores(results):.0f} minutes."
     )
     lines = []
-    for name in plan.variants:
+    for name in _rows(plan):
         cells = [VARIANTS[name].title]
         for task in plan.tasks:
             own = [r for r in results if (r["task"], r["variant"]) == (task, name)]
