@@ -116,7 +116,6 @@ def test_ahnet_learns_to_find_masses(tmp_path):
     masses = sum(len(case.boxes) for case in cases.values())
     assert masses > 10
     recall = recall_at(answers, masses, wrong=len(cases))
-    print("recall", recall, masses)
     assert recall > 0.4
 
 
