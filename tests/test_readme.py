@@ -126,6 +126,8 @@ def test_every_page_is_in_the_table(page):
         ),
         ("demo", "liver Dice, mean of 6 unseen cases", "mean {:.2f} on 6"),
         ("demo", "seconds from an empty folder to the picture", "{:.0f} s in all"),
+        ("detection", "sensitivity at 1 false positive per volume", "sensitivity {:.2f} at 1"),
+        ("detection", "sensitivity at 2 false positives per volume", "and {:.2f} at 2 false"),
         ("real_ct", "liver Dice of totalsegmentator_example, not seen", "liver Dice {:.2f} and"),
         ("real_ct", "liver Dice of ircadb01_case17, not seen", " and {:.2f},"),
         (
