@@ -136,7 +136,7 @@ DBT_LESION = Demonstration(
     ),
     training=(
         *("2d.steps=100", "2d.evaluate_every=100"),
-        *("3d.steps=900", "3d.evaluate_every=900"),
+        *("3d.steps=600", "3d.evaluate_every=300"),
     ),
     threshold=0.4,
     blessing=lambda least: ("--threshold", f"{SENSITIVITIES[1]}={least}"),
