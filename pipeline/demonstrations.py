@@ -138,7 +138,7 @@ DBT_LESION = Demonstration(
         *("2d.steps=100", "2d.evaluate_every=100"),
         *("3d.steps=600", "3d.evaluate_every=300"),
     ),
-    threshold=0.4,
+    threshold=0.25,
     blessing=lambda least: ("--threshold", f"{SENSITIVITIES[1]}={least}"),
     evaluated=lambda predictions: (predictions / "lesions.csv", "--hits-in-mm"),
     scores=_detection_scores,

@@ -170,3 +170,13 @@ def test_tumour_dice_is_the_benchmarks():
     )
     unseen, mean = figures["dice_tumour"], figures["dice_tumour_mean"]
     assert f"tumour Dice of {unseen:.2f} on its unseen case, {mean:.2f} on average" in README
+
+
+def test_tomosynthesis_demonstration_is_the_benchmarks():
+    (figures,) = (
+        each for each in results_of("demo")["figures"] if each.get("task") == "dbt_lesion"
+    )
+    found = figures["sensitivity_at_1_fp_volumes_with_boxes"]
+    text = " ".join(README.split())
+    assert f"in {figures['seconds']:.0f} s it finds {found:.2f} of the masses of" in text
+    assert f"of {figures['volumes']} unseen volumes at 1 false positive per volume" in text
