@@ -53,14 +53,16 @@ _CT_LIVER = {
     "3d": _FULL | {"architecture": "ahnet", "learning_rate": 1e-3},
 }
 
-# A quarter of the width and one bottleneck in each stage, for minutes of training on two cores with
-# patches of 16 x 128 x 128 at 2.5 x 2.5 x 5 mm (task ct_liver_small).
+# A quarter of the width and one bottleneck in each stage, for minutes of training on two cores. On CPUs a
+# dense layer costs its passes over the map, whatever its channels up to 16: a step with one layer of 16
+# takes three quarters of the time of one with three of 8.
 _SMALL = {
     "width": 0.25,
     "blocks": [1, 1, 1, 1],
-    "growth": 8,
+    "dense_layers": 1,
+    "growth": 16,
     "batch_size": 2,
-    "class_weights": [0.75, 1.0, 4.0],
+    "learning_rate": 4e-3,
     "warp_probability": 0.0,
     "intensity_gamma": 0.0,
     "padding_probability": 0.15,
@@ -68,29 +70,21 @@ _SMALL = {
     "log_every": 5,
     "checkpoint_every": 100,
 }
-_SMALL_STAGES = {
-    "2d": {"architecture": "mcgcn", "learning_rate": 2e-3, "steps": 150, "evaluate_every": 150},
-    "3d": {"architecture": "ahnet", "learning_rate": 4e-3, "steps": 900, "evaluate_every": 450},
-}
-# On CPUs a dense layer costs its passes over the map, whatever its channels up to 16: a step with one
-# layer of 16 takes three quarters of the time of one with three of 8. Soft Dice beside the focal loss
-# finds tumours in fewer steps. Half of each patch's slices spare the 2D network half of its time. A
-# patch holds the whole plane, where left and right distinguish organs, so there is no mirroring.
+_SMALL_2D = _SMALL | {"architecture": "mcgcn"}
+_SMALL_3D = _SMALL | {"architecture": "ahnet", "ema_momentum": 0.98}
+# For patches of 16 x 128 x 128 at 2.5 x 2.5 x 5 mm (task ct_liver_small). Soft Dice beside the focal loss
+# finds tumours in fewer steps. Half of each patch's slices spare the 2D network half of its time. A patch
+# holds the whole plane, where left and right distinguish organs, so there is no mirroring.
 _CT_LIVER_SMALL_OWN = {
-    "dense_layers": 1,
-    "growth": 16,
+    "class_weights": [0.75, 1.0, 4.0],
     "loss": "dice_focal",
     "flip_probability": 0.0,
 }
 _CT_LIVER_SMALL = {
-    "2d": _SMALL
-    | _SMALL_STAGES["2d"]
+    "2d": _SMALL_2D | _CT_LIVER_SMALL_OWN | {"slab_slices": 8, "steps": 100, "evaluate_every": 100},
+    "3d": _SMALL_3D
     | _CT_LIVER_SMALL_OWN
-    | {"learning_rate": 4e-3, "slab_slices": 8, "steps": 100, "evaluate_every": 100},
-    "3d": _SMALL
-    | _SMALL_STAGES["3d"]
-    | _CT_LIVER_SMALL_OWN
-    | {"learning_rate": 6e-3, "ema_momentum": 0.98, "steps": 900, "evaluate_every": 900},
+    | {"learning_rate": 6e-3, "steps": 900, "evaluate_every": 900},
 }
 
 # From the paper, for lesions in breast tomosynthesis: focal loss on the heat map, gamma 2. Ours: the
@@ -106,20 +100,10 @@ _DBT = {
 }
 _DBT_LESION = {stage: own | _DBT for stage, own in _CT_LIVER.items()}
 
-# Ten minutes on two cores, for patches of 32 x 64 x 64 at 0.8 x 0.8 x 1 mm (task dbt_lesion_small). The dense
-# layer and the averaging of weights are those of ct_liver_small; masses in dense tissue need more steps.
-_DBT_LESION_SMALL_OWN = {"dense_layers": 1, "growth": 16, "learning_rate": 4e-3}
+# Ten minutes on two cores, for patches of 32 x 64 x 64 at 0.8 x 0.8 x 1 mm (task dbt_lesion_small).
 _DBT_LESION_SMALL = {
-    "2d": _SMALL
-    | _SMALL_STAGES["2d"]
-    | _DBT
-    | _DBT_LESION_SMALL_OWN
-    | {"steps": 600, "evaluate_every": 600},
-    "3d": _SMALL
-    | _SMALL_STAGES["3d"]
-    | _DBT
-    | _DBT_LESION_SMALL_OWN
-    | {"ema_momentum": 0.98, "steps": 3000, "evaluate_every": 1000},
+    "2d": _SMALL_2D | _DBT | {"steps": 600, "evaluate_every": 600},
+    "3d": _SMALL_3D | _DBT | {"steps": 3000, "evaluate_every": 1000},
 }
 
 PRESETS = {

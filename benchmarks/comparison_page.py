@@ -7,10 +7,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ahnet_tf.evaluation.froc import CHALLENGE_PIXEL_MM
 from benchmarks.comparison_plan import (
     CT_PHANTOM,
     DBT_PHANTOM,
-    DBT_PIXEL_MM,
     GOAL,
     REFERENCE,
     SLICES_2D,
@@ -147,7 +147,7 @@ def _introduction(plan: Plan, command: str) -> str:
     sensitivity = (
         "Sensitivity is the share of masses found at a "
         "number of false positives per volume (FP), by the rules of the BCS-DBT challenge's scorer with boxes in its "
-        f"pixels of {DBT_PIXEL_MM} mm: the challenge's own mean at 1, 2, 3 and 4 FP over volumes with masses, and the "
+        f"pixels of {CHALLENGE_PIXEL_MM} mm: the challenge's own mean at 1, 2, 3 and 4 FP over volumes with masses, and the "
         "mean at 1/4, 1/2, 1 and 2 FP over all volumes. "
     )
     measures = (

@@ -42,8 +42,6 @@ DBT_PHANTOM = DBTSettings(
     mass_contrast=(1.05, 1.2),
     lookalikes=6,
 )
-# Pixel size of BCS-DBT, whose scorer measures distances in pixels: boxes are scaled to it before matching.
-DBT_PIXEL_MM = 0.085
 PHANTOMS: dict[str, PhantomSettings | DBTSettings] = {"ct": CT_PHANTOM, "dbt": DBT_PHANTOM}
 
 TASKS = {

@@ -8,9 +8,9 @@ from pathlib import Path
 import attrs
 import numpy as np
 
-from ahnet_tf.evaluation.froc import count, curve, froc_scores, match_volume, score_names
+from ahnet_tf.evaluation.froc import count, curve, froc_scores, in_pixels, match_volume, score_names
 from ahnet_tf.evaluation.lits import LIVER, TUMOUR, dice
-from benchmarks.comparison_plan import CT_PHANTOM, DBT_PHANTOM, DBT_PIXEL_MM, TASKS, Plan
+from benchmarks.comparison_plan import CT_PHANTOM, DBT_PHANTOM, TASKS, Plan
 from benchmarks.comparison_records import DATA_SEED, case_numbers
 from preprocessing.phantom import ct as phantom_ct
 from preprocessing.phantom import dbt as phantom_dbt
@@ -51,13 +51,8 @@ def _dbt_scores(predictor, numbers) -> dict[str, float]:
     for number in numbers:
         case = phantom_dbt.make_case(DATA_SEED, number, DBT_PHANTOM)
         found = segment_volume(case.image, predictor).lesions
-        factor = [step / DBT_PIXEL_MM for step in spacing_mm(case.image.affine)[:2]]
-        volumes.append(
-            match_volume(
-                [_scaled(one, factor) for one in found],
-                [_scaled(one, factor) for one in case.boxes],
-            )
-        )
+        step_mm = spacing_mm(case.image.affine)
+        volumes.append(match_volume(in_pixels(found, step_mm), in_pixels(case.boxes, step_mm)))
     counts = count(volumes)
     challenge = dict(zip(score_names(), froc_scores(counts)[0].tolist(), strict=True))
     low = np.interp(LOW_RATES, *curve(counts)).tolist()
@@ -66,14 +61,3 @@ def _dbt_scores(predictor, numbers) -> dict[str, float]:
         "challenge_sensitivity": challenge["sensitivity_mean_volumes_with_boxes"],
         **{f"sensitivity_at_{rate:g}": value for rate, value in zip(LOW_RATES, low, strict=True)},
     }
-
-
-def _scaled(box, factor):
-    """Returns a box or detection with x and y scaled by a factor."""
-    return dataclasses.replace(
-        box,
-        x=round(box.x * factor[0]),
-        y=round(box.y * factor[1]),
-        width=round(box.width * factor[0]),
-        height=round(box.height * factor[1]),
-    )

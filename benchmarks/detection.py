@@ -5,12 +5,14 @@ python -m benchmarks.detection [--work DIR] [--cases 360] [--unseen 9]
 Trains the preset dbt_lesion_small on synthetic breasts of 0.8 mm and measures the FROC over unseen ones,
 as many of each density class, with intervals by bootstrap. With AHNET_DATA=DIR the network also reads
 DIR/victre_dbt_insilico, a breast with a mass and the same one without, which others simulated. With
---work, a killed run resumes.
+--work, a killed run resumes with its first unfinished part.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -27,13 +29,16 @@ from ahnet_tf.evaluation.froc import ScoredVolume, count, curve, in_pixels, matc
 from ahnet_tf.evaluation.summary import summarise_detections
 from ahnet_tf.inference.predictor import Predictor, open_predictor
 from ahnet_tf.inference.segment import PredictionSettings, segment_volume
+from ahnet_tf.presets import PRESETS
 from benchmarks.commands import call, cpu_seconds, read_json
 from benchmarks.report import goal, print_table, versions, write_report
 from preprocessing.cli import make_parser, run_command
 from preprocessing.datasets.detection_table import Detection
+from preprocessing.errors import SettingsError
 from preprocessing.files import write_json
 from preprocessing.phantom.breast import DENSITIES
 from preprocessing.phantom.dbt import DBTSettings, make_case
+from preprocessing.tasks import load_task
 from preprocessing.volumes.geometry import spacing_mm
 from preprocessing.volumes.nifti import read_image
 
@@ -61,13 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(arguments.work or temporary)
-        seconds = _trained(work, arguments.cases, arguments.seed)
+        figures: dict[str, Any] = {"training": _trained(work, arguments.cases, arguments.seed)}
         predictor = open_predictor(work / "run" / "ahnet")
-    figures: dict[str, Any] = {"training": seconds}
-    figures |= _on_synthetic(predictor, arguments.unseen, arguments.seed)
-    data = os.environ.get("AHNET_DATA")
-    if data and (Path(data) / VICTRE).is_dir():
-        figures["victre"] = _on_victre(predictor, Path(data) / VICTRE)
+        figures |= _on_synthetic(predictor, arguments.unseen, arguments.seed)
+        data = os.environ.get("AHNET_DATA")
+        if data and (Path(data) / VICTRE).is_dir():
+            figures["victre"] = _on_victre(predictor, Path(data) / VICTRE)
     rows = [(name, *numbers.values()) for name, numbers in figures["froc"].items()]
     print_table(("density", *figures["froc"]["all"]), rows)
     settings = {"cases": arguments.cases, "unseen": arguments.unseen, "seed": arguments.seed}
@@ -99,20 +103,29 @@ def goals_of(figures: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _trained(work: Path, cases: int, seed: int) -> dict[str, float]:
-    """Makes cases and records in `work` and trains on them; returns the cost of the training."""
+    """Makes cases and records in `work` and trains on them; returns the cost of the training.
+
+    An unfinished training starts over, so that its cost is complete. Raises SettingsError if `work`
+    is that of other settings.
+    """
     data, records, done = work / "cases", work / "records", work / "training.json"
-    options = ["--kind", "dbt", "--cases", cases, "--seed", seed, "--output", data]
-    options += ["--shape", *GRID["shape_xyz"], "--spacing-mm", *GRID["spacing_mm"]]
+    settings = {"cases": cases, "seed": seed, "task": load_task(TASK).to_dict()}
+    settings = json.loads(json.dumps(settings | {"training": PRESETS[TASK]}))
+    if (work / "settings.json").is_file() and read_json(work / "settings.json") != settings:
+        raise SettingsError("--work", "a folder of this benchmark with these settings", work)
+    write_json(work / "settings.json", settings)
     if not (records / "task.json").is_file():
+        options = ["--kind", "dbt", "--cases", cases, "--seed", seed, "--output", data]
+        options += ["--shape", *GRID["shape_xyz"], "--spacing-mm", *GRID["spacing_mm"]]
         call("preprocessing.phantom", *options, "--overwrite")
         convert = ["--task", TASK, "--input", data, "--output", records, "--overwrite"]
         call("preprocessing.convert", *convert, "--eval-fraction", 0.06, "--seed", seed)
     if not done.is_file():
+        shutil.rmtree(work / "run", ignore_errors=True)
         before, began = cpu_seconds(), time.perf_counter()
         call("ahnet_tf.train", "--input", records, "--output", work / "run", "--seed", seed)
         minutes = (time.perf_counter() - began) / 60
-        cost = {"minutes": minutes, "cpu_minutes": (cpu_seconds() - before) / 60}
-        write_json(done, cost)
+        write_json(done, {"minutes": minutes, "cpu_minutes": (cpu_seconds() - before) / 60})
     return read_json(done)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from preprocessing.datasets import bcs_dbt
 from preprocessing.datasets.case import Case
@@ -156,21 +155,17 @@ def _link_with_tables(
     cases: Sequence[Case], keys: Mapping[str, bcs_dbt.VolumeKey], folder: Path
 ) -> None:
     """Links volumes and masks by their case ids, beside tables of their rows."""
-    boxes: list[dict[str, Any]] = []
-    labels: list[dict[str, Any]] = []
+    boxes: list[dict[str, object]] = []
+    labels: list[dict[str, object]] = []
     for case in cases:
-        key = dict(zip(bcs_dbt.VOLUME_COLUMNS, keys[case.case_id], strict=True))
         for path, ending in ((case.image_path, ""), (case.label_path, "_mask")):
             if path is not None:
                 suffix = path.name.removeprefix(stem_of(path))
                 (folder / f"{case.case_id}{ending}{suffix}").symlink_to(path.resolve())
-        classes = {box.lesion_class for box in case.boxes or ()}
-        outcome = next((each for each in ("cancer", "benign") if each in classes), "normal")
-        labels.append(key | {each: int(each.lower() == outcome) for each in bcs_dbt.OUTCOMES})
-        for box in case.boxes or ():
-            place = (box.slice_index, box.x, box.y, box.width, box.height, box.lesion_class)
-            names = ("Slice", "X", "Y", "Width", "Height", "Class")
-            row = dict(zip(names, place, strict=True)) | {"VolumeSlices": box.volume_slices}
-            boxes.append(key | {"Subject": case.case_id, "AD": 0} | row)
+        own_boxes, own_labels = bcs_dbt.rows_of_volume(
+            keys[case.case_id], case.boxes or (), case.case_id
+        )
+        boxes += own_boxes
+        labels.append(own_labels)
     write_csv(folder / "boxes.csv", bcs_dbt.BOX_COLUMNS, boxes)
     write_csv(folder / "labels.csv", bcs_dbt.LABEL_COLUMNS, labels)

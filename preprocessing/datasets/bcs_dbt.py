@@ -142,6 +142,24 @@ def cases_of_tables(tables: Tables, files: Sequence[Path], *, need_labels: bool)
     return cases
 
 
+def rows_of_volume(
+    key: VolumeKey, boxes: Sequence[LesionBox], subject: object
+) -> tuple[list[dict[str, object]], dict[str, object]]:
+    """Returns a volume's rows of the boxes table, and its row of the labels table.
+
+    The outcome is the worst class of its boxes, or normal.
+    """
+    names = dict(zip(VOLUME_COLUMNS, key, strict=True))
+    rows = []
+    for box in boxes:
+        place = (box.slice_index, box.x, box.y, box.width, box.height)
+        values = (*key, subject, *place, box.lesion_class, 0, box.volume_slices)
+        rows.append(dict(zip(BOX_COLUMNS, values, strict=True)))
+    classes = {box.lesion_class for box in boxes}
+    outcome = next((each for each in reversed(LESION_CLASSES) if each in classes), "normal")
+    return rows, {**names, **{each: int(each.lower() == outcome) for each in OUTCOMES}}
+
+
 def replace_rows(
     path: Path, columns: Sequence[str], column: str, value: str, rows: Sequence[dict[str, object]]
 ) -> None:

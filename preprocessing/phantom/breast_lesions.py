@@ -31,7 +31,7 @@ class Painter:
     def free_place(self, radius_mm: float, gland: float | None = None) -> np.ndarray | None:
         """Returns a place for a ball inside the breast, and takes it; None without room.
 
-        With `gland`, a probability, the place is then in glandular tissue.
+        With the probability `gland`, the place is in glandular tissue if half of the tries find one.
         """
         sizes = self.breast.depth_mm.shape
         in_gland = gland is not None and self.random.random() < gland
@@ -64,7 +64,7 @@ class Painter:
             offsets.append((mm[first:end] - middle).astype(np.float32))
         return tuple(slices), np.ix_(*offsets)
 
-    def mix(self, window: tuple[slice, ...], share: np.ndarray, level: float | np.ndarray) -> None:
+    def mix(self, window: tuple[slice, ...], share: np.ndarray, level: float) -> None:
         """Replaces tissue in a window by its share of an attenuation in 1/mm; air stays air."""
         share = share * smooth_step(self.breast.depth_mm[window] / 0.3)
         tissue = self.breast.attenuation[window]

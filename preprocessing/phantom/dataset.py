@@ -89,19 +89,12 @@ def _write_dbt(
     else:
         write_image(output / f"{name}.nii.gz", case.image)
         write_image(output / f"{name}_mask.nii.gz", case.label)
-    classes = [box.lesion_class for box in case.boxes]
-    outcome = next((each for each in ("cancer", "benign") if each in classes), "normal")
-    outcomes = {each: int(each.lower() == outcome) for each in bcs_dbt.OUTCOMES}
-    boxes: list[dict[str, object]] = []
-    for box in case.boxes:
-        place = (box.slice_index, box.x, box.y, box.width, box.height)
-        values = (*volume, number, *place, box.lesion_class, 0, box.volume_slices)
-        boxes.append(dict(zip(bcs_dbt.BOX_COLUMNS, values, strict=True)))
+    boxes, labels = bcs_dbt.rows_of_volume(volume, case.boxes, number)
     path = f"{name}.{'dcm' if dicom else 'nii.gz'}"
     path_columns = (*bcs_dbt.VOLUME_COLUMNS, *bcs_dbt.PATH_COLUMNS)
     tables: tuple[tuple[str, Sequence[str], list[dict[str, object]]], ...] = (
         ("boxes.csv", bcs_dbt.BOX_COLUMNS, boxes),
-        ("labels.csv", bcs_dbt.LABEL_COLUMNS, [{**keys, **outcomes}]),
+        ("labels.csv", bcs_dbt.LABEL_COLUMNS, [labels]),
         ("paths.csv", path_columns, [{**keys, **dict.fromkeys(bcs_dbt.PATH_COLUMNS, path)}]),
     )
     for table, columns, rows in tables:

@@ -33,8 +33,7 @@ VIEWS = ("lcc", "rcc", "lmlo", "rmlo")
 BITS = (10, 14)
 # Largest distance of the planes in which tissue is computed.
 PLANE_MM = 0.6
-# Range of `Scan.ramp_from` by arc: how much of the coarse brightness a system keeps. VICTRE's reconstruction
-# keeps as much as one of 0.015.
+# Range of `Scan.ramp_from` by arc: how much of the coarse brightness a system keeps.
 RAMP_FROM = {"wide": (0.01, 0.04), "narrow": (0.02, 0.06)}
 
 

@@ -1,9 +1,12 @@
 """Goals and places of the detection benchmark."""
 
 import numpy as np
+import pytest
 
-from benchmarks.detection import _holds, goals_of
+from benchmarks.detection import _holds, _trained, goals_of
 from preprocessing.datasets.detection_table import Detection
+from preprocessing.errors import SettingsError
+from preprocessing.files import write_json
 
 
 def test_a_detection_is_that_of_the_mass_if_its_middle_lies_in_the_masss_box():
@@ -22,3 +25,10 @@ def test_goals_follow_the_figures():
     victre = {"rank_of_mass": 1, "score_of_mass": 0.4, "highest_without": 0.5}
     holds = [each["holds"] for each in goals_of({**figures, "victre": victre})]
     assert holds[-2:] == [True, False]
+
+
+def test_a_folder_of_other_settings_is_refused(tmp_path):
+    write_json(tmp_path / "settings.json", {"cases": 5})
+    write_json(tmp_path / "training.json", {"cpu_minutes": 1.0})
+    with pytest.raises(SettingsError, match="--work"):
+        _trained(tmp_path, cases=6, seed=0)

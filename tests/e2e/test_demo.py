@@ -49,19 +49,26 @@ def own_cases(tmp_path_factory) -> Path:
     return folder
 
 
+def demonstrated(
+    output: Path, cases: Path, task: Path, timeout_s: int
+) -> subprocess.CompletedProcess:
+    """Runs the demonstration on own cases with tiny settings."""
+    command = [sys.executable, "-m", "pipeline.demo", "--output", str(output)]
+    command += ["--input", str(cases), "--task", str(task)]
+    for setting in TINY:
+        command += ["--set", setting]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=timeout_s)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
 @pytest.fixture(scope="module")
 def demo_run(own_cases, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     output = tmp_path_factory.mktemp("a demo")
     coarse = evolve(load_task("ct_liver_small"), spacing_mm=(12.0, 12.0, 12.0))
     task = output.parent / "coarse.json"
     write_json(task, evolve(coarse, patch_shape_zyx=(8, 32, 32), patches_per_case=4).to_dict())
-    command = [sys.executable, "-m", "pipeline.demo", "--output", str(output)]
-    command += ["--input", str(own_cases), "--task", str(task)]
-    for setting in TINY:
-        command += ["--set", setting]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return output, done
+    return output, demonstrated(output, own_cases, task, timeout_s=600)
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +86,7 @@ def dbt_run(breasts, tmp_path_factory) -> tuple[Path, subprocess.CompletedProces
     small = evolve(load_task("dbt_lesion_small"), patch_shape_zyx=(16, 64, 64), patches_per_case=4)
     task = output.parent / "small_breasts.json"
     write_json(task, small.to_dict())
-    command = [sys.executable, "-m", "pipeline.demo", "--output", str(output)]
-    command += ["--input", str(breasts), "--task", str(task)]
-    for setting in TINY:
-        command += ["--set", setting]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return output, done
+    return output, demonstrated(output, breasts, task, timeout_s=900)
 
 
 @pytest.mark.slow

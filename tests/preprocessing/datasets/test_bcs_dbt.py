@@ -4,15 +4,24 @@ import hashlib
 import json
 import os
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from preprocessing.convert import main as convert_main
-from preprocessing.datasets.bcs_dbt import dbt_case_id, read_tables
+from preprocessing.datasets.bcs_dbt import (
+    BOX_COLUMNS,
+    LABEL_COLUMNS,
+    OUTCOMES,
+    dbt_case_id,
+    read_tables,
+    rows_of_volume,
+)
 from preprocessing.datasets.discovery import discover, find_cases
 from preprocessing.datasets.reading import read_case_image
+from preprocessing.files import write_csv
 from preprocessing.records.schema import parse_example
 from preprocessing.tasks import load_task
 from preprocessing.volumes.geometry import Volume
@@ -275,3 +284,20 @@ def test_public_layout_in_dicom_is_rotated_to_its_view(tmp_path, dicom):
     content = b"".join(path.read_bytes() for path in output.rglob("*") if path.is_file())
     for identifier in (b"P00013", b"S00163", *(v.encode() for v in dicom.identifiers)):
         assert identifier not in content
+
+
+def test_rows_of_a_volume_are_read_back(tmp_path):
+    boxes = (LesionBox(3, 4, 5, 6, 7, 20, "benign"), LesionBox(13, 14, 5, 6, 8, 20, "cancer"))
+    key = ("P-1", "1.2.3", "lcc")
+    rows, label = rows_of_volume(key, boxes, subject=9)
+    assert [row["Subject"] for row in rows] == [9, 9]
+    assert {name: label[name] for name in OUTCOMES} == {
+        **{"Normal": 0, "Actionable": 0},
+        **{"Benign": 0, "Cancer": 1},
+    }
+    assert rows_of_volume(key, (), 9)[1]["Normal"] == 1
+    write_csv(tmp_path / "boxes.csv", BOX_COLUMNS, rows)
+    write_csv(tmp_path / "labels.csv", LABEL_COLUMNS, [label])
+    read = read_tables(tmp_path).rows[key]
+    assert [replace(box, where="box") for box in read.boxes] == list(boxes)
+    assert not read.problem
