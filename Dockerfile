@@ -1,21 +1,24 @@
 # The project with its locked environment, for a demonstration and for every pod of a cluster:
 # docker build -t ahnet-tf . && docker run ahnet-tf
 # For NVIDIA GPUs: docker build -t ahnet-tf --build-arg GPU=1 . && docker run --gpus all ahnet-tf
-FROM python:3.10-slim-bookworm
 
+# A package of the lock is compiled on installation: this stage has a compiler, the image has none.
+FROM python:3.10-bookworm AS environment
+WORKDIR /home/ahnet/ahnet-tf
+# With bytecode, or each pod would compile TensorFlow and TFX again.
+ENV UV_NO_CACHE=1 PIP_NO_CACHE_DIR=1 UV_COMPILE_BYTECODE=1
+COPY environment.sh setup.py pyproject.toml requirements.lock requirements-gpu.lock README.md ./
+ARG GPU=0
+RUN GPU="$GPU" ./environment.sh
+
+FROM python:3.10-slim-bookworm
 # A number, because Kubernetes can't tell whether a name is root's.
 RUN useradd --create-home --uid 1000 ahnet
 WORKDIR /home/ahnet/ahnet-tf
 RUN chown 1000 /home/ahnet/ahnet-tf
 USER 1000
-
-# The environment before the code, so that a change of the code does not install it again. With bytecode,
-# or each pod would compile TensorFlow and TFX again.
-ENV UV_NO_CACHE=1 PIP_NO_CACHE_DIR=1 UV_COMPILE_BYTECODE=1
-COPY --chown=1000 environment.sh setup.py pyproject.toml requirements.lock requirements-gpu.lock README.md ./
-ARG GPU=0
-RUN GPU="$GPU" ./environment.sh
-
+# The environment before the code, so that a change of the code does not install it again.
+COPY --from=environment --chown=1000 /home/ahnet/ahnet-tf/.venv .venv
 COPY --chown=1000 . .
 ENV PATH=/home/ahnet/ahnet-tf/.venv/bin:$PATH
 CMD ["python", "-m", "pipeline.demo", "--output", "demo"]

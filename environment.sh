@@ -58,6 +58,20 @@ install_uv() {
         "'apt-get install python3-pip', and try again."
 }
 
+# The one package without wheels comes first: without a compiler, nothing else is downloaded.
+install_compiled() {
+    sed -n '/^pyfarmhash==/,/[^\\]$/p' requirements.lock >.venv/compiled.txt
+    "$uv" pip install -q --python .venv/bin/python --no-deps --require-hashes \
+        -r .venv/compiled.txt 2>.venv/uv.log && return
+    if ! grep -q 'Failed to build' .venv/uv.log || command -v g++ >/dev/null 2>&1; then
+        cat .venv/uv.log >&2
+    fi
+    grep -q 'Failed to build' .venv/uv.log ||
+        fail "uv could not install pyfarmhash (its message is above)."
+    fail "expected a C++ compiler and Python's headers, to build pyfarmhash for TFX, which has no" \
+        "wheels. Install them, for instance with 'apt-get install g++ python3-dev', and try again."
+}
+
 [ "$(uname -sm)" = "Linux x86_64" ] || fail "expected Linux on x86_64, found $(uname -sm):" \
     "TFX 1.15 has wheels for that platform only. Use the Dockerfile, or a Linux machine."
 
@@ -86,6 +100,7 @@ install_uv
 python310=$(find_python310)
 printf 'Making .venv with %s\n' "$("$python310" --version) of $python310" >&2
 "$uv" venv -q --clear --python "$python310" .venv
+install_compiled
 printf 'Installing %s locked packages (2.6 GB; minutes on a slow line)\n' \
     "$(grep -c '^[a-z].*==' requirements.lock)" >&2
 "$uv" pip sync -q --python .venv/bin/python --require-hashes requirements.lock

@@ -7,12 +7,15 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOLS = ("sh", "dirname", "cat", "cksum", "uname", "grep", "rm", "flock")
+# How a machine reaches its package index.
+INDEX = ("SSL_CERT_FILE", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "HTTPS_PROXY", "https_proxy")
+TOOLS = ("sh", "dirname", "cat", "cksum", "uname", "grep", "rm", "sed", "flock")
 
 
 @pytest.fixture
@@ -81,6 +84,25 @@ def test_python_of_another_version(bare_machine):
     result = make_environment(checkout, binaries, PYTHON=str(binaries / "python9"))
     assert result.returncode == 1
     assert "expected a Python 3.10, found Python 9.0" in result.stderr
+
+
+def test_no_compiler(bare_machine):
+    """The package without wheels is tried first; nothing else has been downloaded by then."""
+    checkout, binaries = bare_machine
+    if not (ROOT / ".uv").is_dir():
+        pytest.skip("the environment was not made by `make env`, so there is no .uv to use")
+    (checkout / ".uv").symlink_to(ROOT / ".uv")
+    python = os.path.realpath(sys.executable)
+    index = {name: os.environ[name] for name in INDEX if name in os.environ}
+    result = make_environment(checkout, binaries, PYTHON=python, UV_NO_CACHE="1", **index)
+    if "Failed to fetch" in result.stderr:
+        pytest.skip(f"no package index: {result.stderr[:300]}")
+    assert result.returncode == 1
+    progress, error = result.stderr.strip().splitlines()
+    assert progress.startswith("Making .venv with Python 3.10")
+    assert error.startswith("error: expected a C++ compiler and Python's headers")
+    assert "apt-get install g++ python3-dev" in error
+    assert not list((checkout / ".venv").glob("lib/python3.10/site-packages/*.dist-info"))
 
 
 def test_gpu_is_yes_or_no(bare_machine):
