@@ -17,6 +17,9 @@ _NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # The object store that TensorFlow and Beam access without further libraries.
 OBJECT_STORE = "gs://"
+# Where pods of v2 specs see the artifacts of an object store: the launcher of Kubeflow Pipelines 2 copies
+# them to and from these folders, Vertex AI mounts the first.
+ARTIFACT_FOLDERS = {OBJECT_STORE: "/gcs/", "minio://": "/minio/", "s3://": "/s3/"}
 _QUANTITY_PATTERN = re.compile(r"\d+(\.\d+)?(m|[kMGT]|[KMGT]i)?")
 _TOLERATION_KEYS = ("key", "operator", "value", "effect")
 
