@@ -18,14 +18,12 @@ from typing import Any
 import yaml
 from tfx.dsl.io import fileio
 
-from pipeline.kubeflow.cluster import ARTIFACT_FOLDERS
+from pipeline.kubeflow.cluster import ARTIFACT_FOLDERS, ROOT_VARIABLE
 from preprocessing.errors import PipelineError
 
 EXECUTOR = "tfx.orchestration.kubeflow.v2.container.kubeflow_v2_run_executor"
 INPUT_OPTION = "--json_serialized_invocation_args"
 SPEC_OPTION = "--json_serialized_inputs_spec_args"
-# Where the launcher's folders of artifacts are, if not in the root; its variable for runs without a pod.
-ROOT_VARIABLE = "ARTIFACT_LOCAL_PATH"
 # By field of the message Value, in which specs of version 2.0 pass parameters.
 _VALUES = {"intValue": int, "doubleValue": float, "stringValue": str}
 
