@@ -128,17 +128,20 @@ def _run(arguments: argparse.Namespace) -> None:
     path = compile_pipeline(pipeline, cluster, engine, output)
     print(path)
     if engine == "kubeflow-v2":
-        print(f"to run it, with kfp 2 in an environment of its own: {_submission(cluster, path)}")
+        command = _submission(cluster, pipeline, path)
+        print(f"to run it, with kfp 2 in an environment of its own: {command}")
 
 
-def _submission(cluster: KubeflowSettings, path: Path) -> str:
-    """Returns the command of kfp 2 that runs a spec where the settings say."""
-    pipeline = path.name.removesuffix(ENGINES["kubeflow-v2"].format(""))
-    words = ["kfp", "--endpoint", "http://localhost:8080"]
-    if cluster.namespace:
-        words += ["--namespace", cluster.namespace]
-    words += ["run", "create", "--experiment-name", cluster.experiment or pipeline]
-    return shlex.join([*words, "--package-file", str(path)])
+def _submission(cluster: KubeflowSettings, pipeline: PipelineSettings, path: Path) -> str:
+    """Returns the command that runs a spec where the settings say, by kfp 2."""
+    options = {
+        "experiment_name": cluster.experiment or pipeline.name,
+        "namespace": cluster.namespace,
+        "service_account": cluster.service_account,
+    }
+    words = [repr(str(path)), *(f"{name}={text!r}" for name, text in options.items() if text)]
+    call = f"kfp.Client().create_run_from_pipeline_package({', '.join(words)})"
+    return shlex.join(["python", "-c", f"import kfp; {call}"])
 
 
 def _tfx_engine() -> str | None:

@@ -14,10 +14,6 @@ from preprocessing.settings import Requirement, one_of, whole
 DEFAULT_POD = "default"
 SHARED_MEMORY_PATH = "/dev/shm"
 
-# RFC 1123.
-_LABEL_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # The object store that TensorFlow and Beam access without further libraries.
 OBJECT_STORE = "gs://"
 # Where pods of v2 specs see the artifacts of an object store: the launcher of Kubeflow Pipelines 2 copies
@@ -27,27 +23,45 @@ ARTIFACT_FOLDERS = {OBJECT_STORE: "/gcs/", "minio://": "/minio/", "s3://": "/s3/
 ROOT_VARIABLE = "ARTIFACT_LOCAL_PATH"
 # The pipeline root of a Kubeflow Pipelines 2 whose administrator has chosen none.
 DEFAULT_PIPELINE_ROOT = "minio://mlpipeline/v2/artifacts"
-_ADDRESS_PATTERN = re.compile(
-    rf"({'|'.join(ARTIFACT_FOLDERS)})[a-z0-9][a-z0-9._-]{{1,61}}[a-z0-9](/[^\s?#]*)?"
-)
-_QUANTITY_PATTERN = re.compile(r"\d+(\.\d+)?(m|[kMGT]|[KMGT]i)?")
+
+
+@attrs.frozen
+class TextRequirement(Requirement):
+    """Requirement of a text that matches a regular expression as a whole."""
+
+    pattern: str = ""
+
+
+def _text(expected: str, pattern: str, *, optional: bool = False) -> TextRequirement:
+    """Returns the requirement of a text; an empty one is accepted too if it is `optional`."""
+    pattern = f"({pattern})?" if optional else pattern
+    return TextRequirement(
+        expected, lambda text: bool(re.fullmatch(pattern, text)), pattern=pattern
+    )
+
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NAME_PATTERN = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
+_PATH_PATTERN = r"/[^\0]*"
 _TOLERATION_KEYS = ("key", "operator", "value", "effect")
 
-_NAMESPACE = Requirement(
+_NAMESPACE = _text(
     "a namespace: up to 63 lower-case letters, digits and inner hyphens",
-    lambda name: name == "" or bool(_LABEL_PATTERN.fullmatch(name)),
+    # RFC 1123.
+    r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?",
+    optional=True,
 )
-_ADDRESS = Requirement(
+_ADDRESS = _text(
     f"a bucket's address {', '.join(ARTIFACT_FOLDERS)}BUCKET/...",
-    lambda address: address == "" or bool(_ADDRESS_PATTERN.fullmatch(address)),
+    rf"({'|'.join(ARTIFACT_FOLDERS)})[a-z0-9][a-z0-9._-]{{1,61}}[a-z0-9](/[^\s?#]*)?",
+    optional=True,
 )
-_NAME = Requirement("a name in Kubernetes", lambda value: bool(_NAME_PATTERN.fullmatch(value)))
-_NO_NAME = Requirement(_NAME.expected, lambda name: name == "" or _NAME.holds(name))
-_PATH = Requirement("an absolute path in the pods", lambda path: PurePosixPath(path).is_absolute())
-_NO_PATH = Requirement(_PATH.expected, lambda path: path == "" or _PATH.holds(path))
-_QUANTITY = Requirement(
-    'a quantity like "4", "500m" or "32Gi"',
-    lambda text: text == "" or bool(_QUANTITY_PATTERN.fullmatch(text)),
+_NAME = _text("a name in Kubernetes", _NAME_PATTERN)
+_NO_NAME = _text(_NAME.expected, _NAME_PATTERN, optional=True)
+_PATH = _text("an absolute path in the pods", _PATH_PATTERN)
+_NO_PATH = _text(_PATH.expected, _PATH_PATTERN, optional=True)
+_QUANTITY = _text(
+    'a quantity like "4", "500m" or "32Gi"', r"\d+(\.\d+)?(m|[kMGT]|[KMGT]i)?", optional=True
 )
 _VARIABLES = Requirement(
     "texts by names of environment variables", lambda names: all(map(_VARIABLE.fullmatch, names))
@@ -60,7 +74,7 @@ _TOLERATIONS = Requirement(
     f"a list of objects with keys among {', '.join(_TOLERATION_KEYS)}",
     lambda tolerations: all({*each} <= {*_TOLERATION_KEYS} for each in tolerations),
 )
-_IMAGE = Requirement("the name of an image", lambda name: name.split() == [name])
+_IMAGE = _text("the name of an image", r"\S+")
 _NAMES = Requirement("a list of names in Kubernetes", lambda names: all(map(_NAME.holds, names)))
 _OPTIONS = Requirement(
     'a list of options like "--runner=..."',

@@ -108,7 +108,7 @@ def execute(
     log = context.log(node.name)
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
-    code = start(command, os.environ | {"PATH": path} | environment, log)
+    code = start(command, {**os.environ, "PATH": path, **environment}, log)
     if code:
         output = log.read_text(encoding="utf-8", errors="replace").strip() or "no output"
         found = f"{code}: {output.splitlines()[-1].strip()}"
