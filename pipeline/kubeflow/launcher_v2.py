@@ -53,6 +53,8 @@ def run_v2_node(pipeline: CompiledPipeline, node: Node, context: RunContext, sta
         (artifact,) = artifacts["artifacts"]
         (made,) = written.get("artifacts", {}).get(name, {}).get("artifacts") or [{}]
         uri = made.get("uri") or artifact["uri"]
+        # Of the node's last run: the engine would give each its own address.
+        shutil.rmtree(context.stored(uri), ignore_errors=True)
         _copy(_in_pod(pod, uri), context.stored(uri))
         metadata = artifact.get("metadata", {}) | made.get("metadata", {})
         records[name] = {"uri": uri, "metadata": _recorded(metadata, node, name)}

@@ -78,8 +78,10 @@ def command(folder: Path, engine: str, records: Path, options: tuple[str, ...]) 
     file.write_text(json.dumps(cluster), encoding="utf-8")
     task = str(records / "task.json")
     own = ["--cluster", str(file), "--input", f"{data}/records", "--output", str(folder / "specs")]
-    # Training quality does not matter here: two steps, and any model is blessed.
+    # Training quality does not matter here: two steps, and any model is blessed. But it has to find some
+    # liver, hence the weights: TFMA refuses all changes against a baseline whose score is exactly 0.
     short = ["--steps", "2", "--set", "warmup_steps=0", "--set", "evaluate_every=0"]
+    short += ["--set", "class_weights=[0.01,1.0,0.01]"]
     short += ["--threshold-liver", "0"]
     return [*own, "--task", task, *options, *short]
 

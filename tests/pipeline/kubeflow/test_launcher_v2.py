@@ -185,3 +185,9 @@ def test_artifacts_without_a_mount_are_kept_beside_the_logs(tmp_path, capsys):
     )
     (file,) = (output / "store").rglob("saved_model.pb")
     assert file.read_text() == "weights\n"
+    # A node's next run replaces them.
+    left = file.with_name("left")
+    left.touch()
+    assert main([str(tmp_path / "trial-kfp2.yaml"), "--output", str(output), "--node", "Make"]) == 0
+    assert file.is_file()
+    assert not left.exists()
