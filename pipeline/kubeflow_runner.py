@@ -1,6 +1,6 @@
 """`python -m pipeline.kubeflow_runner`: compiles the pipeline for Kubeflow and Vertex AI.
 
-Also the file for `tfx pipeline compile --engine=kubeflow --pipeline_path=...`.
+Also the file for `tfx pipeline compile --engine=kubeflow|vertex --pipeline_path=...`.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ from preprocessing.errors import SettingsError
 from preprocessing.files import write_json
 from preprocessing.settings import check_names, load_settings, one_of, to_dict
 
-ENGINES = ("kubeflow", "vertex")
-# Pipeline names that both engines accept.
+# By engine, what a pipeline's spec is called.
+ENGINES = {"kubeflow-v2": "{}-kfp2.yaml", "kubeflow": "{}.yaml", "vertex": "{}.json"}
+# Pipeline names that all engines accept.
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 PURPOSE = """\
 Compiles the TFX pipeline for a cluster, without running anything or connecting to the cluster.
---engine kubeflow writes OUTPUT/NAME.yaml, an Argo workflow for the v1 API of Kubeflow Pipelines,
-with lineage in the cluster's metadata store and caching. --engine vertex writes v2 pipeline specs:
-OUTPUT/NAME.json for Vertex AI and OUTPUT/NAME-kfp2.yaml for Kubeflow Pipelines 2.
+--engine kubeflow-v2 writes OUTPUT/NAME-kfp2.yaml for Kubeflow Pipelines 2, and --engine vertex
+OUTPUT/NAME.json for Vertex AI. --engine kubeflow writes OUTPUT/NAME.yaml, an Argo workflow for the
+v1 API of Kubeflow Pipelines: with caching and comparison by the cluster's metadata store, but newer
+clusters may refuse it.
 
 Image, storage, volumes, secrets, resources and Beam options come from the file --cluster
 (docs/kubeflow.md); all other options are those of python -m pipeline.local_runner. --input and
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("pipeline.kubeflow_runner", PURPOSE, EXAMPLES)
     add = parser.add_argument
     add("--cluster", required=True, metavar="FILE", help="settings of the cluster (JSON)")
-    engine = "(default: that of the tfx command line, else kubeflow)"
+    engine = "(default: that of the tfx command line, else kubeflow-v2)"
     add("--engine", metavar="|".join(ENGINES), help=engine)
     add("--output", required=True, metavar="DIR", help="folder for the specs")
     add_pipeline_options(parser, on_cluster=True)
@@ -65,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compile_pipeline(
     pipeline: PipelineSettings, cluster: KubeflowSettings, engine: str, output: Path
-) -> list[Path]:
-    """Writes the specs of a pipeline for one of `ENGINES` into a folder; returns their paths.
+) -> Path:
+    """Writes the spec of a pipeline for one of `ENGINES` into a folder; returns its path.
 
     Raises SettingsError for an unknown engine, an invalid name or address, or settings for a
     component that the pipeline does not have.
@@ -79,10 +81,7 @@ def compile_pipeline(
     if not _NAME.fullmatch(pipeline.name):
         expected = "lower-case letters, digits and hyphens"
         raise SettingsError("--pipeline-name", expected, repr(pipeline.name))
-    # Artifacts are folders on a volume in Argo workflows, and bucket addresses in v2 specs.
-    if pipeline.output.startswith(OBJECT_STORE) != (engine == "vertex"):
-        expected = f"an address {OBJECT_STORE}..." if engine == "vertex" else "a folder on a volume"
-        raise SettingsError("storage_root", f"{expected} for --engine {engine}", pipeline.output)
+    _check_storage(pipeline.output, cluster, engine)
     from pipeline.dag import create_pipeline
 
     dag = create_pipeline(
@@ -94,27 +93,55 @@ def compile_pipeline(
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "pipeline.json", pipeline.to_dict())
     write_json(output / "kubeflow.json", to_dict(cluster))
+    name = ENGINES[engine].format(pipeline.name)
     if engine == "kubeflow":
-        from pipeline.kubeflow.argo import argo_runner
+        from pipeline.kubeflow.argo import ArgoRunner
 
-        argo_runner(cluster, output, f"{pipeline.name}.yaml").run(dag)
-        return [output / f"{pipeline.name}.yaml"]
+        ArgoRunner(cluster, output, name).run(dag)
+    else:
+        from pipeline.kubeflow.spec_v2 import V2Runner
 
-    from pipeline.kubeflow.spec_v2 import V2Runner, set_resources, write_yaml
+        V2Runner(cluster, output, name).run(dag)
+    return output / name
 
-    set_resources(dag, cluster)
-    job = V2Runner(cluster, output, f"{pipeline.name}.json").run(dag)
-    if job is not None:
-        write_yaml(job, cluster, output / f"{pipeline.name}-kfp2.yaml")
-    return [output / f"{pipeline.name}.json", output / f"{pipeline.name}-kfp2.yaml"]
+
+def _check_storage(root: str, cluster: KubeflowSettings, engine: str) -> None:
+    """Raises SettingsError if the pods of an engine can't write to a place of the settings."""
+    in_bucket = root.startswith(OBJECT_STORE)
+    if engine == "kubeflow" and in_bucket:
+        expected = f"a folder on a volume for --engine {engine}"
+        raise SettingsError("storage_root", expected, root)
+    if engine == "vertex":
+        if not in_bucket:
+            expected = f"an address {OBJECT_STORE}... for --engine {engine}"
+            raise SettingsError("storage_root", expected, root)
+        if not cluster.artifacts().startswith(OBJECT_STORE):
+            expected = f"an address {OBJECT_STORE}... for --engine {engine}"
+            raise SettingsError("artifact_root", expected, cluster.artifact_root)
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    engine = arguments.engine or _tfx_engine() or ENGINES[0]
+    engine = arguments.engine or _tfx_engine() or next(iter(ENGINES))
     cluster = load_settings(arguments.cluster, KubeflowSettings)
     pipeline = pipeline_settings(arguments, cluster.storage_root)
-    for path in compile_pipeline(pipeline, cluster, engine, Path(arguments.output).resolve()):
-        print(path)
+    output = Path(arguments.output).resolve()
+    path = compile_pipeline(pipeline, cluster, engine, output)
+    print(path)
+    if engine == "kubeflow-v2":
+        command = _submission(cluster, pipeline, path)
+        print(f"to run it, with kfp 2 in an environment of its own: {command}")
+
+
+def _submission(cluster: KubeflowSettings, pipeline: PipelineSettings, path: Path) -> str:
+    """Returns the command that runs a spec where the settings say, by kfp 2."""
+    options = {
+        "experiment_name": cluster.experiment or pipeline.name,
+        "namespace": cluster.namespace,
+        "service_account": cluster.service_account,
+    }
+    words = [repr(str(path)), *(f"{name}={text!r}" for name, text in options.items() if text)]
+    call = f"kfp.Client().create_run_from_pipeline_package({', '.join(words)})"
+    return shlex.join(["python", "-c", f"import kfp; {call}"])
 
 
 def _tfx_engine() -> str | None:

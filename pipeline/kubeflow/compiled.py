@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.kubeflow.cluster import DEFAULT_PIPELINE_ROOT
 from preprocessing.errors import InputError
 
 ARGO = "argo"
@@ -25,7 +26,6 @@ class Node:
       name: id of the component.
       needs: ids of the components that it depends on.
       command: command with all arguments; placeholders are left as compiled.
-      driver: command that the engine runs before it (example generators in v2 specs); may be empty.
       inputs: parameters and artifacts, as in the v2 spec.
       outputs: output artifacts, as in the v2 spec.
     """
@@ -33,7 +33,6 @@ class Node:
     name: str
     needs: tuple[str, ...]
     command: tuple[str, ...]
-    driver: tuple[str, ...] = ()
     inputs: Mapping[str, Any] = field(default_factory=dict)
     outputs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -71,7 +70,8 @@ def read_compiled(path: str | Path) -> CompiledPipeline:
         spec = content.get("pipelineSpec", content)
         if "deploymentSpec" in spec:
             job = content.get("runtimeConfig", {})
-            return _from_v2(spec, job.get("gcsOutputDirectory") or spec["defaultPipelineRoot"])
+            root = job.get("gcsOutputDirectory") or spec.get("defaultPipelineRoot")
+            return _from_v2(spec, root or DEFAULT_PIPELINE_ROOT)
     except (KeyError, TypeError, ValueError, StopIteration, CycleError) as error:
         raise InputError(path, expected, f"{type(error).__name__}: {error}") from None
     raise InputError(path, expected, "neither")
@@ -102,12 +102,10 @@ def _from_v2(spec: Mapping[str, Any], root: str) -> CompiledPipeline:
         component = spec["components"][task["componentRef"]["name"]]
         executor = spec["deploymentSpec"]["executors"][component["executorLabel"]]
         container = executor["container"]
-        driver = container.get("lifecycle", {}).get("preCacheCheck")
         nodes[name] = Node(
             name=name,
             needs=tuple(task.get("dependentTasks", ())),
             command=(*container["command"], *container["args"]),
-            driver=(*driver["command"], *driver["args"]) if driver else (),
             inputs=task.get("inputs", {}),
             outputs=component.get("outputDefinitions", {}).get("artifacts", {}),
         )

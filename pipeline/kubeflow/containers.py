@@ -1,8 +1,7 @@
-"""Runs the container commands of a compiled pipeline as local processes, with the inputs of their pods."""
+"""Runs the container commands of a compiled pipeline as local processes, in the surroundings of their pods."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -10,17 +9,15 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from pipeline.kubeflow.compiled import ARGO, CompiledPipeline, Node
-from preprocessing.errors import InputError, PipelineError
-from preprocessing.files import write_json
+from pipeline.kubeflow.cluster import ARTIFACT_FOLDERS
+from pipeline.kubeflow.compiled import CompiledPipeline, Node
+from preprocessing.errors import PipelineError
 
 # Runs a command with an environment, appends its output to a file, and returns its exit code.
 Start = Callable[[list[str], Mapping[str, str], Path], int]
 
 _ROOT_PARAMETER = "{{inputs.parameters.pipeline-root}}"
-_EXECUTOR_INPUT = "{{$}}"
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class RunContext:
       folder: folder for logs and the records of finished nodes.
       run: name of the run, part of the addresses of outputs.
       metadata: host and port, for Argo workflows.
-      mounts: local folder by path in the pods.
+      mounts: local folder by path in the pods; for a bucket, of the folder of its artifacts.
     """
 
     folder: Path
@@ -48,10 +45,24 @@ class RunContext:
         return self.folder / self.run / f"{node}.json"
 
     def local(self, text: str) -> str:
-        """Returns `text` with paths in the pods replaced by local paths."""
+        """Returns `text` with paths in the pods, and addresses of mounted buckets, replaced."""
         for path, folder in self.mounts.items():
-            text = re.sub(rf"(?<![\w./-]){re.escape(path.rstrip('/'))}(?![\w.-])", folder, text)
+            names = [path.rstrip("/")]
+            for scheme, place in ARTIFACT_FOLDERS.items():
+                if path.startswith(place):
+                    names.append(scheme + names[0].removeprefix(place))
+            for name in names:
+                text = re.sub(rf"(?<![\w./-]){re.escape(name)}(?![\w.-])", folder, text)
         return text
+
+    def stored(self, address: str) -> Path:
+        """Returns the local path that stands for an address in an object store."""
+        for scheme, place in ARTIFACT_FOLDERS.items():
+            if address.startswith(scheme):
+                path = place + address.removeprefix(scheme)
+                local = self.local(path)
+                return Path(local) if local != path else self.folder / "store" / path[1:]
+        raise PipelineError(address, f"an address {', '.join(ARTIFACT_FOLDERS)}...", "another")
 
 
 def start_process(command: list[str], environment: Mapping[str, str], log: Path) -> int:
@@ -62,43 +73,15 @@ def start_process(command: list[str], environment: Mapping[str, str], log: Path)
         ).returncode
 
 
-def run_node(
-    pipeline: CompiledPipeline, node: Node, context: RunContext, start: Start = start_process
+def run_argo_node(
+    pipeline: CompiledPipeline, node: Node, context: RunContext, start: Start
 ) -> None:
-    """Runs a node's command as its pod would.
-
-    Raises:
-      PipelineError: the command failed; quotes the last line of its output.
-      InputError: a node that it depends on has not run.
-    """
-    log = context.log(node.name)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.unlink(missing_ok=True)
-    if pipeline.format == ARGO:
-        command = [word.replace(_ROOT_PARAMETER, pipeline.root) for word in node.command]
-        # Every pod has a /tmp of its own; local processes share one.
-        command[command.index("--metadata_ui_path") + 1] = str(log.with_suffix(".ui.json"))
-        _execute(command, node, context, start)
-        return
-    executor_input = _executor_input(pipeline, node, context)
-    for compiled in filter(None, (node.driver, node.command)):
-        content = json.dumps(executor_input)
-        words = [content if word == _EXECUTOR_INPUT else word for word in compiled]
-        _execute(words, node, context, start)
-        # What an executor wrote about its outputs, without the types of the spec.
-        answer = Path(executor_input["outputs"]["outputFile"])
-        written = json.loads(answer.read_text(encoding="utf-8")).get("artifacts", {})
-        for name, each in written.items():
-            outputs = executor_input["outputs"]["artifacts"][name]
-            pairs = zip(outputs["artifacts"], each["artifacts"], strict=True)
-            outputs["artifacts"] = [old | new for old, new in pairs]
-    write_json(context.artifacts(node.name), executor_input["outputs"]["artifacts"])
-
-
-def _execute(command: list[str], node: Node, context: RunContext, start: Start) -> None:
-    environment = os.environ | {
-        # The image has its environment first on the PATH.
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    """Runs a node's command as the pod of an Argo workflow would; raises PipelineError if it failed."""
+    command = [word.replace(_ROOT_PARAMETER, pipeline.root) for word in node.command]
+    # Every pod has a /tmp of its own; local processes share one.
+    ui = context.log(node.name).with_suffix(".ui.json")
+    command[command.index("--metadata_ui_path") + 1] = str(ui)
+    environment = {
         "WORKFLOW_ID": context.run,
         "KFP_POD_NAME": f"{context.run}-{node.name.lower()}",
     }
@@ -106,34 +89,27 @@ def _execute(command: list[str], node: Node, context: RunContext, start: Start) 
         host, port = context.metadata
         environment["METADATA_GRPC_SERVICE_HOST"] = host
         environment["METADATA_GRPC_SERVICE_PORT"] = str(port)
+    execute([context.local(word) for word in command], node, context, start, environment)
+
+
+def execute(
+    command: list[str],
+    node: Node,
+    context: RunContext,
+    start: Start,
+    environment: Mapping[str, str],
+) -> None:
+    """Runs a command, its output going to the node's log.
+
+    Raises PipelineError with the last line of the output if the command failed.
+    """
+    # The image has its environment first on the PATH.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     log = context.log(node.name)
-    code = start([context.local(word) for word in command], environment, log)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)
+    code = start(command, {**os.environ, "PATH": path, **environment}, log)
     if code:
         output = log.read_text(encoding="utf-8", errors="replace").strip() or "no output"
         found = f"{code}: {output.splitlines()[-1].strip()}"
         raise PipelineError(f"component {node.name}", "exit code 0", found, f"See {log}.")
-
-
-def _executor_input(pipeline: CompiledPipeline, node: Node, context: RunContext) -> dict[str, Any]:
-    """Returns what a v2 engine substitutes for {{$}}: the message ExecutorInput as JSON."""
-    root = f"{context.local(pipeline.root)}/{context.run}/{node.name}"
-    parameters = {
-        name: parameter["runtimeValue"]["constant"]
-        for name, parameter in node.inputs.get("parameters", {}).items()
-    }
-    inputs = {}
-    for name, source in node.inputs.get("artifacts", {}).items():
-        producer = source["taskOutputArtifact"]["producerTask"]
-        file = context.artifacts(producer)
-        if not file.is_file():
-            raise InputError(file, f"artifacts of {producer}", "no such file", f"Run {producer}.")
-        artifacts = json.loads(file.read_text(encoding="utf-8"))
-        inputs[name] = artifacts[source["taskOutputArtifact"]["outputArtifactKey"]]
-    outputs = {}
-    for name, output in node.outputs.items():
-        artifact = {"name": f"{context.run}/{node.name}/{name}", "uri": f"{root}/{name}"}
-        outputs[name] = {"artifacts": [artifact | {"type": output["artifactType"]}]}
-    return {
-        "inputs": {"parameterValues": parameters, "artifacts": inputs},
-        "outputs": {"artifacts": outputs, "outputFile": f"{root}/executor_output.json"},
-    }

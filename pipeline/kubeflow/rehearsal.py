@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.kubeflow.compiled import ARGO, CompiledPipeline, read_compiled
-from pipeline.kubeflow.containers import RunContext, Start, run_node, start_process
+from pipeline.kubeflow.containers import RunContext, Start, run_argo_node, start_process
+from pipeline.kubeflow.launcher_v2 import run_v2_node
 from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import PipelineError, SettingsError
 from preprocessing.files import write_json
@@ -24,6 +25,9 @@ PURPOSE = """\
 Runs a pipeline compiled by python -m pipeline.kubeflow_runner on this machine: every container's
 command as a local process, in the order of the graph and with the inputs of its pod. Use it to
 rehearse a pipeline before uploading it, or to debug a failed pod with --node.
+For a v2 spec, containers get what the launcher of Kubeflow Pipelines 2 gives them: its JSON, and copies
+of the input artifacts below a folder of their own; artifacts are kept below OUTPUT/store, or in the
+folder that --mount names for their bucket.
 For an Argo workflow, lineage goes to OUTPUT/metadata.sqlite, served by the protocol of the cluster's
 metadata store, or with --metadata to that store itself.
 
@@ -31,8 +35,9 @@ Writes OUTPUT/logs/NODE.log and OUTPUT/run.json (seconds per node); the pipeline
 storage root. The container image is not used: the commands run in this environment."""
 
 EXAMPLES = (
-    "python -m pipeline.kubeflow.rehearsal compiled/ahnet.yaml --output rehearsal --mount /mnt/ahnet=volume",
-    "python -m pipeline.kubeflow.rehearsal compiled/ahnet.yaml --output rehearsal --node Trainer3D",
+    "python -m pipeline.kubeflow.rehearsal compiled/ahnet-kfp2.yaml --output rehearsal \\",
+    "    --mount /mnt/ahnet=volume",
+    "python -m pipeline.kubeflow.rehearsal compiled/ahnet-kfp2.yaml --output rehearsal --node Trainer3D",
     "one node of a run in the cluster: see docs/kubeflow.md",
 )
 
@@ -49,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="PATH=FOLDER",
-        help="a folder of this machine for what the pods see at PATH, which may be an address like "
-        "gs://bucket; repeatable",
+        help="a folder of this machine for what the pods see at PATH: a volume's path, or for a bucket "
+        "/gcs/BUCKET, /minio/BUCKET or /s3/BUCKET; repeatable",
     )
     add("--metadata", metavar="HOST:PORT", help="a cluster's metadata store (Argo workflows)")
     add("--run", metavar="NAME", help="the run's name; of a cluster's run, its workflow's")
@@ -73,13 +78,14 @@ def run_compiled(
     names = [node.name for node in pipeline.nodes]
     if only is not None and only not in names:
         raise one_of(*names).error("--node", only)
+    run = run_argo_node if pipeline.format == ARGO else run_v2_node
     seconds = {}
     for number, node in enumerate(pipeline.nodes, start=1):
         if only not in (None, node.name):
             continue
         print(f"[{number}/{len(names)}] {node.name}: started", flush=True)
         begun = time.monotonic()
-        run_node(pipeline, node, context, start)
+        run(pipeline, node, context, start)
         seconds[node.name] = round(time.monotonic() - begun, 1)
         print(f"[{number}/{len(names)}] {node.name}: finished, {seconds[node.name]} s", flush=True)
     return seconds
@@ -103,7 +109,10 @@ def _run(arguments: argparse.Namespace) -> None:
             print(f"to run it again: {_again(arguments, run, name)}", file=sys.stderr)
             raise
     write_json(folder / RUN_FILE, record | {"seconds": seconds})
-    print(f"outputs below {context.local(pipeline.root)}")
+    root = pipeline.root
+    print(
+        f"outputs below {context.local(root) if pipeline.format == ARGO else context.stored(root)}"
+    )
 
 
 def _again(arguments: argparse.Namespace, run: str, node: str) -> str:
@@ -118,8 +127,9 @@ def _again(arguments: argparse.Namespace, run: str, node: str) -> str:
 
 def _mount(text: str) -> tuple[str, str]:
     path, _, folder = text.partition("=")
-    if (not path.startswith("/") and "://" not in path) or not folder or set(folder) & set("\"'\\"):
-        raise SettingsError("--mount", "PATH=FOLDER, without quotes in them", repr(text))
+    if not path.startswith("/") or not folder or set(folder) & set("\"'\\"):
+        expected = "PATH=FOLDER, with an absolute path in the pods, and no quotes"
+        raise SettingsError("--mount", expected, repr(text))
     return path, str(Path(folder).resolve())
 
 

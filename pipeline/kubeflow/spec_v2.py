@@ -1,4 +1,4 @@
-"""Compiles the pipeline into v2 specs: JSON for Vertex AI, YAML for Kubeflow Pipelines 2."""
+"""Compiles the pipeline into v2 specs: YAML for Kubeflow Pipelines 2, JSON for Vertex AI."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from kfp.pipeline_spec import pipeline_spec_pb2
 from kubernetes.utils import parse_quantity
 from tfx.orchestration.kubeflow.v2.kubeflow_v2_dag_runner import (
     KubeflowV2DagRunner,
@@ -14,16 +13,14 @@ from tfx.orchestration.kubeflow.v2.kubeflow_v2_dag_runner import (
 )
 from tfx.orchestration.pipeline import Pipeline
 
-from pipeline.kubeflow.cluster import KubeflowSettings, PodSettings
+from pipeline.kubeflow.cluster import SHARED_MEMORY_PATH, KubeflowSettings, PodSettings
 from preprocessing.files import atomic_write, write_json
-
-ResourceSpec = pipeline_spec_pb2.PipelineDeploymentConfig.PipelineContainerSpec.ResourceSpec
 
 
 class V2Runner(KubeflowV2DagRunner):
-    """TFX's runner plus environment variables of pods, for which it has no setting.
+    """TFX's runner plus what it has no setting for: pods, and the YAML of Kubeflow Pipelines 2.
 
-    `run(pipeline)` writes the spec as JSON into the folder `output`.
+    `run(pipeline)` writes the spec into the folder `output`, as YAML if the file's name says so.
     """
 
     def __init__(self, settings: KubeflowSettings, output: Path, file_name: str):
@@ -41,43 +38,51 @@ class V2Runner(KubeflowV2DagRunner):
         if job is None:
             return None
         spec = job["pipelineSpec"]
-        executors = spec["deploymentSpec"]["executors"]
         for name, component in spec["components"].items():
-            environment = self._settings.pod(name).environment.items()
-            if environment:
-                variables = [{"name": name, "value": value} for name, value in environment]
-                executors[component["executorLabel"]]["container"]["env"] = variables
+            pod = self._settings.pod(name)
+            container = spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
+            if pod.environment:
+                pairs = pod.environment.items()
+                container["env"] = [{"name": name, "value": value} for name, value in pairs]
+            if resources := _resources(pod):
+                container["resources"] = resources
         # The tfx command line may have changed the output folder.
-        write_json(Path(self._output_dir) / self._output_filename, job)
+        path = Path(self._output_dir) / self._output_filename
+        if path.suffix == ".yaml":
+            _write_yaml(job, self._settings, path)
+        else:
+            job["runtimeConfig"]["gcsOutputDirectory"] = self._settings.artifacts()
+            write_json(path, job)
         return job
 
 
-def set_resources(pipeline: Pipeline, settings: KubeflowSettings) -> None:
-    """Sets CPU, memory and GPU limits of every component; see `write_yaml` for the rest."""
-    for node in pipeline.components:
-        pod = settings.pod(node.id)
-        resources = ResourceSpec()
-        if pod.cpu:
-            resources.cpu_limit = float(parse_quantity(pod.cpu))
-        if pod.memory:
-            # The spec counts in units of 10^9 bytes.
-            resources.memory_limit = float(parse_quantity(pod.memory)) / 1e9
-        if pod.gpus:
-            resources.accelerator.type = pod.gpu_type
-            resources.accelerator.count = pod.gpus
-        if resources.ByteSize():
-            node.with_platform_config(resources)
+def _resources(pod: PodSettings) -> dict[str, Any]:
+    """Returns the message ResourceSpec of a pod, which is limits; empty if there are none."""
+    resources: dict[str, Any] = {}
+    if pod.cpu:
+        resources["cpuLimit"] = float(parse_quantity(pod.cpu))
+    if pod.memory:
+        # The spec counts in units of 10^9 bytes.
+        resources["memoryLimit"] = float(parse_quantity(pod.memory)) / 1e9
+    if pod.gpus:
+        resources["accelerator"] = {"type": pod.gpu_type, "count": str(pod.gpus)}
+    return resources
 
 
-def write_yaml(job: dict[str, Any], settings: KubeflowSettings, path: Path) -> None:
+def _write_yaml(job: dict[str, Any], settings: KubeflowSettings, path: Path) -> None:
     """Writes the YAML of Kubeflow Pipelines 2: the pipeline spec and the platform spec."""
-    root = job["runtimeConfig"]["gcsOutputDirectory"]
-    documents = [job["pipelineSpec"] | {"defaultPipelineRoot": root}]
+    spec = dict(job["pipelineSpec"])
+    if root := settings.artifacts():
+        spec["defaultPipelineRoot"] = root
     executors = {}
-    for name, component in job["pipelineSpec"]["components"].items():
+    for name, component in spec["components"].items():
+        label = component["executorLabel"]
+        # The engine runs no hooks.
+        spec["deploymentSpec"]["executors"][label]["container"].pop("lifecycle", None)
         content = _pod_spec(settings, settings.pod(name))
         if content:
-            executors[component["executorLabel"]] = content
+            executors[label] = content
+    documents = [spec]
     if executors:
         deployment = {"deploymentSpec": {"executors": executors}}
         documents.append({"platforms": {"kubernetes": deployment}})
@@ -86,9 +91,10 @@ def write_yaml(job: dict[str, Any], settings: KubeflowSettings, path: Path) -> N
 
 
 def _pod_spec(settings: KubeflowSettings, pod: PodSettings) -> dict[str, Any]:
-    """Returns volumes, secrets and node selection of a pod for Kubeflow's Kubernetes platform.
+    """Returns volumes, secrets, node selection and user of a pod for Kubeflow's Kubernetes platform.
 
-    The structure follows kubernetes_executor_config.proto of Kubeflow Pipelines.
+    The structure follows kubernetes_executor_config.proto of Kubeflow Pipelines. An engine fails on
+    fields that it does not know, so that those of newer engines are written for a setting only.
     """
     content: dict[str, Any] = {
         "pvcMount": [
@@ -114,6 +120,19 @@ def _pod_spec(settings: KubeflowSettings, pod: PodSettings) -> dict[str, Any]:
         "imagePullSecret": [{"secretName": name} for name in settings.image_pull_secrets],
         "nodeSelector": {"labels": dict(pod.node_selector)} if pod.node_selector else None,
         "tolerations": [dict(toleration) for toleration in pod.tolerations],
+        "emptyDirMounts": [
+            {
+                "volumeName": "shared-memory",
+                "mountPath": SHARED_MEMORY_PATH,
+                "medium": "Memory",
+                "sizeLimit": pod.shared_memory,
+            }
+        ]
+        if pod.shared_memory
+        else None,
+        "securityContext": {"runAsUser": settings.run_as_user, "runAsNonRoot": True}
+        if settings.run_as_user
+        else None,
     }
     content = {name: value for name, value in content.items() if value}
     if settings.image_pull_policy != "IfNotPresent":

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import jsonschema
 import pytest
 from kubernetes.utils import parse_quantity
 
 from pipeline.kubeflow.cluster import KubeflowSettings, PodSettings, VolumeSettings
+from pipeline.kubeflow.settings_schema import settings_schema
 from pipeline.kubeflow_runner import main
 from preprocessing.errors import SettingsError
 from preprocessing.settings import load_settings, to_dict
 
+ROOT = Path(__file__).resolve().parents[3]
 CLUSTER = {
     "image": "registry.example.org/ahnet-tf:0.1.0",
     "storage_root": "/mnt/ahnet/runs",
@@ -77,7 +81,33 @@ def test_kubernetes_quantities(text, number):
             "names of environment variables by key, found {'a': '1B'}",
         ),
         ({"storage_root": "/elsewhere"}, "storage_root: .*found /elsewhere, with /mnt/ahnet"),
-        ({"storage_root": "runs"}, "storage_root: expected an absolute path"),
+        ({"storage_root": "runs"}, "storage_root: expected an address gs://BUCKET/... or a folder"),
+        (
+            {"storage_root": "gs://"},
+            "storage_root: expected an address gs://BUCKET/... or a folder",
+        ),
+        (
+            {"storage_root": "minio://mlpipeline/runs"},
+            "TensorFlow can't read that store: there, only artifact_root may be.",
+        ),
+        (
+            {"artifact_root": "hdfs://mlpipeline/runs"},
+            "artifact_root: expected a bucket's address gs://, minio://, s3://BUCKET/..., found 'hdfs",
+        ),
+        ({"artifact_root": "s3://B/runs"}, "artifact_root: expected a bucket's address"),
+        (
+            {"namespace": "Team_A"},
+            "namespace: expected a namespace: up to 63 lower-case letters, .*found 'Team_A'",
+        ),
+        ({"namespace": "a" * 64}, "namespace: expected a namespace"),
+        ({"namespace": "team-a-"}, "namespace: expected a namespace"),
+        ({"namespaces": "team-a"}, "found 'namespaces'. Did you mean 'namespace'?"),
+        ({"service_account": "Editor"}, "service_account: expected a name in Kubernetes"),
+        ({"run_as_user": -1}, "run_as_user: expected a whole number of at least 0"),
+        (
+            {"pods": {"default": {"shared_memory": "8 GB"}}},
+            "shared_memory: expected a quantity .*'8 GB'",
+        ),
         ({"image": 3}, "image: expected the name of an image, found 3"),
         ({"image_pull_policy": "never"}, "image_pull_policy: expected one of Always"),
         ({"beam_options": ["runner"]}, "beam_options: expected a list of options like"),
@@ -88,12 +118,39 @@ def test_invalid_settings_are_rejected_with_their_place(write, changes, sentence
         load_settings(write(**changes), KubeflowSettings)
 
 
+def test_the_published_schema_is_that_of_the_settings():
+    schema = json.loads((ROOT / "docs" / "kubeflow.schema.json").read_text(encoding="utf-8"))
+    assert schema == settings_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"imge": "x"}, "'imge' was unexpected"),
+        ({"namespace": "Team_A"}, "'Team_A' does not match"),
+        ({"artifact_root": "hdfs://mlpipeline/runs"}, "'hdfs://mlpipeline/runs' does not match"),
+        ({"run_as_user": "1000"}, "'1000' is not of type 'integer'"),
+        ({"image_pull_policy": "never"}, "'never' is not one of"),
+        ({"volumes": [{"claim": "ahnet"}]}, "'mount_path' is a required property"),
+        ({"pods": {"default": {"shared_memory": "8 GB"}}}, "'8 GB' does not match"),
+    ],
+)
+def test_the_published_schema_finds_what_the_settings_reject(write, changes, words):
+    validator = jsonschema.Draft202012Validator(settings_schema())
+    validator.validate(CLUSTER)
+    with pytest.raises(jsonschema.ValidationError, match=words):
+        validator.validate(CLUSTER | changes)
+    with pytest.raises(SettingsError):
+        load_settings(write(**changes), KubeflowSettings)
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         (
             ["--engine", "kubflow"],
-            "--engine: expected one of kubeflow, vertex, found 'kubflow'. Did",
+            "--engine: expected one of kubeflow-v2, kubeflow, vertex, found 'kubflow'. Did",
         ),
         (["--engine", "local"], "On this machine it runs by python -m pipeline.local_runner."),
         (

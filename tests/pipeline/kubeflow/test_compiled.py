@@ -139,11 +139,13 @@ def test_other_files_are_rejected(tmp_path, text):
 
 
 def test_mounts_match_whole_path_components():
-    local = RunContext(Path("/x"), "run", mounts={"/mnt/a": "/v", "gs://bucket": "/b"}).local
-    assert local('{"root": "/mnt/a/records", "other": "/mnt/ab", "/data/mnt/a": 1}') == (
+    context = RunContext(Path("/x"), "run", mounts={"/mnt/a": "/v", "/gcs/bucket": "/b"})
+    assert context.local('{"root": "/mnt/a/records", "other": "/mnt/ab", "/data/mnt/a": 1}') == (
         '{"root": "/v/records", "other": "/mnt/ab", "/data/mnt/a": 1}'
     )
-    assert local("gs://bucket/runs gs://buckets") == "/b/runs gs://buckets"
+    assert context.local("gs://bucket/runs gs://buckets") == "/b/runs gs://buckets"
+    assert context.stored("gs://bucket/runs") == Path("/b/runs")
+    assert context.stored("minio://bucket/runs") == Path("/x/store/minio/bucket/runs")
 
 
 def test_the_metadata_store_answers_the_same_over_grpc(tmp_path):

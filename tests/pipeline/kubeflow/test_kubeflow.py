@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from google.protobuf import json_format
+from kfp.pipeline_spec import pipeline_spec_pb2
 from ml_metadata import MetadataStore
 from ml_metadata.proto import metadata_store_pb2
 
@@ -38,6 +40,12 @@ LONGEST_ARGUMENT = 131072
 CLUSTER = {
     "image": "registry.example.org/ahnet-tf:0.1.0",
     "storage_root": "/mnt/ahnet/runs",
+    "artifact_root": "minio://mlpipeline/team-a/",
+    "namespace": "team-a",
+    "experiment": "liver's",
+    "service_account": "default-editor",
+    "run_as_user": 1234,
+    "fs_group": 2000,
     "image_pull_policy": "Always",
     "image_pull_secrets": ["registry"],
     "volumes": [{"claim": "ahnet", "mount_path": "/mnt/ahnet"}],
@@ -46,6 +54,8 @@ CLUSTER = {
         "default": {"cpu": "500m", "memory": "2Gi"},
         "Trainer3D": {
             "gpus": 2,
+            "gpu_type": "nvidia.com/mig-3g.40gb",
+            "shared_memory": "8Gi",
             "node_selector": {"pool": "gpu"},
             "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
             "environment": {"NCCL_DEBUG": "WARN"},
@@ -53,8 +63,9 @@ CLUSTER = {
     },
 }
 ENGINES = {
+    "kubeflow-v2": ("/mnt/ahnet", CLUSTER),
     "kubeflow": ("/mnt/ahnet", CLUSTER),
-    "vertex": (BUCKET, CLUSTER | {"storage_root": f"{BUCKET}/runs"}),
+    "vertex": (BUCKET, CLUSTER | {"storage_root": f"{BUCKET}/runs", "artifact_root": ""}),
 }
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -67,15 +78,17 @@ def command(folder: Path, engine: str, records: Path, options: tuple[str, ...]) 
     file.write_text(json.dumps(cluster), encoding="utf-8")
     task = str(records / "task.json")
     own = ["--cluster", str(file), "--input", f"{data}/records", "--output", str(folder / "specs")]
-    # Training quality does not matter here: two steps, and any model is blessed.
+    # Training quality does not matter here: two steps, and any model is blessed. But it has to find some
+    # liver, hence the weights: TFMA refuses all changes against a baseline whose score is exactly 0.
     short = ["--steps", "2", "--set", "warmup_steps=0", "--set", "evaluate_every=0"]
+    short += ["--set", "class_weights=[0.01,1.0,0.01]"]
     short += ["--threshold-liver", "0"]
     return [*own, "--task", task, *options, *short]
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory, phantom_records, tiny_options) -> Path:
-    """The folder of the specs for both engines."""
+    """The folder of the specs for all engines."""
     folder = tmp_path_factory.mktemp("compiled")
     for engine in ENGINES:
         options = command(folder, engine, phantom_records, tiny_options)
@@ -88,7 +101,6 @@ FRAMEWORKS = (
     "tfx.orchestration.kubeflow.container_entrypoint",
     "pipeline.kubeflow.entrypoint_v2",
     "tfx.orchestration.kubeflow.v2.container.kubeflow_v2_run_executor",
-    "tfx.orchestration.kubeflow.v2.file_based_example_gen.driver",
     "pipeline.dag",
     "pipeline.components.trainer",
 )
@@ -135,13 +147,26 @@ def check_pushed_model(volume: Path, task) -> None:
 def test_pods_of_the_argo_workflow_match_the_settings(compiled):
     workflow = yaml.safe_load((compiled / "ahnet.yaml").read_text())
     assert workflow["spec"]["imagePullSecrets"] == [{"name": "registry"}]
+    assert workflow["spec"]["serviceAccountName"] == "default-editor"
+    # With the contexts of the containers, the Pod Security Standard "restricted".
+    assert workflow["spec"]["securityContext"] == {
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+        "fsGroup": 2000,
+    }
     pods = {each["name"]: each for each in workflow["spec"]["templates"] if "container" in each}
     assert len(pods) == len(read_compiled(compiled / "ahnet.yaml").nodes)
     for name, pod in pods.items():
         own = pod["container"]
         assert (own["image"], own["imagePullPolicy"]) == (CLUSTER["image"], "Always")
+        assert own["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "runAsUser": 1234,
+        }
         mounts = {mount["name"]: mount["mountPath"] for mount in own["volumeMounts"]}
         sources = {mounts[each.pop("name")]: each for each in pod["volumes"]}
+        memory = sources.pop("/dev/shm", None)
         assert sources == {
             "/mnt/ahnet": {"persistentVolumeClaim": {"claimName": "ahnet"}},
             "/var/store": {"secret": {"secretName": "store"}},
@@ -154,26 +179,27 @@ def test_pods_of_the_argo_workflow_match_the_settings(compiled):
         assert pod["outputs"]["artifacts"][0]["path"].startswith("/tmp/")
         assert max(len(word.encode()) for word in own["args"]) < LONGEST_ARGUMENT
         if name == "trainer3d":
-            assert own["resources"] == {"limits": {"nvidia.com/gpu": "2"}}
+            assert memory == {"emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}}
+            assert own["resources"] == {"limits": {"nvidia.com/mig-3g.40gb": "2"}}
             assert pod["nodeSelector"] == {"pool": "gpu"}
             assert pod["tolerations"] == CLUSTER["pods"]["Trainer3D"]["tolerations"]
         else:
             asked = {"cpu": "500m", "memory": "2Gi"}
             assert own["resources"] == {"limits": asked, "requests": asked}
             assert "nodeSelector" not in pod
+            assert memory is None
+
+
+def test_the_spec_for_vertex_is_in_its_bucket(compiled):
+    job = json.loads((compiled / "ahnet.json").read_text())
+    json_format.ParseDict(job, pipeline_spec_pb2.PipelineJob())
+    assert job["runtimeConfig"]["gcsOutputDirectory"] == f"{BUCKET}/runs/artifacts"
 
 
 def test_the_v2_spec_matches_the_schema_of_kubeflow_pipelines(compiled):
     """Parsing into the messages of kfp-pipeline-spec rejects unknown names and wrong types."""
-    from google.protobuf import json_format
-    from kfp.pipeline_spec import pipeline_spec_pb2
-
-    job = json.loads((compiled / "ahnet.json").read_text())
-    json_format.ParseDict(job, pipeline_spec_pb2.PipelineJob())
     for_kubeflow, platform = yaml.safe_load_all((compiled / "ahnet-kfp2.yaml").read_text())
-    root = f"{BUCKET}/runs/artifacts"
-    assert job["runtimeConfig"]["gcsOutputDirectory"] == root
-    assert for_kubeflow == job["pipelineSpec"] | {"defaultPipelineRoot": root}
+    assert for_kubeflow["defaultPipelineRoot"] == "minio://mlpipeline/team-a"
     spec = json_format.ParseDict(for_kubeflow, pipeline_spec_pb2.PipelineSpec())
     assert spec.schema_version == "2.1.0"
     deployment = json_format.ParseDict(
@@ -184,8 +210,9 @@ def test_the_v2_spec_matches_the_schema_of_kubeflow_pipelines(compiled):
     for name, task in tasks.items():
         component = spec.components[task.component_ref.name]
         executor = deployment.executors[component.executor_label]
-        # Kubeflow Pipelines 2 runs containers and importers, but no resolvers.
+        # Kubeflow Pipelines 2 runs containers and importers, but no resolvers and no hooks.
         assert executor.WhichOneof("spec") == "container"
+        assert not executor.container.HasField("lifecycle")
         assert executor.container.image == CLUSTER["image"]
         assert set(component.input_definitions.artifacts) == set(task.inputs.artifacts)
         for source in task.inputs.artifacts.values():
@@ -197,15 +224,18 @@ def test_the_v2_spec_matches_the_schema_of_kubeflow_pipelines(compiled):
         assert not task.caching_options.enable_cache, name
 
     resources = deployment.executors["Trainer3D_executor"].container.resources
-    assert (resources.accelerator.type, resources.accelerator.count) == ("nvidia.com/gpu", 2)
+    found = (resources.accelerator.type, resources.accelerator.count)
+    assert found == ("nvidia.com/mig-3g.40gb", 2)
     variables = {
         name: {each.name: each.value for each in executor.container.env}
         for name, executor in deployment.executors.items()
     }
     assert variables.pop("Trainer3D_executor") == CLUSTER["pods"]["Trainer3D"]["environment"]
     assert not any(variables.values())
-    resources = deployment.executors["Pusher_executor"].container.resources
-    assert (resources.cpu_limit, resources.memory_limit) == (0.5, pytest.approx(2 * 1.073741824))
+    for name in ("Pusher_executor", "ImportExampleGen_executor"):
+        resources = deployment.executors[name].container.resources
+        limits = (resources.cpu_limit, resources.memory_limit)
+        assert limits == (0.5, pytest.approx(2 * 1.073741824))
 
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert set(executors) == set(deployment.executors)
@@ -217,15 +247,47 @@ def test_the_v2_spec_matches_the_schema_of_kubeflow_pipelines(compiled):
             {"secretName": "store", "keyToEnv": [{"secretKey": "key", "envVar": "STORE_KEY"}]}
         ],
         "secretAsVolume": [{"secretName": "store", "mountPath": "/var/store"}],
+        "securityContext": {"runAsUser": 1234, "runAsNonRoot": True},
     }
     assert executors["Pusher_executor"] == common
     assert executors["Trainer3D_executor"] == common | {
         "nodeSelector": {"labels": {"pool": "gpu"}},
         "tolerations": CLUSTER["pods"]["Trainer3D"]["tolerations"],
+        "emptyDirMounts": [
+            {
+                "volumeName": "shared-memory",
+                "mountPath": "/dev/shm",
+                "medium": "Memory",
+                "sizeLimit": "8Gi",
+            }
+        ],
     }
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+def test_settings_that_ask_for_nothing_new_write_no_new_fields(
+    tmp_path, phantom_records, tiny_options, capsys
+):
+    """An engine that does not know a field of the platform spec fails every pod."""
+    options = command(tmp_path, "kubeflow-v2", phantom_records, tiny_options)
+    plain = {name: CLUSTER[name] for name in ("image", "storage_root", "volumes")}
+    (tmp_path / "kubeflow-v2.json").write_text(json.dumps(plain))
+    assert main(options) == 0
+    path = tmp_path / "specs" / "ahnet-kfp2.yaml"
+    spec, platform = yaml.safe_load_all(path.read_text())
+    # The cluster's own.
+    assert "defaultPipelineRoot" not in spec
+    assert read_compiled(path).root == "minio://mlpipeline/v2/artifacts"
+    pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
+    mount = {"pvcMount": [{"constant": "ahnet", "mountPath": "/mnt/ahnet"}]}
+    assert all(pod == mount for pod in pods)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == str(path)
+    assert printed[1].endswith(
+        f"""create_run_from_pipeline_package('"'"'{path}'"'"', experiment_name='"'"'ahnet'"'"')'"""
+    )
+
+
+@pytest.mark.parametrize("engine", ["kubeflow", "vertex"])
 def test_the_tfx_command_line_compiles_the_same_pipeline(
     compiled, tmp_path, phantom_records, tiny_options, monkeypatch, engine
 ):
@@ -300,7 +362,7 @@ def test_volumes_spans_and_warm_start_need_a_metadata_store(
     kubeflow = command(tmp_path, "kubeflow", phantom_records, tiny_options)
     kubeflow[kubeflow.index("--input")] = "--volumes"
     chosen = ["--spans", "2", "--warm-start", "--threshold", "tumour=0.25"]
-    assert main([*kubeflow, *chosen]) == 0
+    assert main([*kubeflow, *chosen, "--engine", "kubeflow"]) == 0
     pipeline = read_compiled(tmp_path / "specs" / "ahnet.yaml")
     names = {node.name for node in pipeline.nodes}
     assert names >= {"ConvertVolumes", "SpanBefore", "NewestSpans", "EarlierModel"}
@@ -322,9 +384,9 @@ def test_volumes_spans_and_warm_start_need_a_metadata_store(
     assert json.loads(manifest.read_text())["found"] == 2
 
     capsys.readouterr()
-    vertex = command(tmp_path, "vertex", phantom_records, tiny_options)
+    kubeflow_v2 = command(tmp_path, "kubeflow-v2", phantom_records, tiny_options)
     for option in (["--spans", "2"], ["--warm-start"]):
-        assert main([*vertex, "--engine", "vertex", *option]) == 1
+        assert main([*kubeflow_v2, *option]) == 1
         assert "expected an engine with a metadata store" in capsys.readouterr().err
 
 
@@ -332,13 +394,12 @@ def test_every_container_of_the_v2_spec_runs_to_a_pushed_model(
     compiled, start, volume, tmp_path, task
 ):
     pipeline = read_compiled(compiled / "ahnet-kfp2.yaml")
-    context = RunContext(tmp_path / "logs", "one", mounts={BUCKET: str(volume)})
+    context = RunContext(tmp_path / "logs", "one", mounts={"/mnt/ahnet": str(volume)})
     run_compiled(pipeline, context, start=start)
     check_pushed_model(volume, task)
 
     def blessing() -> dict:
-        (made,) = json.loads(context.artifacts("Evaluator").read_text())["blessing"]["artifacts"]
-        return made["metadata"]
+        return json.loads(context.artifacts("Evaluator").read_text())["blessing"]["metadata"]
 
     assert blessing()["blessed"] == 1
     assert "baseline_model" not in blessing()
@@ -346,4 +407,9 @@ def test_every_container_of_the_v2_spec_runs_to_a_pushed_model(
     for name in ("LastPushedModel", "Evaluator"):
         run_compiled(pipeline, context, only=name, start=start)
     assert blessing()["blessed"] == 1
-    assert blessing()["baseline_model"].endswith("/one/LastPushedModel/model")
+    baseline = blessing()["baseline_model"]
+    root = "minio://mlpipeline/team-a/ahnet/one/LastPushedModel/"
+    assert baseline.startswith(root)
+    assert baseline.endswith("/model")
+    (pushed,) = context.stored(baseline).glob("Format-Serving/saved_model.pb")
+    assert pushed.is_file()
