@@ -1,20 +1,14 @@
-"""The pipeline compiled for clusters: specs match their schemas, and every container really runs.
-
-`AHNET_TEST_PROCESSES=1` runs every container's command in a new interpreter instead of a fork of one
-that has already imported the frameworks: minutes slower, same results.
-"""
+"""The pipeline compiled for clusters: specs match their schemas, and every container really runs."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from google.protobuf import json_format
@@ -22,126 +16,20 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from ml_metadata import MetadataStore
 from ml_metadata.proto import metadata_store_pb2
 
-from ahnet_tf.inference.predictor import open_predictor
 from pipeline.kubeflow.compiled import read_compiled
-from pipeline.kubeflow.containers import RunContext, Start, start_process
+from pipeline.kubeflow.containers import RunContext, start_process
 from pipeline.kubeflow.metadata_server import serve_metadata
 from pipeline.kubeflow.rehearsal import run_compiled
 from pipeline.kubeflow_runner import main
 from pipeline.local_runner import OPTIONS_VARIABLE
 from preprocessing.phantom.ct import PhantomSettings
 from preprocessing.phantom.dataset import write_cases
-from tests.fork_server import ForkServer
+from tests.pipeline.kubeflow.small_pipeline import BUCKET, CLUSTER, check_pushed_model, command
 
 ROOT = Path(__file__).resolve().parents[3]
-BUCKET = "gs://ahnet-bucket"
 # Linux' MAX_ARG_STRLEN.
 LONGEST_ARGUMENT = 131072
-CLUSTER = {
-    "image": "registry.example.org/ahnet-tf:0.1.0",
-    "storage_root": "/mnt/ahnet/runs",
-    "artifact_root": "minio://mlpipeline/team-a/",
-    "namespace": "team-a",
-    "experiment": "liver's",
-    "service_account": "default-editor",
-    "run_as_user": 1234,
-    "fs_group": 2000,
-    "image_pull_policy": "Always",
-    "image_pull_secrets": ["registry"],
-    "volumes": [{"claim": "ahnet", "mount_path": "/mnt/ahnet"}],
-    "secrets": [{"name": "store", "variables": {"key": "STORE_KEY"}, "mount_path": "/var/store"}],
-    "pods": {
-        "default": {"cpu": "500m", "memory": "2Gi"},
-        "Trainer3D": {
-            "gpus": 2,
-            "gpu_type": "nvidia.com/mig-3g.40gb",
-            "shared_memory": "8Gi",
-            "node_selector": {"pool": "gpu"},
-            "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
-            "environment": {"NCCL_DEBUG": "WARN"},
-        },
-    },
-}
-ENGINES = {
-    "kubeflow-v2": ("/mnt/ahnet", CLUSTER),
-    "kubeflow": ("/mnt/ahnet", CLUSTER),
-    "vertex": (BUCKET, CLUSTER | {"storage_root": f"{BUCKET}/runs", "artifact_root": ""}),
-}
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
-
-def command(folder: Path, engine: str, records: Path, options: tuple[str, ...]) -> list[str]:
-    """Returns the options that compile the smallest pipeline for an engine into `folder`."""
-    data, cluster = ENGINES[engine]
-    file = folder / f"{engine}.json"
-    file.write_text(json.dumps(cluster), encoding="utf-8")
-    task = str(records / "task.json")
-    own = ["--cluster", str(file), "--input", f"{data}/records", "--output", str(folder / "specs")]
-    # Training quality does not matter here: two steps, and any model is blessed. But it has to find some
-    # liver, hence the weights: TFMA refuses all changes against a baseline whose score is exactly 0.
-    short = ["--steps", "2", "--set", "warmup_steps=0", "--set", "evaluate_every=0"]
-    short += ["--set", "class_weights=[0.01,1.0,0.01]"]
-    short += ["--threshold-liver", "0"]
-    return [*own, "--task", task, *options, *short]
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory, phantom_records, tiny_options) -> Path:
-    """The folder of the specs for all engines."""
-    folder = tmp_path_factory.mktemp("compiled")
-    for engine in ENGINES:
-        options = command(folder, engine, phantom_records, tiny_options)
-        assert main([*options, "--engine", engine]) == 0
-    return folder / "specs"
-
-
-# What every container's command imports.
-FRAMEWORKS = (
-    "tfx.orchestration.kubeflow.container_entrypoint",
-    "pipeline.kubeflow.entrypoint_v2",
-    "tfx.orchestration.kubeflow.v2.container.kubeflow_v2_run_executor",
-    "pipeline.dag",
-    "pipeline.components.trainer",
-)
-
-
-@pytest.fixture(scope="module")
-def start() -> Start:
-    """Runs a container's command (see the module's docstring)."""
-    if os.environ.get("AHNET_TEST_PROCESSES"):
-        yield start_process
-        return
-    server = ForkServer(*FRAMEWORKS)
-
-    def fork(command, environment, log):
-        python, option, module, *arguments = command
-        assert (python, option) == ("python", "-m")
-        code = (
-            "import os, runpy, sys\n"
-            f"os.environ.clear(); os.environ.update({dict(environment)!r})\n"
-            f"sys.argv = {[module, *arguments]!r}\n"
-            f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)\n"
-        )
-        return server.wait(server.start(code, log))
-
-    yield fork
-    server.close()
-
-
-@pytest.fixture
-def volume(tmp_path, phantom_records) -> Path:
-    """A folder that stands for the cluster's volume or bucket, with the records in it."""
-    folder = tmp_path / "volume"
-    shutil.copytree(phantom_records, folder / "records")
-    return folder
-
-
-def check_pushed_model(volume: Path, task) -> None:
-    predictor = open_predictor(volume / "runs" / "serving_model")
-    assert predictor.settings.task == task
-    probabilities = predictor.predict(np.zeros((1, *task.patch_shape_zyx, 1), np.int16))
-    np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-5)
 
 
 def test_pods_of_the_argo_workflow_match_the_settings(compiled):
