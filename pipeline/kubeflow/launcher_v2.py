@@ -23,6 +23,8 @@ from preprocessing.files import write_json
 # In the pod, where every process has a /tmp of its own.
 OUTPUT_FILE = "/tmp/kfp_outputs/output_metadata.json"
 _EXECUTOR_INPUT = "{{$}}"
+# How the launcher reached the bucket, which it records with every artifact.
+SESSION = '{"Provider":"minio","Params":{"fromEnv":"true"}}'
 
 Artifacts = Mapping[str, Any]
 
@@ -135,4 +137,4 @@ def _recorded(metadata: Mapping[str, Any], node: Node, output: str) -> dict[str,
     recorded = {
         name: convert.get(type(value), lambda v: v)(value) for name, value in metadata.items()
     }
-    return {"display_name": output, **recorded}
+    return {"display_name": output, "store_session_info": SESSION, **recorded}

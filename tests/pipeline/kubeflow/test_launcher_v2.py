@@ -11,6 +11,7 @@ import yaml
 
 from pipeline.kubeflow.compiled import read_compiled
 from pipeline.kubeflow.containers import RunContext, start_process
+from pipeline.kubeflow.launcher_v2 import SESSION
 from pipeline.kubeflow.rehearsal import main, run_compiled
 from preprocessing.errors import PipelineError
 
@@ -125,6 +126,7 @@ def test_a_container_is_given_the_executor_input_of_the_engine_and_no_more(tmp_p
                             "uri": uri,
                             "metadata": {
                                 "display_name": "model",
+                                "store_session_info": SESSION,
                                 "kind": "3d",
                                 "pushed": 1,
                                 "split_names": "[]",
