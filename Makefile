@@ -10,7 +10,7 @@ endif
 # Without bytecode beside the packages, each of the many processes would compile TensorFlow and TFX again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help env demo test test-fast test-flink lint lock clean
+.PHONY: help env demo test test-fast test-flink test-kfp lint lock clean
 
 help:
 	@echo "make env               only the locked environment .venv; GPU=1 with CUDA's libraries, GPU=0 without"
@@ -19,6 +19,7 @@ help:
 	@echo "make demo DATA=DIR     on your own folder: CT volumes and label maps, or for dbt_lesion BCS-DBT's layout"
 	@echo "make test              all tests; make test-fast leaves out the whole runs"
 	@echo "make test-flink        the conversion on Flink; downloads nothing, says where to get the job server"
+	@echo "make test-kfp          compiled pipelines in kfp 2 and Argo's linter, which are installed into .kfp"
 	@echo "make lint              format, style and types"
 	@echo "make lock              resolves requirements.lock and requirements-gpu.lock again from setup.py"
 	@echo "make clean             removes the environment and the demo's output"
@@ -48,6 +49,10 @@ test-flink:
 		exit 2; } >&2
 	@$(MAKE) --no-print-directory env
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON_BIN) -m pytest tests/preprocessing/records/test_flink.py
+
+test-kfp: env
+	@tests/pipeline/kubeflow/engines.sh .kfp
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" AHNET_KFP_ENGINES=.kfp $(PYTHON_BIN) -m pytest tests/pipeline/kubeflow/test_engines.py
 
 lint: env
 	@$(PYTHON_BIN) -m ruff format --check . && $(PYTHON_BIN) -m ruff check . && $(PYTHON_BIN) -m mypy
