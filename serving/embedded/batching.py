@@ -95,7 +95,7 @@ class Batcher:
         self,
         model: LoadedModel,
         request: CheckedRequest,
-        timeout_s: float | None,
+        timeout_s: float,
         is_wanted: Callable[[], bool],
     ) -> Outputs:
         """Queues a prediction and returns its outputs; the caller holds a place.

@@ -180,7 +180,8 @@ class GrpcService:
             request = _parse(predict_pb2.PredictRequest, read())
             with self.versions.in_use(request.model_spec) as model:
                 checked = check_request(model, request, self.limits.request_voxels)
-                left_s = context.time_remaining()
+                # Without a deadline gRPC says centuries, which is more than a lock can wait.
+                left_s = min(context.time_remaining(), threading.TIMEOUT_MAX)
                 outputs = self.batcher.run(model, checked, left_s, context.is_active)
             size, limit = sum(each.nbytes for each in outputs.values()), self.limits.answer_bytes
             if size > limit:

@@ -80,6 +80,10 @@ def test_predict_request_as_other_programs_send_it(predict, windows):
     assert tf.make_ndarray(response.outputs["probabilities"]).shape == (2, 3, 5, 7, 3)
 
 
+def test_prediction_without_a_deadline(predict):
+    assert predict(sound_request()).model_spec.version.value == 1
+
+
 def metadata_request(model="ahnet", fields=("signature_def",)):
     request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=fields)
     request.model_spec.name = model

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from tfx.components.infra_validator.error_types import ValidationFailed
 from tfx.components.infra_validator.model_server_clients.tensorflow_serving_client import (
     TensorFlowServingClient,
 )
@@ -84,7 +85,7 @@ def test_requests_of_infra_validator_are_answered(export, records, task, tmp_pat
         client.WaitUntilModelLoaded(time.time() + 30, polling_interval_sec=1)
         client.SendRequests(requests)
         requests[0].inputs["examples"].string_val[:] = [b"no record"]
-        with pytest.raises(Exception, match="INVALID_ARGUMENT"):
+        with pytest.raises(ValidationFailed, match="failed to respond"):
             client.SendRequests(requests)
 
 
