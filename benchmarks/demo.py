@@ -18,6 +18,8 @@ from typing import Any
 
 from benchmarks.commands import call, read_json
 from benchmarks.report import goal, print_table, read_report, versions, write_report
+from pipeline.configs import pushed_models
+from pipeline.demo import MODEL_NAME
 from pipeline.demonstrations import DEMONSTRATIONS, SENSITIVITIES, UNSEEN_CASE
 from preprocessing.cli import make_parser, run_command
 
@@ -106,8 +108,9 @@ def _ct_means(output: Path, folder: Path, seed: int, unseen: int) -> dict[str, A
     """Returns the mean Dice of the demonstration's model over several unseen cases."""
     cases, predicted, scores = (folder / name for name in ("cases", "predicted", "scores"))
     cases_like_the_demos = ("--cases", unseen, "--first", UNSEEN_CASE, "--seed", seed)
+    pushed = pushed_models(output / "pipeline", MODEL_NAME)
     call("preprocessing.phantom", "--output", cases, *cases_like_the_demos)
-    call("ahnet_tf.predict", "--model", output / "pipeline" / "serving_model", cases, predicted)
+    call("ahnet_tf.predict", "--model", pushed, cases, predicted)
     call("ahnet_tf.evaluate", "--input", predicted, "--reference", cases, "--output", scores)
     found = read_json(scores / "scores.json")["summary"]
     means = {f"dice_{name}_mean": found[key]["value"] for name, key in MEASURES.items()}

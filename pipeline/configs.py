@@ -13,7 +13,7 @@ from ahnet_tf.evaluation.froc import score_names
 from ahnet_tf.presets import RunConfig
 from preprocessing.errors import ALLOWANCES, InputError, SettingsError
 from preprocessing.records.splits import EVAL_FRACTION
-from preprocessing.settings import Requirement, fraction, whole
+from preprocessing.settings import Requirement, fraction, one_of, whole
 from preprocessing.tasks import Task
 
 # Sources of the schema, unless it is a file.
@@ -33,8 +33,18 @@ LOCAL_RUNNER = "--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunn
 NO_PACKING = "--sdk_container_image=none"
 IN_THIS_PROCESS = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
 BEAM_ARGUMENTS = (LOCAL_RUNNER, NO_PACKING, *IN_THIS_PROCESS)
+# Where InfraValidator may run TensorFlow Serving: names of TFX's ServingSpec.
+SERVING_PLATFORMS = ("local_docker", "kubernetes")
 
 _SHARE = Requirement("a share between 0 and 1", lambda value: 0 < value < 1)
+
+
+def pushed_models(output: str | Path, name: str) -> str:
+    """Returns the folder or address in which Pusher makes the versions of the model `name`.
+
+    The folder above it holds models as TensorFlow Serving and deploy/compose.yaml expect them.
+    """
+    return f"{str(output).rstrip('/')}/serving_model/{name}"
 
 
 def threshold_names(task: Task) -> tuple[str, ...]:
@@ -60,7 +70,7 @@ class PipelineSettings:
       thresholds: the score that a model must reach, by name (`threshold_names`): mean Dice per case of
         a class, or a lesion detection score.
       largest_loss: by how much those scores may be lower than the last blessed model's.
-      name: the pipeline's name in its metadata, and for the tfx command line.
+      name: the pipeline's name in its metadata and for the tfx command line, and the pushed model's.
       from_volumes: `input` holds volumes with label maps; the pipeline converts them.
       eval_fraction: share of the cases to evaluate on, where the pipeline converts.
       spans: 0 if `input` is one data set. Else it holds batches of cases, span-1, span-2, ...; the
@@ -71,8 +81,9 @@ class PipelineSettings:
       tuner_trials: number of learning rates tried before the trainings, 0 for none.
       tuner_steps: optimizer steps of each trial.
       allow: names of `WAIVERS`, and of `preprocessing.errors.ALLOWANCES` for the conversion.
-      serving_image: TensorFlow Serving's image, in which TFX's InfraValidator tests the model; empty
-        without containers, and then the embedded server in its own process tests it.
+      serving_image: TensorFlow Serving's image REPOSITORY:TAG, in which TFX's InfraValidator tests the
+        model; empty without containers, and then the embedded server in its own process tests it.
+      serving_platform: one of `SERVING_PLATFORMS`, for that image.
     """
 
     input: str
@@ -96,7 +107,15 @@ class PipelineSettings:
             lambda names: {*names} <= {*WAIVERS, *ALLOWANCES},
         ),
     )
-    serving_image: str = ""
+    serving_image: str = attrs.field(
+        default="",
+        validator=Requirement(
+            "REPOSITORY:TAG", lambda image: bool(re.fullmatch(r"(\S+:[\w.-]+)?", image))
+        ),
+    )
+    serving_platform: str = attrs.field(
+        default=SERVING_PLATFORMS[0], validator=one_of(*SERVING_PLATFORMS)
+    )
 
     def __attrs_post_init__(self) -> None:
         names = threshold_names(self.task)

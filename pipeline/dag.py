@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 from collections.abc import Sequence
 from modulefinder import ModuleFinder
 from pathlib import Path
@@ -17,7 +18,7 @@ from tfx.dsl.components.base.base_node import BaseNode
 from tfx.dsl.components.common.resolver import Resolver, ResolverStrategy
 from tfx.orchestration.pipeline import Pipeline
 from tfx.proto.example_gen_pb2 import Input
-from tfx.proto.infra_validator_pb2 import ServingSpec, ValidationSpec
+from tfx.proto.infra_validator_pb2 import RequestSpec, ServingSpec, ValidationSpec
 from tfx.proto.pusher_pb2 import PushDestination
 from tfx.proto.trainer_pb2 import EvalArgs, TrainArgs
 from tfx.types import Channel
@@ -29,12 +30,16 @@ from pipeline.components.convert_volumes import ConvertVolumes
 from pipeline.components.evaluator import make_eval_config
 from pipeline.components.report import write_report
 from pipeline.components.serving_check import answer_requests
-from pipeline.configs import BEAM_ARGUMENTS, SPAN_FOLDER, PipelineSettings
+from pipeline.configs import BEAM_ARGUMENTS, SPAN_FOLDER, PipelineSettings, pushed_models
 from preprocessing.errors import SettingsError
 from preprocessing.records.splits import SPLITS
+from preprocessing.tasks import Task
+from serving.protocol import SERIALIZED_EXAMPLES
 
-# Patches that a served model must answer, each of another case.
+# Patches that a served model must answer.
 SERVING_REQUESTS = 3
+# What TFX's client of InfraValidator receives: gRPC's default of 4 MiB, less a margin for the rest.
+LARGEST_ANSWER_BYTES = 4 * 2**20 - 2**16
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("preprocessing", "ahnet_tf", "serving", "pipeline")
@@ -52,11 +57,15 @@ def create_pipeline(
     Data and output of `settings` may lie on another machine or in an object store. `metadata` is
     None if the engine brings its own store. Without `has_metadata` components can't query a store:
     a new model is compared with the one pushed last instead of the one blessed last, and nothing is
-    cached. Raises SettingsError for spans, a warm start or volumes without the metadata they need.
+    cached. Raises SettingsError for spans, a warm start or volumes without the metadata they need, and
+    for InfraValidator in a cluster that starts pods without TFX's own launcher.
     """
     if not has_metadata and (settings.spans or settings.warm_start or settings.from_volumes):
         options, expected = "--spans, --warm-start, --volumes", "an engine with a metadata store"
         raise SettingsError(options, expected, "one without", "They work with --engine kubeflow.")
+    if not has_metadata and settings.serving_image:
+        remedy = "TFX starts the server's pod from a pod of an Argo workflow: --engine kubeflow."
+        raise SettingsError("--serving-image", "an Argo workflow", "another engine", remedy)
     output = settings.output.rstrip("/")
     source = _source(settings)
     examples = source.outputs["examples"]
@@ -71,13 +80,13 @@ def create_pipeline(
         learned = newest.outputs["examples"]
     trainers = _trainers(settings, examples, learned, gate)
     model = trainers[-1].outputs["model"]
-    serving_models = f"{output}/serving_model"
+    pushed = pushed_models(output, settings.name)
     if has_metadata:
         evaluator_class = components.Evaluator
         baseline = _resolver("LatestBlessedModel", resolvers.EarlierBlessedModel, model)
     else:
         evaluator_class = resolvers.EvaluatorAgainstPushed
-        baseline = resolvers.last_pushed_model(pushed=serving_models).with_id("LastPushedModel")
+        baseline = resolvers.last_pushed_model(pushed=pushed).with_id("LastPushedModel")
     evaluator = evaluator_class(
         examples=learned,
         model=model,
@@ -90,7 +99,7 @@ def create_pipeline(
         model=model,
         model_blessing=evaluator.outputs["blessing"],
         infra_blessing=serving.outputs["blessing"],
-        push_destination=PushDestination(filesystem={"base_directory": serving_models}),
+        push_destination=PushDestination(filesystem={"base_directory": pushed}),
     )
     report = write_report(
         examples=examples,
@@ -223,12 +232,31 @@ def _serving_check(settings: PipelineSettings, model: Channel, examples: Channel
         check = answer_requests(model=model, examples=examples, requests=SERVING_REQUESTS)
         return check.with_id("ServingCheck")
     repository, _, tag = settings.serving_image.rpartition(":")
+    requests = serving_requests(settings.task)
     return components.InfraValidator(
         model=model,
         serving_spec=ServingSpec(
-            tensorflow_serving={"image_name": repository, "tags": [tag]}, local_docker={}
+            tensorflow_serving={"image_name": repository, "tags": [tag]},
+            **{settings.serving_platform: {}},
         ),
+        examples=examples if requests else None,
+        request_spec=requests,
         validation_spec=ValidationSpec(max_loading_time_seconds=300, num_tries=2),
+    )
+
+
+def serving_requests(task: Task) -> RequestSpec | None:
+    """Returns the requests that InfraValidator sends: records, to the signature that evaluates them.
+
+    None if the answer, which for heat maps has one for each voxel of a patch, is more than TFX's client
+    receives. The server then answers the model's warm-up requests only, which it does as it loads.
+    """
+    if task.target == "heat_map" and 4 * math.prod(task.patch_shape_zyx) > LARGEST_ANSWER_BYTES:
+        return None
+    return RequestSpec(
+        tensorflow_serving={"signature_names": [SERIALIZED_EXAMPLES]},
+        split_name="eval",
+        num_examples=SERVING_REQUESTS,
     )
 
 

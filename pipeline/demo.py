@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ahnet_tf.presets import PRESETS
+from pipeline.configs import pushed_models
 from pipeline.demonstrations import CT_LIVER, DBT_LESION, UNSEEN_CASE, demonstration_of
 from pipeline.local.own_cases import hold_out
 from pipeline.local.preflight import only_run_in
@@ -20,6 +21,7 @@ from preprocessing.cli import make_parser, run_command
 from preprocessing.files import atomic_write, write_json
 from preprocessing.tasks import load_task
 
+# The pipeline's default name, and the server's.
 MODEL_NAME = "ahnet"
 STAGE_FOLDERS = ("data", "unseen", "records", "pipeline", "prediction", "scores", ".stages")
 # The picture of one unseen case, and the page of the unseen cases' scores.
@@ -141,7 +143,7 @@ def run_stages(arguments: argparse.Namespace, output: Path, stages: Stages) -> N
     for setting in (*training, *arguments.set):
         pipeline += ["--set", setting]
     stages.run("pipeline", pipeline)
-    with stages.server(output / "pipeline" / "serving_model", MODEL_NAME) as address:
+    with stages.server(Path(pushed_models(output / "pipeline", MODEL_NAME)), MODEL_NAME) as address:
         predict = ["ahnet_tf.predict", "--target", f"{address}/{MODEL_NAME}", "--overlay"]
         # The port differs in every run, so this stage is never skipped.
         stages.run("predict", [*predict, unseen, output / "prediction"])

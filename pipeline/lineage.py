@@ -20,9 +20,9 @@ PURPOSE = """\
 Shows the lineage of a pushed model from the pipeline's metadata: its training data, the results of
 data validation, the settings of every training, the scores that blessed it, and the code version."""
 EXAMPLES = (
-    "python -m pipeline.lineage run/serving_model/1732600000",
-    "python -m pipeline.lineage run/serving_model      (the newest version)",
-    "python -m pipeline.lineage run/serving_model/1732600000 --json",
+    "python -m pipeline.lineage run/serving_model/ahnet/1732600000",
+    "python -m pipeline.lineage run/serving_model/ahnet      (the newest version)",
+    "python -m pipeline.lineage run/serving_model/ahnet/1732600000 --json",
 )
 # Parameters to show; those of TFX's own components are long and redundant.
 _SHOWN = ("span", "fingerprint", "input_fingerprint", "volumes", "input_base", "run_fn", "requests")
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("pipeline.lineage", PURPOSE, EXAMPLES)
     add = parser.add_argument
     add("model", metavar="MODEL", help="a pushed version, or the folder of all versions (newest)")
-    metadata = f"the pipeline's metadata (default: {METADATA_FILE} beside the folder of versions)"
+    metadata = f"the pipeline's metadata (default: {METADATA_FILE} in the folder of the run)"
     add("--metadata", metavar="FILE", help=metadata)
     add("--json", action="store_true", help="print everything as JSON")
     return run_command(_run, parser.parse_args(argv))
@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     model = _version(Path(arguments.model).resolve())
-    metadata = Path(arguments.metadata or model.parent.parent / METADATA_FILE)
+    # RUN/serving_model/NAME/VERSION
+    metadata = Path(arguments.metadata or model.parents[2] / METADATA_FILE)
     from pipeline.local.model_lineage import lineage_of
 
     steps = lineage_of(open_store(metadata), model)

@@ -6,7 +6,13 @@ import argparse
 from pathlib import Path
 
 from ahnet_tf.train import add_settings, settings_from
-from pipeline.configs import SCHEMAS, WAIVERS, PipelineSettings, newest_span
+from pipeline.configs import (
+    SCHEMAS,
+    SERVING_PLATFORMS,
+    WAIVERS,
+    PipelineSettings,
+    newest_span,
+)
 from preprocessing.errors import ALLOWANCES, InputError, SettingsError
 from preprocessing.records.splits import EVAL_FRACTION
 from preprocessing.tasks import Task, load_task, records_task
@@ -15,7 +21,7 @@ from preprocessing.tasks import Task, load_task, records_task
 def add_pipeline_options(parser: argparse.ArgumentParser, *, on_cluster: bool = False) -> None:
     """Adds all options that decide what a pipeline computes (see `pipeline_settings`).
 
-    On a cluster paths are those in the pods, and InfraValidator can't run containers.
+    On a cluster paths are those in the pods, and InfraValidator runs a pod instead of a container.
     """
     # Abbreviations would hide Beam's options.
     parser.allow_abbrev = False
@@ -58,14 +64,12 @@ def add_pipeline_options(parser: argparse.ArgumentParser, *, on_cluster: bool = 
     add("--largest-loss", type=float, default=0.0, metavar="DICE", help=loss)
     add("--tune", type=int, default=0, metavar="TRIALS", help="learning rates to try first")
     add("--tune-steps", type=int, default=100, help="optimizer steps per trial (default: 100)")
-    parser.set_defaults(serving_image="")
-    if not on_cluster:
-        add(
-            "--serving-image",
-            metavar="IMAGE",
-            help="tensorflow/serving:TAG for TFX's InfraValidator, with Docker (default: the "
-            "embedded server, in its own process, has to answer requests)",
-        )
+    by = "in a pod of its own (only with --engine kubeflow)" if on_cluster else "with Docker"
+    image = (
+        f"tensorflow/serving:TAG for TFX's InfraValidator, {by} (default: the embedded server, in its "
+        "own process, has to answer requests)"
+    )
+    add("--serving-image", default="", metavar="IMAGE", help=image)
     add("--pipeline-name", default="ahnet", help="name in the metadata (default: ahnet)")
     add_settings(parser)
 
@@ -103,6 +107,7 @@ def pipeline_settings(
         tuner_steps=arguments.tune_steps,
         allow=tuple(filter(None, arguments.allow.split(","))),
         serving_image=arguments.serving_image,
+        serving_platform=SERVING_PLATFORMS[storage_root is not None],
     )
 
 

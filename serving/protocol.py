@@ -11,6 +11,7 @@ from tensorflow.core.framework import tensor_pb2
 
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
+HEALTH_SERVICE = "grpc.health.v1.Health"
 DEFAULT_MODEL_NAME = "ahnet"
 
 SERVING_DEFAULT = "serving_default"
@@ -52,6 +53,14 @@ class RefusedError(Exception):
 def malformed(reason: str) -> RefusedError:
     """Returns the error for an inconsistent request or one that does not match the signature."""
     return RefusedError(grpc.StatusCode.INVALID_ARGUMENT, reason)
+
+
+def busy(reason: str) -> RefusedError:
+    """Returns the error for a request that may be answered later.
+
+    The status and "is full" are TF Serving's when more requests wait than its batching allows.
+    """
+    return RefusedError(grpc.StatusCode.UNAVAILABLE, f"the queue is full; {reason}")
 
 
 def stored_signature(name: str, image_dtype: str) -> str:

@@ -19,6 +19,10 @@ class BusyError(ServingError):
     """The server has no room for the request, now or at all."""
 
 
+class UnfitError(ServingError):
+    """The request is sound, but this server can't run it as things are."""
+
+
 class NotServedError(ServingError):
     """The server has no such model, version or label."""
 
@@ -34,6 +38,10 @@ class AccessError(ServingError):
 class ForeignServerError(ServingError):
     """The answer comes from another program, or from a model that this project did not export."""
 
+
+# Words of TF Serving, and of the embedded server, in the status UNAVAILABLE when too many requests wait.
+# Without them no server has answered.
+_FULL = ("queue", "is full")
 
 # Type of the error, what was expected and the remedy, by status code.
 _MEANINGS = {
@@ -53,6 +61,12 @@ _MEANINGS = {
         "room for the request",
         "Send fewer or smaller windows, lower in_flight, or try again when the server is less busy.",
     ),
+    grpc.StatusCode.FAILED_PRECONDITION: (
+        UnfitError,
+        "a request that the server can run as it is",
+        "Export the model again if it lacks the signature. TF Serving's batching merges only windows of "
+        "one size: have all clients send the model's window size, as segment does.",
+    ),
     grpc.StatusCode.NOT_FOUND: (
         NotServedError,
         "a model and version that the server has",
@@ -61,7 +75,8 @@ _MEANINGS = {
     grpc.StatusCode.INVALID_ARGUMENT: (
         BadRequestError,
         "a request that fits the model",
-        "Check that the model was exported by this version: python -m serving.export.",
+        "Check the version label if there is one, and that the model was exported by this version: "
+        "python -m serving.export.",
     ),
     grpc.StatusCode.UNAUTHENTICATED: (
         AccessError,
@@ -81,7 +96,14 @@ _MEANINGS = {
 }
 
 
+def is_busy(error: grpc.RpcError) -> bool:
+    """Returns whether a server has answered that too many requests wait; they may be sent again."""
+    details = error.details() or ""
+    return error.code() == grpc.StatusCode.UNAVAILABLE and all(word in details for word in _FULL)
+
+
 def error_of(error: grpc.RpcError, target: str) -> ServingError:
     """Returns the error for a failed call to `target`."""
-    kind, expected, remedy = _MEANINGS.get(error.code(), (ServingError, "an answer", ""))
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED if is_busy(error) else error.code()
+    kind, expected, remedy = _MEANINGS.get(code, (ServingError, "an answer", ""))
     return kind(target, expected, f"{error.code().name}: {error.details()}", remedy)

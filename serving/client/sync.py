@@ -25,14 +25,22 @@ from ahnet_tf.inference.predictor import (
     settings_from_json,
 )
 from ahnet_tf.inference.segment import PredictionSettings, Segmentation, segment_volume
-from preprocessing.errors import ServingError
+from preprocessing.errors import ModelError, ServingError
 from preprocessing.volumes.geometry import Volume
 from serving import protocol
 from serving.auth import access_from_environment, client_credentials
-from serving.client.errors import BusyError, ForeignServerError, NotServedError, error_of
+from serving.client.errors import (
+    BadRequestError,
+    BusyError,
+    ForeignServerError,
+    NotServedError,
+    UnfitError,
+    error_of,
+    is_busy,
+)
 from serving.client.settings import ClientSettings, parse_target
 
-# How often a volume is started again because its version was replaced.
+# How often windows or a volume are started again because the model's version was replaced.
 MAX_RESTARTS = 3
 FIRST_PAUSE_S = 0.2
 MAX_PAUSE_S = 5.0
@@ -70,7 +78,8 @@ class AHNetClient:
         # gRPC metadata keys are lower case.
         self._metadata = None if token is None else (("authorization", f"Bearer {token}"),)
         self._answered = False
-        self._described: ExportSettings | None = None
+        # Settings and number of the version that answered last; None asks for them.
+        self._described: tuple[ExportSettings, int] | None = None
         self._channel = self._connect()
         predictions = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._call_predict = predictions.Predict
@@ -103,13 +112,23 @@ class AHNetClient:
         """Returns float32 probabilities [batch, z, y, x, class].
 
         Windows are raw intensities [batch, z, y, x, channel]. The task's stored dtype (int16 HU in
-        CT) is sent as it is; any other is converted to float32.
+        CT) is sent as it is; any other is converted to float32. The newest version answers, also
+        where it has replaced one with other classes.
 
         Raises:
           ModelError: the number of axes or channels is not the model's.
           ServingError: the server does not answer, refuses, or answers with something else.
         """
-        return self._predict(windows, self._described or self.describe(), None)
+        restarts = 0
+        while True:
+            settings, version = self._described or self._describe()
+            try:
+                return self._predict(windows, settings, None)
+            except (ModelError, BadRequestError, UnfitError, ForeignServerError):
+                # Refused for what another version expects?
+                restarts += 1
+                if restarts > MAX_RESTARTS or self._describe()[1] == version:
+                    raise
 
     def predictor(self) -> Predictor:
         """Returns a `Predictor` for the version that is served now.
@@ -190,13 +209,15 @@ class AHNetClient:
         request.inputs[protocol.UNUSED_INPUT].CopyFrom(unused)
         response = self._call(self._call_predict, request)
         text = self._output(response, protocol.SETTINGS_OUTPUT).ravel()[0]
-        self._described = settings_from_json(text, self.target)
-        return self._described, response.model_spec.version.value
+        settings = settings_from_json(text, self.target)
+        described = settings, response.model_spec.version.value
+        self._described = described
+        return described
 
     def _predict(
         self, windows: np.ndarray, settings: ExportSettings, version: int | None
     ) -> np.ndarray:
-        """Returns the probabilities of windows; without a version, it asks for the client's."""
+        """Returns the probabilities of windows; without a version, of the one that the server chooses."""
         check_channels(windows, settings, self.target)
         stored = settings.task.image_dtype
         if windows.dtype == np.dtype(stored):
@@ -213,6 +234,9 @@ class AHNetClient:
         request = self._request(name, version)
         request.inputs[IMAGE_INPUT].CopyFrom(protocol.encode_tensor(windows))
         response = self._call(self._call_predict, request)
+        described = self._described
+        if described is not None and described[1] != response.model_spec.version.value:
+            self._described = None
         probabilities = self._output(response, PROBABILITIES_OUTPUT)
         if probabilities.shape != shape or probabilities.dtype != np.float32:
             expected = f"float32 probabilities of shape {shape}"
@@ -230,18 +254,19 @@ class AHNetClient:
           ServingError: no further attempt is allowed.
         """
         deadline = time.monotonic() + self._settings.timeout_s
-        left = self._settings.attempts
-        if not self._answered:
-            left = min(left, FIRST_ATTEMPTS)
-        longest_pause_s = FIRST_PAUSE_S
+        attempts, longest_pause_s = 0, FIRST_PAUSE_S
         while True:
             left_s = max(0.0, deadline - time.monotonic())
             try:
                 response = method(request, timeout=left_s, metadata=self._metadata)
             except grpc.RpcError as error:
-                left -= 1
+                attempts += 1
+                self._answered |= is_busy(error)
+                allowed = self._settings.attempts
+                if not self._answered:
+                    allowed = min(allowed, FIRST_ATTEMPTS)
                 pause_s = longest_pause_s * random.uniform(0.5, 1.0)
-                is_final = error.code() != grpc.StatusCode.UNAVAILABLE or left < 1
+                is_final = error.code() != grpc.StatusCode.UNAVAILABLE or attempts >= allowed
                 if is_final or time.monotonic() + pause_s >= deadline:
                     raise error_of(error, self.target) from None
                 time.sleep(pause_s)

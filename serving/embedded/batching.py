@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 
@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 
 from serving.embedded.loaded_model import CheckedRequest, LoadedModel, Outputs, run_request
-from serving.protocol import RefusedError
+from serving.protocol import RefusedError, busy
 
 # Largest input of a merged batch, in bytes.
 MAX_BATCH_BYTES = 32 * 2**20
@@ -24,7 +24,7 @@ class BatchSettings:
     """Queue and batching settings."""
 
     running: int = 1  # concurrent predictions; each uses all cores
-    waiting: int = 16  # predictions that may wait; more are refused with RESOURCE_EXHAUSTED
+    waiting: int = 16  # predictions that may wait; more are refused with UNAVAILABLE
     max_windows: int = 4  # largest number of windows in a merged batch; 1 disables merging
 
 
@@ -64,23 +64,28 @@ class Batcher:
         self._settings = settings
         self._observe = observe
         self._places = threading.BoundedSemaphore(settings.running + settings.waiting)
-        self._pool = ThreadPoolExecutor(settings.running, thread_name_prefix="prediction")
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._entries: list[_Entry] = []
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"prediction-{number}", daemon=True)
+            for number in range(settings.running)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def depth(self) -> int:
         """Number of predictions that wait."""
-        with self._lock:
+        with self._changed:
             return len(self._entries)
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
-        """Reserves a place before memory is allocated, or raises RefusedError (RESOURCE_EXHAUSTED)."""
+        """Reserves a place before memory is allocated, or raises RefusedError (UNAVAILABLE)."""
         if not self._places.acquire(blocking=False):
             places = self._settings.running + self._settings.waiting
-            reason = f"{places} predictions are running or waiting already; try again later"
-            raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+            raise busy(f"{places} predictions are running or waiting already")
         try:
             yield
         finally:
@@ -90,42 +95,58 @@ class Batcher:
         self,
         model: LoadedModel,
         request: CheckedRequest,
-        timeout_s: float | None,
+        timeout_s: float,
         is_wanted: Callable[[], bool],
     ) -> Outputs:
         """Queues a prediction and returns its outputs; the caller holds a place.
+
+        The prediction leaves the queue when it is run or its deadline passes, so that no more of them
+        wait than there are places.
 
         `is_wanted` returns whether the client is still connected. Raises RefusedError with
         DEADLINE_EXCEEDED once the deadline has passed, CANCELLED if the client has disconnected, or
         as `run_request` does.
         """
         entry = _Entry(model, request, is_wanted)
-        with self._lock:
+        with self._changed:
+            if self._closed:
+                raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
             self._entries.append(entry)
-        try:
-            self._pool.submit(self._run_oldest)
-        except RuntimeError:
-            raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the server is stopping") from None
+            self._changed.notify()
         try:
             return entry.future.result(timeout_s)
         except FutureTimeoutError:
-            entry.future.cancel()
+            with self._changed, contextlib.suppress(ValueError):
+                self._entries.remove(entry)
             reason = "the deadline passed before the answer was there"
             raise RefusedError(grpc.StatusCode.DEADLINE_EXCEEDED, reason) from None
 
     def close(self) -> None:
         """Ends the threads and refuses the predictions that still wait."""
-        self._pool.shutdown(cancel_futures=True)
-        for entry in self._entries:
+        with self._changed:
+            self._closed = True
+            waiting, self._entries = self._entries, []
+            self._changed.notify_all()
+        for entry in waiting:
             _refuse(entry, grpc.StatusCode.UNAVAILABLE, "the server is stopping")
+        for thread in self._threads:
+            thread.join()
 
-    def _run_oldest(self) -> None:
-        """Runs the prediction that waits longest, with those that can be merged with it."""
+    def _work(self) -> None:
+        """Runs batches, each from the prediction that waits longest, until the batcher is closed."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._entries or self._closed)
+                if self._closed:
+                    return
+                batch = self._take_oldest()
+            self._run(batch)
+            # The thread must not keep the last requests until the next ones come.
+            del batch
+
+    def _run(self, batch: Sequence[_Entry]) -> None:
         wanted = []
-        for entry in self._take_oldest():
-            # From here on an entry can't be cancelled any more.
-            if not entry.future.set_running_or_notify_cancel():
-                continue
+        for entry in batch:
             if entry.is_wanted():
                 wanted.append(entry)
             else:
@@ -134,20 +155,19 @@ class Batcher:
             self._answer(wanted)
 
     def _take_oldest(self) -> list[_Entry]:
-        """Takes a batch from the queue; none if the entry it was called for ran in another batch."""
+        """Takes the oldest prediction and those that fit with it; call with the lock held."""
         batch: list[_Entry] = []
         windows = size = 0
-        with self._lock:
-            for entry in self._entries:
-                if batch and (entry.key is None or entry.key != batch[0].key):
-                    continue
-                windows, size = windows + entry.request.batch_size, size + entry.bytes
-                is_full = windows > self._settings.max_windows or size > MAX_BATCH_BYTES
-                if batch and is_full:
-                    break
-                batch.append(entry)
-            for entry in batch:
-                self._entries.remove(entry)
+        for entry in self._entries:
+            if batch and (entry.key is None or entry.key != batch[0].key):
+                continue
+            windows, size = windows + entry.request.batch_size, size + entry.bytes
+            is_full = windows > self._settings.max_windows or size > MAX_BATCH_BYTES
+            if batch and is_full:
+                break
+            batch.append(entry)
+        for entry in batch:
+            self._entries.remove(entry)
         return batch
 
     def _answer(self, batch: list[_Entry]) -> None:
@@ -184,5 +204,4 @@ def _run_merged(batch: Sequence[_Entry]) -> list[Outputs]:
 
 
 def _refuse(entry: _Entry, code: grpc.StatusCode, reason: str) -> None:
-    if not entry.future.cancelled():
-        entry.future.set_exception(RefusedError(code, reason))
+    entry.future.set_exception(RefusedError(code, reason))

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from preprocessing.errors import ServingError
@@ -19,9 +18,12 @@ from serving.embedded.batching import Batcher, BatchSettings
 from serving.embedded.grpc_service import GrpcService, InFlightRequests, Limits
 from serving.embedded.versions import ModelVersions
 
-# Threads for status and metadata calls, which must neither wait for predictions nor be refused
-# during a burst of them.
+# Threads beside those of the predictions: for status, metadata and health checks, of which
+# `Limits.small_reads` are received at a time, and for refusing calls.
 SPARE_THREADS = 16
+# Calls that are begun at the same time; gRPC refuses more of them with RESOURCE_EXHAUSTED. Those
+# without a place are refused as soon as a thread is free, which needs no more than their headers.
+MAX_CALLS = 1000
 
 # Metrics are not protected by TLS, so they are never offered to other machines.
 METRICS_HOST = "127.0.0.1"
@@ -79,7 +81,7 @@ def start_server(
     with contextlib.ExitStack() as stack:
         pool = ThreadPoolExecutor(threads, thread_name_prefix="rpc")
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        server = _grpc_server(pool, threads, limits)
+        server = _grpc_server(pool, limits)
         address = f"{shown_host}:{_bind(server, shown_host, port, credentials)}"
         versions = ModelVersions(model_name, Path(model_base_path), poll_s=poll_s, report=report)
         stack.callback(versions.stop)
@@ -90,8 +92,6 @@ def start_server(
         in_flight = InFlightRequests()
         service = GrpcService(versions, batcher, in_flight, limits, metrics.count_call)
         server.add_generic_rpc_handlers(service.handlers())
-        healthy = health.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
         server.start()
         stack.callback(lambda: server.stop(None).wait())
         metrics_address = None
@@ -99,9 +99,6 @@ def start_server(
             metrics_address = stack.enter_context(_serve_metrics(metrics, metrics_port))
         # Callbacks run in reverse order: first new calls are refused and those in flight answered.
         stack.callback(in_flight.close, grace_s)
-        stack.callback(healthy.enter_graceful_shutdown)
-        for name in ("", protocol.PREDICTION_SERVICE, protocol.MODEL_SERVICE):
-            healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
         yield ModelServer(address, f"{address}/{model_name}", metrics_address, versions, in_flight)
 
 
@@ -154,11 +151,10 @@ def _serve_metrics(metrics: Metrics, port: int) -> Iterator[str]:
         thread.join()
 
 
-def _grpc_server(pool: ThreadPoolExecutor, threads: int, limits: Limits) -> grpc.Server:
+def _grpc_server(pool: ThreadPoolExecutor, limits: Limits) -> grpc.Server:
     return grpc.server(
         pool,
-        # A call that finds no free thread is refused instead of queued.
-        maximum_concurrent_rpcs=threads,
+        maximum_concurrent_rpcs=MAX_CALLS,
         options=[
             ("grpc.max_receive_message_length", limits.request_bytes),
             ("grpc.max_send_message_length", limits.answer_bytes),

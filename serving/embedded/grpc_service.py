@@ -1,4 +1,4 @@
-"""TF Serving's gRPC methods Predict, GetModelMetadata and GetModelStatus for one model."""
+"""TF Serving's methods Predict, GetModelMetadata and GetModelStatus for one model, and health checks."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from typing import TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
+from grpc_health.v1 import health_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, predict_pb2
 
 from serving import protocol
 from serving.embedded.batching import Batcher
 from serving.embedded.loaded_model import check_request
 from serving.embedded.versions import ModelVersions
-from serving.protocol import RefusedError, malformed
+from serving.protocol import RefusedError, busy, malformed
 
 SIGNATURE_DEF = "signature_def"
+# The names that a health check may ask for; the empty one is the whole server.
+HEALTH_NAMES = ("", protocol.PREDICTION_SERVICE, protocol.MODEL_SERVICE)
 
 # gRPC sends a status message as a header, which must be short.
 MAX_REASON_LENGTH = 500
@@ -40,10 +43,14 @@ class Limits:
     request_bytes: int = protocol.MAX_REQUEST_BYTES
     answer_bytes: int = protocol.MAX_ANSWER_BYTES
     request_voxels: int = protocol.MAX_REQUEST_VOXELS  # summed over a request's windows
-    # Messages that are received at the same time. gRPC checks the size of a message only when it is
-    # complete, so this bounds the memory for incomplete ones.
+    # Messages of Predict that are received at the same time. gRPC checks the size of a message only
+    # when it is complete, so this bounds the memory for incomplete ones.
     reads: int = 4
-    read_s: float = 30.0  # seconds in which a message must arrive
+    read_s: float = 30.0  # seconds in which a message of Predict must arrive
+    # The same for status, metadata and health checks, whose messages have a few bytes. They have turns
+    # of their own, so that slow predictions can't hold them up, and more of them are refused.
+    small_reads: int = 8
+    small_read_s: float = 2.0
 
 
 class InFlightRequests:
@@ -64,6 +71,12 @@ class InFlightRequests:
         """Number of requests in flight."""
         with self._changed:
             return self._count
+
+    @property
+    def closed(self) -> bool:
+        """Whether new requests are refused."""
+        with self._changed:
+            return self._closed
 
     def begin(self) -> None:
         """Counts a request, or raises RefusedError (UNAVAILABLE) if the server is stopping."""
@@ -90,7 +103,7 @@ class InFlightRequests:
 
 @dataclass
 class GrpcService:
-    """Answers PredictionService and ModelService.
+    """Answers PredictionService, ModelService and gRPC's health checks.
 
     The methods are registered as streaming ones, which is the same on the wire: gRPC then hands over
     a call before it receives the message, so the queue is checked first. Messages are parsed here,
@@ -107,28 +120,35 @@ class GrpcService:
 
     def __post_init__(self) -> None:
         self._reads = threading.BoundedSemaphore(self.limits.reads)
+        self._small_reads = threading.BoundedSemaphore(self.limits.small_reads)
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """Returns the handlers to register with a gRPC server."""
-        predict = self._handler("Predict", self._predict)
-        metadata = self._handler("GetModelMetadata", self._get_model_metadata)
-        status = self._handler("GetModelStatus", self._get_model_status)
         services = {
-            protocol.PREDICTION_SERVICE: {"Predict": predict, "GetModelMetadata": metadata},
-            protocol.MODEL_SERVICE: {"GetModelStatus": status},
+            protocol.PREDICTION_SERVICE: {
+                "Predict": self._handler("Predict", self._predict),
+                "GetModelMetadata": self._handler("GetModelMetadata", self._get_model_metadata),
+            },
+            protocol.MODEL_SERVICE: {
+                "GetModelStatus": self._handler("GetModelStatus", self._get_model_status)
+            },
+            protocol.HEALTH_SERVICE: {"Check": self._handler("Check", self._check_health)},
         }
         return [grpc.method_handlers_generic_handler(*service) for service in services.items()]
 
     def _handler(self, name: str, method: Method) -> grpc.RpcMethodHandler:
         """Returns a method with counting, and RefusedError turned into a status."""
+        read_message = self._read if name == "Predict" else self._read_small
 
         def answer(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
             begin, status = time.monotonic(), grpc.StatusCode.INTERNAL
             try:
-                self.in_flight.begin()
-                if not context.add_callback(self.in_flight.end):
-                    self.in_flight.end()
-                response = method(lambda: self._read(messages, context), context)
+                # A server that stops still says so to health checks.
+                if name != "Check":
+                    self.in_flight.begin()
+                    if not context.add_callback(self.in_flight.end):
+                        self.in_flight.end()
+                response = method(lambda: read_message(messages, context), context)
                 status = grpc.StatusCode.OK
                 return response
             except RefusedError as error:
@@ -142,30 +162,26 @@ class GrpcService:
         return grpc.stream_unary_rpc_method_handler(answer)
 
     def _read(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        """Receives the message of a call: few at a time, each within its time limit.
-
-        Raises RefusedError with INVALID_ARGUMENT if the call has no message, CANCELLED if the
-        message did not arrive in time, the client has disconnected, or gRPC refuses the size.
-        """
+        """Receives the message of a prediction, after those that are being received already."""
         with self._reads:
-            timer = threading.Timer(self.limits.read_s, context.cancel)
-            timer.daemon = True
-            timer.start()
-            try:
-                return next(messages)
-            except StopIteration:
-                raise malformed("expected a message, found none") from None
-            except grpc.RpcError:
-                raise RefusedError(grpc.StatusCode.CANCELLED, "no message arrived") from None
-            finally:
-                timer.cancel()
+            return _next_message(messages, context, self.limits.read_s)
+
+    def _read_small(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        """Receives a message of a few bytes, or raises RefusedError (UNAVAILABLE) if too many come."""
+        if not self._small_reads.acquire(blocking=False):
+            raise busy(f"{self.limits.small_reads} messages are being received already")
+        try:
+            return _next_message(messages, context, self.limits.small_read_s)
+        finally:
+            self._small_reads.release()
 
     def _predict(self, read: Callable[[], bytes], context: grpc.ServicerContext) -> bytes:
         with self.batcher.place():
             request = _parse(predict_pb2.PredictRequest, read())
             with self.versions.in_use(request.model_spec) as model:
                 checked = check_request(model, request, self.limits.request_voxels)
-                left_s = context.time_remaining()
+                # Without a deadline gRPC says centuries, which is more than a lock can wait.
+                left_s = min(context.time_remaining(), threading.TIMEOUT_MAX)
                 outputs = self.batcher.run(model, checked, left_s, context.is_active)
             size, limit = sum(each.nbytes for each in outputs.values()), self.limits.answer_bytes
             if size > limit:
@@ -201,6 +217,36 @@ class GrpcService:
         statuses = self.versions.status(request.model_spec)
         response = get_model_status_pb2.GetModelStatusResponse(model_version_status=statuses)
         return response.SerializeToString()
+
+    def _check_health(self, read: Callable[[], bytes], context: grpc.ServicerContext) -> bytes:
+        request = _parse(health_pb2.HealthCheckRequest, read())
+        if request.service not in HEALTH_NAMES:
+            reason = f"service {request.service[:60]!r} is not known here"
+            raise RefusedError(grpc.StatusCode.NOT_FOUND, reason)
+        states = health_pb2.HealthCheckResponse
+        status = states.NOT_SERVING if self.in_flight.closed else states.SERVING
+        return health_pb2.HealthCheckResponse(status=status).SerializeToString()
+
+
+def _next_message(
+    messages: Iterator[bytes], context: grpc.ServicerContext, limit_s: float
+) -> bytes:
+    """Receives the message of a call within a time limit.
+
+    Raises RefusedError with INVALID_ARGUMENT if the call has no message, CANCELLED if the message
+    did not arrive in time, the client has disconnected, or gRPC refuses the size.
+    """
+    timer = threading.Timer(limit_s, context.cancel)
+    timer.daemon = True
+    timer.start()
+    try:
+        return next(messages)
+    except StopIteration:
+        raise malformed("expected a message, found none") from None
+    except grpc.RpcError:
+        raise RefusedError(grpc.StatusCode.CANCELLED, "no message arrived") from None
+    finally:
+        timer.cancel()
 
 
 def _parse(kind: type[Request], content: bytes) -> Request:

@@ -130,14 +130,16 @@ def check_request(
 ) -> CheckedRequest:
     """Returns the content of an untrusted request after validating it against its signature.
 
-    `max_voxels` limits the voxels in the request, summed over the batch. Raises RefusedError
-    (INVALID_ARGUMENT) for a name or tensor that does not match the signature.
+    `max_voxels` limits the voxels in the request, summed over the batch. Raises RefusedError with
+    FAILED_PRECONDITION, as TF Serving does, for a signature that the model does not have, and
+    INVALID_ARGUMENT for a name or tensor that does not match the signature.
     """
     name = request.model_spec.signature_name or protocol.SERVING_DEFAULT
     signatures = model.saved_model.signatures
     if name not in signatures:
         expected = ", ".join(sorted(signatures))
-        raise malformed(f"signature {_quoted(name)}: expected one of {expected}")
+        reason = f"signature {_quoted(name)}: expected one of {expected}"
+        raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, reason)
     specs = signatures[name].structured_input_signature[1]
     outputs = signatures[name].structured_outputs
     if set(request.inputs) != set(specs):

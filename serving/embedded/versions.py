@@ -60,8 +60,8 @@ class ModelVersions:
     def in_use(self, spec: model_pb2.ModelSpec) -> Iterator[LoadedModel]:
         """Yields the model that a request names, which counts as in use until the context ends.
 
-        Raises RefusedError with INVALID_ARGUMENT if the request names no model, NOT_FOUND if it
-        names another model, a version that is not served, or a label.
+        Raises RefusedError with INVALID_ARGUMENT if the request names no model or a label, NOT_FOUND if
+        it names another model or a version that is not served.
         """
         self._check_names(spec)
         with self._lock:
@@ -105,7 +105,8 @@ class ModelVersions:
             raise _not_found(f"model {spec.name[:60]!r} is not served here; {self.name!r} is")
         if spec.version_label:
             label = spec.version_label[:60]
-            raise _not_found(f"model {self.name!r} has no version label {label!r}; labels: none")
+            # TF Serving's status for a label that it does not have.
+            raise malformed(f"model {self.name!r} has no version label {label!r}; labels: none")
 
     def _load_first(self) -> LoadedModel:
         if not self._base_path.is_dir():

@@ -197,7 +197,7 @@ def test_scores_are_those_of_an_independent_count(demo_run):
 @pytest.mark.slow
 def test_model_lies_in_the_layout_of_tf_serving(demo_run):
     output, _ = demo_run
-    (version,) = (output / "pipeline" / "serving_model").iterdir()
+    (version,) = (output / "pipeline" / "serving_model" / "ahnet").iterdir()
     assert version.name.isdigit()
     assert (version / "saved_model.pb").is_file()
 

@@ -16,8 +16,15 @@ from ahnet_tf.data.records import find_records
 from ahnet_tf.presets import run_config
 from pipeline.components.evaluator import make_eval_config
 from pipeline.components.trainer import tuner_fn
-from pipeline.configs import BEAM_ARGUMENTS, PipelineSettings, beam_arguments, own_beam_options
-from pipeline.dag import ROOT, code_version, create_pipeline, sources
+from pipeline.configs import (
+    BEAM_ARGUMENTS,
+    SERVING_PLATFORMS,
+    PipelineSettings,
+    beam_arguments,
+    own_beam_options,
+    pushed_models,
+)
+from pipeline.dag import ROOT, code_version, create_pipeline, serving_requests, sources
 from pipeline.local.dag_runner import _own_error
 from pipeline.local.preflight import check_launch
 from preprocessing.errors import InputError, PipelineError, SettingsError
@@ -51,13 +58,48 @@ def test_settings_choose_the_components(settings):
     warm = names(evolve(settings, warm_start=True, tuner_trials=3))
     assert {"EarlierModel", "Tuner", "Trainer3D"} <= set(warm)
     assert "Trainer2D" not in warm
-    image = evolve(settings, serving_image="registry:5000/tensorflow/serving:2.15.1")
-    assert "ServingCheck" not in names(image)
-    spec = json.loads(node(image, "InfraValidator").exec_properties["serving_spec"])
-    assert spec["tensorflow_serving"] == {
-        "image_name": "registry:5000/tensorflow/serving",
-        "tags": ["2.15.1"],
+
+
+@pytest.mark.parametrize("platform", SERVING_PLATFORMS)
+def test_infra_validator_sends_records_to_tensorflow_serving(settings, platform):
+    image = "registry:5000/tensorflow/serving:2.19.0"
+    changed = evolve(settings, serving_image=image, serving_platform=platform)
+    assert "ServingCheck" not in names(changed)
+    validator = node(changed, "InfraValidator")
+    assert json.loads(validator.exec_properties["serving_spec"]) == {
+        "tensorflow_serving": {
+            "image_name": "registry:5000/tensorflow/serving",
+            "tags": ["2.19.0"],
+        },
+        platform: {},
     }
+    assert "examples" in validator.inputs
+    assert json.loads(validator.exec_properties["request_spec"]) == {
+        "tensorflow_serving": {"signature_names": ["serialized_examples"]},
+        "split_name": "eval",
+        "num_examples": 3,
+    }
+    with pytest.raises(SettingsError, match="expected an Argo workflow, found another engine"):
+        create_pipeline(changed, has_metadata=False)
+    with pytest.raises(SettingsError, match="expected REPOSITORY:TAG, found 'tensorflow/serving'"):
+        evolve(settings, serving_image="tensorflow/serving")
+
+
+def test_heat_maps_above_the_limit_of_tfx_are_not_asked_for():
+    assert serving_requests(PRESETS["dbt_lesion"]) is None
+    small = evolve(PRESETS["dbt_lesion"], patch_shape_zyx=(16, 128, 128))
+    assert serving_requests(small).num_examples == 3
+
+
+def test_models_are_pushed_to_a_folder_of_their_name(settings):
+    pusher = node(evolve(settings, name="liver"), "Pusher")
+    destination = json.loads(pusher.exec_properties["push_destination"])
+    folder = f"{settings.output}/serving_model/liver"
+    assert destination == {"filesystem": {"base_directory": folder}}
+    assert pushed_models("gs://bucket/run/", "liver") == "gs://bucket/run/serving_model/liver"
+    baseline = create_pipeline(evolve(settings, name="liver"), has_metadata=False)
+    (last,) = [each for each in baseline.components if each.id == "LastPushedModel"]
+    assert last.exec_properties["pushed"] == folder
 
 
 def test_no_training_before_data_validation(settings):

@@ -91,7 +91,7 @@ def test_a_first_model_is_judged_by_the_threshold_alone_and_a_better_one_is_bles
     assert good["blessed"]
     assert good["scores"]["overall"]["dice_liver"] > bad_run["scores"]["overall"]["dice_liver"]
     assert good["executed"] == EXECUTED[EXECUTED.index("Trainer3D") :]
-    pushed = sorted((run / "serving_model").iterdir())
+    pushed = sorted((run / "serving_model" / "ahnet").iterdir())
     assert [str(path) for path in pushed] == [bad_run["pushed"], good["pushed"]]
 
 
@@ -100,8 +100,8 @@ def test_the_model_is_blessed_and_the_pushed_one_answers(first_run, task):
     assert result["blessed"]
     assert result["refusals"] == []
     assert result["scores"]["overall"]["dice_liver"] >= THRESHOLD
-    assert Path(result["pushed"]).parent == run / "serving_model"
-    predictor = open_predictor(run / "serving_model")
+    assert Path(result["pushed"]).parent == run / "serving_model" / "ahnet"
+    predictor = open_predictor(run / "serving_model" / "ahnet")
     assert predictor.settings.task == task
     probabilities = predictor.predict(np.zeros((1, *task.patch_shape_zyx, 1), np.int16))
     np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-5)
@@ -119,7 +119,7 @@ def test_the_3d_network_started_from_the_2d_one(first_run):
 def test_the_evaluators_dice_is_that_of_numpy_on_the_same_tiles(first_run, phantom_records, task):
     """Adds the masks' voxels of each case up in NumPy: nothing here is the pipeline's code."""
     run, result = first_run
-    predictor = open_predictor(run / "serving_model")
+    predictor = open_predictor(run / "serving_model" / "ahnet")
     voxels: dict[str, np.ndarray] = {}
     files = [str(path) for path in (phantom_records / "eval").glob("*.tfrecord")]
     for serialized in tf.data.TFRecordDataset(files):
@@ -170,7 +170,7 @@ def test_nothing_is_executed_again_and_another_threshold_evaluates_anew(
     assert third["executed"] == ["Evaluator", "Pusher", "Report"]
     assert (third["blessed"], third["pushed"]) == (False, None)
     assert "is below the threshold 1" in capsys.readouterr().err.splitlines()[-1]
-    assert len(list((run / "serving_model").iterdir())) == 2
+    assert len(list((run / "serving_model" / "ahnet").iterdir())) == 2
 
 
 def test_a_model_worse_than_the_last_blessed_one_is_refused(first_run, run_options, capsys):
@@ -227,7 +227,7 @@ def test_the_lineage_of_a_pushed_model_is_found(first_run, capsys):
     (pushed,) = steps[EXECUTED.index("Pusher")]["outputs"]["pushed_model"]
     assert pushed[1].startswith(str(run / "artifacts" / "Pusher"))
 
-    assert lineage([str(run / "serving_model")]) == 0
+    assert lineage([str(run / "serving_model" / "ahnet")]) == 0
     text = capsys.readouterr().out
     for words in (
         "# ahnet: ahnet for tiny_ct",

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.inference.predictor import ExportSettings
@@ -81,6 +86,57 @@ def server(models):
 
     with start_server(models) as running:
         yield running
+
+
+TF_SERVING = shutil.which("tensorflow_model_server")
+DEPLOY = Path(__file__).resolve().parents[2] / "serving" / "deploy"
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        "embedded",
+        pytest.param(
+            "tf_serving",
+            marks=pytest.mark.skipif(
+                TF_SERVING is None,
+                reason="no tensorflow_model_server on the PATH: TF Serving itself was not tried",
+            ),
+        ),
+    ],
+)
+def model_server(request, models, tmp_path_factory) -> Iterator[str]:
+    """HOST:PORT of the embedded server, and of TF Serving with the flags and files of deploy/."""
+    if request.param == "embedded":
+        yield request.getfixturevalue("server").address
+        return
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    config = tmp_path_factory.mktemp("config")
+    for path in (DEPLOY / "config").glob("*.config"):
+        text = path.read_text(encoding="utf-8").replace("/models/ahnet", str(models))
+        (config / path.name).write_text(text, encoding="utf-8")
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+    flags = [flag.replace("/config", str(config)) for flag in compose["x-serving"]["command"]]
+    flags = [flag for flag in flags if not flag.startswith(("--port", "--rest_api_port"))]
+    process = subprocess.Popen(
+        [str(TF_SERVING), f"--port={port}", *flags],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            with socket.socket() as connection:
+                if connection.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None, "tensorflow_model_server has ended"
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @pytest.fixture

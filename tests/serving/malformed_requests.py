@@ -10,7 +10,8 @@ from tensorflow_serving.apis import predict_pb2
 from serving import protocol
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
-EXPECTED_CODES = {INVALID, NOT_FOUND, grpc.StatusCode.RESOURCE_EXHAUSTED}
+FAILED = grpc.StatusCode.FAILED_PRECONDITION
+EXPECTED_CODES = {INVALID, NOT_FOUND, FAILED, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
 def sound_request(signature_name="predict_windows", dtype=np.float32):
@@ -99,9 +100,9 @@ def malformed_requests():
     for version in (0, 2, -1, 2**63 - 1, -(2**63)):
         yield with_spec(version=version), NOT_FOUND, "version 1 is being served"
     for label in ("stable", "canary", "1", "y" * 10_000):
-        yield with_spec(version_label=label), NOT_FOUND, "has no version label"
+        yield with_spec(version_label=label), INVALID, "has no version label"
     for name in ("predict", "__saved_model_init_op", "SEGMENT", "z" * 10_000, "\n"):
-        yield with_spec(signature_name=name), INVALID, "expected one of describe, predict_windows"
+        yield with_spec(signature_name=name), FAILED, "expected one of describe, predict_windows"
     yield without_image(), INVALID, "expected image, found none"
     yield with_extra_input(), INVALID, "found 'image', 'mask'"
     yield with_spec(signature_name="serialized_examples"), INVALID, "expected examples"

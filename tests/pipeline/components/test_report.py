@@ -54,7 +54,7 @@ def facts():
             "thresholds": {f"dice_{names[0]}": 0.8},
             "blessed": True,
             "refusals": [],
-            "pushed": "/run/serving_model/1",
+            "pushed": "/run/serving_model/ahnet/1",
             "serving": "a server answered",
             "start": "the encoder of the 2D network",
             "code_version": "0123",
@@ -68,7 +68,7 @@ def test_a_card_of_segmentation(facts):
     lines = model_card(facts("ct_liver") | {"conversion": conversion}).splitlines()
     for line in (
         "# ahnet: ahnet for ct_liver",
-        "- Outcome: blessed; pushed to `/run/serving_model/1`",
+        "- Outcome: blessed; pushed to `/run/serving_model/ahnet/1`",
         "| | train | eval |",
         "| cases | 5 | 2 |",
         "| sources | a, b | a, b |",

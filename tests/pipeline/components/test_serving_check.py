@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import time
 
 import numpy as np
 import pytest
+from tfx.components.infra_validator.error_types import ValidationFailed
+from tfx.components.infra_validator.model_server_clients.tensorflow_serving_client import (
+    TensorFlowServingClient,
+)
+from tfx.components.infra_validator.request_builder import build_requests
+from tfx.types import standard_artifacts
 
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.inference.predictor import ExportSettings
@@ -16,7 +23,9 @@ from pipeline.components.serving_check import (
     first_patches,
     serving_sentence,
 )
+from pipeline.dag import serving_requests
 from preprocessing.errors import PipelineError, ServingError
+from serving.embedded.core import start_server
 from serving.export.exporter import export_model
 
 
@@ -56,6 +65,28 @@ def test_a_sound_export_answers_and_a_damaged_one_does_not(export, records, tmp_
     (damaged / "assets.extra" / "tf_serving_warmup_requests").write_bytes(b"no requests")
     with pytest.raises(PipelineError, match=r"model server of .*: expected a line"):
         check_answers(str(damaged), files, 1)
+
+
+def test_requests_of_infra_validator_are_answered(export, records, task, tmp_path):
+    """Those that TFX builds from the pipeline's own settings, sent as its client sends them."""
+    examples = standard_artifacts.Examples()
+    examples.uri, examples.split_names = str(tmp_path / "examples"), '["train", "eval"]'
+    for split in ("train", "eval"):
+        shutil.copytree(records / split, tmp_path / "examples" / f"Split-{split}")
+    model = standard_artifacts.Model()
+    model.uri = str(tmp_path / "model")
+    shutil.copytree(export, tmp_path / "model" / "Format-Serving")
+    versions = tmp_path / "versions"
+    shutil.copytree(export, versions / "1")
+    requests = build_requests("ahnet", model, examples, serving_requests(task))
+    assert {request.model_spec.signature_name for request in requests} == {"serialized_examples"}
+    with start_server(versions) as server:
+        client = TensorFlowServingClient(server.address, "ahnet")
+        client.WaitUntilModelLoaded(time.time() + 30, polling_interval_sec=1)
+        client.SendRequests(requests)
+        requests[0].inputs["examples"].string_val[:] = [b"no record"]
+        with pytest.raises(ValidationFailed, match="failed to respond"):
+            client.SendRequests(requests)
 
 
 def test_other_numbers_are_refused(tmp_path):

@@ -58,7 +58,7 @@ def command(folder: Path, engine: str, records: Path, options: tuple[str, ...]) 
 
 
 def check_pushed_model(volume: Path, task) -> None:
-    predictor = open_predictor(volume / "runs" / "serving_model")
+    predictor = open_predictor(volume / "runs" / "serving_model" / "ahnet")
     assert predictor.settings.task == task
     probabilities = predictor.predict(np.zeros((1, *task.patch_shape_zyx, 1), np.int16))
     np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-5)

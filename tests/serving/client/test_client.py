@@ -8,19 +8,32 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import attrs
 import grpc
 import numpy as np
 import pytest
+import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 
 from ahnet_tf.inference.predictor import is_address
 from preprocessing.errors import ModelError, ServingError
 from serving import protocol
 from serving.client import sync
+from serving.client.errors import (
+    AccessError,
+    BadRequestError,
+    BusyError,
+    ForeignServerError,
+    NotServedError,
+    TooSlowError,
+    UnfitError,
+    UnreachableError,
+)
 from serving.client.settings import parse_target
 from serving.client.sync import AHNetClient, open_predictor
 from serving.embedded.core import start_server
 from serving.embedded.grpc_service import Limits
+from serving.export.exporter import export_model
 
 
 @pytest.fixture
@@ -176,6 +189,106 @@ def test_only_unavailable_is_tried_again(predict_server):
         with pytest.raises(ServingError, match=f"{code.name}: for this test"):
             client.describe()
         assert calls == ["describe"] * calls_expected
+
+
+FULL = "The batch scheduling queue to which this task was submitted is full"
+TWO_SIZES = "Tensors with name 'image' from different tasks have different shapes and padding is turned off."
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "kind", "words"),
+    [
+        # What TF Serving answers, in its words.
+        ("UNAVAILABLE", FULL, BusyError, "lower in_flight"),
+        ("UNAVAILABLE", f"{FULL}; task size is 3", BusyError, "room for the request"),
+        ("UNAVAILABLE", "failed to connect to all addresses", UnreachableError, "a model server"),
+        ("RESOURCE_EXHAUSTED", "Run() timeout exceeded while waiting", BusyError, "room for"),
+        ("FAILED_PRECONDITION", TWO_SIZES, UnfitError, "the model's window size"),
+        (
+            "FAILED_PRECONDITION",
+            'Serving signature key "x" not found.',
+            UnfitError,
+            "lacks the sig",
+        ),
+        (
+            "NOT_FOUND",
+            "Servable not found for request: Latest(x)",
+            NotServedError,
+            "HOST:PORT/MODEL",
+        ),
+        ("INVALID_ARGUMENT", "Unrecognized servable version label: x", BadRequestError, "label"),
+        ("DEADLINE_EXCEEDED", "", TooSlowError, "Raise timeout_s"),
+        ("PERMISSION_DENIED", "", AccessError, "Ask the operator"),
+        ("UNIMPLEMENTED", "", ForeignServerError, "Another program"),
+    ],
+)
+def test_what_a_status_means(predict_server, code, details, kind, words):
+    def refuse(request, context):
+        context.abort(grpc.StatusCode[code], details)
+
+    with pytest.raises(ServingError) as caught:
+        AHNetClient(predict_server(refuse), attempts=1).describe()
+    assert type(caught.value) is kind
+    assert words in str(caught.value)
+    assert f"{code}: {details}" in str(caught.value)
+
+
+def test_full_queue_is_waited_for_longer_than_a_server_that_never_answered(
+    predict_server, monkeypatch
+):
+    monkeypatch.setattr(sync, "FIRST_PAUSE_S", 0.01)
+    for details, expected in ((FULL, 8), ("failed to connect", sync.FIRST_ATTEMPTS)):
+        calls = []
+
+        def refuse(request, context, details=details, calls=calls):
+            calls.append(request)
+            context.abort(grpc.StatusCode.UNAVAILABLE, details)
+
+        with pytest.raises(ServingError):
+            AHNetClient(predict_server(refuse), attempts=8).describe()
+        assert len(calls) == expected
+
+
+def test_version_with_other_classes_or_another_dtype_is_taken_up(tmp_path, settings, export_linear):
+    """A client that has asked before gets the answers of the version that is served now."""
+    lines = []
+    export_linear(tmp_path, 1)
+
+    def export(version, classes, dtype):
+        image = tf.keras.Input((None, None, None, 1))
+        network = tf.keras.Model(image, tf.keras.layers.Conv3D(classes, 1)(image))
+        weights = np.zeros((1, 1, 1, 1, classes), np.float32)
+        network.set_weights([weights, np.arange(classes, dtype=np.float32)])
+        names = ("background", "liver", "x")[:classes]
+        task = attrs.evolve(settings.task, class_names=names, image_dtype=dtype, outside_value=0)
+        model = attrs.evolve(settings.model, classes=classes)
+        changed = attrs.evolve(settings, task=task, model=model)
+        export_model(network, changed, tmp_path / str(version))
+        deadline = time.monotonic() + 30
+        while not lines or f"version {version} replaces" not in lines[-1]:
+            assert time.monotonic() < deadline, lines
+            time.sleep(0.02)
+
+    def probabilities(classes):
+        return np.exp(np.arange(classes)) / np.exp(np.arange(classes)).sum()
+
+    windows = np.zeros((1, 1, 2, 2, 1), np.int16)
+    with (
+        start_server(tmp_path, poll_s=0.05, report=lines.append) as running,
+        AHNetClient(running.target) as client,
+    ):
+        assert client.predict_windows(windows).shape == (1, 1, 2, 2, 3)
+        export(2, 2, "int16")
+        found = client.predict_windows(windows)
+        np.testing.assert_allclose(found[0, 0, 0, 0], probabilities(2), atol=1e-6)
+        assert client.describe().task.class_names == ("background", "liver")
+        # It has no signature for int16: they are sent as float32.
+        export(3, 3, "uint16")
+        found = client.predict_windows(windows)
+        np.testing.assert_allclose(found[0, 0, 0, 0], probabilities(3), atol=1e-6)
+        # An error of the version itself remains.
+        with pytest.raises(ServingError, match="INVALID_ARGUMENT"):
+            client.predict_windows(np.full((1, 1, 1, 1, 1), np.nan, np.float32))
 
 
 def test_deadline_covers_all_attempts(predict_server):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 import time
+import weakref
 
 import grpc
 import numpy as np
@@ -113,6 +114,35 @@ def test_requests_nobody_waits_for_are_not_run(model):
         assert caught.value.code == grpc.StatusCode.CANCELLED
     batcher.close()
     assert sizes == [1]
+
+
+def test_queue_is_bounded_whatever_the_deadlines(model):
+    """Calls whose deadlines pass while a prediction runs leave nothing behind in the queue."""
+    batcher = Batcher(BatchSettings(running=1, waiting=2))
+    blocker = Blocker(batcher, model)
+    depths, arrays = [], []
+
+    def ask_in_vain():
+        array = np.zeros((1, 1, 2, 2, 1), np.float32)
+        arrays.append(weakref.ref(array))
+        with batcher.place():
+            ask(batcher, model, call(array), 0.005)
+
+    threads = threading.active_count()
+    for _ in range(300):
+        with pytest.raises(RefusedError) as caught:
+            ask_in_vain()
+        assert caught.value.code == grpc.StatusCode.DEADLINE_EXCEEDED
+        del caught
+        depths.append(batcher.depth)
+    assert max(depths) <= 2
+    assert threading.active_count() <= threads
+    # Nor are the requests kept anywhere else.
+    assert sum(reference() is not None for reference in arrays) <= 1
+    blocker.released.set()
+    array = np.zeros((1, 1, 2, 2, 1), np.float32)
+    assert ask(batcher, model, call(array, "segment"))["label"].shape == (1, 1, 2, 2)
+    batcher.close()
 
 
 def test_closing_refuses_what_waits(model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import random
 import socket
@@ -13,6 +14,7 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving import protocol
 from serving.client.sync import AHNetClient
@@ -182,6 +184,66 @@ def test_messages_that_do_not_come_are_given_up(models, windows, linear_probabil
             codes = {call.code() for call in silent}
             done.set()
         assert codes <= {grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN}
+    np.testing.assert_allclose(found, linear_probabilities(windows, 1.0), atol=1e-5)
+
+
+@contextlib.contextmanager
+def silent_calls(channel, method, count):
+    """Begins calls whose message never comes; yields them, and ends them."""
+    done = threading.Event()
+
+    def nothing():
+        done.wait(60)
+        yield from ()
+
+    begin = channel.stream_unary(method).future
+    calls = [begin(nothing(), timeout=60) for _ in range(count)]
+    # Let the server begin them all.
+    time.sleep(0.5)
+    try:
+        yield calls
+    finally:
+        done.set()
+        for call in calls:
+            call.cancel()
+
+
+def answers_status_and_health(running):
+    """Asks a server for status, description of the health service and metadata; returns the seconds."""
+    start = time.monotonic()
+    with AHNetClient(running.target, timeout_s=20, attempts=20) as client:
+        assert client.status()[0].version == 1
+    with grpc.insecure_channel(running.address) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        answer = check(health_pb2.HealthCheckRequest(), timeout=20)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    return time.monotonic() - start
+
+
+def test_silent_predictions_do_not_hold_up_status(models):
+    """More of them than the server has places for, each of which would be waited for half a minute."""
+    with (
+        start_server(models) as running,
+        grpc.insecure_channel(running.address) as channel,
+        silent_calls(channel, "/tensorflow.serving.PredictionService/Predict", 40),
+    ):
+        assert answers_status_and_health(running) < 5
+
+
+@pytest.mark.parametrize(
+    "method", ["/tensorflow.serving.ModelService/GetModelStatus", "/grpc.health.v1.Health/Check"]
+)
+def test_silent_status_calls_do_not_hold_up_the_others(
+    models, method, windows, linear_probabilities
+):
+    with (
+        start_server(models) as running,
+        grpc.insecure_channel(running.address) as channel,
+        silent_calls(channel, method, 60),
+        AHNetClient(running.target, timeout_s=20, attempts=20) as client,
+    ):
+        found = client.predict_windows(windows)
+        assert answers_status_and_health(running) < 10
     np.testing.assert_allclose(found, linear_probabilities(windows, 1.0), atol=1e-5)
 
 
