@@ -126,9 +126,13 @@ def score_cases(cases: Path, output: Path, task: Task) -> None:
     `output`, its page of volumes to report.html. Raises PipelineError if a case can't be scored; the
     command has printed the reason.
     """
-    images, references, predictions = (str(cases / kind) for kind in _KINDS)
-    arguments = ["--input", predictions, "--reference", references, "--output", str(output)]
-    arguments += ["--report", str(output / "report.html"), "--images", images]
+    # File by file: in folders the names of layouts count, and "a.b" would become case a_b.
+    names = sorted(path.name for path in (cases / "predictions").iterdir())
+    images, references, predictions = (
+        [str(cases / kind / name) for name in names] for kind in _KINDS
+    )
+    arguments = ["--input", *predictions, "--reference", *references, "--output", str(output)]
+    arguments += ["--report", str(output / "report.html"), "--images", *images]
     output.mkdir(parents=True)
     write_json(cases / "task.json", attrs.evolve(task, label_classes=None).to_dict())
     arguments += ["--task", str(cases / "task.json")]
