@@ -15,6 +15,7 @@ from ahnet_tf.presets import PRESETS, STAGES, RunConfig, StageConfig, run_config
 from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import InputError, SettingsError
 from preprocessing.files import write_json
+from preprocessing.records.splits import split_files
 from preprocessing.settings import did_you_mean
 from preprocessing.tasks import Task, load_task, records_task
 
@@ -151,13 +152,13 @@ def train_stages(
     _check_start(init, config.stages[stages[0]].model)
     evaluated = any(config.stages[stage].training.evaluate_every for stage in stages)
     splits = ("train", "eval") if evaluated else ("train",)
-    for split in splits:
-        if not any((records / split).glob("*.*")):
+    files = {split: [str(path) for path in split_files(records / split)] for split in splits}
+    for split, found in files.items():
+        if not found:
             remedy = "Write them with python -m preprocessing.convert, with a case for each split; "
             remedy += "--set evaluate_every=0 trains without evaluating."
             raise InputError(records / split, "TFRecords of the split", "none", remedy)
 
-    from ahnet_tf.data.records import find_records
     from ahnet_tf.training.distribution import set_up_devices, workers_of
     from ahnet_tf.training.trainer import train_network
 
@@ -165,7 +166,6 @@ def train_stages(
     if workers.chief:
         write_json(output / "settings.json", config.to_dict())
     set_up_devices(replicas.pop())
-    files = {split: find_records(records / split) for split in splits}
     initial = _start(init, config.stages[stages[0]])
     results = []
     for stage in stages:

@@ -22,8 +22,9 @@ from preprocessing.tasks import load_task
 TASK = "ct_liver"
 BATCH_SIZE = 2
 HOUR_S = 3600
-# Bytes of a voxel in a record: int16 image and uint8 label.
+# Bytes of a voxel in a record: int16 image and uint8 label. A report's volume adds a uint8 prediction.
 VOXEL_BYTES = 3
+REPORT_VOXEL_BYTES = 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,11 +67,15 @@ def multiplied_out(
       tiles: evaluation patches of each.
       steps: optimizer steps of a stage.
     """
+    # The import takes seconds, which the command's --help does not need.
+    from pipeline.components.case_volumes import SAMPLE
+
     task = load_task(TASK)
     evaluated = round(EVAL_FRACTION * cases)
     trained = cases - evaluated
     training_records, evaluation_records = trained * task.patches_per_case, evaluated * tiles
     records = training_records + evaluation_records
+    shown = min(SAMPLE, evaluated)
     record_gb = VOXEL_BYTES * math.prod(task.patch_shape_zyx) / 1e9
     megavoxels = voxels / 1e6
     return {
@@ -89,6 +94,12 @@ def multiplied_out(
         "reading_for_statistics_core_hours": records * cost["gzip_read_seconds_a_patch"] / HOUR_S,
         "training_hours_3d_stage": steps * BATCH_SIZE * cost["training_seconds_a_patch"] / HOUR_S,
         "evaluation_hours": evaluation_records * cost["forward_seconds_a_patch"] / HOUR_S,
+        "report_cases": shown,
+        "report_volumes_GB": shown * REPORT_VOXEL_BYTES * voxels / 1e9,
+        "report_reading_core_hours": (
+            evaluation_records * cost["gzip_read_seconds_a_patch"] / HOUR_S
+        ),
+        "report_prediction_hours": (shown * tiles * cost["forward_seconds_a_patch"] / HOUR_S),
     }
 
 

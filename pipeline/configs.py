@@ -142,9 +142,13 @@ class PipelineSettings:
 
 
 def spans_of(data: str | Path) -> dict[int, Path]:
-    """Returns the folders of all spans by number, in ascending order."""
+    """Returns the folders of all spans by number, in ascending order; InputError without a folder."""
     found = {}
-    for folder in Path(data).iterdir():
+    try:
+        folders = list(Path(data).iterdir())
+    except OSError as error:
+        raise InputError(data, "a folder of batches of cases", error.strerror) from None
+    for folder in folders:
         match = re.fullmatch(SPAN_FOLDER.format(SPAN=r"(\d+)"), folder.name)
         if match and folder.is_dir():
             found[int(match[1])] = folder

@@ -23,16 +23,15 @@ from tfx.proto.pusher_pb2 import PushDestination
 from tfx.proto.trainer_pb2 import EvalArgs, TrainArgs
 from tfx.types import Channel
 
-from ahnet_tf.data.records import RECORD_PATTERN
 from pipeline.components import resolvers, schema
-from pipeline.components.anomaly_gate import ExampleValidator, stop_on_anomalies
+from pipeline.components.anomaly_gate import stop_on_anomalies
 from pipeline.components.convert_volumes import ConvertVolumes
 from pipeline.components.evaluator import make_eval_config
 from pipeline.components.report import write_report
 from pipeline.components.serving_check import answer_requests
 from pipeline.configs import BEAM_ARGUMENTS, SPAN_FOLDER, PipelineSettings, pushed_models
 from preprocessing.errors import SettingsError
-from preprocessing.records.splits import SPLITS
+from preprocessing.records.splits import RECORD_PATTERN, SPLITS
 from preprocessing.tasks import Task
 from serving.protocol import SERIALIZED_EXAMPLES
 
@@ -154,11 +153,7 @@ def _checks(settings: PipelineSettings, examples: Channel) -> tuple[list[BaseNod
         gather = components.StatisticsGen(examples, source.outputs["schema"], options)
         statistics = gather.outputs["statistics"]
         first = [source, gather]
-    validator = ExampleValidator(
-        statistics=statistics,
-        schema=source.outputs["schema"],
-        custom_validation_config=schema.make_validations(task, with_voxels=not inferred),
-    )
+    validator = components.ExampleValidator(statistics=statistics, schema=source.outputs["schema"])
     before = [_resolver("SpanBefore", resolvers.SpanBefore, examples)] if settings.spans else []
     content = {
         "task": task.to_dict(),

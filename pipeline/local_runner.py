@@ -78,7 +78,7 @@ class PipelineResult:
     # By slice ("overall", "spacing_class=thick", "case_id=...") and name.
     scores: dict[str, dict[str, float]]
     pushed: str | None  # folder of the pushed SavedModel; None if the model was refused
-    report: str  # folder of the model card and the scores of whole cases
+    report: str  # folder of the model card and of the volumes of some cases
     total_seconds: float  # with imports
 
 

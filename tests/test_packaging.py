@@ -177,6 +177,22 @@ def test_the_wheel_holds_the_product_and_nothing_else(checkout, wheel):
     assert {name for name in names if ".dist-info/" not in name} == expected
 
 
+def test_every_pattern_of_data_files_names_files():
+    """A pattern without files is left over, or misspelt: the wheel's content does not tell."""
+    (setup,) = (
+        node
+        for node in ast.walk(ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "setup"
+    )
+    (data,) = (word.value for word in setup.keywords if word.arg == "package_data")
+    for package, patterns in ast.literal_eval(data).items():
+        folders = [package.replace(".", "/")] if package else FLOORS
+        for folder in folders:
+            for pattern in patterns:
+                found = [path for path in (ROOT / folder).glob(pattern) if path.is_file()]
+                assert found, f"{pattern} of {folder}"
+
+
 def test_every_package_is_installed_where_it_is_imported(installed):
     """By the core, or by the extra that the message without it names."""
     providers = providers_by_package()

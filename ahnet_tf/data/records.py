@@ -17,22 +17,19 @@ from tqdm import tqdm
 
 from preprocessing.errors import InputError
 from preprocessing.records.schema import CASE_ID, IMAGE, voxel_features
+from preprocessing.records.splits import split_files
 from preprocessing.tasks import Task
-
-# A single glob, because TFX's ImportExampleGen takes only one; it matches *.tfrecord,
-# *.tfrecord-00000-of-00010 and *.gz.
-RECORD_PATTERN = "*.[tg][fz]*"
 
 
 def find_records(folder: str | Path) -> list[str]:
     """Returns a split's record files, sorted by name; raises InputError if there are none."""
     folder = Path(folder)
-    files = [str(path) for path in folder.glob(RECORD_PATTERN) if path.suffix != ".unfinished"]
+    files = split_files(folder)
     if not files:
         found = "no such file" if folder.is_dir() else "no such folder"
         remedy = "Write them with python -m preprocessing.convert."
         raise InputError(folder, "TFRecords (*.tfrecord, *.tfrecord-*, *.gz)", found, remedy)
-    return sorted(files)
+    return list(map(str, files))
 
 
 @tf.autograph.experimental.do_not_convert
@@ -44,7 +41,7 @@ def read_file(file: tf.Tensor) -> tf.data.Dataset:
 
 def read_files(files: Sequence[str]) -> tf.data.Dataset:
     """Returns the serialized records of files, in order."""
-    return tf.data.Dataset.from_tensor_slices(list(files)).flat_map(read_file)
+    return tf.data.Dataset.from_tensor_slices(tf.constant(files, tf.string)).flat_map(read_file)
 
 
 @dataclass(frozen=True)

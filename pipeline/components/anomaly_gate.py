@@ -1,57 +1,40 @@
-"""Data validation: TFX's ExampleValidator, and the gate that ends the run on anomalies."""
+"""The gate that ends a run on anomalies: what TFX's ExampleValidator and our own checks found."""
 
 # TFX reads the annotations of `stop_on_anomalies` at run time: no postponed evaluation here.
 
 import json
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
 
 import tensorflow_data_validation as tfdv
-from tensorflow_data_validation.anomalies.proto import custom_validation_config_pb2
 from tensorflow_metadata.proto.v0 import anomalies_pb2
-from tfx import components
 from tfx.components.example_validator import executor as example_validator
 from tfx.components.statistics_gen import executor as statistics_gen
 from tfx.dsl.component.experimental.annotations import InputArtifact, Parameter
 from tfx.dsl.component.experimental.decorators import component
-from tfx.dsl.components.base.executor_spec import ExecutorClassSpec
 from tfx.types import Artifact, artifact_utils, standard_artifacts
-from tfx.types.standard_component_specs import CUSTOM_VALIDATION_CONFIG_KEY
-from tfx.utils import io_utils, proto_utils
+from tfx.utils import io_utils
 
-from pipeline.components.data_checks import Statistics, differences, leaks, swapped_labels
+from pipeline.components.data_checks import (
+    Statistics,
+    absent_labels,
+    differences,
+    leaks,
+    misfits,
+    swapped_labels,
+)
 from preprocessing.errors import PipelineError
+from preprocessing.records.schema import scalar_features
 from preprocessing.tasks import Task, task_from_dict
 
 ERROR = anomalies_pb2.AnomalyInfo.ERROR
-CUSTOM_VALIDATION = anomalies_pb2.AnomalyInfo.CUSTOM_VALIDATION
-
-
-class ExampleValidatorExecutor(example_validator.Executor):
-    """TFX's executor, which expects the custom checks as a message.
-
-    Kubeflow Pipelines 2 and Vertex AI pass them as JSON text, which it would ignore.
-    """
-
-    def Do(  # noqa: N802, TFX's name
-        self,
-        input_dict: dict[str, list[Artifact]],
-        output_dict: dict[str, list[Artifact]],
-        exec_properties: dict[str, Any],
-    ) -> None:
-        checks = exec_properties.get(CUSTOM_VALIDATION_CONFIG_KEY)
-        if isinstance(checks, str):
-            message = custom_validation_config_pb2.CustomValidationConfig()
-            proto_utils.json_to_proto(checks, message)
-            exec_properties = exec_properties | {CUSTOM_VALIDATION_CONFIG_KEY: message}
-        super().Do(input_dict, output_dict, exec_properties)
-
-
-class ExampleValidator(components.ExampleValidator):
-    """TFX's component with `ExampleValidatorExecutor`."""
-
-    EXECUTOR_SPEC = ExecutorClassSpec(ExampleValidatorExecutor)
+# Bounds the message about a data set in which everything is wrong.
+MOST_FAULTS = 20
+# What to do about a fault.
+CONVERT = "Convert the volumes again with this version and this task."
+CORRECT = "Correct the cases, or remove them, and convert again."
+SEPARATE = "Give each case to one split, and convert again."
+COMPARE = "Find out how the cases differ, or accept it by --allow."
 
 
 @component
@@ -78,8 +61,10 @@ def stop_on_anomalies(
     )
     if faults:
         expected = "records that match their task, each other and the span before"
-        remedy = "Correct the cases and convert them again."
-        raise PipelineError("data validation", expected, "; ".join(faults), remedy)
+        more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
+        remedy = " ".join(dict.fromkeys(faults.values()))
+        found = "; ".join(list(faults)[:MOST_FAULTS]) + more
+        raise PipelineError("data validation", expected, found, remedy)
 
 
 def read_anomalies(folder: str) -> anomalies_pb2.Anomalies:
@@ -103,50 +88,67 @@ def find_faults(
     baseline: Mapping[str, Statistics],
     task: Task,
     allow: Collection[str] = (),
-) -> list[str]:
-    """Returns what must stop the run, a sentence each, and prints warnings about the rest.
+) -> dict[str, str]:
+    """Returns what must stop the run, sentences with what to do, and prints warnings about the rest.
 
-    The run stops on errors in any split, on warnings in the training split, on cases in both
-    splits, on swapped labels, and unless allowed on skew between the splits and drift from the
-    baseline, the statistics of the span before. All mappings are by split.
+    The run stops on features that are not the task's, on errors in any split, on warnings in the
+    training split, on cases in both splits, on swapped labels, and unless allowed on skew between the
+    splits and drift from the baseline, the statistics of the span before. All mappings are by split.
     """
-    faults: list[str] = []
+    faults: dict[str, str] = {}
     warnings: list[str] = []
-    for split, found in anomalies.items():
-        for severity, sentence in _findings(found):
-            grave = severity == ERROR or split == "train"
-            (faults if grave else warnings).append(f"{sentence} ({split} split)")
-    faults += leaks(statistics)
+    odd: dict[str, set[str]] = {}
     filled = {split: each for split, each in statistics.items() if each.num_examples}
-    for split, each in filled.items():
-        faults += [f"{sentence} ({split} split)" for sentence in swapped_labels(each, task)]
+    for split, each in statistics.items():
+        odd[split] = set()
+        if split not in filled:
+            faults[f"no records ({split} split)"] = CORRECT
+            continue
+        for name, grave, sentence, remedy in _findings(each, anomalies[split], task):
+            odd[split].add(name)
+            line = f"{sentence} ({split} split)"
+            if grave or split == "train":
+                faults[line] = remedy
+            else:
+                warnings.append(line)
+    faults |= dict.fromkeys(leaks(filled), SEPARATE)
     for name, what, split, against in (
         ("skew", "eval split against train", "eval", filled),
         ("drift", "this span against the one before", "train", baseline),
     ):
         if split in filled and "train" in against:
-            for sentence in differences(filled[split], against["train"], task):
+            unusable = odd[split] | (odd["train"] if against is filled else set())
+            for sentence in differences(filled[split], against["train"], task, unusable):
                 line = f"{sentence} ({name}: {what}; --allow {name} ignores it)"
-                (warnings if name in allow else faults).append(line)
+                if name in allow:
+                    warnings.append(line)
+                else:
+                    faults[line] = COMPARE
     for line in warnings:
         print(f"warning: {line}", file=sys.stderr)
     return faults
 
 
-def _findings(found: anomalies_pb2.Anomalies) -> Iterator[tuple[int, str]]:
-    """Yields the severity of each anomaly with a sentence that describes it."""
-    if found.data_missing:
-        yield ERROR, "no records"
+def _findings(
+    statistics: Statistics, found: anomalies_pb2.Anomalies, task: Task
+) -> Iterator[tuple[str, bool, str, str]]:
+    """Yields feature, whether it is an error, sentence and remedy of all that is wrong in a split."""
+    wrong, scalars = misfits(statistics, task), scalar_features(task)
+    for name, text in sorted(wrong.items()):
+        yield name, True, f"{name}: {text}", CONVERT
     if found.HasField("dataset_anomaly_info"):
-        yield found.dataset_anomaly_info.severity, found.dataset_anomaly_info.description
-    for name, information in sorted(found.anomaly_info.items()):
-        sentences = [
-            # The long description of a custom check is its SQL expression.
-            each.short_description if each.type == CUSTOM_VALIDATION else each.description
-            for each in information.reason
-        ]
-        text = " ".join(" ".join(sentences).split())
-        yield information.severity, f"{name}: {text.rstrip('.')}"
+        whole = found.dataset_anomaly_info
+        yield "", whole.severity == ERROR, whole.description, CONVERT
+    for name, each in sorted(found.anomaly_info.items()):
+        if name not in wrong:
+            text = " ".join(" ".join(reason.description for reason in each.reason).split())
+            remedy = CORRECT if name in scalars else CONVERT
+            yield name, each.severity == ERROR, f"{name}: {text.rstrip('.')}", remedy
+    for name, text in absent_labels(statistics, task).items():
+        if name not in wrong:
+            yield name, False, f"{name}: {text}", CORRECT
+    for text in swapped_labels(statistics, task):
+        yield "", True, text, CORRECT
 
 
 def _split_folders(artifact: Artifact) -> dict[str, str]:

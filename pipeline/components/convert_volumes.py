@@ -92,7 +92,8 @@ class ConvertVolumesExecutor(BaseBeamExecutor):
         key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
         # Beside the component's outputs, where the next run with the same input finds it.
         records = Path(examples.uri).parents[1] / "unfinished" / key / "records"
-        if not (records / MANIFEST).is_file():
+        if not _is_converted(records):
+            shutil.rmtree(records, ignore_errors=True)
             convert(
                 [volumes],
                 str(records),
@@ -104,12 +105,17 @@ class ConvertVolumesExecutor(BaseBeamExecutor):
                 beam_options=own_beam_options(self._beam_pipeline_args),
             )
         _check(json.loads((records / MANIFEST).read_text(encoding="utf-8")), volumes, settings)
-        for split in SPLITS:
-            folder = Path(examples.uri) / f"Split-{split}"
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.move(records / split, folder)
+        # A run that is killed anywhere here leaves what the next one can continue with: each step may
+        # be repeated, and all records move at once.
         for name in (MANIFEST, TASK):
-            shutil.move(records / name, Path(manifest.uri) / name)
+            shutil.copy(records / name, Path(manifest.uri) / name)
+        for split in SPLITS:
+            if (records / split).is_dir():
+                (records / split).rename(records / f"Split-{split}")
+        shutil.rmtree(examples.uri, ignore_errors=True)
+        records.rename(examples.uri)
+        for name in (MANIFEST, TASK):
+            (Path(examples.uri) / name).unlink()
         examples.split_names = artifact_utils.encode_split_names(list(SPLITS))
         shutil.rmtree(records.parent)
 
@@ -146,6 +152,13 @@ def fingerprint(folder: str | Path) -> str:
 def _folder(parameters: dict[str, Any], span: int) -> Path:
     volumes = Path(parameters["volumes"])
     return spans_of(volumes)[span] if parameters["spans"] else volumes
+
+
+def _is_converted(records: Path) -> bool:
+    """Returns whether a killed run left a whole conversion, its splits perhaps renamed already."""
+    names = [(records / split, records / f"Split-{split}") for split in SPLITS]
+    there = all(before.is_dir() or after.is_dir() for before, after in names)
+    return there and (records / MANIFEST).is_file() and (records / TASK).is_file()
 
 
 def _check(manifest: dict[str, Any], volumes: str, settings: dict[str, Any]) -> None:

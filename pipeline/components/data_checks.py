@@ -1,4 +1,4 @@
-"""Checks of the statistics of records: drift, skew, cases in two splits, swapped labels.
+"""Checks of the statistics of records: features, drift, skew, cases in two splits, swapped labels.
 
 Also collects them as plain facts for the model card.
 """
@@ -6,14 +6,22 @@ Also collects them as plain facts for the model card.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import combinations, islice
 from typing import Any, TypeAlias
 
 from scipy import stats
 from tensorflow_metadata.proto.v0 import statistics_pb2
 
-from preprocessing.records.schema import CASE_ID, INTENSITY_QUANTILES, SOURCE, SPACING_CLASS
+from preprocessing.records.schema import (
+    CASE_ID,
+    INTENSITY_QUANTILES,
+    SOURCE,
+    SPACING_CLASS,
+    scalar_features,
+    specification,
+    voxel_features,
+)
 from preprocessing.tasks import Task
 
 Statistics: TypeAlias = statistics_pb2.DatasetFeatureStatistics
@@ -34,13 +42,25 @@ MOST_SOURCES = 20
 LARGEST_FOREGROUND = 0.5
 # Lesions by the organ that contains them.
 PARTS = {"liver": ("tumour",)}
+# TFDV's word for a text that is not UTF-8.
+_NO_TEXT = "__BYTES_VALUE__"
+# The lists of a tf.train.Feature by TFDV's types, and by the types that TensorFlow parses.
+_LISTS = {
+    statistics_pb2.FeatureNameStatistics.INT: "int64",
+    statistics_pb2.FeatureNameStatistics.FLOAT: "float",
+    statistics_pb2.FeatureNameStatistics.STRING: "bytes",
+    statistics_pb2.FeatureNameStatistics.BYTES: "bytes",
+}
+_PARSED = {"int64": "int64", "float32": "float", "string": "bytes"}
 
 
 def text_values(statistics: Statistics, name: str) -> dict[str, int]:
     """Returns the number of records with each value of a text feature, most frequent first."""
-    (feature,) = [each for each in statistics.features if each.path.step[0] == name]
-    buckets = feature.string_stats.rank_histogram.buckets
-    return {bucket.label: int(bucket.sample_count) for bucket in buckets}
+    for feature in statistics.features:
+        if feature.path.step[0] == name:
+            buckets = feature.string_stats.rank_histogram.buckets
+            return {bucket.label: int(bucket.sample_count) for bucket in buckets}
+    return {}
 
 
 def case_ids(statistics: Statistics) -> set[str]:
@@ -57,8 +77,67 @@ def numeric_features(statistics: Statistics) -> dict[str, statistics_pb2.Numeric
     }
 
 
-def differences(new: Statistics, old: Statistics, task: Task) -> Iterator[str]:
+def misfits(statistics: Statistics, task: Task) -> dict[str, str]:
+    """Returns what keeps features from being those of a task's records, in words, by feature.
+
+    Each record has exactly one value of each feature, of its type, and no other feature. Voxels are
+    checked as far as the statistics have them: they must have the bytes of the task's patches.
+    """
+    records = int(statistics.num_examples)
+    wanted = {name: _PARSED[each.dtype.name] for name, each in specification(task).items()}
+    shape = " x ".join(map(str, task.patch_shape_zyx))
+    voxel_bytes = {
+        name: size * math.prod(task.patch_shape_zyx) for name, size in voxel_features(task).items()
+    }
+    found: dict[str, str] = {}
+    for feature in statistics.features:
+        name, kind = feature.path.step[0], _LISTS.get(feature.type, "nested")
+        common = getattr(feature, feature.WhichOneof("stats") or "num_stats").common_stats
+        least, most = int(common.min_num_values), int(common.max_num_values)
+        if name not in wanted:
+            found[name] = f"no feature of task {task.name}"
+        elif kind != wanted[name]:
+            found[name] = f"{kind} values instead of {wanted[name]}"
+        elif common.num_missing:
+            found[name] = f"missing in {common.num_missing} of {records} records"
+        elif (least, most) != (1, 1):
+            values = str(most) if least == most else f"{least} to {most}"
+            found[name] = f"{values} values in a record instead of 1"
+        elif name in voxel_bytes:
+            sizes = feature.bytes_stats
+            least, most = int(sizes.min_num_bytes), int(sizes.max_num_bytes_int)
+            if (least, most) != (voxel_bytes[name], voxel_bytes[name]):
+                length = str(most) if least == most else f"{least} to {most}"
+                patch = f"{voxel_bytes[name]}, as patches of {shape} voxels (z, y, x) are"
+                found[name] = f"{length} bytes long, not {patch}"
+        elif name == CASE_ID and {"", _NO_TEXT} & text_values(statistics, name).keys():
+            found[name] = "empty or no UTF-8 in some records"
+    present = {feature.path.step[0] for feature in statistics.features}
+    # Statistics for an inferred schema have no voxels at all.
+    needed = wanted if present & voxel_bytes.keys() else scalar_features(task)
+    for name in needed:
+        if name not in present:
+            found[name] = f"missing in all {records} records"
+    return found
+
+
+def absent_labels(statistics: Statistics, task: Task) -> dict[str, str]:
+    """Returns what is wrong with the labels that no case has, in words, by feature."""
+    features = numeric_features(statistics)
+    names = {f"case_voxels_label_{value}": value for value in range(1, len(task.class_names))}
+    return {
+        name: f"label {value} ({task.class_names[value]}) is present in no case"
+        for name, value in names.items()
+        if name in features and features[name].max <= 0
+    }
+
+
+def differences(
+    new: Statistics, old: Statistics, task: Task, unusable: Collection[str] = ()
+) -> Iterator[str]:
     """Yields a sentence for each intensity quantile and spacing whose mean has changed.
+
+    Features that are `unusable`, or that one of the two does not have, are not compared.
 
     With the pooled standard deviation s, never taken below the tolerated difference, the means
     differ if they are more than s apart and more than t standard errors, s times
@@ -70,12 +149,12 @@ def differences(new: Statistics, old: Statistics, task: Task) -> Iterator[str]:
     new_cases, old_cases = (max(1, len(case_ids(each))) for each in (new, old))
     freedom = new_cases + old_cases - 2
     errors = stats.t.isf(LEAST_PROBABILITY / 2, freedom) if freedom else math.inf
-    slacks = dict.fromkeys(INTENSITY_QUANTILES, INTENSITY_SLACK * (high - low))
-    for axis in "xyz":
-        name = f"spacing_{axis}_mm"
-        slacks[name] = SPACING_SLACK * old_features[name].mean
-    for name, slack in slacks.items():
+    for name in (*INTENSITY_QUANTILES, *(f"spacing_{axis}_mm" for axis in "xyz")):
+        if name in unusable or name not in new_features or name not in old_features:
+            continue
         now, before = new_features[name], old_features[name]
+        in_mm = name not in INTENSITY_QUANTILES
+        slack = SPACING_SLACK * before.mean if in_mm else INTENSITY_SLACK * (high - low)
         spread = max(slack, math.sqrt((now.std_dev**2 + before.std_dev**2) / 2))
         error = spread * math.sqrt(1 / new_cases + 1 / old_cases)
         least = max(LEAST_SPREADS * spread, errors * error)
@@ -103,6 +182,8 @@ def swapped_labels(statistics: Statistics, task: Task) -> Iterator[str]:
     contains it, and the background fills most of a volume.
     """
     voxels = _voxels_per_case(statistics, task)
+    if len(voxels) < len(task.class_names):
+        return
     for whole in PARTS.keys() & voxels:
         for part in PARTS[whole]:
             if voxels.get(part, 0) > voxels[whole]:
@@ -143,7 +224,5 @@ def data_facts(statistics: Mapping[str, Statistics], task: Task) -> dict[str, di
 def _voxels_per_case(statistics: Statistics, task: Task) -> dict[str, float]:
     """Returns the mean number of voxels of each class."""
     features = numeric_features(statistics)
-    return {
-        class_name: features[f"case_voxels_label_{value}"].mean
-        for value, class_name in enumerate(task.class_names)
-    }
+    names = {f"case_voxels_label_{value}": each for value, each in enumerate(task.class_names)}
+    return {each: features[name].mean for name, each in names.items() if name in features}

@@ -5,6 +5,7 @@ The confusion counts of a patch are an output of the model's signature `serializ
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import math
@@ -82,7 +83,7 @@ def summarize(
 class CombineCases(beam.CombineFn):
     """Adds up the contributions of each case's patches, then scores the cases of a slice."""
 
-    # Of a patch, from its features and the model's outputs by name; added by `+`.
+    # Of a patch, from its features and the model's outputs by name; a new object, added by `+=`.
     contribution: Contribution
     score: Score  # returns scores by name from the sums of all cases
     keys: Mapping[str, tfma.metrics.MetricKey]  # TFMA's keys by score name
@@ -100,7 +101,8 @@ class CombineCases(beam.CombineFn):
     def merge_accumulators(self, accumulators: Iterable[Cases]) -> Cases:
         merged: Cases = {}
         for case_id, value in chain.from_iterable(cases.items() for cases in accumulators):
-            _add(merged, case_id, value)
+            # Beam keeps the accumulators: a sum must not change what it is made of.
+            _add(merged, case_id, value if case_id in merged else copy.copy(value))
         return merged
 
     def extract_output(self, cases: Cases) -> dict[tfma.metrics.MetricKey, float]:
@@ -143,7 +145,7 @@ class DicePerCase(tfma.metrics.Metric):
 
 def confusion(features: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> np.ndarray:
     """Returns the confusion counts of one patch, int64 [reference class, predicted class]."""
-    counts = np.asarray(outputs[CONFUSION], np.int64)
+    counts = np.array(outputs[CONFUSION], np.int64)
     return counts.reshape(counts.shape[-2:])
 
 
@@ -229,4 +231,8 @@ def _dice_computations(
 
 
 def _add(cases: Cases, case_id: bytes, value: Any) -> None:
-    cases[case_id] = cases[case_id] + value if case_id in cases else value
+    # In place: a list of patches that is copied for each of them takes quadratic time.
+    if case_id in cases:
+        cases[case_id] += value
+    else:
+        cases[case_id] = value

@@ -19,7 +19,8 @@ from preprocessing.volumes.lesions import LESION_THRESHOLD
 LESION_PROBABILITY = "lesion_probability"
 # A detected lesion extends to half the height of its peak.
 LEAST_KEPT = DetectionSettings().threshold / 2
-# Bounds the memory if a network is unsure everywhere: the highest voxels of a patch are kept.
+# Bounds the memory if a network is unsure everywhere: the highest voxels of a patch are kept, of equal
+# ones the first.
 MOST_KEPT = 200_000
 
 FEATURES = (
@@ -110,6 +111,8 @@ def cut_maps(
     if np.count_nonzero(kept) > MOST_KEPT:
         least = np.partition(probability, -MOST_KEPT, axis=None)[-MOST_KEPT]
         kept = probability > least
+        tied = np.flatnonzero(probability == least)
+        np.put(kept, tied[: MOST_KEPT - np.count_nonzero(kept)], True)
 
     def places(mask: np.ndarray) -> np.ndarray:
         voxels = [index + start for index, start in zip(mask.nonzero(), origin, strict=True)]

@@ -1,52 +1,44 @@
-"""Report: the model card of a run, and its evaluation cases scored as whole volumes.
+"""Report: the model card of a run, and a sample of its evaluation cases as whole volumes.
 
-The card in Markdown states intended use, data, training, scores and limits of the model.
+The card in Markdown states intended use, data, training, scores and limits of the model. All of its
+scores are the Evaluator's.
 """
 
 # TFX reads the annotations of `write_report` at run time: no postponed evaluation here.
 
-import contextlib
-import csv
-import io
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import attrs
 import jinja2
-import numpy as np
 from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
 from tfx.dsl.component.experimental.decorators import component
 from tfx.types import standard_artifacts
 from tfx.types.experimental.simple_artifacts import File
 from tfx.utils import io_utils, path_utils
 
-from ahnet_tf.data.records import read_files
-from ahnet_tf.evaluate import main as evaluate
-from ahnet_tf.evaluation.summary import dice_columns
-from ahnet_tf.inference.predictor import Predictor, open_predictor
+from ahnet_tf.inference.predictor import open_predictor
 from pipeline.components.anomaly_gate import read_statistics
-from pipeline.components.data_checks import data_facts
+from pipeline.components.case_volumes import (
+    choose_cases,
+    compare_scores,
+    score_cases,
+    write_cases,
+)
+from pipeline.components.data_checks import case_ids, data_facts
 from pipeline.components.evaluator import read_refusals, read_scores
 from pipeline.components.serving_check import BLESSED, evaluation_files, serving_sentence
-from preprocessing.errors import PipelineError
-from preprocessing.files import without_nan, write_json
+from preprocessing.files import without_nan
 from preprocessing.records.output_folder import MANIFEST
-from preprocessing.records.schema import CASE_ID, parse_example
-from preprocessing.tasks import Task, task_from_dict
-from preprocessing.volumes.geometry import Volume
-from preprocessing.volumes.nifti import write_image
+from preprocessing.tasks import task_from_dict
 
 CARD_FILE = "model_card.md"
 FACTS_FILE = "facts.json"
 SCORES_FOLDER = "scores"
-# Largest difference between the Evaluator's Dice and the scorer's, which count the same voxels.
-AGREEMENT = 1e-6
 # Slices with fewer evaluation cases have little meaning.
 FEW_CASES = 5
-_KINDS = ("images", "references", "predictions")
 
 
 @component
@@ -62,18 +54,19 @@ def write_report(
     settings: Parameter[str],
     manifest: InputArtifact[File] = None,
 ) -> None:
-    """A component that writes the model card, and scores the classes of labels in whole cases.
+    """A component that writes the model card, and predicts a sample of cases with label maps.
 
-    `examples` are of the newest span, whose evaluation cases are scored; `serving` comes from
-    ServingCheck or InfraValidator. `report` gets model_card.md, facts.json, and scores/ as
-    `ahnet_tf.evaluate` writes it. `settings` is JSON with `name`, `task`, `config`, `thresholds`,
-    `start`, `code_version`.
+    The sample is of the newest span's evaluation cases, whose `examples` and `statistics` these are;
+    `serving` comes from ServingCheck or InfraValidator. `report` gets model_card.md, facts.json, and
+    scores/ of the sample as `ahnet_tf.evaluate` writes it. `settings` is JSON with `name`, `task`,
+    `config`, `thresholds`, `start`, `code_version`.
     """
     content = json.loads(settings)
     task = task_from_dict(content["task"])
-    scores = read_scores(evaluation.uri)
+    scores, gathered = read_scores(evaluation.uri), read_statistics(statistics)
     facts = content | {
-        "data": data_facts(read_statistics(statistics), task),
+        "data": data_facts(gathered, task),
+        "shown": [],
         "conversion": conversion_facts(manifest.uri) if manifest else None,
         "scores": scores,
         "blessed": blessing.get_int_custom_property("blessed") == 1,
@@ -82,10 +75,12 @@ def write_report(
         "serving": serving_sentence(serving.uri, serving.get_int_custom_property(BLESSED) == 1),
     }
     if task.target == "labels":
+        facts["shown"] = choose_cases(scores, case_ids(gathered["eval"]), task)
         with tempfile.TemporaryDirectory() as folder:
             export, cases, output = (Path(folder) / name for name in ("export", "cases", "scores"))
             io_utils.copy_dir(path_utils.serving_model_path(model.uri), str(export))
-            write_cases(evaluation_files(examples), open_predictor(export), cases)
+            files = evaluation_files(examples)
+            write_cases(files, open_predictor(export), facts["shown"], cases)
             score_cases(cases, output, task)
             facts["largest_difference"] = compare_scores(scores, output, task)
             io_utils.copy_dir(str(output), f"{report.uri}/{SCORES_FOLDER}")
@@ -148,83 +143,3 @@ def conversion_facts(folder: str) -> dict[str, Any]:
     reasons = [f"{case['case_id']}: {case['reason']}" for case in rejected]
     kept = ("found", "converted", "rejected", "splits", "settings")
     return {name: manifest[name] for name in kept} | {"reasons": reasons}
-
-
-def write_cases(files: Sequence[str], predictor: Predictor, folder: Path) -> None:
-    """Predicts each patch by itself and assembles the cases that the patches tile.
-
-    Patches neither overlap nor are blended, so the labels are exactly those that the Evaluator
-    counts. Volumes are built on disk; only one patch is in memory. The subfolders images,
-    references and predictions receive CASE.nii on the task's grid; the origin is the first voxel,
-    because records don't store the case's own.
-    """
-    spacings_mm: dict[str, list[float]] = {}
-    for kind in _KINDS:
-        (folder / kind).mkdir(parents=True, exist_ok=True)
-    for serialized in read_files(files):
-        record = parse_example(serialized, predictor.settings.task)
-        case_id = record[CASE_ID].numpy().decode()
-        image = record["image"].numpy()
-        labels = predictor.predict(image[None])[0].argmax(axis=-1).astype(np.uint8)
-        shape, origin, valid = (
-            tuple(int(record[f"{name}_{axis}"]) for axis in "zyx")
-            for name in ("volume", "origin", "valid")
-        )
-        place = tuple(slice(start, start + size) for start, size in zip(origin, valid, strict=True))
-        patches = (image[..., 0], record["label"].numpy(), labels)
-        for kind, patch_zyx in zip(_KINDS, patches, strict=True):
-            path = folder / kind / f"{case_id}.npy"
-            if case_id not in spacings_mm:
-                np.lib.format.open_memmap(path, "w+", patch_zyx.dtype, shape)
-            volume = np.load(path, mmap_mode="r+")
-            volume[place] = patch_zyx[tuple(slice(size) for size in valid)]
-            volume.flush()
-        spacings_mm[case_id] = [float(record[f"spacing_{axis}_mm"]) for axis in "xyz"]
-    for case_id, spacing_mm in spacings_mm.items():
-        for kind in _KINDS:
-            path = folder / kind / f"{case_id}.npy"
-            voxels_xyz = np.load(path, mmap_mode="r").transpose(2, 1, 0)
-            write_image(path.with_suffix(".nii"), Volume(voxels_xyz, np.diag([*spacing_mm, 1.0])))
-            path.unlink()
-
-
-def score_cases(cases: Path, output: Path, task: Task) -> None:
-    """Scores predictions against references by `python -m ahnet_tf.evaluate`.
-
-    References have the values of the task's classes. The command's output goes to scores.txt in
-    `output`, its page of volumes to report.html. Raises PipelineError if a case can't be scored; the
-    command has printed the reason.
-    """
-    images, references, predictions = (str(cases / kind) for kind in _KINDS)
-    arguments = ["--input", predictions, "--reference", references, "--output", str(output)]
-    arguments += ["--report", str(output / "report.html"), "--images", images]
-    output.mkdir(parents=True)
-    write_json(cases / "task.json", attrs.evolve(task, label_classes=None).to_dict())
-    arguments += ["--task", str(cases / "task.json")]
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        code = evaluate(arguments)
-    (output / "scores.txt").write_text(printed.getvalue(), encoding="utf-8")
-    if code:
-        raise PipelineError("scores of whole cases", "every case scored", "see above")
-
-
-def compare_scores(evaluated: Mapping[str, Mapping[str, float]], output: Path, task: Task) -> float:
-    """Returns the largest difference between the Evaluator's Dice of a case and the scorer's.
-
-    Raises PipelineError if it is above `AGREEMENT`.
-    """
-    with open(output / "scores.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    largest = 0.0
-    for row in rows:
-        case_id = row["case_id"]
-        for name, key in zip(task.class_names[1:], dice_columns(task).values(), strict=True):
-            dice = float(row[key])
-            of_patches = evaluated[f"case_id={case_id}"][f"dice_{name}"]
-            difference = abs(of_patches - dice)
-            if not difference <= AGREEMENT:
-                where = f"case {case_id}, Dice of {name}"
-                expected = f"the Evaluator's {of_patches:.8f} within {AGREEMENT:g}"
-                raise PipelineError(where, expected, f"{dice:.8f} from the whole volume")
-            largest = max(largest, difference)
-    return largest

@@ -1,4 +1,4 @@
-"""The curated TFDV schema of a task's records, and the checks that a schema cannot express.
+"""The curated TFDV schema of a task's records, and the options of their statistics.
 
 TFDV sees the scalars of each record, and of the voxels only the number of bytes.
 """
@@ -11,9 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_data_validation as tfdv
 from google.protobuf import text_format
-from tensorflow_data_validation.anomalies.proto import custom_validation_config_pb2
 from tensorflow_metadata.proto.v0 import schema_pb2
-from tensorflow_metadata.proto.v0.anomalies_pb2 import AnomalyInfo
 from tfx.dsl.component.experimental.annotations import OutputArtifact, Parameter
 from tfx.dsl.component.experimental.decorators import component
 from tfx.types import standard_artifacts
@@ -87,36 +85,6 @@ def make_schema(task: Task) -> schema_pb2.Schema:
         domain.min, domain.max = low, high
         domain.disallow_nan = domain.disallow_inf = True
     return schema
-
-
-def make_validations(
-    task: Task, *, with_voxels: bool = True
-) -> custom_validation_config_pb2.CustomValidationConfig:
-    """Returns the checks that a schema cannot express.
-
-    The voxel bytes must have the length of the task's patches (an error) if the statistics include
-    them (`statistics_options`). Each label must occur in some case (a warning, because only the
-    training split requires it).
-    """
-    config = custom_validation_config_pb2.CustomValidationConfig()
-
-    def add(name: str, sql: str, severity: int, description: str) -> None:
-        checks = config.feature_validations.add()
-        checks.feature_path.step.append(name)
-        checks.validations.add(sql_expression=sql, severity=severity, description=description)
-
-    voxels = math.prod(task.patch_shape_zyx)
-    shape = " x ".join(str(size) for size in task.patch_shape_zyx)
-    for name, voxel_bytes in (voxel_features(task) if with_voxels else {}).items():
-        count = voxels * voxel_bytes
-        least, most = "feature.bytes_stats.min_num_bytes", "feature.bytes_stats.max_num_bytes_int"
-        description = f"not {count} bytes long, as patches of {shape} voxels (z, y, x) are"
-        add(name, f"{least} = {count} AND {most} = {count}", AnomalyInfo.ERROR, description)
-    for value, class_name in enumerate(task.class_names[1:], start=1):
-        description = f"label {value} ({class_name}) is present in no case"
-        name = f"case_voxels_label_{value}"
-        add(name, "feature.num_stats.max > 0", AnomalyInfo.WARNING, description)
-    return config
 
 
 def statistics_options(task: Task, *, inferred: bool = False) -> tfdv.StatsOptions:

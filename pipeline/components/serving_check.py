@@ -20,7 +20,7 @@ from ahnet_tf.data.records import read_files
 from ahnet_tf.inference.predictor import ExportSettings, open_predictor
 from pipeline.components.trainer import record_files
 from pipeline.stages import served
-from preprocessing.errors import AHNetError, ServingError
+from preprocessing.errors import AHNetError, PipelineError, ServingError
 from preprocessing.records.schema import CASE_ID, parse_example
 from preprocessing.tasks import Task
 from serving.client.sync import AHNetClient
@@ -65,9 +65,13 @@ def check_answers(export: str, files: Sequence[str], requests: int) -> None:
     """Compares the answers of a server with those of the same export in this process.
 
     The first patches of up to `requests` cases in the record files are sent. Raises ModelError if
-    the export can't be loaded here, PipelineError if the server ends before it is ready, and
-    ServingError if it does not answer or answers differ.
+    the export can't be loaded here, PipelineError if there is no patch to send or the server ends
+    before it is ready, and ServingError if it does not answer or answers differ.
     """
+    if requests < 1 or not any(True for _ in read_files(files).take(1)):
+        where, remedy = "serving check", "A model is blessed only if it has answered."
+        found = f"{requests} requests, and no record in {len(files)} files"
+        raise PipelineError(where, "a request, and an evaluation patch to send", found, remedy)
     with tempfile.TemporaryDirectory() as folder:
         version = Path(folder) / "1"
         io_utils.copy_dir(export, str(version))

@@ -100,7 +100,7 @@ def encode_patch(patch: Patch, task: Task) -> bytes:
 
 def scalar_features(task: Task) -> list[str]:
     """Returns the names of all features except voxels."""
-    return [name for name in _specification(task) if name not in voxel_features(task)]
+    return [name for name in specification(task) if name not in voxel_features(task)]
 
 
 def voxel_features(task: Task) -> dict[str, int]:
@@ -116,7 +116,7 @@ def parse_example(serialized: tf.Tensor, task: Task) -> dict[str, tf.Tensor]:
     [z, y, x] float32 (1 in the volume, 0 in the padding), `heat_map` [z, y, x] float32 in [0, 1]
     if it is the task's target, and every scalar feature by name.
     """
-    features = tf.io.parse_single_example(serialized, _specification(task))
+    features = tf.io.parse_single_example(serialized, specification(task))
     z, y, x = task.patch_shape_zyx
     image = tf.io.decode_raw(features.pop(IMAGE), tf.as_dtype(task.image_dtype))
     label = tf.io.decode_raw(features.pop(LABEL), tf.uint8)
@@ -134,7 +134,8 @@ def parse_example(serialized: tf.Tensor, task: Task) -> dict[str, tf.Tensor]:
     }
 
 
-def _specification(task: Task) -> dict[str, tf.io.FixedLenFeature]:
+def specification(task: Task) -> dict[str, tf.io.FixedLenFeature]:
+    """Returns the features of a record as TensorFlow parses them: each has exactly one value."""
     text = [*voxel_features(task), CASE_ID, SOURCE, SPACING_CLASS]
     whole = [PATCH_INDEX]
     whole += [f"{n}_{axis}" for n in _TRIPLES_ZYX for axis in "zyx"]

@@ -1,4 +1,4 @@
-"""Assignment of cases to the training and evaluation splits."""
+"""The training and evaluation splits: assignment of cases, and names of record files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,17 @@ from typing import Any
 from preprocessing.errors import SettingsError
 
 SPLITS = ("train", "eval")
+# Which files of a split's folder are its records: *.tfrecord, *.tfrecord-00000-of-00010, *.gz; not
+# hidden files, nor those that are still being written (*.tfrecord.0f3a.tmp). A single pattern of
+# names, because TFX's ImportExampleGen takes nothing else.
+RECORD_PATTERN = "[!.]*.*[rg0-9][dz0-9]"
 # Default share of cases for evaluation.
 EVAL_FRACTION = 0.2
+
+
+def split_files(folder: str | os.PathLike) -> list[Path]:
+    """Returns the record files in a split's folder, sorted by name; none without a folder."""
+    return sorted(Path(folder).glob(RECORD_PATTERN))
 
 
 def split_place(case_id: str) -> float:

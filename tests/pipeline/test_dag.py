@@ -11,6 +11,7 @@ from apache_beam.io.filesystems import FileSystems
 from attrs import evolve
 from tfx.components.trainer.fn_args_utils import FnArgs
 from tfx.dsl.components.base.base_beam_component import BaseBeamComponent
+from tfx.dsl.io import fileio
 
 from ahnet_tf.data.records import find_records
 from ahnet_tf.presets import run_config
@@ -162,18 +163,21 @@ def test_several_workers_are_refused(settings, monkeypatch):
         tuner_fn(FnArgs())
 
 
-RECORD_FILES = ("a.tfrecord", "b.tfrecord.gz", "c.gz", "d.tfrecord-00000-of-00002")
+RECORD_FILES = ("a.tfrecord", "b.tfrecord.gz", "c.gz", "d.tfrecord-00000-of-00010")
 
 
 def test_trainings_and_pipelines_take_the_same_record_files(tmp_path, settings):
-    for name in (*RECORD_FILES, "task.json", "a.tfrecord.0f.unfinished"):
+    others = ("a.tfrecord.0f.unfinished", "a.tfrecord.0f3a.tmp", "._a.tfrecord", ".b.gz", "a.txt")
+    for name in (*RECORD_FILES, "task.json", *others):
         (tmp_path / name).touch()
     assert [Path(file).name for file in find_records(tmp_path)] == list(RECORD_FILES)
     source = json.loads(node(settings, "ImportExampleGen").exec_properties["input_config"])
     pattern = source["splits"][0]["pattern"]
     assert pattern.startswith("train/")
-    (match,) = FileSystems.match([f"{tmp_path}/{pattern.removeprefix('train/')}"])
-    assert set(RECORD_FILES) <= {Path(found.path).name for found in match.metadata_list}
+    path = f"{tmp_path}/{pattern.removeprefix('train/')}"
+    (match,) = FileSystems.match([path])
+    assert {Path(found.path).name for found in match.metadata_list} == set(RECORD_FILES)
+    assert {Path(found).name for found in fileio.glob(path)} == set(RECORD_FILES)
 
 
 def _fail(_):

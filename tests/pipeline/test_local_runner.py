@@ -292,6 +292,25 @@ def test_poisoned_records_stop_the_run_before_training(
     assert not (run / "artifacts" / "Trainer2D").exists()
 
 
+def test_records_of_another_program_are_explained(records, tmp_path, tiny_options, capsys):
+    """Without case ids and with cut images: TFX's and our own components must get as far as the gate."""
+    (file,) = (records / "train").iterdir()
+    (record,) = tf.data.TFRecordDataset(str(file))
+    example = tf.train.Example.FromString(record.numpy())
+    del example.features.feature["case_id"]
+    example.features.feature["image"].bytes_list.value[0] = b"pixels"
+    with tf.io.TFRecordWriter(str(file)) as writer:
+        writer.write(example.SerializeToString())
+    run = tmp_path / "run"
+    assert main(["--input", str(records), "--output", str(run), *tiny_options]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: data validation: expected records that match their task, each other and the span "
+        "before, found case_id: missing in all 1 records (train split); image: 6 bytes long, not "
+        "16384, as patches of 8 x 32 x 32 voxels (z, y, x) are (train split). "
+        "Convert the volumes again with this version and this task."
+    )
+
+
 def test_a_components_own_error_comes_last_in_one_line(records, tmp_path, tiny_options, capsys):
     """The file's second record is damaged: only the component that reads it can find out."""
     (file,) = (records / "train").iterdir()

@@ -1,4 +1,4 @@
-"""A whole run on volumes in two spans: conversion, tuning, training, warm start."""
+"""Volumes as input: a whole run on two spans, killed and failing conversions, links."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tfx.types import standard_artifacts
+from tfx.types.experimental.simple_artifacts import File
 
-from pipeline.components.convert_volumes import fingerprint
+from pipeline.components.convert_volumes import ConvertVolumesExecutor, fingerprint
+from pipeline.configs import spans_of
 from pipeline.local_runner import main
+from preprocessing.errors import InputError, PipelineError
 from preprocessing.files import write_json
 from preprocessing.phantom.ct import PhantomSettings
 from preprocessing.phantom.dataset import write_cases
@@ -91,3 +95,127 @@ def test_the_fingerprint_changes_with_the_volumes(tmp_path):
     second = fingerprint(tmp_path)
     (tmp_path / "a" / "volume.nii").rename(tmp_path / "a" / "other.nii")
     assert len({first, second, fingerprint(tmp_path)}) == 3
+
+
+def test_the_fingerprint_of_a_broken_link_changes_when_its_target_appears(tmp_path):
+    (tmp_path / "volumes").mkdir()
+    (tmp_path / "volumes" / "volume.nii").symlink_to(tmp_path / "stored.nii")
+    (tmp_path / "volumes" / "case").symlink_to(tmp_path / "stored")
+    first = fingerprint(tmp_path / "volumes")
+    (tmp_path / "stored.nii").write_bytes(b"1")
+    second = fingerprint(tmp_path / "volumes")
+    (tmp_path / "stored").mkdir()
+    (tmp_path / "stored" / "volume.nii").write_bytes(b"1")
+    assert len({first, second, fingerprint(tmp_path / "volumes")}) == 3
+
+
+class Killed(BaseException):
+    """What ends a process: nothing may catch it."""
+
+
+def execute(folder: Path, number: int, volumes: Path, task, allow=()) -> dict[str, bytes]:
+    """Runs the component as its execution `number`; returns the files of its outputs."""
+    examples, manifest = standard_artifacts.Examples(), File()
+    for artifact, name in ((examples, "examples"), (manifest, "manifest")):
+        artifact.uri = str(folder / "ConvertVolumes" / name / str(number))
+        Path(artifact.uri).mkdir(parents=True)
+    settings = {
+        "task": task.to_dict(),
+        "seed": 0,
+        "eval_fraction": 0.5,
+        "allow": list(allow),
+        "code_version": "0",
+    }
+    executor = ConvertVolumesExecutor(ConvertVolumesExecutor.Context(beam_pipeline_args=[]))
+    executor.Do(
+        {},
+        {"examples": [examples], "manifest": [manifest]},
+        {
+            "volumes": str(volumes),
+            "settings": json.dumps(settings),
+            "spans": 0,
+            "span": 0,
+            "fingerprint": fingerprint(volumes),
+        },
+    )
+    assert json.loads(examples.split_names) == ["train", "eval"]
+    assert not list((folder / "ConvertVolumes").glob("*/unfinished/*"))
+    assert not list((folder / "ConvertVolumes" / "unfinished").iterdir())
+    return {
+        f"{name}/{path.relative_to(root)}": path.read_bytes()
+        for name, root in (("examples", Path(examples.uri)), ("manifest", Path(manifest.uri)))
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_conversion_that_is_killed_between_its_moves_is_finished_by_the_next_run(
+    volumes, task, tmp_path, monkeypatch
+):
+    """It is killed before each of its steps in turn, the first of which leaves a whole conversion."""
+    steps: list[str] = []
+    last = 10**9
+
+    def watch(owner, name):
+        original = getattr(owner, name)
+
+        def step(*arguments, **options):
+            # Steps on the output of the conversion; the conversion itself has its own tests.
+            if "unfinished" in str(arguments[0]) and ".partial" not in str(arguments[0]):
+                if len(steps) == last:
+                    raise Killed
+                steps.append(f"{name} {arguments[0]}")
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, step)
+
+    data = volumes / "span-1"
+    expected = execute(tmp_path / "whole", 1, data, task)
+    assert {name.split("/")[1] for name in expected} == {
+        *("Split-train", "Split-eval", "manifest.json", "task.json")
+    }
+    for owner, name in ((shutil, "copy"), (shutil, "rmtree"), (Path, "rename")):
+        watch(owner, name)
+    assert execute(tmp_path / "watched", 1, data, task) == expected
+    count = len(steps)
+    assert count >= 5
+    for last in range(count):
+        folder = tmp_path / f"killed-{last}"
+        steps.clear()
+        with pytest.raises(Killed):
+            execute(folder, 1, data, task)
+        steps.clear()
+        limit, last = last, 10**9
+        assert execute(folder, 2, data, task) == expected, f"killed before step {limit}"
+
+
+def test_a_conversion_without_its_records_is_done_again(volumes, task, tmp_path, monkeypatch):
+    """Only its manifest is left, of a run that was killed while it moved the splits one by one."""
+    data, folder = volumes / "span-1", tmp_path / "run"
+    monkeypatch.setattr(shutil, "copy", lambda *_: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        execute(folder, 1, data, task)
+    monkeypatch.undo()
+    (records,) = folder.glob("ConvertVolumes/unfinished/*/records")
+    shutil.rmtree(records / "train")
+    assert execute(folder, 2, data, task) == execute(tmp_path / "whole", 1, data, task)
+
+
+def test_a_case_behind_a_broken_link_is_named_in_one_line(volumes, task, tmp_path):
+    data = tmp_path / "volumes"
+    shutil.copytree(volumes / "span-1", data)
+    image = min(data.rglob("volume-*.nii.gz"))
+    image.unlink()
+    image.symlink_to(tmp_path / "unmounted" / image.name)
+    with pytest.raises(PipelineError) as caught:
+        execute(tmp_path / "run", 1, data, task)
+    line = str(caught.value)
+    assert f"found 1 that the conversion rejects, first {image.name.split('.')[0]}: " in line
+    assert "a broken link" in line
+    assert "\n" not in line
+
+
+def test_a_folder_of_spans_that_is_not_there_is_named(tmp_path):
+    (tmp_path / "spans").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(InputError, match="spans: expected a folder of batches of cases, found No"):
+        spans_of(tmp_path / "spans")

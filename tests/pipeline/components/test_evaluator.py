@@ -100,6 +100,36 @@ def test_neither_the_order_of_patches_nor_their_bundles_matter(counts, cut, data
         assert math.isclose(in_bundles[keys[name]], value, rel_tol=1e-12)
 
 
+def test_sums_grow_in_place_and_leave_what_they_are_made_of():
+    """Copying a case's list for each of its patches takes quadratic time."""
+    combine = CombineCases(lambda features, outputs: [features["n"].item()], None, {})
+
+    def patch(number, case_id=b"a"):
+        features = {CASE_ID: np.array([case_id]), "n": np.array([number])}
+        return tfma_metrics.StandardMetricInputs(features=features, predictions={})
+
+    first = combine.add_input(combine.create_accumulator(), patch(0))
+    parts = first[b"a"]
+    for number in range(1, 4):
+        first = combine.add_input(first, patch(number))
+    assert first[b"a"] is parts
+    second = combine.add_input({}, patch(4))
+    third = combine.add_input({}, patch(5))
+    assert combine.merge_accumulators([second, first, third]) == {b"a": [4, 0, 1, 2, 3, 5]}
+    assert (second, third) == ({b"a": [4]}, {b"a": [5]})
+    # The counts of a batch of answers belong to TFMA.
+    answers = {CONFUSION: np.ones((1, 2, 2), np.int64)}
+    counts = CombineCases(confusion, None, {})
+    cases: dict = {}
+    for _ in range(3):
+        inputs = tfma_metrics.StandardMetricInputs(
+            features={CASE_ID: np.array([b"a"])}, predictions=answers
+        )
+        cases = counts.add_input(cases, inputs)
+    assert cases[b"a"].tolist() == [[3, 3], [3, 3]]
+    assert answers[CONFUSION].tolist() == [[[1, 1], [1, 1]]]
+
+
 def test_thresholds_hold_for_all_cases_together_only():
     config = make_eval_config(PRESETS["ct_liver"], {"liver": 0.8}, largest_loss=0.01)
     (threshold,) = config.metrics_specs[0].per_slice_thresholds["dice_liver"].thresholds

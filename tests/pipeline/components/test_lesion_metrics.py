@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_model_analysis as tfma
+from scipy import ndimage
 from tensorflow_model_analysis import metrics as tfma_metrics
 
 from ahnet_tf.evaluation.froc import ScoredVolume
@@ -117,29 +118,61 @@ def test_a_hit_means_the_same_distance_on_every_grid():
         assert score_maps(merged[b"case"]).hits.tolist() == hits
 
 
-def test_a_patch_that_is_unsure_everywhere_keeps_its_highest_voxels():
-    side = 512
+def slice_answer(probability):
+    """Returns what `cut_maps` keeps of a patch of one slice [y, x] without a lesion."""
+    shape = (1, *probability.shape)
     features = {CASE_ID: np.array([b"case"])}
-    features[HEAT_MAP] = np.array([bytes(side * side)], object)
-    for name, values in (("shape", (1, side, side)), ("origin", (0, 0, 0))):
+    features[HEAT_MAP] = np.array([bytes(probability.size)], object)
+    numbers = {"origin": (0, 0, 0)} | dict.fromkeys(("shape", "valid", "volume"), shape)
+    for name, values in numbers.items():
         for axis, value in zip("zyx", values, strict=True):
             features[f"{name}_{axis}"] = np.array([value])
-    for axis, value in zip("zyx", (1, side, side), strict=True):
-        features[f"valid_{axis}"] = features[f"volume_{axis}"] = np.array([value])
     for axis in "xyz":
         features[f"spacing_{axis}_mm"] = np.array([1.0])
-    probability = np.linspace(0.1, 0.9, side * side, dtype=np.float32).reshape(1, side, side)
-    (maps,) = cut_maps(features, {LESION_PROBABILITY: probability})
-    kept = maps.heights
-    assert MOST_KEPT - 2 <= len(kept) <= MOST_KEPT
-    assert kept.max() == probability.max()
+    (maps,) = cut_maps(features, {LESION_PROBABILITY: probability[None]})
+    return maps
+
+
+def test_a_patch_that_is_unsure_everywhere_keeps_its_highest_voxels():
+    probability = np.linspace(0.1, 0.9, 512 * 512, dtype=np.float32).reshape(512, 512)
+    kept = slice_answer(probability).heights
+    assert len(kept) == MOST_KEPT
+    assert kept.tolist() == probability.ravel()[-MOST_KEPT:].tolist()
+
+
+def test_a_saturated_network_has_a_false_positive():
+    """More voxels than are kept share the highest probability."""
+    maps = slice_answer(np.ones((512, 512), np.float32))
+    assert len(maps.places) == MOST_KEPT
+    assert lesion_summary([score_maps([maps])])["false_positives_per_volume"] == 1
+
+
+def test_of_equal_voxels_as_many_are_kept_as_there_is_room_for():
+    probability = np.full((512, 512), 0.5, np.float32)
+    probability[-1] = 0.75
+    maps = slice_answer(probability)
+    assert len(maps.places) == MOST_KEPT
+    assert np.count_nonzero(maps.heights == 0.75) == 512
+    assert maps.places.tolist()[: MOST_KEPT - 512] == list(range(MOST_KEPT - 512))
 
 
 @pytest.mark.slow
 def test_tfma_scores_the_lesions_of_whole_cases(tmp_path):
     """Synthetic breasts, whose boxes say how many lesions there are, and a network that knows nothing."""
     breasts, records = tmp_path / "breasts", tmp_path / "records"
-    made = ["--kind", "dbt", "--cases", "2", "--shape", "64", "96", "16", "--spacing-mm"]
+    made = [
+        "--kind",
+        "dbt",
+        "--cases",
+        "2",
+        "--seed",
+        "1",
+        "--shape",
+        "64",
+        "96",
+        "16",
+        "--spacing-mm",
+    ]
     assert phantom([*made, "1", "1", "2", "--output", str(breasts)]) == 0
     options = ["--task", "dbt_lesion_small", "--patch-shape", "16", "64", "64"]
     options += ["--eval-fraction", "0.5", "--input", str(breasts), "--output", str(records)]
@@ -165,29 +198,69 @@ def test_tfma_scores_the_lesions_of_whole_cases(tmp_path):
     )
     scores = read_scores(str(tmp_path / "scores"))
 
-    files = [str(path) for path in (records / "eval").iterdir()]
-    maps: dict[str, np.ndarray] = {}
-    predictor = open_predictor(export)
-    for serialized in tf.data.TFRecordDataset(files):
+    heat, lesions, spacing_mm = whole_maps(open_predictor(export), records / "eval", task)
+    expected = {}
+    for name in heat:
+        detections = detect_lesions(heat[name].transpose(), spacing_mm)
+        regions, count = ndimage.label(lesions[name], np.ones((3, 3, 3)))
+        boxes = ndimage.find_objects(regions)
+        hit = [hits(each, boxes, heat[name].shape, spacing_mm) for each in detections]
+        expected[name] = (count, len(set(hit) - {None}), hit.count(None))
+    boxes, found, missed = np.sum(list(expected.values()), axis=0)
+    manifest = json.loads((records / "manifest.json").read_text(encoding="utf-8"))
+    assert boxes == sum(case["boxes"] for case in manifest["cases"] if case["split"] == "eval")
+    # Otherwise a network that finds nothing would do.
+    assert boxes > 0
+    assert missed > 0
+    assert scores["overall"]["cases"] == len(heat)
+    assert scores["overall"]["lesions"] == boxes
+    assert scores["overall"]["lesion_recall"] == pytest.approx(found / boxes)
+    rate = scores["overall"]["false_positives_per_volume"]
+    assert rate == pytest.approx(missed / len(heat))
+    for name, (own_boxes, own_found, own_missed) in expected.items():
+        of_case = scores[f"case_id={name}"]
+        assert of_case["lesions"] == own_boxes
+        assert of_case["false_positives_per_volume"] == own_missed
+        if own_boxes:
+            assert of_case["lesion_recall"] == pytest.approx(own_found / own_boxes)
+
+
+def whole_maps(predictor, folder, task):
+    """Returns heat maps and lesions [z, y, x] of the cases in a split, and the spacing."""
+    heat: dict[str, np.ndarray] = {}
+    lesions: dict[str, np.ndarray] = {}
+    for serialized in tf.data.TFRecordDataset([str(path) for path in folder.iterdir()]):
         record = parse_example(serialized, task)
         start, size, shape = (
             [int(record[f"{name}_{axis}"]) for axis in "zyx"]
             for name in ("origin", "valid", "volume")
         )
-        whole = maps.setdefault(record[CASE_ID].numpy().decode(), np.zeros(shape, np.float32))
+        name = record[CASE_ID].numpy().decode()
         place = tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))
+        inside = tuple(slice(n) for n in size)
         answer = predictor.predict(record["image"].numpy()[None])[0, ..., 1]
-        whole[place] = answer[tuple(slice(n) for n in size)]
-    spacing = tuple(float(record[f"spacing_{axis}_mm"]) for axis in "xyz")
-    found = {name: detect_lesions(each.transpose(), spacing) for name, each in maps.items()}
-    manifest = json.loads((records / "manifest.json").read_text(encoding="utf-8"))
-    boxes = sum(case["boxes"] for case in manifest["cases"] if case["split"] == "eval")
-    assert scores["overall"]["cases"] == len(maps)
-    assert scores["overall"]["lesions"] == boxes
-    hit = round(scores["overall"]["lesion_recall"] * boxes) if boxes else 0
-    detections = sum(map(len, found.values()))
-    missed = round(scores["overall"]["false_positives_per_volume"] * len(maps))
-    assert detections - missed >= hit
-    for name, each in found.items():
-        of_case = scores[f"case_id={name}"]
-        assert of_case["false_positives_per_volume"] <= len(each)
+        heat.setdefault(name, np.zeros(shape, np.float32))[place] = answer[inside]
+        lesion = record["label"].numpy() > 0
+        lesions.setdefault(name, np.zeros(shape, bool))[place] = lesion[inside]
+    return heat, lesions, tuple(float(record[f"spacing_{axis}_mm"]) for axis in "xyz")
+
+
+def hits(detection, regions, shape_zyx, spacing_mm):
+    """Returns the number of the nearest lesion that a detection hits by the challenge's rule, or None."""
+    reached = []
+    for number, region in enumerate(regions):
+        middle = [(side.start + side.stop) / 2 for side in reversed(region)]
+        size_mm = [
+            (side.stop - side.start) * mm
+            for side, mm in zip(reversed(region), spacing_mm, strict=True)
+        ]
+        dx, dy = (
+            (getattr(detection, axis) + getattr(detection, length) / 2 - middle[index])
+            * spacing_mm[index]
+            for index, (axis, length) in enumerate((("x", "width"), ("y", "height")))
+        )
+        dz = detection.z + detection.depth / 2 - middle[2]
+        near = math.hypot(dx, dy) <= max(8.5, math.hypot(*size_mm[:2]) / 2)
+        if near and abs(dz) <= shape_zyx[0] / 4:
+            reached.append((math.hypot(dx / 0.085, dy / 0.085, dz), number))
+    return min(reached)[1] if reached else None

@@ -46,6 +46,7 @@ def facts():
             "config": run_config(task).to_dict(),
             "data": {"eval": split_facts(task, 2), "train": split_facts(task, 5)},
             "conversion": None,
+            "shown": ["a"],
             "scores": {
                 "spacing_class=thick": scores(names, 2.0),
                 "case_id=a": scores(names, 1.0),
@@ -79,6 +80,8 @@ def test_a_card_of_segmentation(facts):
         "- c: 2 < 3 slices & torn",
         "| network | mcgcn | ahnet |",
         "| overall | 2 | 0.8100 | 0.8100 | 0.8100 | 0.8100 |",
+        "Whole volumes of 1 of these cases, the worst ones and others drawn at random, are in "
+        "scores/report.html.",
         "Blessed from: dice liver 0.8 (mean Dice per case).",
     ):
         assert line in lines
@@ -87,10 +90,11 @@ def test_a_card_of_segmentation(facts):
 
 def test_a_card_of_a_refused_detector_after_a_warm_start(facts):
     content = facts("dbt_lesion", lesion_recall=0.5, false_positives_per_volume=math.nan)
-    content |= {"blessed": False, "refusals": ["too low", "too slow"], "pushed": None}
+    content |= {"shown": [], "blessed": False, "refusals": ["too low", "too slow"], "pushed": None}
     content["config"].pop("2d")
     lines = model_card(content).splitlines()
     assert "- Outcome: refused: too low; too slow; not pushed" in lines
+    assert not any("Whole volumes" in line for line in lines)
     assert "| network | ahnet |" in lines
     assert "- lesion recall: 0.5000" in lines
     assert "- false positives per volume: undefined" in lines

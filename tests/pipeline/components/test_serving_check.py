@@ -19,6 +19,7 @@ from ahnet_tf.inference.predictor import ExportSettings
 from ahnet_tf.networks import build_network
 from pipeline.components.serving_check import (
     _compare,
+    answer_requests,
     check_answers,
     first_patches,
     serving_sentence,
@@ -53,6 +54,26 @@ def test_patches_are_of_different_cases(records, task):
     assert list(patches) == ["case-0", "case-1"]
     assert patches["case-0"].shape == (1, *task.patch_shape_zyx, 1)
     assert list(first_patches(files, task, 1)) == ["case-0"]
+
+
+def test_a_model_that_nothing_was_asked_is_refused(records, tmp_path):
+    """Without a record, or with no request to send, nothing speaks for the model."""
+    empty = tmp_path / "empty.tfrecord"
+    empty.touch()
+    files = [str(path) for path in (records / "eval").iterdir()]
+    for given, requests in (([], 3), ([str(empty)], 3), (files, 0)):
+        with pytest.raises(PipelineError, match="expected a request, and an evaluation patch"):
+            check_answers(str(tmp_path / "no export"), given, requests)
+
+    model, examples = standard_artifacts.Model(), standard_artifacts.Examples()
+    model.uri, examples.uri, examples.split_names = str(tmp_path), str(tmp_path), '["eval"]'
+    blessing = standard_artifacts.InfraBlessing()
+    blessing.uri = str(tmp_path / "blessing")
+    answer_requests.EXECUTOR_SPEC.executor_class().Do(
+        {"model": [model], "examples": [examples]}, {"blessing": [blessing]}, {"requests": 3}
+    )
+    assert blessing.get_int_custom_property("blessed") == 0
+    assert "found 3 requests, and no record in 0 files" in serving_sentence(blessing.uri, False)
 
 
 @pytest.mark.slow
