@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from ahnet_tf.config import AugmentationConfig, ModelConfig, TrainingConfig
@@ -32,7 +33,7 @@ SPLITS = ("train", "eval")
 
 
 def load(
-    source: str | os.PathLike | Sequence[str | os.PathLike] | tf.keras.Model,
+    source: str | os.PathLike | Sequence[str | os.PathLike] | keras.Model,
     *,
     task: Task | str | None = None,
     flips: str = "",
@@ -50,7 +51,7 @@ def load(
       ServingError: the server does not answer.
       SettingsError: impossible flips, or a missing, superfluous or unknown task.
     """
-    if isinstance(source, tf.keras.Model):
+    if isinstance(source, keras.Model):
         if task is None:
             raise SettingsError("task", "the task of a Keras model", "none")
         own = load_task(task)
@@ -67,7 +68,7 @@ def load(
 
 def build(
     architecture: str, *, task: Task | str | None = None, seed: int = 0, **settings: Any
-) -> tf.keras.Model:
+) -> keras.Model:
     """Returns a new network as a Keras model, from raw intensities to logits.
 
     It maps float32 [batch, z, y, x, channel] of any size to float32 [batch, z, y, x, class].
@@ -160,7 +161,7 @@ def loss(
     return VoxelLoss(kind, gamma=gamma, class_weights=weights, heat_map=heat_map)
 
 
-def transfer(source: tf.keras.Model, target: tf.keras.Model) -> TransferReport:
+def transfer(source: keras.Model, target: keras.Model) -> TransferReport:
     """Copies the encoder of a 2D network into a 3D one; see `ahnet_tf.weights.transfer`.
 
     Raises:
@@ -169,7 +170,7 @@ def transfer(source: tf.keras.Model, target: tf.keras.Model) -> TransferReport:
     return transfer_encoder(source, target)
 
 
-def save(model: tf.keras.Model, folder: str | os.PathLike, task: Task | str) -> None:
+def save(model: keras.Model, folder: str | os.PathLike, task: Task | str) -> None:
     """Writes a network from `build` as a checkpoint that `load` and the commands read.
 
     Raises:
@@ -189,7 +190,7 @@ def _settings_of(task: Task) -> dict[str, Any]:
     }
 
 
-def _config(model: tf.keras.Model, task: Task) -> ModelConfig:
+def _config(model: keras.Model, task: Task) -> ModelConfig:
     """Returns the settings of a network from `build`, checked against the task."""
     config = getattr(model, "network_config", None)
     if config is None:

@@ -11,9 +11,9 @@ import tensorflow as tf
 from isal import igzip
 
 from benchmarks.peers import peak_memory_mib, serve
-from preprocessing.cli import quiet_frameworks
 from preprocessing.convert import convert
 from preprocessing.datasets.case import Case
+from preprocessing.quiet_start import quiet_frameworks
 from preprocessing.records.case_conversion import ConversionSettings, convert_case
 from preprocessing.records.schema import parse_example
 from preprocessing.tasks import load_task

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -268,8 +269,8 @@ def group_norm(own, channels):
     """Returns a layer with its weights, made outside of the compiled functions that call it."""
     with tf.init_scope():
         groups = math.gcd(channels, 16)
-        keras = tf.keras.layers.GroupNormalization(groups, epsilon=1e-5, dtype="float32")
-        layer = GroupNorm() if own else keras
+        theirs = keras.layers.GroupNormalization(groups, epsilon=1e-5, dtype="float32")
+        layer = GroupNorm() if own else theirs
         layer.build((None, None, None, channels))
     return layer
 

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+import keras
 import tensorflow as tf
 
 from benchmarks import network_sites
@@ -102,7 +103,7 @@ def measure_whole(work: str, precision: str) -> dict:
     tensorflow_worker.prepare(kind, (1, slices, size, size, 1), precision, threads)
     step = tensorflow_worker.STATE.pop("step")
     seconds = [cpu_seconds(step, ()) for _ in range(4)][1:]
-    tf.keras.mixed_precision.set_global_policy("float32")
+    keras.mixed_precision.set_global_policy("float32")
     return {
         "case": "whole network",
         "work": work,

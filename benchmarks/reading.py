@@ -108,7 +108,7 @@ def _run(arguments) -> None:
         "reading",
         {"reading": reading, "files": spread, "training": training},
         goals,
-        versions("tensorflow", "tensorflow-addons", "numpy"),
+        versions("tensorflow", "numpy"),
         {"batches": arguments.batches, "records": RECORDS, "batch_size": 2, "steps": STEPS},
     )
 

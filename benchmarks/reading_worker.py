@@ -59,7 +59,6 @@ def read(folder, task, augmentation, batch_size, batches, start_step):
 
 def train(folder, eval_folder, task, model, training, output, repeats):
     """Times training steps with a batch in memory, then the training loop, which reads its batches."""
-    import tensorflow as tf
 
     from ahnet_tf.config import ModelConfig, TrainingConfig
     from ahnet_tf.data.dataset import training_dataset
@@ -90,7 +89,9 @@ def train(folder, eval_folder, task, model, training, output, repeats):
         float(step(batch)[0])
         alone.append(time.perf_counter() - began)
     del network, step
-    tf.keras.backend.clear_session()
+    import keras
+
+    keras.backend.clear_session()
     eval_files = find_records(eval_folder)
     train_network(model_config, config, task, files, eval_files, output, progress=False)
     # The first row includes the tracing of the step.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -12,6 +13,7 @@ from ahnet_tf.inference.sliding_window import most_probable, predict_slabs
 from ahnet_tf.networks import build_network
 from ahnet_tf.networks.inputs import class_probabilities
 from ahnet_tf.training.losses import softmax_focal
+from ahnet_tf.training.optimizer import Adam
 from benchmarks.peers import peak_memory_mib, serve
 
 STATE = {}
@@ -24,11 +26,11 @@ def prepare(work, shape, precision, threads):
     # Predictions in bfloat16 hold their weights in it too, trainings keep float32 ones.
     if precision == "bfloat16" and work == "training":
         precision = "mixed_bfloat16"
-    tf.keras.mixed_precision.set_global_policy(precision)
+    keras.mixed_precision.set_global_policy(precision)
     model = build_network(ModelConfig(channels=shape[-1], intensity_window=(-4.0, 4.0)))
     image = tf.random.normal(shape)
     labels = tf.random.uniform(shape[:-1], 0, 3, tf.int32)
-    optimizer = tf.keras.optimizers.legacy.Adam(1e-3)
+    optimizer = Adam(tf.distribute.get_strategy(), model.trainable_weights, lambda _: 1e-3)
 
     @tf.function
     def forward():
@@ -39,7 +41,7 @@ def prepare(work, shape, precision, threads):
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(softmax_focal(labels, model(image, training=True)))
         gradients = tape.gradient(loss, model.trainable_weights)
-        optimizer.apply_gradients(zip(gradients, model.trainable_weights, strict=True))
+        optimizer.apply(gradients)
         return loss
 
     STATE["step"] = {"forward": forward, "training": training}[work]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 
 from preprocessing.errors import ALLOWANCES, AHNetError, SettingsError, Stopped, named_extra
+from preprocessing.quiet_start import quiet_frameworks
 
 
 def make_parser(module: str, purpose: str, examples: Sequence[str]) -> argparse.ArgumentParser:
@@ -46,19 +45,6 @@ def parse_allowances(text: str) -> frozenset[str]:
     if unknown:
         raise SettingsError("--allow", f"names among {', '.join(ALLOWANCES)}", unknown[0])
     return names
-
-
-def quiet_frameworks(debug: bool = False) -> None:
-    """Silences the frameworks' start-up logs and warnings; call before importing TensorFlow."""
-    if debug:
-        return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # Beam raises the errors that it logs.
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", module="tensorflow_addons")
-    for category in (FutureWarning, DeprecationWarning, UserWarning):
-        warnings.filterwarnings("ignore", category=category)
 
 
 def run_command(

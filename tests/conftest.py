@@ -18,7 +18,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from preprocessing.cli import quiet_frameworks
+from preprocessing.quiet_start import quiet_frameworks
 
 quiet_frameworks()
 # Tests expect the accuracy of float32, but GPUs use TF32; and replicas share the CPU.

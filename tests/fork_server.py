@@ -49,7 +49,7 @@ class ForkServer:
 
 
 def _serve(modules: list[str]) -> None:
-    from preprocessing.cli import quiet_frameworks
+    from preprocessing.quiet_start import quiet_frameworks
 
     quiet_frameworks()
     for module in modules:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 
 import tensorflow as tf
-import tensorflow_addons.image as tfa_image
 
 from ahnet_tf.config import AugmentationConfig
+from ahnet_tf.data.image_warp import dense_image_warp
 from preprocessing.tasks import Task
 
 Arrays = dict[str, tf.Tensor]
@@ -135,7 +135,7 @@ def warp_in_plane(arrays: Arrays, source: tf.Tensor, outside_value: float) -> Ar
     linear = [name for name in arrays if name != "label"]
     planes = tf.transpose(tf.concat([arrays[name] for name in linear], 0), (1, 2, 0))
     flow = tf.cast(grid, tf.float32) - source
-    planes = tfa_image.dense_image_warp(planes[None], flow[None])[0]
+    planes = dense_image_warp(planes[None], flow[None])[0]
     planes = tf.ensure_shape(planes, (height, width, slices * len(linear)))
     result = dict(zip(linear, tf.split(tf.transpose(planes, (2, 0, 1)), len(linear)), strict=True))
 

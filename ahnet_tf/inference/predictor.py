@@ -20,6 +20,7 @@ from preprocessing.settings import from_dict, to_dict
 from preprocessing.tasks import Task, load_task
 
 if TYPE_CHECKING:
+    import keras
     import tensorflow as tf
 
 # Where an exported SavedModel stores its `ExportSettings`; TensorFlow Serving ignores that folder.
@@ -156,7 +157,7 @@ def _open_saved_model(folder: Path) -> Predictor:
     return Predictor(settings, predict)
 
 
-def load_checkpoint(folder: str | Path) -> tuple[tf.keras.Model, ExportSettings]:
+def load_checkpoint(folder: str | Path) -> tuple[keras.Model, ExportSettings]:
     """Loads the network (raw intensities to logits) of a checkpoint, and the settings of its export.
 
     The folder has `model.json`, weights and `task.json`; windows have the task's patch shape.
@@ -198,7 +199,7 @@ def content_digest(location: str) -> str | None:
     return digest.hexdigest()
 
 
-def predictor_of(model: tf.keras.Model, settings: ExportSettings, where: object) -> Predictor:
+def predictor_of(model: keras.Model, settings: ExportSettings, where: object) -> Predictor:
     """Returns the predictor of a Keras model from raw intensities to logits."""
     import tensorflow as tf
 

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 
+import keras
 import tensorflow as tf
 
 from ahnet_tf.networks.ops import register
@@ -26,7 +27,7 @@ def dropout_seed(seed: tf.Tensor) -> Iterator[None]:
 
 
 @register
-class SeededDropout(tf.keras.layers.Layer):
+class SeededDropout(keras.layers.Layer):
     """Drops values at `rate` in training, scales the others by 1 / (1 - rate); a mask for each layer."""
 
     def __init__(self, rate: float, **kwargs):

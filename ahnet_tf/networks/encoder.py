@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keras
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
@@ -34,7 +35,7 @@ def residual_stages(x: tf.Tensor, config: ModelConfig, slice_pool: bool) -> list
 
 
 @register
-class Stem(tf.keras.layers.Layer):
+class Stem(keras.layers.Layer):
     """The 3D stem: 7x7x3 convolution of in-plane stride 2, max pool of two slices, norm, ReLU.
 
     Its kernel is [3, 7, 7, channel, filters] in z, y, x order; it is computed as the 2D stem, on three
@@ -63,7 +64,7 @@ class Stem(tf.keras.layers.Layer):
 
 
 @register
-class Bottleneck(tf.keras.layers.Layer):
+class Bottleneck(keras.layers.Layer):
     """ResNet-50's bottleneck with the stride in its 3x3 convolution, on [batch, z, y, x, channel].
 
     `filters` channels inside, 4 * filters out. With `slice_pool` (AH-downsampling) a max pool of two

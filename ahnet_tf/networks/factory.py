@@ -6,9 +6,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
+from ahnet_tf.keras_versions import Variable, layer_attributes
 from ahnet_tf.networks.ahnet import ahnet_logits
 from ahnet_tf.networks.initialization import initialise
 from ahnet_tf.networks.inputs import CropInPlane, ForegroundPrior, IntensityWindow, PadInPlane
@@ -26,7 +28,7 @@ ARCHITECTURES = {
 
 # Layers use no Python control flow over tensors; converting them would double the time to build.
 @tf.autograph.experimental.do_not_convert
-def build_network(config: ModelConfig, *, seed: int = 0, name: str | None = None) -> tf.keras.Model:
+def build_network(config: ModelConfig, *, seed: int = 0, name: str | None = None) -> keras.Model:
     """Builds a network from raw intensities to logits.
 
     The model maps float32 [batch, z, y, x, channel], any z >= 1 and any y, x, to float32 logits
@@ -36,14 +38,14 @@ def build_network(config: ModelConfig, *, seed: int = 0, name: str | None = None
     Raises SettingsError for a seed out of range.
     """
     check_seed(seed, "seed")
-    image = tf.keras.Input((None, None, None, config.channels), dtype="float32", name="image")
+    image = keras.Input((None, None, None, config.channels), dtype="float32", name="image")
     windowed = IntensityWindow(*config.intensity_window, name="window")(image)
     padded = PadInPlane(name="pad")(windowed)
     logits = ARCHITECTURES[config.architecture](padded, config)
     logits = CropInPlane(dtype="float32", name="crop")(logits, image)
     if config.foreground_prior:
         logits = ForegroundPrior(config.foreground_prior, name="prior")(logits)
-    model = tf.keras.Model(image, logits, name=name or config.architecture)
+    model = keras.Model(image, logits, name=name or config.architecture)
     initialise(named_weights(model), config.architecture, seed)
     model.network_config = config
     return model
@@ -52,15 +54,15 @@ def build_network(config: ModelConfig, *, seed: int = 0, name: str | None = None
 @contextlib.contextmanager
 def precision(policy: str) -> Iterator[None]:
     """Builds networks under a Keras policy, "mixed_bfloat16" for example, inside the context."""
-    before = tf.keras.mixed_precision.global_policy()
-    tf.keras.mixed_precision.set_global_policy(policy)
+    before = keras.mixed_precision.global_policy()
+    keras.mixed_precision.set_global_policy(policy)
     try:
         yield
     finally:
-        tf.keras.mixed_precision.set_global_policy(before)
+        keras.mixed_precision.set_global_policy(before)
 
 
-def named_weights(model: tf.keras.Model) -> dict[str, tf.Variable]:
+def named_weights(model: keras.Model) -> dict[str, Variable]:
     """Returns the model's weights by name, as in "res1_block1/conv1/kernel".
 
     A name is the path of layer and attribute names, the same for models built, copied or loaded.
@@ -68,14 +70,14 @@ def named_weights(model: tf.keras.Model) -> dict[str, tf.Variable]:
     return dict(item for layer in model.layers for item in _weights_inside(layer, layer.name))
 
 
-def _weights_inside(part: Any, path: str) -> Iterator[tuple[str, tf.Variable]]:
-    if isinstance(part, tf.Variable):
+def _weights_inside(part: Any, path: str) -> Iterator[tuple[str, Variable]]:
+    if isinstance(part, Variable):
         yield f"{path}/{part.name.rsplit('/', 1)[-1].removesuffix(':0')}", part
     elif isinstance(part, (list, tuple)):
         for item in part:
-            inside = f"{path}/{item.name}" if isinstance(item, tf.keras.layers.Layer) else path
+            inside = f"{path}/{item.name}" if isinstance(item, keras.layers.Layer) else path
             yield from _weights_inside(item, inside)
-    elif isinstance(part, tf.keras.layers.Layer):
-        for name, value in vars(part).items():
+    elif isinstance(part, keras.layers.Layer):
+        for name, value in layer_attributes(part).items():
             if not name.startswith("_"):
                 yield from _weights_inside([value], path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import keras
 import tensorflow as tf
 
 from ahnet_tf.networks.ops import axis_sizes, register
@@ -29,7 +30,7 @@ def foreground_logits(logits: tf.Tensor) -> tf.Tensor:
 
 
 @register
-class IntensityWindow(tf.keras.layers.Layer):
+class IntensityWindow(keras.layers.Layer):
     """Maps raw intensities low..high to -1..+1 and clips outside, in float32 whatever the policy."""
 
     def __init__(self, low: float, high: float, **kwargs):
@@ -39,14 +40,14 @@ class IntensityWindow(tf.keras.layers.Layer):
 
     def build(self, input_shape):
         # The first layer of every network: Keras checks the image's shape against it.
-        self.input_spec = tf.keras.layers.InputSpec(ndim=5, axes={-1: input_shape[-1]})
+        self.input_spec = keras.layers.InputSpec(ndim=5, axes={-1: input_shape[-1]})
 
     def call(self, inputs):
         return tf.clip_by_value((inputs - self.low) * (2 / (self.high - self.low)) - 1, -1, 1)
 
 
 @register
-class PadInPlane(tf.keras.layers.Layer):
+class PadInPlane(keras.layers.Layer):
     """Pads zeros at the end of y and x up to a multiple of 32, the encoder's stride."""
 
     def call(self, inputs):
@@ -56,7 +57,7 @@ class PadInPlane(tf.keras.layers.Layer):
 
 
 @register
-class CropInPlane(tf.keras.layers.Layer):
+class CropInPlane(keras.layers.Layer):
     """Crops to the y, x of a second map."""
 
     def call(self, inputs, like):
@@ -65,7 +66,7 @@ class CropInPlane(tf.keras.layers.Layer):
 
 
 @register
-class ForegroundPrior(tf.keras.layers.Layer):
+class ForegroundPrior(keras.layers.Layer):
     """Adds log(p / (1 - p)) to foreground logits: a fresh network predicts them rarely (Lin 2017)."""
 
     def __init__(self, probability: float, **kwargs):
@@ -79,7 +80,7 @@ class ForegroundPrior(tf.keras.layers.Layer):
 
 
 @register
-class NeighbouringSlices(tf.keras.layers.Layer):
+class NeighbouringSlices(keras.layers.Layer):
     """Stacks each slice's `count` neighbours, itself in the middle, as channels: slice-major.
 
     [batch, z, y, x, channel] becomes [batch, z, y, x, count * channel]; beyond the ends lie zeros.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import keras
 import tensorflow as tf
 
 from ahnet_tf.networks import ops
@@ -12,7 +15,7 @@ LARGE_KERNEL = 2**19
 
 
 @ops.register
-class ConvNorm(tf.keras.layers.Layer):
+class ConvNorm(keras.layers.Layer):
     """Convolution of a map or pieces within slices, norm and, unless `relu` is off, ReLU.
 
     With `slice_pool` a max pool of two slices comes between convolution and norm, `residual` is added
@@ -62,14 +65,14 @@ class ConvNorm(tf.keras.layers.Layer):
 
     def _conv_affine(self, x, scale, shift):
         scale = tf.cast(scale, self.compute_dtype)
-        if self.kernel.shape.num_elements() < LARGE_KERNEL:
+        if math.prod(self.kernel.shape) < LARGE_KERNEL:
             return ops.conv(x, self.kernel * scale, self.strides, self.channels, shift)
         x = ops.conv(x, self.kernel, self.strides, self.channels) * scale
         return tf.nn.bias_add(x, tf.cast(shift, x.dtype))
 
 
 @ops.register
-class MaxPool(tf.keras.layers.Layer):
+class MaxPool(keras.layers.Layer):
     """Max pool of stride 2: `size` 3 pads one zero (its input is a ReLU's output), 2 pads at the end.
 
     Within slices, and across them too with `slice_pool`.
@@ -94,7 +97,7 @@ class MaxPool(tf.keras.layers.Layer):
 
 
 @ops.register
-class ResizeInPlane(tf.keras.layers.Layer):
+class ResizeInPlane(keras.layers.Layer):
     """Bilinear interpolation within slices to the y, x size of a second map, corners aligned."""
 
     def call(self, inputs, like):
@@ -102,14 +105,14 @@ class ResizeInPlane(tf.keras.layers.Layer):
 
 
 @ops.register
-class GlobalConv(tf.keras.layers.Layer):
+class GlobalConv(keras.layers.Layer):
     """The GCN block (Peng et al. 2017): 7x1 then 1x7 plus 1x7 then 7x1 convolutions, with biases."""
 
     def __init__(self, filters: int, **kwargs):
         super().__init__(**kwargs)
 
         def conv(name, *size):
-            return tf.keras.layers.Conv2D(filters, size, padding="same", name=name)
+            return keras.layers.Conv2D(filters, size, padding="same", name=name)
 
         self.left = [conv("left1", 7, 1), conv("left2", 1, 7)]
         self.right = [conv("right1", 1, 7), conv("right2", 7, 1)]
@@ -122,7 +125,7 @@ class GlobalConv(tf.keras.layers.Layer):
 
 
 @ops.register
-class Refine(tf.keras.layers.Layer):
+class Refine(keras.layers.Layer):
     """Boundary refinement: norm, ReLU, 3x3 convolution twice, added to the input.
 
     Each convolution has a norm of its own. The authors' code uses one for both, whose moving
@@ -133,7 +136,7 @@ class Refine(tf.keras.layers.Layer):
         super().__init__(**kwargs)
         self.norms = [make_norm(norm, name=f"norm{i}") for i in (1, 2)]
         self.convs = [
-            tf.keras.layers.Conv2D(filters, 3, padding="same", name=f"conv{i}") for i in (1, 2)
+            keras.layers.Conv2D(filters, 3, padding="same", name=f"conv{i}") for i in (1, 2)
         ]
 
     def call(self, inputs, training=None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keras
 import tensorflow as tf
 
 from ahnet_tf.networks import ops
@@ -11,7 +12,7 @@ from ahnet_tf.networks.normalization import make_norm, norm_relu
 
 
 @ops.register
-class TransposedConv(tf.keras.layers.Layer):
+class TransposedConv(keras.layers.Layer):
     """Transposed convolution of stride 2 without bias, cropped to the z, y, x of a second map.
 
     The kernel is [2 or 1, 2, 2, channel, filters]; with `slices=False` z stays as it is. Cells don't
@@ -42,7 +43,7 @@ class TransposedConv(tf.keras.layers.Layer):
 
 
 @ops.register
-class Transition(tf.keras.layers.Layer):
+class Transition(keras.layers.Layer):
     """Norm, ReLU, 1x1x1 convolution, upsampling to a second map, sum of both; of a map or pieces.
 
     `upsampling` is "trilinear", "transpose", or "none" where both maps have one size. The `final` one
@@ -84,7 +85,7 @@ class Transition(tf.keras.layers.Layer):
 
 
 @ops.register
-class DenseLayer(tf.keras.layers.Layer):
+class DenseLayer(keras.layers.Layer):
     """The pseudo-3D layer: 1x1x1 to 4 * growth, 3x3x1 to growth, plus 1x1x3 of it, 1x1x1.
 
     Norm and ReLU stand before every convolution. Takes the block's input and the pieces of the layers
@@ -118,7 +119,7 @@ class DenseLayer(tf.keras.layers.Layer):
 
 
 @ops.register
-class DenseBlock(tf.keras.layers.Layer):
+class DenseBlock(keras.layers.Layer):
     """Pseudo-3D layers; each takes the block's input and the pieces before it. Returns all of them."""
 
     def __init__(self, layers: int, growth: int, norm: str = "batch", **kwargs):
@@ -133,7 +134,7 @@ class DenseBlock(tf.keras.layers.Layer):
 
 
 @ops.register
-class PyramidPool(tf.keras.layers.Layer):
+class PyramidPool(keras.layers.Layer):
     """Pyramid volumetric pooling: max pools of 8, 16, 32, ... pixels, each projected to one channel.
 
     Puts a piece, one channel for each level, before those of its input, whose y and x are multiples of

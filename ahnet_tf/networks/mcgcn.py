@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keras
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
@@ -31,7 +32,7 @@ def mcgcn_logits(image: tf.Tensor, config: ModelConfig) -> tf.Tensor:
         if x is not None:
             x = ResizeInPlane(name=f"up{i}")(x, level)
             lateral = Refine(classes, norm, name=f"refine{i + 4}")(
-                tf.keras.layers.Add(name=f"sum{i}")([x, lateral])
+                keras.layers.Add(name=f"sum{i}")([x, lateral])
             )
         x = lateral
     x = SeededDropout(config.dropout, name="dropout")(x)

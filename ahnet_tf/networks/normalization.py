@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import keras
 import tensorflow as tf
 
 from ahnet_tf.networks.ops import Channels, FeatureMap, fold, join, register, split, unfold
@@ -17,20 +18,20 @@ EPSILON = 1e-5
 MOMENTUM = 0.9
 
 
-def make_norm(kind: str, name: str, channels: Channels = None) -> tf.keras.layers.Layer:
+def make_norm(kind: str, name: str, channels: Channels = None) -> keras.layers.Layer:
     """Returns the layer of `ModelConfig.norm`: "batch", "sync_batch" or "group"."""
     if kind == "group":
         return GroupNorm(channels, name=name)
     return BatchNorm(channels, synchronized=kind == "sync_batch", name=name)
 
 
-def norm_relu(norm: tf.keras.layers.Layer, x: FeatureMap, training: bool | None) -> FeatureMap:
+def norm_relu(norm: keras.layers.Layer, x: FeatureMap, training: bool | None) -> FeatureMap:
     """Applies `norm` and ReLU to [batch, z, y, x, channel] or its pieces."""
     return unfold(tf.nest.map_structure(tf.nn.relu, norm(fold(x), training=training)), x)
 
 
 @register
-class BatchNorm(tf.keras.layers.BatchNormalization):
+class BatchNorm(keras.layers.BatchNormalization):
     """Keras' batch norm, for pieces too, with a faster inference.
 
     In inference it is a depthwise convolution: TensorFlow computes scale, shift and a ReLU behind it in
@@ -83,7 +84,7 @@ def _scale_shift(x, scale, shift):
 
 
 @register
-class GroupNorm(tf.keras.layers.Layer):
+class GroupNorm(keras.layers.Layer):
     """Group norm (Wu and He 2018) within each slice: at most 16 groups, sums in float32."""
 
     def __init__(self, channels: Channels = None, **kwargs):

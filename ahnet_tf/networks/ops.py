@@ -19,13 +19,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+import keras
 import tensorflow as tf
 
 # A map or its pieces, and the pieces' channels.
 FeatureMap: TypeAlias = tf.Tensor | list[tf.Tensor]
 Channels: TypeAlias = Sequence[int] | None
 
-register = tf.keras.saving.register_keras_serializable("ahnet_tf")
+register = keras.saving.register_keras_serializable("ahnet_tf")
 
 
 def axis_sizes(x: tf.Tensor) -> list[int | tf.Tensor]:

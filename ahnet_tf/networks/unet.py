@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keras
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
@@ -42,8 +43,8 @@ def unet_logits(x: tf.Tensor, config: ModelConfig) -> tf.Tensor:
         width = levels[i - 1][1]
         up = channels(config, levels[i][1] if volumetric else width)
         x = TransposedConv(up, slices=volumetric, name=f"up{i}")(x, skips[i - 1])
-        x = tf.keras.layers.Concatenate(name=f"up{i}_concat")([skips[i - 1], x])
+        x = keras.layers.Concatenate(name=f"up{i}_concat")([skips[i - 1], x])
         x = convolve(x, width, f"up{i}_conv1")
         x = convolve(x, width, f"up{i}_conv2")
     x = SeededDropout(config.dropout, name="dropout")(x)
-    return tf.keras.layers.Dense(config.classes, name="logits")(x)
+    return keras.layers.Dense(config.classes, name="logits")(x)

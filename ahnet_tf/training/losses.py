@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from ahnet_tf.networks.inputs import foreground_logits
@@ -66,8 +67,8 @@ def voxel_loss(
     return focal(target, logits, gamma=gamma, class_weights=class_weights)
 
 
-@tf.keras.saving.register_keras_serializable("ahnet_tf")
-class VoxelLoss(tf.keras.losses.Loss):
+@keras.saving.register_keras_serializable("ahnet_tf")
+class VoxelLoss(keras.losses.Loss):
     """`voxel_loss` for `compile`: classes with a softmax, or a heat map with sigmoids.
 
     Keras multiplies it by the voxel weights and divides by the number of voxels; `ahnet_tf.train`

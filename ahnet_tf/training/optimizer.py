@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
+import keras
 import tensorflow as tf
 
 from ahnet_tf.config import TrainingConfig
+from ahnet_tf.keras_versions import Variable
 from ahnet_tf.networks.factory import named_weights
 
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+# Of the dynamic loss scale: its first value, and the good steps before it doubles.
+FIRST_SCALE, GOOD_STEPS = 2.0**15, 2000
 
-class WarmUpThenDecay(tf.keras.optimizers.schedules.LearningRateSchedule):
+
+class WarmUpThenDecay(keras.optimizers.schedules.LearningRateSchedule):
     """Linear warm-up to `learning_rate`, then cosine decay to a fraction of it at the last step.
 
     The first of n warm-up steps takes 1 / n of the rate, where Keras' own warm-up begins at 0.
@@ -24,7 +30,7 @@ class WarmUpThenDecay(tf.keras.optimizers.schedules.LearningRateSchedule):
     def __init__(self, config: TrainingConfig):
         self._warmup_steps = config.warmup_steps
         self._learning_rate = config.learning_rate
-        self._decay = tf.keras.optimizers.schedules.CosineDecay(
+        self._decay = keras.optimizers.schedules.CosineDecay(
             config.learning_rate,
             decay_steps=config.steps - config.warmup_steps,
             alpha=config.final_learning_rate if config.decay == "cosine" else 1.0,
@@ -38,32 +44,107 @@ class WarmUpThenDecay(tf.keras.optimizers.schedules.LearningRateSchedule):
         return tf.where(step < self._warmup_steps, rising, decayed)
 
 
-def make_optimizer(
-    strategy: tf.distribute.Strategy, model: tf.keras.Model, config: TrainingConfig
-) -> Any:
-    """Returns Adam (0.9, 0.999, 1e-8) with the configured schedule, its variables created.
+class Adam(tf.Module):
+    """Adam (Kingma and Ba 2015) or AdamW (Loshchilov and Hutter 2019) by TensorFlow's fused update.
 
-    With a weight decay it is AdamW (Loshchilov and Hutter 2019), without decay of norms and biases;
-    otherwise Keras' legacy Adam, whose fused update is faster on CPUs. "mixed_float16" adds Keras'
-    dynamic loss scale: a gradient that is not finite skips the step and halves the scale, 2000 good
-    steps double it.
+    The fused update is faster on CPUs than Keras' own, and Keras 2 and 3 share it. All variables are
+    created at once: those of a first step would make TensorFlow trace it twice, and a checkpoint could
+    not be checked before it. Beta is 0.9 and 0.999, epsilon 1e-8.
+
+    Args:
+      strategy: of the training; each replica updates its own copy of the weights, all alike.
+      weights: trainable weights, with the gradients of the whole batch in the same order.
+      schedule: learning rate by number of finished updates.
+      weight_decay: what a step takes away of the weights in `decayed`, as a fraction of the rate.
+      decayed: a subset of `weights`.
+      loss_scale: first value of float16's dynamic scale; None for other precisions. A gradient that is
+        not finite skips the step and halves the scale, 2000 good steps double it.
     """
-    schedule = WarmUpThenDecay(config)
-    with strategy.scope():
-        if config.weight_decay:
-            optimizer = tf.keras.optimizers.AdamW(
-                schedule, config.weight_decay, beta_1=0.9, beta_2=0.999, epsilon=1e-8
+
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        weights: Sequence[Variable],
+        schedule: Callable[[tf.Tensor], tf.Tensor],
+        *,
+        weight_decay: float = 0.0,
+        decayed: Sequence[Variable] = (),
+        loss_scale: float | None = None,
+    ):
+        super().__init__()
+        self._weights = list(weights)
+        self._schedule = schedule
+        self._weight_decay = weight_decay
+        self._decayed = {id(weight) for weight in decayed}
+        with strategy.scope():
+            self.first_moments, self.second_moments = (
+                [tf.Variable(tf.zeros(weight.shape), trainable=False) for weight in weights]
+                for _ in range(2)
             )
-            optimizer.exclude_from_weight_decay(var_list=_norms_and_biases(model))
-            optimizer.build(model.trainable_variables)
-        else:
-            optimizer = tf.keras.optimizers.legacy.Adam(
-                schedule, beta_1=0.9, beta_2=0.999, epsilon=1e-8
+            self.iterations = _replicated_scalar(0, tf.int64)
+            self.loss_scale = self.good_steps = None
+            if loss_scale:
+                self.loss_scale = _replicated_scalar(loss_scale, tf.float32)
+                self.good_steps = _replicated_scalar(0, tf.int64)
+
+    def scaled(self, loss: tf.Tensor) -> tf.Tensor:
+        """Returns the loss to differentiate."""
+        return loss if self.loss_scale is None else loss * self.loss_scale
+
+    def unscaled(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Returns the gradients of the loss from those of the scaled loss."""
+        if self.loss_scale is None:
+            return list(gradients)
+        return [gradient / self.loss_scale for gradient in gradients]
+
+    def apply(self, gradients: Sequence[tf.Tensor]) -> None:
+        """Updates the weights; called in each replica, with the same gradients."""
+        if self.loss_scale is None:
+            self._update(gradients)
+            return
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(each)) for each in gradients])
+        tf.cond(finite, lambda: self._update(gradients), lambda: None)
+        good = tf.where(finite, self.good_steps + 1, 0)
+        grows = good >= GOOD_STEPS
+        factor = tf.where(finite, tf.where(grows, 2.0, 1.0), 0.5)
+        self.loss_scale.assign(tf.maximum(self.loss_scale * factor, 1.0))
+        self.good_steps.assign(tf.where(grows, tf.zeros_like(good), good))
+
+    def _update(self, gradients: Sequence[tf.Tensor]) -> None:
+        rate = tf.cast(self._schedule(self.iterations.value()), tf.float32)
+        steps = tf.cast(self.iterations + 1, tf.float32)
+        powers = {f"beta{i}_power": tf.pow(beta, steps) for i, beta in enumerate(BETAS, start=1)}
+        parts = zip(self._weights, self.first_moments, self.second_moments, gradients, strict=True)
+        for weight, first, second, gradient in parts:
+            if id(weight) in self._decayed:
+                taken = tf.convert_to_tensor(weight) * self._weight_decay * rate
+                tf.raw_ops.AssignSubVariableOp(resource=weight.handle, value=taken)
+            tf.raw_ops.ResourceApplyAdam(
+                var=weight.handle,
+                m=first.handle,
+                v=second.handle,
+                lr=rate,
+                beta1=BETAS[0],
+                beta2=BETAS[1],
+                epsilon=EPSILON,
+                grad=gradient,
+                **powers,
             )
-            _create_variables(optimizer, model.trainable_variables)
-        if config.precision == "mixed_float16":
-            optimizer = tf.keras.mixed_precision.LossScaleOptimizer(optimizer)
-    return optimizer
+        self.iterations.assign_add(1)
+
+
+def make_optimizer(
+    strategy: tf.distribute.Strategy, model: keras.Model, config: TrainingConfig
+) -> Adam:
+    """Returns Adam with the configured schedule, or AdamW, without decay of norms and biases."""
+    return Adam(
+        strategy,
+        model.trainable_variables,
+        WarmUpThenDecay(config),
+        weight_decay=config.weight_decay,
+        decayed=_kernels(model) if config.weight_decay else (),
+        loss_scale=FIRST_SCALE if config.precision == "mixed_float16" else None,
+    )
 
 
 class WeightAverage(tf.Module):
@@ -71,7 +152,7 @@ class WeightAverage(tf.Module):
 
     After each step: average <- momentum * average + (1 - momentum) * weight. The moving statistics of
     batch norm are averaged with the same momentum, so that they match the averaged weights; Keras'
-    `use_ema` leaves them out, and is not available in the legacy Adam.
+    `use_ema` leaves them out.
 
     Args:
       strategy: of the training; each replica updates its own copy without communication.
@@ -79,7 +160,7 @@ class WeightAverage(tf.Module):
       momentum: fraction of the average that a step keeps.
     """
 
-    def __init__(self, strategy: tf.distribute.Strategy, model: tf.keras.Model, momentum: float):
+    def __init__(self, strategy: tf.distribute.Strategy, model: keras.Model, momentum: float):
         super().__init__()
         self._weights = model.weights
         self._momentum = momentum
@@ -113,20 +194,20 @@ class WeightAverage(tf.Module):
                 weight.assign(value)
 
 
-def _norms_and_biases(model: tf.keras.Model) -> list[tf.Variable]:
+def _kernels(model: keras.Model) -> list[Variable]:
     return [
         variable
         for name, variable in named_weights(model).items()
-        if variable.trainable and "kernel" not in name.rsplit("/", 1)[-1]
+        if variable.trainable and "kernel" in name.rsplit("/", 1)[-1]
     ]
 
 
-def _create_variables(
-    optimizer: tf.keras.optimizers.legacy.Optimizer, weights: list[tf.Variable]
-) -> None:
-    # Variables created in the first step would make TensorFlow trace it twice, and a checkpoint could
-    # not be checked before it. Reading a setting or the count creates its variable.
-    _ = optimizer.iterations, optimizer.beta_1, optimizer.beta_2
-    for moment in ("m", "v"):
-        for weight in weights:
-            optimizer.add_slot(weight, moment)
+def _replicated_scalar(value: float, dtype: tf.DType) -> tf.Variable:
+    """Returns a variable of which each replica updates its own copy, all alike."""
+    return tf.Variable(
+        value,
+        dtype=dtype,
+        trainable=False,
+        synchronization=tf.VariableSynchronization.ON_READ,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )

@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -145,7 +146,7 @@ def claim_folder(
 def keep_best(
     found: CaseDice,
     progress: Progress,
-    model: tf.keras.Model,
+    model: keras.Model,
     model_config: ModelConfig,
     own: Path,
 ) -> dict[str, float]:

@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import keras
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
@@ -20,7 +20,7 @@ from ahnet_tf.training.checkpoints import (
     remove_unfinished,
     restore,
 )
-from ahnet_tf.training.optimizer import WeightAverage, make_optimizer
+from ahnet_tf.training.optimizer import Adam, WeightAverage, make_optimizer
 from ahnet_tf.weights.checkpoint import load_network
 from ahnet_tf.weights.transfer import TransferReport, transfer_encoder, transfer_weights
 from preprocessing.files import atomic_write
@@ -47,8 +47,8 @@ class Progress(tf.Module):
 class TrainState:
     """Model plus all checkpointed training state; `manager` saves it, and knows the last checkpoint."""
 
-    model: tf.keras.Model
-    optimizer: Any
+    model: keras.Model
+    optimizer: Adam
     average: WeightAverage | None
     progress: Progress
     manager: tf.train.CheckpointManager
@@ -59,8 +59,8 @@ class TrainState:
 
     def loss_scale(self) -> float | None:
         """Returns the current loss scale of float16; None in other precisions."""
-        scaled = isinstance(self.optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
-        return float(self.optimizer.loss_scale) if scaled else None
+        scale = self.optimizer.loss_scale
+        return None if scale is None else float(scale.numpy())
 
 
 def make_train_state(
@@ -69,7 +69,7 @@ def make_train_state(
     config: TrainingConfig,
     output: Path,
     own: Path,
-    initial: tf.keras.Model | str | Path | None,
+    initial: keras.Model | str | Path | None,
     say: Callable[[str], None],
 ) -> TrainState:
     """Returns the train state of a new run, or of one that resumes from its last checkpoint.
@@ -101,11 +101,11 @@ def make_train_state(
     return TrainState(model, optimizer, average, progress, manager)
 
 
-def start_from(initial: tf.keras.Model | str | Path, model: tf.keras.Model) -> TransferReport:
+def start_from(initial: keras.Model | str | Path, model: keras.Model) -> TransferReport:
     """Gives `model` the weights of another network by name, or its encoder's; returns a report.
 
     A network of the same architecture gives all, or with other classes those that don't depend on
     their number. Raises ModelError if the weights don't fit.
     """
-    network = initial if isinstance(initial, tf.keras.Model) else load_network(initial)[0]
+    network = initial if isinstance(initial, keras.Model) else load_network(initial)[0]
     return transfer_weights(network, model) or transfer_encoder(network, model)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
+import keras
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.networks.dropout import dropout_seed
 from ahnet_tf.networks.inputs import foreground_logits
 from ahnet_tf.training.losses import soft_dice, voxel_loss
-from ahnet_tf.training.optimizer import WeightAverage
+from ahnet_tf.training.optimizer import Adam, WeightAverage
 
 Batch = dict[str, tf.Tensor]
 
 
 def make_train_step(
     strategy: tf.distribute.Strategy,
-    model: tf.keras.Model,
-    optimizer: Any,
+    model: keras.Model,
+    optimizer: Adam,
     model_config: ModelConfig,
     config: TrainingConfig,
     average: WeightAverage | None = None,
@@ -43,13 +43,12 @@ def make_train_step(
       not finite.
     """
     variables = model.trainable_variables
-    scaled = config.precision == "mixed_float16"
 
     def local_loss_and_gradients(batch: Batch, total_weight: tf.Tensor) -> tuple:
         with tf.GradientTape() as tape:
             logits = model(batch["image"], training=True)
             loss = batch_loss(logits, batch, model_config, config, total_weight)
-            target = optimizer.get_scaled_loss(loss) if scaled else loss
+            target = optimizer.scaled(loss)
         return loss, tape.gradient(target, variables)
 
     if config.jit_compile:
@@ -65,14 +64,11 @@ def make_train_step(
         with dropout_seed(_step_seed(config, optimizer, replica)):
             loss, gradients = local_loss_and_gradients(batch, total_weight)
         gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-        if scaled:
-            gradients = optimizer.get_unscaled_gradients(gradients)
+        gradients = optimizer.unscaled(gradients)
         norm = tf.linalg.global_norm(gradients)
         if config.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm, use_norm=norm)
-        optimizer.apply_gradients(
-            zip(gradients, variables, strict=True), experimental_aggregate_gradients=False
-        )
+        optimizer.apply(gradients)
         if average is not None:
             average.update()
         return loss, norm
@@ -125,7 +121,7 @@ def batch_loss(
 
 
 def _step_seed(
-    config: TrainingConfig, optimizer: Any, replica: tf.distribute.ReplicaContext
+    config: TrainingConfig, optimizer: Adam, replica: tf.distribute.ReplicaContext
 ) -> tf.Tensor:
     """Returns the seed of a replica's step, int32 [2], from values that checkpoints keep."""
     fold_in = tf.random.experimental.stateless_fold_in

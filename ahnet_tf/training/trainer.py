@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
@@ -86,7 +87,7 @@ def train_network(
     eval_files: Sequence[str],
     output: str | Path,
     *,
-    initial: tf.keras.Model | str | Path | None = None,
+    initial: keras.Model | str | Path | None = None,
     progress: bool = True,
 ) -> TrainingResult:
     """Trains one network, or resumes an interrupted run in `output`.
@@ -158,13 +159,13 @@ def _train(
     run: _Run,
     records: int,
     case_ids: Collection[str],
-    initial: tf.keras.Model | str | Path | None,
+    initial: keras.Model | str | Path | None,
 ) -> None:
     """Runs the remaining steps and writes the results."""
     config = run.training
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    tf.keras.utils.set_random_seed(config.seed)
+    keras.utils.set_random_seed(config.seed)
     train_state = make_train_state(
         run.strategy, run.model, config, run.output, run.own, initial, run.say
     )

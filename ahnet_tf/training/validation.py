@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
@@ -133,7 +134,7 @@ def mean_over_classes(dice: dict[str, float]) -> float:
 
 def make_evaluation(
     strategy: tf.distribute.Strategy,
-    model: tf.keras.Model,
+    model: keras.Model,
     model_config: ModelConfig,
     task: Task,
     files: Sequence[str],

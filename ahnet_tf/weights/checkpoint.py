@@ -9,10 +9,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import keras
 import numpy as np
 import safetensors
 import safetensors.numpy
-import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.networks.factory import build_network, named_weights
@@ -25,7 +25,7 @@ WEIGHTS = "weights.safetensors"
 _SHARED_NORM = re.compile(r"(refine\d+/norm)/(.+)")
 
 
-def save_network(folder: str | Path, model: tf.keras.Model, config: ModelConfig) -> None:
+def save_network(folder: str | Path, model: keras.Model, config: ModelConfig) -> None:
     """Writes a network's settings and weights into `folder`, which may hold other files.
 
     Each of the two files is written atomically.
@@ -36,9 +36,7 @@ def save_network(folder: str | Path, model: tf.keras.Model, config: ModelConfig)
         temporary.write_bytes(safetensors.numpy.save(arrays))
 
 
-def load_network(
-    folder: str | Path, *, name: str | None = None
-) -> tuple[tf.keras.Model, ModelConfig]:
+def load_network(folder: str | Path, *, name: str | None = None) -> tuple[keras.Model, ModelConfig]:
     """Builds the network of a checkpoint and loads its weights; returns it with its settings.
 
     Raises ModelError for a missing or damaged file, or weights that don't fit the settings, and
@@ -77,7 +75,7 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def assign_weights(
-    model: tf.keras.Model, arrays: Mapping[str, np.ndarray], where: object = "weights"
+    model: keras.Model, arrays: Mapping[str, np.ndarray], where: object = "weights"
 ) -> None:
     """Assigns every weight of `model` from arrays by name; nothing is written unless all fit.
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
+import keras
 import numpy as np
-import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.networks.factory import build_network, named_weights
@@ -33,7 +33,7 @@ FAMILIES = {
 
 def import_network(
     path: str | Path, config: ModelConfig, *, seed: int = 0
-) -> tuple[tf.keras.Model, ModelConfig, TransferReport]:
+) -> tuple[keras.Model, ModelConfig, TransferReport]:
     """Builds a network with the weights of a file.
 
     ImageNet weights fill the encoder of the network that `config` describes. For a whole AH-Net,

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from ahnet_tf.networks.normalization import EPSILON
@@ -52,7 +53,6 @@ def imagenet_file(cache: str | Path | None = None) -> Path:
 
     Raises ModelError, with the file and where it belongs, if download or checksum fail.
     """
-    import tensorflow as tf
 
     cache = Path(cache or Path.home() / ".keras")
     target = cache / "models" / NAME
@@ -63,9 +63,7 @@ def imagenet_file(cache: str | Path | None = None) -> Path:
         return target
     # Keras raises a bare Exception if the download fails.
     try:
-        tf.keras.utils.get_file(
-            NAME, URL, file_hash=MD5, cache_dir=str(cache), cache_subdir="models"
-        )
+        keras.utils.get_file(NAME, URL, file_hash=MD5, cache_dir=str(cache), cache_subdir="models")
     except Exception as error:
         remedy = f"Put the file at {target} by other means, then repeat."
         raise ModelError(URL, "a download", error, remedy) from error

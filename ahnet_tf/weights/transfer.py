@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -27,7 +28,7 @@ class TransferReport:
     fresh: Shapes  # weights that keep their own initial values
 
     @staticmethod
-    def of(model: tf.keras.Model, copied: Collection[str]) -> TransferReport:
+    def of(model: keras.Model, copied: Collection[str]) -> TransferReport:
         """Returns the report for a network of which the named weights were copied."""
         shapes = [(name, tuple(w.shape)) for name, w in named_weights(model).items()]
         return TransferReport(
@@ -50,7 +51,7 @@ class TransferReport:
         return "\n".join(lines)
 
 
-def encoder_weights(model: tf.keras.Model) -> dict[str, tf.Variable]:
+def encoder_weights(model: keras.Model) -> dict[str, tf.Variable]:
     """Returns the weights of the stem and residual stages by name; none for a U-Net."""
     return {name: value for name, value in named_weights(model).items() if ENCODER.match(name)}
 
@@ -64,7 +65,7 @@ def stem_kernel_3d(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return kernel.reshape(ky, kx, depth, channels, filters).transpose(2, 0, 1, 3, 4)
 
 
-def transfer_encoder(source: tf.keras.Model, target: tf.keras.Model) -> TransferReport:
+def transfer_encoder(source: keras.Model, target: keras.Model) -> TransferReport:
     """Copies the whole encoder, moving statistics included, from `source` into `target`.
 
     The source is an MC-GCN or another AH-Net, the target an AH-Net (or MC-GCN for a 2D source) of the
@@ -95,7 +96,7 @@ def transfer_encoder(source: tf.keras.Model, target: tf.keras.Model) -> Transfer
     return TransferReport.of(target, values)
 
 
-def transfer_weights(source: tf.keras.Model, target: tf.keras.Model) -> TransferReport | None:
+def transfer_weights(source: keras.Model, target: keras.Model) -> TransferReport | None:
     """Copies every weight between networks that differ in nothing but the number of classes, if at all.
 
     Weights whose shapes depend on that number stay fresh. Returns None, and writes nothing, for

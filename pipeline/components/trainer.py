@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import keras
 import keras_tuner
 import tensorflow as tf
 from keras_tuner.errors import FatalError
@@ -140,7 +141,7 @@ def _tuned(fn_args: FnArgs) -> dict[str, Any]:
 
 def _train_in(
     work: Path, fn_args: FnArgs, initial: str | None
-) -> tuple[tf.keras.Model, ExportSettings]:
+) -> tuple[keras.Model, ExportSettings]:
     """Trains in the working folder and returns the best network."""
     check_alone("Trainer")
     training = from_dict(TrainingConfig, _tuned(fn_args))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import attrs
+import keras
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
@@ -34,7 +35,7 @@ ONNX_SETTINGS_KEY = "ahnet"
 
 
 def export_model(
-    model: tf.keras.Model,
+    model: keras.Model,
     settings: ExportSettings,
     output: str | Path,
     *,
@@ -65,7 +66,7 @@ def export_model(
     return Path(output)
 
 
-def export_onnx(network: tf.keras.Model, settings: ExportSettings, output: str | Path) -> Path:
+def export_onnx(network: keras.Model, settings: ExportSettings, output: str | Path) -> Path:
     """Writes `image` float32 [batch, z, y, x, channel] -> `probabilities` float32 [batch, z, y, x, class].
 
     The network maps raw intensities to logits in float32. All sizes except the number of channels are
@@ -110,7 +111,7 @@ def export_onnx(network: tf.keras.Model, settings: ExportSettings, output: str |
     return Path(output)
 
 
-def _check(model: tf.keras.Model, settings: ExportSettings, output: str | Path) -> None:
+def _check(model: keras.Model, settings: ExportSettings, output: str | Path) -> None:
     config, task = settings.model, settings.task
     if config.class_count != len(task.class_names):
         expected = f"a network with {len(task.class_names)} classes, as in task {task.name!r}"
@@ -121,10 +122,10 @@ def _check(model: tf.keras.Model, settings: ExportSettings, output: str | Path) 
         raise ModelError(output, expected, f"{found[0]} and {found[1]}")
 
 
-def _in_precision(model: tf.keras.Model, settings: ExportSettings) -> tf.keras.Model:
+def _in_precision(model: keras.Model, settings: ExportSettings) -> keras.Model:
     """Returns the network, rebuilt if it computes in another precision than the settings say."""
-    layers = [layer for layer in model.submodules if isinstance(layer, tf.keras.layers.Layer)]
-    if settings.precision == "float32" and {each.compute_dtype for each in layers} <= {"float32"}:
+    computed = {layer.compute_dtype for layer in model.layers}
+    if settings.precision == "float32" and computed <= {"float32"}:
         return model
     with computing_in(settings.precision):
         network = build_network(settings.model)

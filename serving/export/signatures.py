@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import keras
 import tensorflow as tf
 
 from ahnet_tf.inference.predictor import ExportSettings
+from ahnet_tf.keras_versions import tensorflow_variables
 from ahnet_tf.networks.inputs import class_probabilities
 from preprocessing.records.schema import parse_example
 from serving import protocol
 
 
 def build_signatures(
-    network: tf.keras.Model, settings: ExportSettings
+    network: keras.Model, settings: ExportSettings
 ) -> tuple[tf.Module, dict[str, tf.types.experimental.ConcreteFunction]]:
     """Returns a module that owns the network's variables, and the signatures of the export.
 
@@ -87,7 +89,7 @@ def build_signatures(
 
     # Only the variables: a tracked Keras model would add a copy of every layer's graph.
     module = tf.Module()
-    module.network_variables = network.variables
+    module.network_variables = tensorflow_variables(network)
     return module, signatures
 
 

@@ -6,10 +6,10 @@ import json
 import subprocess
 import sys
 
+import keras
 import nibabel as nib
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import ahnet_tf
 from ahnet_tf.inference.sliding_window import most_probable
@@ -162,7 +162,7 @@ def test_a_keras_model_is_saved_and_loaded_by_keras(architecture, own, tmp_path)
     expected = network(image).numpy()
     assert expected.shape == (1, 3, 40, 33, 3)
     network.save(tmp_path / "network.keras")
-    loaded = tf.keras.models.load_model(tmp_path / "network.keras")
+    loaded = keras.models.load_model(tmp_path / "network.keras")
     np.testing.assert_allclose(loaded(image).numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -177,7 +177,7 @@ def test_fit_lowers_the_loss_and_the_network_segments(toy_records, tmp_path):
     task = ahnet_tf.load_task(str(toy_records / "task.json"))
     network = ahnet_tf.build("unet2d", task=task, unet_levels=2, width=1 / 8)
     loss = ahnet_tf.loss(task, class_weights=[0.5] + [1.0] * (len(task.class_names) - 1))
-    network.compile(tf.keras.optimizers.Adam(3e-3), loss=loss, weighted_metrics=[])
+    network.compile(keras.optimizers.Adam(3e-3), loss=loss, weighted_metrics=[])
     patches = ahnet_tf.dataset(toy_records, batch_size=2, augment=True, seed=1)
     before = network.evaluate(ahnet_tf.dataset(toy_records, "eval"), verbose=0)
     network.fit(patches, steps_per_epoch=20, epochs=2, verbose=0)
@@ -185,7 +185,7 @@ def test_fit_lowers_the_loss_and_the_network_segments(toy_records, tmp_path):
 
     # The compiled loss is stored too.
     network.save(tmp_path / "network.keras")
-    loaded = tf.keras.models.load_model(tmp_path / "network.keras")
+    loaded = keras.models.load_model(tmp_path / "network.keras")
     assert loaded.loss.get_config() == loss.get_config()
 
     ahnet_tf.save(network, tmp_path / "network", task)
@@ -324,8 +324,8 @@ def _network(**settings):
 
 
 def _other_model():
-    image = tf.keras.Input((None, None, None, 1))
-    return tf.keras.Model(image, image)
+    image = keras.Input((None, None, None, 1))
+    return keras.Model(image, image)
 
 
 @pytest.mark.parametrize("stages", ["3d", (), ("2d", "4d")])

@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import keras
 import nibabel as nib
 import numpy as np
 import pytest
@@ -39,8 +40,8 @@ HU = np.array([0, 80, 55], np.int16)
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """Background below 45 HU, tumour from there to 65, liver above, whatever the window around."""
-    image = tf.keras.Input((None, None, None, 1))
-    network = tf.keras.Model(image, tf.keras.layers.Conv3D(3, 1)(image))
+    image = keras.Input((None, None, None, 1))
+    network = keras.Model(image, keras.layers.Conv3D(3, 1)(image))
     kernel = np.array([0, 1 / 20, 1 / 40], np.float32).reshape(1, 1, 1, 1, 3)
     network.set_weights([kernel, np.array([0, -55.25 / 20, -45.25 / 40], np.float32)])
     folder = tmp_path_factory.mktemp("models") / "1"

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import yaml
@@ -36,12 +37,11 @@ def settings(task) -> ExportSettings:
 @pytest.fixture(scope="session")
 def linear_network() -> Callable:
     """Makes a network with the logits (0, HU / 100, offset) at each voxel."""
-    import tensorflow as tf
 
-    def make(offset: float) -> tf.keras.Model:
-        image = tf.keras.Input((None, None, None, 1))
-        logits = tf.keras.layers.Conv3D(3, 1)(image)
-        network = tf.keras.Model(image, logits)
+    def make(offset: float) -> keras.Model:
+        image = keras.Input((None, None, None, 1))
+        logits = keras.layers.Conv3D(3, 1)(image)
+        network = keras.Model(image, logits)
         kernel = np.array([0, 0.01, 0], np.float32).reshape(1, 1, 1, 1, 3)
         network.set_weights([kernel, np.array([0, 0, offset], np.float32)])
         return network

@@ -399,8 +399,8 @@ import tensorflow as tf
 if WIDE:
     # Norms and losses compute in float32 whatever comes in: here that name means float64.
     tf.float32 = tf.float64
-    tf.keras.backend.set_floatx("float64")
-    tf.keras.mixed_precision.set_global_policy("float64")
+    keras.backend.set_floatx("float64")
+    keras.mixed_precision.set_global_policy("float64")
 model_config = ModelConfig(architecture="unet2d", width=0.125, unet_levels=3, norm="sync_batch")
 rng = np.random.default_rng(0)
 label = rng.integers(0, 3, (4, 2, 32, 32)).astype(np.uint8)

@@ -4,11 +4,10 @@ import importlib.util
 import urllib.request
 
 import attrs
-import h5py
+import keras
 import numpy as np
 import pytest
 import safetensors.numpy
-import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.inference.predictor import open_predictor
@@ -22,6 +21,7 @@ from benchmarks.parity import random_weight
 from preprocessing.errors import ModelError
 from preprocessing.files import write_json
 from preprocessing.tasks import Task
+from tests.ahnet_tf.weights.keras_h5 import layer_weights, write_keras_h5
 
 SMALL = ModelConfig(
     width=0.0625, blocks=(2, 1, 1, 1), growth=4, dense_layers=2, pvp_levels=2, pvp_border=True
@@ -137,14 +137,7 @@ def keras_file(path, model, groups="layer_names"):
         layers.setdefault(f"{key}_{kind}", {})[leaf] = value
         if leaf == "kernel":
             layers[f"{key}_{kind}"]["bias"] = np.full(value.shape[-1], 0.5, np.float32)
-    with h5py.File(path, "w") as file:
-        file.attrs[groups] = [name.encode() for name in layers]
-        for layer, values in layers.items():
-            group = file.create_group(layer)
-            names = [f"{layer}/{leaf}:0".encode() for leaf in values]
-            group.attrs["weight_names"] = names
-            for name, value in zip(names, values.values(), strict=True):
-                group.create_dataset(name.decode(), data=value)
+    write_keras_h5(path, layers, groups)
 
 
 def test_keras_biases_are_folded_into_the_norm(mcgcn, tmp_path):
@@ -161,23 +154,21 @@ def test_keras_biases_are_folded_into_the_norm(mcgcn, tmp_path):
 
 def test_keras_own_resnet50_fits_by_name(tmp_path):
     """The file is written by Keras' application; features agree up to res1, which has no stride."""
-    resnet = tf.keras.applications.ResNet50(
-        include_top=False, weights=None, input_shape=(64, 64, 3)
-    )
+    resnet = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(64, 64, 3))
     generator = np.random.default_rng(8)
     for weight in resnet.weights:
         noise = generator.uniform(0.5, 1.5, weight.shape).astype(np.float32)
-        weight.assign(weight + noise * (0.02 if "kernel" in weight.name else 0.3))
+        weight.assign(weight.numpy() + noise * (0.02 if "kernel" in weight.name else 0.3))
     path = tmp_path / NAME
-    resnet.save_weights(str(path), save_format="h5")
+    write_keras_h5(path, layer_weights(resnet))
     config = ModelConfig(architecture="mcgcn", intensity_window=(-1.0, 1.0))
     model, _, report = import_network(path, config)
     assert len(report.copied) == 53 * 5
     middle = generator.uniform(-1, 1, (1, 3, 64, 64, 1)).astype(np.float32)
     names = ("stem", "res1_block3")
-    ours = tf.keras.Model(model.input, [model.get_layer(name).output for name in names])(middle)
+    ours = keras.Model(model.input, [model.get_layer(name).output for name in names])(middle)
     names = ("conv1_relu", "conv2_block3_out")
-    theirs = tf.keras.Model(resnet.input, [resnet.get_layer(name).output for name in names])
+    theirs = keras.Model(resnet.input, [resnet.get_layer(name).output for name in names])
     image = np.moveaxis(middle[0, :, :, :, 0], 0, -1)[np.newaxis]
     for found, expected in zip(ours, theirs(image), strict=True):
         np.testing.assert_allclose(found[:, 1], expected, rtol=1e-3, atol=1e-3 * np.ptp(expected))

@@ -1,6 +1,7 @@
 """Transfer from MC-GCN to AH-Net: what is copied computes the same, and what doesn't fit is named."""
 
 import attrs
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -48,7 +49,7 @@ def pair(source):
 
 
 def output_of(model, *layers):
-    return tf.keras.Model(model.input, [model.get_layer(layer).output for layer in layers])
+    return keras.Model(model.input, [model.get_layer(layer).output for layer in layers])
 
 
 def test_report_names_every_weight_once(source, pair):
@@ -97,11 +98,11 @@ def test_3d_stem_equals_2d_stem_on_three_slices(source, pair):
 
 
 def test_encoder_without_slice_pooling_is_the_2d_encoder(source, pair):
-    image = tf.keras.Input((None, None, None, 2))
+    image = keras.Input((None, None, None, 2))
     x = Stem(8, slice_pool=False, name="stem")(image)
     x = MaxPool(3, name="stem_pool")(x)
     levels = residual_stages(x, AHNET, slice_pool=False)
-    flat = tf.keras.Model(image, levels)
+    flat = keras.Model(image, levels)
     transfer_encoder(pair[0], flat)
     names = ("res1_block2", "res2_block1", "res3_block1", "res4_block1")
     for found, expected in zip(flat(IMAGE), output_of(source, *names)(IMAGE), strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -225,14 +226,14 @@ def test_a_network_with_one_output_is_exported_for_two_classes(tmp_path):
 
 def test_network_trained_in_bfloat16_is_exported_in_float32(task, tmp_path):
     config = ModelConfig(**SMALLEST, architecture="unet3d")
-    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
         trained = build_network(config, seed=3)
         exported = ExportSettings(task, config, (4, 32, 32))
         export_model(trained, exported, tmp_path / "1")
-        assert tf.keras.mixed_precision.global_policy().name == "mixed_bfloat16"
+        assert keras.mixed_precision.global_policy().name == "mixed_bfloat16"
     finally:
-        tf.keras.mixed_precision.set_global_policy("float32")
+        keras.mixed_precision.set_global_policy("float32")
     same = build_network(config, seed=3)
     image = np.random.default_rng(0).integers(-200, 250, (1, 2, 32, 32, 1)).astype(np.int16)
     expected = graph_probabilities(same, image.astype(np.float32))
@@ -246,8 +247,8 @@ def test_contradictions_are_refused_and_leave_nothing(linear_network, settings, 
     two = ExportSettings(settings.task, ModelConfig(classes=2), (4, 16, 16))
     with pytest.raises(ModelError, match="3 classes, as in task 'tiny', found 2 classes"):
         export_model(linear_network(0.0), two, tmp_path / "1")
-    image = tf.keras.Input((None, None, None, 2))
-    other = tf.keras.Model(image, tf.keras.layers.Conv3D(3, 1)(image))
+    image = keras.Input((None, None, None, 2))
+    other = keras.Model(image, keras.layers.Conv3D(3, 1)(image))
     with pytest.raises(ModelError, match="1 channels and 3 classes, found 2 and 3"):
         export_model(other, settings, tmp_path / "1")
     assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
+import keras
 import numpy as np
 import onnxruntime
 import pytest
@@ -60,7 +61,7 @@ def test_bfloat16_export_is_half_the_size_and_near(task, tmp_path):
     difference = np.abs(found - expected)
     # Eight bits of mantissa, through a random network whose logits are in the tens.
     assert 1e-5 < difference.max() < 0.3
-    assert tf.keras.mixed_precision.global_policy().name == "float32"
+    assert keras.mixed_precision.global_policy().name == "float32"
 
 
 @pytest.mark.slow
