@@ -150,12 +150,13 @@ def test_only_public_keras(path):
     private = ("keras.src", "tensorflow.python", "keras.engine", "keras.utils.tf_utils")
     found = {name for name in imported_modules(path) if name.startswith(private)}
     assert not found
+    # With TensorFlow 2.21 it is Keras 2 or 3, as the order of imports has it.
+    assert not re.search(r"\btf\.keras\b", path.read_text(encoding="utf-8"))
 
 
 def test_preprocessing_knows_no_network():
     for path in (ROOT / "preprocessing").rglob("*.py"):
         assert not any(name.split(".")[0] == "keras" for name in imported_modules(path))
-        assert "tf.keras" not in path.read_text(encoding="utf-8"), relative(path)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import attrs
 import grpc
+import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 
 from ahnet_tf.inference.predictor import is_address
@@ -255,8 +255,8 @@ def test_version_with_other_classes_or_another_dtype_is_taken_up(tmp_path, setti
     export_linear(tmp_path, 1)
 
     def export(version, classes, dtype):
-        image = tf.keras.Input((None, None, None, 1))
-        network = tf.keras.Model(image, tf.keras.layers.Conv3D(classes, 1)(image))
+        image = keras.Input((None, None, None, 1))
+        network = keras.Model(image, keras.layers.Conv3D(classes, 1)(image))
         weights = np.zeros((1, 1, 1, 1, classes), np.float32)
         network.set_weights([weights, np.arange(classes, dtype=np.float32)])
         names = ("background", "liver", "x")[:classes]
