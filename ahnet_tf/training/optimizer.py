@@ -78,7 +78,10 @@ class Adam(tf.Module):
         self._decayed = {id(weight) for weight in decayed}
         with strategy.scope():
             self.first_moments, self.second_moments = (
-                [tf.Variable(tf.zeros(weight.shape), trainable=False) for weight in weights]
+                [
+                    tf.Variable(tf.zeros(weight.shape, weight.dtype), trainable=False)
+                    for weight in weights
+                ]
                 for _ in range(2)
             )
             self.iterations = _replicated_scalar(0, tf.int64)
@@ -111,24 +114,26 @@ class Adam(tf.Module):
         self.good_steps.assign(tf.where(grows, tf.zeros_like(good), good))
 
     def _update(self, gradients: Sequence[tf.Tensor]) -> None:
-        rate = tf.cast(self._schedule(self.iterations.value()), tf.float32)
-        steps = tf.cast(self.iterations + 1, tf.float32)
-        powers = {f"beta{i}_power": tf.pow(beta, steps) for i, beta in enumerate(BETAS, start=1)}
+        rate = self._schedule(self.iterations.value())
+        updates = tf.cast(self.iterations + 1, tf.float32)
+        powers = [tf.constant(beta, updates.dtype) ** updates for beta in BETAS]
         parts = zip(self._weights, self.first_moments, self.second_moments, gradients, strict=True)
         for weight, first, second, gradient in parts:
+            own_rate, power1, power2 = (tf.cast(each, gradient.dtype) for each in (rate, *powers))
             if id(weight) in self._decayed:
-                taken = tf.convert_to_tensor(weight) * self._weight_decay * rate
+                taken = tf.convert_to_tensor(weight) * self._weight_decay * own_rate
                 tf.raw_ops.AssignSubVariableOp(resource=weight.handle, value=taken)
             tf.raw_ops.ResourceApplyAdam(
                 var=weight.handle,
                 m=first.handle,
                 v=second.handle,
-                lr=rate,
+                beta1_power=power1,
+                beta2_power=power2,
+                lr=own_rate,
                 beta1=BETAS[0],
                 beta2=BETAS[1],
                 epsilon=EPSILON,
                 grad=gradient,
-                **powers,
             )
         self.iterations.assign_add(1)
 

@@ -387,6 +387,7 @@ def test_all_weights_of_the_same_network_are_taken_and_others_refused(tmp_path):
 
 
 REPLICAS = """
+import keras
 import numpy as np
 from ahnet_tf.training.optimizer import WeightAverage
 from ahnet_tf.config import ModelConfig, TrainingConfig
