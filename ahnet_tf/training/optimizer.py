@@ -85,10 +85,8 @@ class Adam(tf.Module):
                 for _ in range(2)
             )
             self.iterations = _replicated_scalar(0, tf.int64)
-            self.loss_scale = self.good_steps = None
-            if loss_scale:
-                self.loss_scale = _replicated_scalar(loss_scale, tf.float32)
-                self.good_steps = _replicated_scalar(0, tf.int64)
+            self.good_steps = _replicated_scalar(0, tf.int64)
+            self.loss_scale = _replicated_scalar(loss_scale, tf.float32) if loss_scale else None
 
     def scaled(self, loss: tf.Tensor) -> tf.Tensor:
         """Returns the loss to differentiate."""
