@@ -45,7 +45,10 @@ def restore(checkpoint: tf.train.Checkpoint, folder: Path, say: Callable[[str], 
     damage = "none"
     for path in reversed(finished_checkpoints(folder)):
         try:
-            checkpoint.restore(path).assert_existing_objects_matched()
+            status = checkpoint.restore(path)
+            # Or TensorFlow lists, at exit, each value that found no place.
+            status.expect_partial()
+            status.assert_existing_objects_matched()
         except (AssertionError, ValueError) as error:
             found = str(error).split("\n")[0]
             raise ModelError(path, "a checkpoint of this network", found, remedy) from None

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import json
 import os
 import re
@@ -296,6 +297,17 @@ def test_a_checkpoint_of_another_network_is_refused_and_kept(finished, records, 
     with pytest.raises(ModelError, match=r"ckpt-4: expected a checkpoint of this network"):
         train(records, output, model=other)
     assert (output / "checkpoints" / "ckpt-4.index").exists()
+
+
+def test_a_refused_checkpoint_is_told_without_a_list_of_its_values(tmp_path, caplog):
+    saved, wanted = tf.Module(), tf.Module()
+    saved.values = [tf.Variable(0.0) for _ in range(3)]
+    wanted.weights = [tf.Variable(0.0) for _ in range(3)]
+    tf.train.CheckpointManager(tf.train.Checkpoint(net=saved), str(tmp_path), 1).save()
+    with pytest.raises(ModelError):
+        restore(tf.train.Checkpoint(net=wanted), tmp_path, print)
+    gc.collect()
+    assert "could not be found" not in caplog.text
 
 
 def test_another_run_in_the_same_folder_is_refused(finished, records):
