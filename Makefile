@@ -50,8 +50,11 @@ test-flink:
 	@$(MAKE) --no-print-directory env
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON_BIN) -m pytest tests/preprocessing/records/test_flink.py
 
+# Argo is compiled, minutes on two cores; kfp alone takes seconds.
+ENGINES = kfp argo
+
 test-kfp: env
-	@tests/pipeline/kubeflow/engines.sh .kfp
+	@tests/pipeline/kubeflow/engines.sh .kfp $(ENGINES)
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" AHNET_KFP_ENGINES=.kfp $(PYTHON_BIN) -m pytest tests/pipeline/kubeflow/test_engines.py
 
 lint: env

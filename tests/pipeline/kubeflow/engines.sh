@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs the engines that `make test-kfp` runs into a folder, each once: kfp of Kubeflow Pipelines 2 in
+# Installs engines that `make test-kfp` runs into a folder, each once: `engines.sh FOLDER NAME...`. kfp of Kubeflow Pipelines 2 in
 # an environment of its own, as it can't be installed beside TFX 1.15, and Argo's command line, built from
 # its Go module. Where one can't be had, its test skips; the reason is in the folder's NAME.log.
 set -u
@@ -43,5 +43,11 @@ engine() {
     fi
 }
 
-engine kfp "$kfp"
-engine argo "$argo"
+shift
+for name in "$@"; do
+    case "$name" in
+    kfp) engine kfp "$kfp" ;;
+    argo) engine argo "$argo" ;;
+    *) printf 'error: ENGINES: expected names among kfp, argo, found "%s"\n' "$name" >&2 && exit 2 ;;
+    esac
+done
