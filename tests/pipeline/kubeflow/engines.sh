@@ -1,7 +1,8 @@
 #!/bin/sh
-# Installs engines that `make test-kfp` runs into a folder, each once: `engines.sh FOLDER NAME...`. kfp of Kubeflow Pipelines 2 in
-# an environment of its own, as it can't be installed beside TFX 1.15, and Argo's command line, built from
-# its Go module. Where one can't be had, its test skips; the reason is in the folder's NAME.log.
+# Installs engines that `make test-kfp` runs into a folder, each once: engines.sh FOLDER NAME...
+# kfp, of Kubeflow Pipelines 2, gets an environment of its own, as it can't be installed beside TFX 1.15;
+# argo, its command line, is built from its Go module. Where one can't be had, its test skips; the reason
+# is in the folder's NAME.log.
 set -u
 folder=$1
 kfp="kfp==2.17.3 kfp-kubernetes==2.17.3 docker==7.2.0"
