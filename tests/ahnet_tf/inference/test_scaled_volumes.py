@@ -76,11 +76,12 @@ def test_scaled_volumes_have_the_same_heat_map(volume, predictor, expected, name
 @settings(max_examples=8, deadline=None, derandomize=True)
 def test_any_gain_and_offset(volume, predictor, expected, gain, offset, dtype):
     # At least a tenth of 14 bits, as much as fits into the dtype.
-    scaled = volume.voxels * gain + offset
+    voxels = volume.voxels.astype(np.float64)
+    scaled = voxels * gain + offset
     if dtype == "int16":
-        scaled = np.minimum(scaled, volume.voxels.max() * min(gain, 0.9) + offset)
+        scaled = np.minimum(scaled, voxels.max() * min(gain, 0.9) + offset)
     if np.dtype(dtype).kind == "i":
-        scaled = np.rint(np.minimum(volume.voxels * min(gain, 1), 16383) + offset)
+        scaled = np.rint(np.minimum(voxels * min(gain, 1), 16383) + offset)
     found = heat_map(scaled.astype(dtype), volume.affine, predictor)
     assert np.abs(found - expected).max() <= 1e-3
 
