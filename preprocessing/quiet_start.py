@@ -25,14 +25,14 @@ def quiet_frameworks(debug: bool = False) -> None:
     warnings.filterwarnings("ignore", module="tensorflow_addons")
     for category in (FutureWarning, DeprecationWarning, UserWarning):
         warnings.filterwarnings("ignore", category=category)
-    if "tensorflow" not in sys.modules and not any(
-        isinstance(finder, _SilentImport) for finder in sys.meta_path
-    ):
+    # There is no stderr in a process that was started without one.
+    installed = any(isinstance(finder, _SilentImport) for finder in sys.meta_path)
+    if sys.stderr is not None and "tensorflow" not in sys.modules and not installed:
         sys.meta_path.insert(0, _SilentImport("tensorflow"))
 
 
 class _SilentImport(importlib.abc.MetaPathFinder):
-    """Closes file descriptor 2 while a package is imported.
+    """Sends file descriptor 2 to nowhere while a package is imported.
 
     TensorFlow 2.21 writes a notice to it for each of CUDA's libraries, whatever its log level.
     """
