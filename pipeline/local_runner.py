@@ -40,12 +40,13 @@ Runs the TFX pipeline on this machine: imports the records of python -m preproce
 converts volumes), validates them (schema, splits against each other, a new span against the one
 before) and stops on anomalies; trains the 2D network, then the 3D network from its encoder; scores it
 on the evaluation cases; has a server in its own process answer requests with it; and pushes it to
-RUN/serving_model/NAME/VERSION if it reaches the thresholds and is not worse than the last blessed model. A
-model card reports the result. Unchanged steps of an earlier run with the same --output are not
-executed again, and an interrupted training resumes from its last checkpoint. Options of Apache Beam
-(--runner, --direct_num_workers, ...) are passed to every component that runs on Beam.
+RUN/serving_model/NAME/VERSION (NAME is --pipeline-name) if it reaches the thresholds and is not worse
+than the last blessed model. A model card reports the result. Unchanged steps of an earlier run with
+the same --output are not executed again, and an interrupted training resumes from its last checkpoint.
+Options of Apache Beam (--runner, --direct_num_workers, ...) are passed to every component that runs on
+Beam.
 
-Writes RUN/serving_model/NAME (NAME is --pipeline-name), RUN/result.json (seconds per component, scores, blessing, pushed model),
+Writes RUN/serving_model, RUN/result.json (seconds per component, scores, blessing, pushed model),
 RUN/settings.json (networks and trainings, for --config), RUN/pipeline.json (all settings),
 RUN/artifacts (outputs of the components) and RUN/metadata.sqlite (for python -m pipeline.lineage).
 Exit code: 0 if the model is blessed, {EXIT_CODE_REFUSED} if it is refused, 1 on errors."""

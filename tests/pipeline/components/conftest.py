@@ -1,4 +1,4 @@
-"""Statistics of records as StatisticsGen computes them, without a Beam job for each data set."""
+"""A small network, and statistics of records as StatisticsGen computes them without its Beam job."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tensorflow_data_validation.statistics import stats_impl
 from tensorflow_metadata.proto.v0 import statistics_pb2
 from tfx_bsl.coders.example_coder import ExamplesToRecordBatchDecoder
 
+from ahnet_tf.config import ModelConfig
 from pipeline.components.schema import make_schema, statistics_options
 from preprocessing.tasks import Task
 
@@ -19,6 +20,21 @@ def options_of(task: Task, inferred: bool) -> tfdv.StatsOptions:
     if not inferred:
         options.schema = make_schema(task)
     return options
+
+
+@pytest.fixture(scope="session")
+def model_config(task) -> ModelConfig:
+    """The smallest AH-Net with all its parts."""
+    return ModelConfig(
+        architecture="ahnet",
+        classes=3,
+        intensity_window=task.intensity_window,
+        width=0.125,
+        blocks=(1, 1, 1, 1),
+        growth=4,
+        dense_layers=1,
+        pvp_levels=1,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ import tensorflow_model_analysis as tfma
 from tfx.types import standard_artifacts
 from tfx.types.experimental.simple_artifacts import File
 
-from ahnet_tf.config import ModelConfig
 from ahnet_tf.inference.predictor import ExportSettings, Predictor
 from ahnet_tf.networks import build_network
 from ahnet_tf.presets import run_config
@@ -24,20 +23,6 @@ from pipeline.components.evaluator import INFERENCE_BATCH_SIZE, make_eval_config
 from pipeline.components.report import write_report
 from preprocessing.records.schema import encode_patch, parse_example
 from serving.export.exporter import export_model
-
-
-@pytest.fixture(scope="module")
-def model_config(task):
-    return ModelConfig(
-        architecture="ahnet",
-        classes=3,
-        intensity_window=task.intensity_window,
-        width=0.125,
-        blocks=(1, 1, 1, 1),
-        growth=4,
-        dense_layers=1,
-        pvp_levels=1,
-    )
 
 
 def evaluated(dice):

@@ -14,7 +14,6 @@ from tfx.components.infra_validator.model_server_clients.tensorflow_serving_clie
 from tfx.components.infra_validator.request_builder import build_requests
 from tfx.types import standard_artifacts
 
-from ahnet_tf.config import ModelConfig
 from ahnet_tf.inference.predictor import ExportSettings
 from ahnet_tf.networks import build_network
 from pipeline.components.serving_check import (
@@ -31,20 +30,10 @@ from serving.export.exporter import export_model
 
 
 @pytest.fixture(scope="module")
-def export(tmp_path_factory, task):
-    config = ModelConfig(
-        architecture="ahnet",
-        classes=3,
-        intensity_window=task.intensity_window,
-        width=0.125,
-        blocks=(1, 1, 1, 1),
-        growth=4,
-        dense_layers=1,
-        pvp_levels=1,
-    )
-    settings = ExportSettings(task, config, task.patch_shape_zyx)
+def export(tmp_path_factory, task, model_config):
+    settings = ExportSettings(task, model_config, task.patch_shape_zyx)
     return export_model(
-        build_network(config), settings, tmp_path_factory.mktemp("model") / "export"
+        build_network(model_config), settings, tmp_path_factory.mktemp("model") / "export"
     )
 
 
