@@ -1,5 +1,8 @@
 # `make` lists the targets. Everything runs in the locked environment .venv, made on first use.
-PYTHON_BIN = .venv/bin/python
+# With STACK=current or STACK=2.15 it is .venv-current or .venv-2.15, beside the one that was chosen.
+STACK =
+VENV = .venv$(if $(STACK),-$(STACK))
+PYTHON_BIN = $(VENV)/bin/python
 DATA =
 OUTPUT = demo
 TASK = ct_liver
@@ -14,6 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make env               only the locked environment .venv; GPU=1 with CUDA's libraries, GPU=0 without"
+	@echo "                       STACK=current insists on TensorFlow 2.21, STACK=2.15 on TensorFlow 2.15, for any target"
 	@echo "make demo              the whole workflow on synthetic CT: data, training, served prediction"
 	@echo "make demo TASK=NAME    the same for NAME: dbt_lesion (synthetic breast tomosynthesis), ct_liver (default)"
 	@echo "make demo DATA=DIR     on your own folder: CT volumes and label maps, or for dbt_lesion BCS-DBT's layout"
@@ -21,20 +25,20 @@ help:
 	@echo "make test-flink        the conversion on Flink; downloads nothing, says where to get the job server"
 	@echo "make test-kfp          compiled pipelines in kfp 2 and Argo's linter, which are installed into .kfp"
 	@echo "make lint              format, style and types"
-	@echo "make lock              resolves requirements.lock and requirements-gpu.lock again from setup.py"
+	@echo "make lock              resolves the locks of both stacks again from setup.py"
 	@echo "make clean             removes the environment and the demo's output"
 
 env:
-	@PYTHON="$(PYTHON)" GPU="$(GPU)" ./environment.sh
+	@PYTHON="$(PYTHON)" STACK="$(STACK)" GPU="$(GPU)" ./environment.sh
 
 demo: env
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON_BIN) -m pipeline.demo --task "$(TASK)_small" --output "$(OUTPUT)" $(if $(DATA),--input "$(DATA)")
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PYTHON_BIN) -m pipeline.demo --task "$(TASK)_small" --output "$(OUTPUT)" $(if $(DATA),--input "$(DATA)")
 
 test: env
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON_BIN) -m pytest -n 2 --dist loadfile
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PYTHON_BIN) -m pytest -n 2 --dist loadfile
 
 test-fast: env
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON_BIN) -m pytest -n 2 --dist loadfile -m "not slow"
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PYTHON_BIN) -m pytest -n 2 --dist loadfile -m "not slow"
 
 # Beam's job server for Flink is a Java program that this project neither contains nor downloads.
 FLINK_JOB_SERVER = org.apache.beam:beam-runners-flink-1.19-job-server:2.68.0
@@ -48,25 +52,31 @@ test-flink:
 		echo "    make test-flink AHNET_FLINK_JOB_SERVER_JAR=\$$PWD/beam-runners-flink-1.19-job-server-2.68.0.jar"; \
 		exit 2; } >&2
 	@$(MAKE) --no-print-directory env
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON_BIN) -m pytest tests/preprocessing/records/test_flink.py
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PYTHON_BIN) -m pytest tests/preprocessing/records/test_flink.py
 
 # Argo is compiled, minutes on two cores; kfp alone takes seconds.
 ENGINES = kfp argo
 
 test-kfp: env
 	@tests/pipeline/kubeflow/engines.sh .kfp $(ENGINES)
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" AHNET_KFP_ENGINES=.kfp $(PYTHON_BIN) -m pytest tests/pipeline/kubeflow/test_engines.py
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" AHNET_KFP_ENGINES=.kfp $(PYTHON_BIN) -m pytest tests/pipeline/kubeflow/test_engines.py
 
 lint: env
 	@$(PYTHON_BIN) -m ruff format --check . && $(PYTHON_BIN) -m ruff check . && $(PYTHON_BIN) -m mypy
 
+# Later Google client releases warn loudly on Python 3.10.
+OLD_NEWEST = 2025-10-01
+NEWEST = 2026-11-20
+LOCK = .uv/bin/uv pip compile -q setup.py --generate-hashes --no-header --upgrade
+locked = $$(sed -n 's/^\([a-zA-Z0-9._-]*\)\(\[.*\]\)\{0,1\}==.*/--no-emit-package \1/p' $(1))
+
 lock: env
-	@.uv/bin/uv pip compile -q setup.py --extra test --python $(PYTHON_BIN) \
-		--generate-hashes --no-header --upgrade -o requirements.lock
-	@.uv/bin/uv pip compile -q setup.py --extra gpu -c requirements.lock --python $(PYTHON_BIN) \
-		--generate-hashes --no-header --no-annotate --upgrade \
-		$$(sed -n 's/^\([a-zA-Z0-9._-]*\)\(\[.*\]\)\{0,1\}==.*/--no-emit-package \1/p' requirements.lock) \
-		-o requirements-gpu.lock
+	@$(LOCK) --extra test --python-version 3.10 --exclude-newer $(OLD_NEWEST) -o requirements.lock
+	@$(LOCK) --extra gpu --python-version 3.10 --exclude-newer $(OLD_NEWEST) --no-annotate \
+		-c requirements.lock $(call locked,requirements.lock) -o requirements-gpu.lock
+	@$(LOCK) --extra test --python-version 3.11 --exclude-newer $(NEWEST) --universal -o requirements-current.lock
+	@$(LOCK) --extra gpu --python-version 3.11 --exclude-newer $(NEWEST) --universal --no-annotate \
+		-c requirements-current.lock $(call locked,requirements-current.lock) -o requirements-current-gpu.lock
 
 clean:
-	@rm -rf .venv .uv .environment.lock demo
+	@rm -rf .venv .venv-current .venv-2.15 .uv .environment.lock demo

@@ -1,4 +1,4 @@
-"""Package metadata; the exact versions of every dependency are in requirements.lock."""
+"""Package metadata; the exact versions of every dependency are in requirements*.lock."""
 
 from pathlib import Path
 
@@ -6,16 +6,31 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 
+# Two stacks: TensorFlow 2.15 with Keras 2, the last one that TensorFlow Addons and TFX 1.15 take,
+# on Python 3.10; and the current one, on newer Pythons. docs/dependencies.md says why.
+OLD = "python_version < '3.11'"
+CURRENT = "python_version >= '3.11'"
+
 # The packages of an extra are also named in preprocessing/errors.py, for the message without it.
-SERVING = ["tensorflow-serving-api==2.15.1", "grpcio-health-checking", "prometheus-client"]
+SERVING = [
+    f"tensorflow-serving-api==2.15.1; {OLD}",
+    f"tensorflow-serving-api>=2.19.1,<2.22; {CURRENT}",
+    "grpcio-health-checking",
+    "prometheus-client",
+]
 # The warm-up requests of an export are messages of TF Serving. Later releases of onnx need a newer
 # ml-dtypes than TensorFlow 2.15 accepts.
-ONNX = [*SERVING, "tf2onnx", "onnx<1.18"]
+ONNX = [*SERVING, "tf2onnx", f"onnx<1.18; {OLD}", f"onnx; {CURRENT}"]
 # The pipeline serves each model once before it pushes it.
 PIPELINE = [
     *SERVING,
-    "tfx[kfp]==1.15.1",
-    "apache-beam[gcp]==2.68.0",
+    f"tfx[kfp]==1.15.1; {OLD}",
+    f"tfx==1.21.0; {CURRENT}",
+    # TFX's own extra leaves kfp out on Python 3.12 and newer, where it works all the same.
+    f"kfp>=2.16,<3; {CURRENT}",
+    f"kfp-kubernetes>=2.16,<3; {CURRENT}",
+    f"apache-beam[gcp]==2.68.0; {OLD}",
+    f"apache-beam[gcp]>=2.77,<3; {CURRENT}",
     "jinja2",
     # tensorflow_hub, which tfx imports, still needs pkg_resources.
     "setuptools<80",
@@ -30,7 +45,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10,<3.11",
+    python_requires=">=3.10,<3.14",
     packages=find_packages(include=["preprocessing*", "ahnet_tf*", "serving*", "pipeline*"]),
     # A link to the folder, whatever packages it holds yet: the image is made before the code is there.
     package_dir={"": "."},
@@ -40,10 +55,14 @@ setup(
         "preprocessing.page": ["static/*"],
     },
     install_requires=[
-        "tensorflow==2.15.1",
-        "keras==2.15.0",
-        "tensorflow-addons==0.23.0",
-        "apache-beam==2.68.0",
+        f"tensorflow==2.15.1; {OLD}",
+        f"tensorflow>=2.21,<2.22; {CURRENT}",
+        f"keras==2.15.0; {OLD}",
+        f"keras>=3.15,<4; {CURRENT}",
+        f"tensorflow-addons==0.23.0; {OLD}",
+        "tensorboard",
+        f"apache-beam==2.68.0; {OLD}",
+        f"apache-beam>=2.77,<3; {CURRENT}",
         "nibabel>=5",
         "pydicom>=3",
         "python-gdcm>=3.2",
@@ -51,7 +70,8 @@ setup(
         "attrs",
         "cattrs",
         "isal",
-        "numpy<2",
+        f"numpy<2; {OLD}",
+        f"numpy<3; {CURRENT}",
         "scipy",
         "scikit-image",
         "surface-distance",
@@ -64,8 +84,11 @@ setup(
         "serving": SERVING,
         "onnx": ONNX,
         "pipeline": PIPELINE,
-        # CUDA's libraries as TensorFlow names them; exact versions are in requirements-gpu.lock.
-        "gpu": ["tensorflow[and-cuda]==2.15.1"],
+        # CUDA's libraries as TensorFlow names them; exact versions are in requirements-*gpu.lock.
+        "gpu": [
+            f"tensorflow[and-cuda]==2.15.1; {OLD}",
+            f"tensorflow[and-cuda]>=2.21,<2.22; {CURRENT}",
+        ],
         "test": [
             *PIPELINE,
             *ONNX,
@@ -91,7 +114,7 @@ setup(
         "ahnet_tf.predictors": ["grpc = serving.client:open_predictor"],
     },
     classifiers=[
-        "Programming Language :: Python :: 3.10",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
         "Topic :: Scientific/Engineering :: Medical Science Apps.",
     ],
 )
