@@ -9,10 +9,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pathspec
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKERFILE = ROOT / "Dockerfile"
@@ -33,6 +35,11 @@ SLIM = [
     "zlib1g",
 ]
 COMPILER = "g++"
+# The build arguments of each stack, and where `make env` and `make env STACK=...` put its Python.
+STACKS = {
+    "2.15": ({"PYTHON": "3.10", "DEBIAN": "bookworm"}, "requirements.lock"),
+    "current": ({"PYTHON": "3.12", "DEBIAN": "trixie"}, "requirements-current.lock"),
+}
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -48,7 +55,7 @@ def context_files(folder: Path = ROOT) -> list[Path]:
     # folder can be taken in again. PathSpec leaves that out too.
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     rules = pathspec.PathSpec.from_lines("gitwildmatch", lines)
-    skipped = {".git", ".venv", ".uv", "__pycache__"}
+    skipped = {".git", ".venv", ".venv-2.15", ".venv-current", ".uv", "__pycache__"}
     found = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name not in skipped]
@@ -71,7 +78,7 @@ def normalized(package: str) -> str:
 class Stage:
     """Takes the steps of one stage of a Dockerfile in a root of its own, by chroot."""
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, python: Path):
         self.root = root
         self.folder = "/"
         self.user = "0"
@@ -84,7 +91,6 @@ class Stage:
             "PIP_CERT": authorities,
         }
         # Python, and how this machine reaches its package index.
-        python = Path(sys.base_prefix)
         shutil.copytree(python, root / "usr/local", symlinks=True, dirs_exist_ok=True)
         for path in (authorities, "/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf"):
             if Path(path).is_file():
@@ -139,7 +145,7 @@ class Stage:
             subprocess.run(words, check=True)
         else:
             for path in context_files():
-                if sources == ["."] or str(path) in sources:
+                if sources == ["."] or any(fnmatch(str(path), source) for source in sources):
                     (place / path).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy2(ROOT / path, place / path)
         owner = next((o.split("=", 1)[1] for o in options if o.startswith("--chown=")), "0")
@@ -167,10 +173,12 @@ def test_it_copies_files_that_are_there():
         for word in rest.split()[:-1]
         if not word.startswith("--")
     ]
-    assert {"environment.sh", "requirements.lock", "requirements-gpu.lock", "setup.py", "."} <= set(
-        sources
-    )
-    assert {Path(source) for source in sources if source != "."} <= set(context_files())
+    assert {"environment.sh", "requirements*.lock", "setup.py", "."} <= set(sources)
+    copied = [str(path) for path in context_files()]
+    for source in sources:
+        assert source == "." or any(fnmatch(path, source) for path in copied), source
+    locks = {path.name for path in ROOT.glob("requirements*.lock")}
+    assert locks == {path for path in copied if path.endswith(".lock")}
 
 
 def test_the_image_holds_the_packages_whole_and_nothing_that_git_ignores():
@@ -230,8 +238,7 @@ def bare_roots(tmp_path):
     made = []
 
     def make(image: str) -> Path:
-        version = "{}.{}".format(*sys.version_info)
-        match = re.fullmatch(rf"python:{re.escape(version)}(-slim)?-(\w+)", image)
+        match = re.fullmatch(r"python:3\.\d+(-slim)?-(\w+)", image)
         assert match, image
         packages = SLIM if match[1] else [*SLIM, COMPILER]
         root = tmp_path / f"root{len(made)}"
@@ -249,25 +256,54 @@ def bare_roots(tmp_path):
         subprocess.run(["rm", "-rf", root], check=True)
 
 
+def python_of(stack: str) -> Path:
+    """Returns the folder of a stack's Python: that of the environment of these tests, or of another one."""
+    arguments, _ = STACKS[stack]
+    for environment in (sys.prefix, ROOT / f".venv-{stack}", ROOT / ".venv"):
+        python = Path(environment) / "bin" / f"python{arguments['PYTHON']}"
+        if python.exists():
+            return python.resolve().parents[1]
+    pytest.skip(f"no environment of this stack (make env STACK={stack})")
+
+
+def locked_versions(lock: str, python: str) -> dict[str, str]:
+    """Returns the packages that a lock names for a version of Python, with their versions."""
+    lines = (ROOT / lock).read_text(encoding="utf-8").splitlines()
+    found = {}
+    for line in lines:
+        if re.match(r"[\w.-]+(\[.*\])?==", line):
+            pin = Requirement(line.rstrip("\\ "))
+            version = {"python_version": python, "python_full_version": f"{python}.1"}
+            if pin.marker is None or pin.marker.evaluate(version):
+                found[normalized(pin.name)] = str(pin.specifier).removeprefix("==")
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_its_steps_make_the_locked_environment_from_nothing(bare_roots):
+@pytest.mark.parametrize("stack", STACKS)
+def test_its_steps_make_the_locked_environment_from_nothing(bare_roots, stack):
     """Each stage in a Debian of its own: neither this machine's compiler nor its caches."""
+    python = python_of(stack)
+    arguments, lock = STACKS[stack]
     stages: dict[str, Stage] = {}
+    stage = None
     for name, rest in instructions():
         if name == "FROM":
-            image, _, alias = rest.partition(" AS ")
-            stage = stages[alias] = Stage(bare_roots(image))
-        else:
+            image, _, alias = re.sub(
+                r"\$\{(\w+)\}", lambda found: arguments[found[1]], rest
+            ).partition(" AS ")
+            stage = stages[alias] = Stage(bare_roots(image), python)
+        elif stage:
             stage.take(name, rest, stages)
+        else:
+            assert name == "ARG"
 
     assert stage.run(["sh", "-c", "command -v gcc g++ cc"]).stdout == ""
-    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-    pins = re.findall(r"^([\w.-]+)(?:\[.*\])?==([^ \\]+)", lock, re.MULTILINE)
     probe = (
         "import importlib.metadata as m, importlib.util as u, json, farmhash\n"
         "modules = ['pipeline.components.trainer', 'ahnet_tf.networks', 'serving', 'preprocessing',\n"
-        "           'tfx.orchestration.kubeflow.container_entrypoint']\n"
+        "           'tfx.orchestration.kubeflow.v2.container.kubeflow_v2_run_executor']\n"
         "found = [[d.name, d.version] for d in m.distributions()]\n"
         "print(json.dumps([found, [name for name in modules if not u.find_spec(name)]]))\n"
     )
@@ -278,7 +314,7 @@ def test_its_steps_make_the_locked_environment_from_nothing(bare_roots):
     assert missing == []
     installed = {normalized(package): version for package, version in found}
     del installed["ahnet-tf"]
-    assert installed == {normalized(package): version for package, version in pins}
+    assert installed == locked_versions(lock, arguments["PYTHON"])
     helped = stage.run([*stage.command, "--help"])
     assert helped.returncode == 0, helped.stderr
     assert "python -m pipeline.demo" in helped.stdout

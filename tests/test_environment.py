@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 # How a machine reaches its package index.
 INDEX = ("SSL_CERT_FILE", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "HTTPS_PROXY", "https_proxy")
-TOOLS = ("sh", "dirname", "cat", "cksum", "uname", "grep", "rm", "sed", "flock")
+TOOLS = ("sh", "dirname", "cat", "cksum", "uname", "grep", "rm", "sed", "flock", "getconf", "mkdir")
+LOCKS = sorted(path.name for path in ROOT.glob("requirements*.lock"))
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def bare_machine(tmp_path):
     """A checkout in a folder with a space, and a PATH that holds a shell's tools but no Python."""
     checkout = tmp_path / "a checkout"
     checkout.mkdir()
-    for name in ("environment.sh", "requirements.lock", "requirements-gpu.lock", "setup.py"):
+    for name in ("environment.sh", "setup.py", *LOCKS):
         shutil.copy(ROOT / name, checkout)
     binaries = tmp_path / "bin"
     binaries.mkdir()
@@ -51,6 +53,31 @@ def add_program(binaries: Path, name: str, script: str) -> None:
     program.chmod(0o755)
 
 
+def set_glibc(binaries: Path, minor: int) -> None:
+    """Lets the machine's C library be glibc 2.`minor`."""
+    (binaries / "getconf").unlink(missing_ok=True)
+    add_program(binaries, "getconf", f"echo glibc 2.{minor}")
+
+
+def add_python(binaries: Path, name: str, minor: int) -> Path:
+    """Adds a program that says of itself that it is Python 3.`minor`, and does nothing else."""
+    says = f"case $1 in --version) echo Python 3.{minor}.9 ;; -c) echo {minor} ;; *) exit 1 ;; esac"
+    add_program(binaries, name, says)
+    return binaries / name
+
+
+def add_recording_uv(checkout: Path) -> None:
+    """Puts a uv in place that writes down its arguments and makes nothing but the folder."""
+    (checkout / ".uv" / "bin").mkdir(parents=True)
+    script = """case "$1 $2" in
+--version*) sed -n 's/^uv_version=/uv /p' environment.sh; exit ;;
+"python install") exit 1 ;;
+venv*) for environment in "$@"; do :; done; mkdir -p "$environment/bin" ;;
+esac
+echo "$@" >>uv_calls"""
+    add_program(checkout / ".uv" / "bin", "uv", script)
+
+
 def test_no_python_at_all(bare_machine):
     result = make_environment(*bare_machine)
     assert result.returncode == 1
@@ -58,32 +85,136 @@ def test_no_python_at_all(bare_machine):
     assert not (bare_machine[0] / ".venv").exists()
 
 
-def test_no_python310(bare_machine):
+CHOICES = [
+    # glibc, Pythons of the machine, settings, lock, environment, Python
+    (36, ("python3.10", "python3.12"), {}, "requirements.lock", ".venv", "3.10"),
+    (41, ("python3.10", "python3.12"), {}, "requirements-current.lock", ".venv", "3.12"),
+    (39, ("python3.11", "python3.13"), {}, "requirements-current.lock", ".venv", "3.13"),
+    (41, ("python3.10",), {}, "requirements.lock", ".venv", "3.10"),
+    (38, ("python3.10", "python3.13"), {}, "requirements.lock", ".venv", "3.10"),
+    (
+        41,
+        ("python3.10", "python3.12"),
+        {"STACK": "2.15"},
+        "requirements.lock",
+        ".venv-2.15",
+        "3.10",
+    ),
+    (
+        *(41, ("python3.10", "python3.12"), {"STACK": "current"}),
+        *("requirements-current.lock", ".venv-current", "3.12"),
+    ),
+    (
+        *(41, ("python3.10", "python3.12"), {"PYTHON": "python3.10"}),
+        *("requirements.lock", ".venv", "3.10"),
+    ),
+    (
+        *(41, ("python3.12", "python3.11"), {"PYTHON": "python3.11"}),
+        *("requirements-current.lock", ".venv", "3.11"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("glibc", "pythons", "settings", "lock", "environment", "python"), CHOICES)
+def test_the_stack_fits_the_machine(
+    bare_machine, glibc, pythons, settings, lock, environment, python
+):
     checkout, binaries = bare_machine
-    if not (ROOT / ".uv").is_dir():
-        pytest.skip("the environment was not made by `make env`, so there is no .uv to use")
-    (checkout / ".uv").symlink_to(ROOT / ".uv")
+    set_glibc(binaries, glibc)
+    add_recording_uv(checkout)
+    for name in pythons:
+        add_python(binaries, name, int(name.removeprefix("python3.")))
+    result = make_environment(checkout, binaries, **settings)
+    assert result.returncode == 0, result.stderr
+    assert f"Making {environment} with Python {python}.9" in result.stderr
+    calls = (checkout / "uv_calls").read_text().splitlines()
+    assert f"pip sync -q --python {environment}/bin/python --require-hashes {lock}" in calls
+    # The one package that has to be compiled is in the old stack alone.
+    assert any("compiled.txt" in call for call in calls) == (lock == "requirements.lock")
+    assert (checkout / environment / ".complete").is_file()
+
+
+def test_the_current_stack_without_its_pipeline(bare_machine):
+    """Where TFX 1.21 has no wheels, those who insist get everything else."""
+    checkout, binaries = bare_machine
+    set_glibc(binaries, 36)
+    add_recording_uv(checkout)
+    add_python(binaries, "python3.12", 12)
+    result = make_environment(checkout, binaries, STACK="current")
+    assert result.returncode == 0, result.stderr
+    assert "Without the pipeline: its TFX needs glibc 2.39, found 2.36" in result.stderr
+    locked = (checkout / ".venv-current" / "packages.txt").read_text()
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)", locked, re.MULTILINE))
+    whole = (checkout / "requirements-current.lock").read_text()
+    left_out = dict(re.findall(r"^([\w-]+)==(\S+)", whole, re.MULTILINE)).keys() - pins
+    assert {"tensorflow", "keras", "apache-beam"} <= pins.keys()
+    assert left_out == {
+        "tfx",
+        "ml-metadata",
+        "tensorflow-data-validation",
+        "tensorflow-model-analysis",
+    }
+    # Whole entries: each pin that is left has its hashes, and no hash is left over.
+    entry = r"(^[\w-]+(\[.*\])?==.*\\\n(    --hash=sha256:\w+( \\)?\n)+(    #.*\n)*)+|^    #.*\n"
+    assert re.sub(entry, "", locked, flags=re.MULTILINE) == ""
+
+
+REFUSED = [
+    (36, ("python3.9",), {}, "expected Python 3.10 on this machine", "pyenv install 3.10"),
+    (41, (), {}, "expected Python 3.11, 3.12 or 3.13 on this machine", "pyenv install 3.12"),
+    (
+        41,
+        ("python3.12",),
+        {"STACK": "2.15"},
+        "expected Python 3.10 on",
+        "PYTHON=/path/to/python3.10",
+    ),
+    (36, ("python3.9",), {"PYTHON": "python3.9"}, "expected a Python 3.10, found Python 3.9", ""),
+    (36, ("python3.12",), {"PYTHON": "python3.12"}, "TFX needs glibc 2.39", "STACK=current"),
+    (
+        *(41, ("python3.10",), {"PYTHON": "python3.10", "STACK": "current"}),
+        *("expected a Python 3.11, 3.12 or 3.13, found Python 3.10", "python3.12"),
+    ),
+    (41, ("python3.12",), {"STACK": "2.21"}, "STACK=2.21: expected current", "2.15"),
+    (27, ("python3.10",), {}, "expected glibc 2.28 or newer, found 2.27", "Use the Dockerfile"),
+]
+
+
+@pytest.mark.parametrize(("glibc", "pythons", "settings", "sentence", "remedy"), REFUSED)
+def test_machines_that_neither_stack_takes(
+    bare_machine, glibc, pythons, settings, sentence, remedy
+):
+    checkout, binaries = bare_machine
+    set_glibc(binaries, glibc)
+    add_recording_uv(checkout)
+    for name in pythons:
+        add_python(binaries, name, int(name.removeprefix("python3.")))
     # A pyenv shim whose version is gone: there, but of no use.
-    add_program(binaries, "python3.10", "echo 'pyenv: python3.10: command not found' >&2; exit 127")
-    result = make_environment(checkout, binaries)
+    for name in {"python3.10", "python3.12"}.difference(pythons):
+        add_program(binaries, name, "echo 'pyenv: command not found' >&2; exit 127")
+    result = make_environment(checkout, binaries, **settings)
     assert result.returncode == 1
     errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
-    assert "expected Python 3.10" in errors[0]
-    assert "pyenv install 3.10" in errors[0]
-    assert "make env PYTHON=" in errors[0]
+    assert sentence in errors[0]
+    assert remedy in errors[0]
     assert not (checkout / ".venv").exists()
 
 
-def test_python_of_another_version(bare_machine):
+def test_another_c_library(bare_machine):
     checkout, binaries = bare_machine
-    if not (ROOT / ".uv").is_dir():
-        pytest.skip("the environment was not made by `make env`, so there is no .uv to use")
-    (checkout / ".uv").symlink_to(ROOT / ".uv")
-    add_program(binaries, "python9", "[ \"$1\" = --version ] && echo 'Python 9.0' && exit; exit 1")
-    result = make_environment(checkout, binaries, PYTHON=str(binaries / "python9"))
+    (binaries / "getconf").unlink()
+    result = make_environment(checkout, binaries)
     assert result.returncode == 1
-    assert "expected a Python 3.10, found Python 9.0" in result.stderr
+    assert "error: expected glibc 2.28 or newer, found another C library" in result.stderr
+
+
+def python310() -> str:
+    """Returns the path of a Python 3.10: of the environment of these tests, or of another one."""
+    for environment in (Path(sys.prefix), ROOT / ".venv", ROOT / ".venv-2.15"):
+        if (environment / "bin" / "python3.10").exists():
+            return os.path.realpath(environment / "bin" / "python3.10")
+    pytest.skip("no Python 3.10 (make env STACK=2.15)")
 
 
 def test_no_compiler(bare_machine):
@@ -92,7 +223,7 @@ def test_no_compiler(bare_machine):
     if not (ROOT / ".uv").is_dir():
         pytest.skip("the environment was not made by `make env`, so there is no .uv to use")
     (checkout / ".uv").symlink_to(ROOT / ".uv")
-    python = os.path.realpath(sys.executable)
+    python = python310()
     index = {name: os.environ[name] for name in INDEX if name in os.environ}
     result = make_environment(checkout, binaries, PYTHON=python, UV_NO_CACHE="1", **index)
     if "Failed to fetch" in result.stderr:
@@ -112,13 +243,19 @@ def test_gpu_is_yes_or_no(bare_machine):
 
 
 def test_the_libraries_for_gpus_are_those_that_tensorflow_names():
+    """Of the stack that runs these tests: TensorFlow names versions in the old one, ranges in the current."""
+    name = "requirements-gpu.lock"
+    if sys.version_info >= (3, 11):
+        name = "requirements-current-gpu.lock"
     wanted = {}
-    for requirement in importlib.metadata.requires("tensorflow"):
-        if found := re.match(r"(nvidia[\w-]*) ?\(?==([\w.]*)", requirement):
-            wanted[found[1]] = found[2]
-    lock = (ROOT / "requirements-gpu.lock").read_text(encoding="utf-8")
-    assert wanted
-    assert dict(re.findall(r"^([\w-]+)==(\S+)", lock, re.MULTILINE)) == wanted
+    for text in importlib.metadata.requires("tensorflow"):
+        requirement = Requirement(text)
+        if requirement.name.startswith("nvidia-"):
+            wanted[requirement.name] = requirement.specifier
+    lock = (ROOT / name).read_text(encoding="utf-8")
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)", lock, re.MULTILINE))
+    assert wanted.keys() == pins.keys()
+    assert all(wanted[package].contains(version) for package, version in pins.items())
     assert lock.count("--hash=sha256:") >= len(wanted)
 
 
