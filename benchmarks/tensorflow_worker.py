@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -10,10 +11,11 @@ import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.inference.sliding_window import most_probable, predict_slabs
-from ahnet_tf.networks import build_network
+from ahnet_tf.networks import build_network, named_weights
 from ahnet_tf.networks.inputs import class_probabilities
 from ahnet_tf.training.losses import softmax_focal
 from ahnet_tf.training.optimizer import Adam
+from benchmarks.parity import random_image
 from benchmarks.peers import peak_memory_mib, serve
 
 STATE = {}
@@ -45,6 +47,33 @@ def prepare(work, shape, precision, threads):
         return loss
 
     STATE["step"] = {"forward": forward, "training": training}[work]
+
+
+def losses(steps, shape, learning_rate, settings, weights):
+    """Returns the losses of a float32 training of AH-Net on one batch.
+
+    The initial weights are those of the .npz file `weights`, which the first call writes.
+    """
+    model = build_network(ModelConfig(intensity_window=(-1.0, 1.0), **settings))
+    variables = named_weights(model)
+    if not Path(weights).exists():
+        np.savez(weights, **{name: variable.numpy() for name, variable in variables.items()})
+    with np.load(weights) as arrays:
+        for name, variable in variables.items():
+            variable.assign(arrays[name])
+    image = random_image(shape)
+    # Bright voxels, so that there is something to learn.
+    labels = tf.constant(np.digitize(image[..., 0], (0.3, 0.8)), tf.int32)
+    optimizer = Adam(tf.distribute.get_strategy(), model.trainable_weights, lambda _: learning_rate)
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(softmax_focal(labels, model(image, training=True)))
+        optimizer.apply(tape.gradient(loss, model.trainable_weights))
+        return loss
+
+    return [float(step()) for _ in range(steps)]
 
 
 def prepare_prediction(volume, window, overlap, threads, classes):
@@ -94,6 +123,7 @@ if __name__ == "__main__":
     serve(
         {
             "prepare": prepare,
+            "losses": losses,
             "prepare_prediction": prepare_prediction,
             "once_window": once_window,
             "once": once,
