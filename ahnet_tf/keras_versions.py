@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -19,8 +20,6 @@ def layer_attributes(layer: keras.layers.Layer) -> dict[str, Any]:
     return attributes
 
 
-def tensorflow_variables(model: keras.Model) -> list[tf.Variable]:
-    """Returns a model's weights as TensorFlow's variables, which a SavedModel can hold."""
-    if Variable is tf.Variable:
-        return model.variables
-    return [variable.value for variable in model.variables]
+def tensorflow_variables(weights: Iterable[Any]) -> list[tf.Variable]:
+    """Returns weights as TensorFlow's variables, which checkpoints and SavedModels can hold."""
+    return list(weights) if Variable is tf.Variable else [weight.value for weight in weights]

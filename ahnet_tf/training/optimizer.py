@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from ahnet_tf.config import TrainingConfig
-from ahnet_tf.keras_versions import Variable
+from ahnet_tf.keras_versions import Variable, tensorflow_variables
 from ahnet_tf.networks.factory import named_weights
 
 BETAS = (0.9, 0.999)
@@ -72,15 +72,15 @@ class Adam(tf.Module):
         loss_scale: float | None = None,
     ):
         super().__init__()
-        self._weights = list(weights)
+        self._weights = tensorflow_variables(weights)
         self._schedule = schedule
         self._weight_decay = weight_decay
-        self._decayed = {id(weight) for weight in decayed}
+        self._decayed = {id(weight) for weight in tensorflow_variables(decayed)}
         with strategy.scope():
             self.first_moments, self.second_moments = (
                 [
                     tf.Variable(tf.zeros(weight.shape, weight.dtype), trainable=False)
-                    for weight in weights
+                    for weight in self._weights
                 ]
                 for _ in range(2)
             )
@@ -165,7 +165,8 @@ class WeightAverage(tf.Module):
 
     def __init__(self, strategy: tf.distribute.Strategy, model: keras.Model, momentum: float):
         super().__init__()
-        self._weights = model.weights
+        # In an order that Keras 2 and 3 share.
+        self._weights = tensorflow_variables(named_weights(model).values())
         self._momentum = momentum
         with strategy.scope():
             self.averages = [

@@ -11,7 +11,8 @@ import keras
 import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
-from ahnet_tf.networks import build_network
+from ahnet_tf.keras_versions import tensorflow_variables
+from ahnet_tf.networks import build_network, named_weights
 from ahnet_tf.networks.factory import precision
 from ahnet_tf.training.checkpoints import (
     CHECKPOINTS,
@@ -89,7 +90,10 @@ def make_train_state(
     optimizer = make_optimizer(strategy, model, config)
     average = WeightAverage(strategy, model, config.ema_momentum) if config.ema_momentum else None
     progress = Progress()
-    parts = {"model": model, "optimizer": optimizer, "state": progress}
+    # Names are the same in Keras 2 and 3, the network's object graph is not.
+    names, variables = zip(*named_weights(model).items(), strict=True)
+    weights = dict(zip(names, tensorflow_variables(variables), strict=True))
+    parts = {"weights": weights, "optimizer": optimizer, "state": progress}
     if average is not None:
         parts["average"] = average
     checkpoint = tf.train.Checkpoint(**parts)

@@ -89,7 +89,7 @@ def build_signatures(
 
     # Only the variables: a tracked Keras model would add a copy of every layer's graph.
     module = tf.Module()
-    module.network_variables = tensorflow_variables(network)
+    module.network_variables = tensorflow_variables(network.variables)
     return module, signatures
 
 
