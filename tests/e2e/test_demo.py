@@ -280,7 +280,7 @@ def test_starting_anew_leaves_what_is_not_the_demos(tmp_path):
     assert os.listdir(tmp_path) == ["notes.txt"]
 
 
-def test_missing_input_is_one_line(tmp_path, capsys):
+def test_missing_input_is_one_line(tfx, tmp_path, capsys):
     code = main(["--output", str(tmp_path / "out"), "--input", str(tmp_path / "absent")])
     errors = capsys.readouterr().err.strip().splitlines()
     assert code == 1
