@@ -79,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs all stages, then writes and prints the summary."""
-    # Without TFX it fails here, and not after the conversion.
-    importlib.import_module("tfx")
+    # Without TFX, whose own name may be there all the same, it fails here and not after the conversion.
+    importlib.import_module("ml_metadata")
     task = load_task(arguments.task)
     shown = demonstration_of(task)
     output = Path(arguments.output)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import platform
+import sys
 from collections.abc import Collection, Iterator
 
 # Irregularities that are refused unless `--allow` names them, and what happens then.
@@ -88,6 +90,8 @@ EXTRAS = {
     **dict.fromkeys(("tensorflow_metadata", "tensorflow_data_validation"), "pipeline"),
     **dict.fromkeys(("tensorflow_model_analysis", "keras_tuner", "jinja2"), "pipeline"),
 }
+# The C library that the wheels of TFX 1.21 need, which is the one for Python 3.11 and newer.
+TFX_GLIBC = (2, 39)
 
 
 @contextlib.contextmanager
@@ -99,5 +103,14 @@ def named_extra(kind: type[AHNetError]) -> Iterator[None]:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        remedy = f"In a checkout, pip install '.[{EXTRAS[package]}]' adds it."
-        raise kind(EXTRAS[package], f"the package {package}", "none", remedy) from error
+        extra = EXTRAS[package]
+        remedy = f"In a checkout, pip install '.[{extra}]' adds it."
+        if extra == "pipeline" and sys.version_info >= (3, 11):
+            name, found = platform.libc_ver()
+            if name == "glibc" and tuple(map(int, found.split("."))) < TFX_GLIBC:
+                needed = ".".join(map(str, TFX_GLIBC))
+                remedy = (
+                    f"TFX 1.21 needs glibc {needed}, and this system has {found}: in a checkout, "
+                    "'make env STACK=2.15' makes an environment with TFX 1.15."
+                )
+        raise kind(extra, f"the package {package}", "none", remedy) from error

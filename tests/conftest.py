@@ -1,8 +1,9 @@
-"""Shared by all tests: quiet frameworks, real volumes, a browser, and DICOM files from pydicom."""
+"""Shared by all tests: quiet frameworks, TFX or not, real volumes, a browser, DICOM from pydicom."""
 
 from __future__ import annotations
 
 import os
+from importlib.metadata import distributions
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,30 @@ quiet_frameworks()
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# TFX 1.21 has no packages for older C libraries; an environment there has all others.
+HAS_TFX = any(True for _ in distributions(name="tfx"))
+WITHOUT_TFX = "TFX is not installed; TFX 1.21 needs glibc 2.39"
+NEED_TFX = (ROOT / "tests" / "pipeline", ROOT / "tests" / "e2e" / "test_agreement.py")
+
+
+class _SkippedModule(pytest.Module):
+    def collect(self):
+        pytest.skip(WITHOUT_TFX)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent) -> pytest.Module | None:
+    """Skips the modules that need TFX where it isn't installed, without importing them."""
+    if HAS_TFX or not any(module_path.is_relative_to(each) for each in NEED_TFX):
+        return None
+    return _SkippedModule.from_parent(parent, path=module_path)
+
+
+@pytest.fixture(scope="session")
+def tfx() -> None:
+    """Skips the test where TFX isn't installed."""
+    if not HAS_TFX:
+        pytest.skip(WITHOUT_TFX)
 
 
 @pytest.fixture(scope="session")

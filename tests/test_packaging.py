@@ -269,5 +269,9 @@ def test_a_part_without_its_extra_says_so_in_one_line(core_only, extra, command)
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
     assert re.search(rf"error: {extra}: expected the package \w+, found none\. ", last)
-    assert last.endswith(f"In a checkout, pip install '.[{extra}]' adds it.")
+    endings = [f"In a checkout, pip install '.[{extra}]' adds it."]
+    if extra == "pipeline" and sys.version_info >= (3, 11):
+        # For an older C library than TFX 1.21 needs.
+        endings.append("'make env STACK=2.15' makes an environment with TFX 1.15.")
+    assert last.endswith(tuple(endings))
     assert "Traceback" not in result.stderr

@@ -73,7 +73,9 @@ def breast_range(voxels: np.ndarray, where: object = "volume") -> tuple[float, f
     air, breast, separability = _otsu(values, counts, ranks)
     threshold = (air + breast) / 2
     brighter = values > threshold
-    count = counts[brighter].sum()
+    # The intensity nearest to the threshold counts in part: volumes of few bits have many voxels of it.
+    above = np.clip((values - threshold) / np.diff(values).min() + 0.5, 0, 1)
+    count = (counts * above).sum()
     share = count / voxels.size
     blocks = _solid_blocks(voxels, threshold)
     least, most = BREAST_SHARE

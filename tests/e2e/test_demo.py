@@ -63,7 +63,7 @@ def demonstrated(
 
 
 @pytest.fixture(scope="module")
-def demo_run(own_cases, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+def demo_run(tfx, own_cases, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     output = tmp_path_factory.mktemp("a demo")
     coarse = evolve(load_task("ct_liver_small"), spacing_mm=(12.0, 12.0, 12.0))
     task = output.parent / "coarse.json"
@@ -81,7 +81,7 @@ def breasts(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def dbt_run(breasts, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+def dbt_run(tfx, breasts, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     output = tmp_path_factory.mktemp("a demo of breasts")
     small = evolve(load_task("dbt_lesion_small"), patch_shape_zyx=(16, 64, 64), patches_per_case=4)
     task = output.parent / "small_breasts.json"
@@ -280,7 +280,7 @@ def test_starting_anew_leaves_what_is_not_the_demos(tmp_path):
     assert os.listdir(tmp_path) == ["notes.txt"]
 
 
-def test_missing_input_is_one_line(tmp_path, capsys):
+def test_missing_input_is_one_line(tfx, tmp_path, capsys):
     code = main(["--output", str(tmp_path / "out"), "--input", str(tmp_path / "absent")])
     errors = capsys.readouterr().err.strip().splitlines()
     assert code == 1

@@ -69,13 +69,27 @@ class TestCommands:
         with pytest.raises(ModuleNotFoundError, match="no_such_package"):
             self.run(lambda arguments: importlib.import_module("no_such_package"))
 
-    def test_a_missing_extra_is_one_line(self, capsys, monkeypatch):
+    @pytest.mark.parametrize(
+        ("package", "extra", "glibc", "too_old"),
+        [
+            ("tfx", "pipeline", "2.36", sys.version_info >= (3, 11)),
+            ("tfx", "pipeline", "2.39", False),
+            ("grpc_health", "serving", "2.36", False),
+        ],
+    )
+    def test_a_missing_extra_is_one_line(self, capsys, monkeypatch, package, extra, glibc, too_old):
         # Parts that another test has imported would be found without their package.
-        monkeypatch.setitem(sys.modules, "tfx", None)
-        assert self.run(lambda arguments: importlib.import_module("tfx")) == 1
+        monkeypatch.setitem(sys.modules, package, None)
+        monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", glibc))
+        assert self.run(lambda arguments: importlib.import_module(package)) == 1
+        remedy = f"In a checkout, pip install '.[{extra}]' adds it."
+        if too_old:
+            remedy = (
+                "TFX 1.21 needs glibc 2.39, and this system has 2.36: in a checkout, "
+                "'make env STACK=2.15' makes an environment with TFX 1.15."
+            )
         assert capsys.readouterr().err == (
-            "error: pipeline: expected the package tfx, found none. "
-            "In a checkout, pip install '.[pipeline]' adds it.\n"
+            f"error: {extra}: expected the package {package}, found none. {remedy}\n"
         )
 
     def test_interruption(self, capsys):

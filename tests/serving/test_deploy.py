@@ -14,13 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from check_jsonschema.builtin_schemas import get_builtin_schema
-from google.protobuf import (
-    descriptor_pb2,
-    descriptor_pool,
-    message_factory,
-    text_format,
-    wrappers_pb2,
-)
+from google.protobuf import descriptor_pb2, message_factory, text_format, wrappers_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from ahnet_tf.training.distribution import Workers, workers_of
@@ -313,7 +307,8 @@ def compose():
 
 def test_compose_file_is_valid():
     schema = get_builtin_schema("vendor.compose-spec")
-    check = jsonschema.Draft7Validator(schema)
+    # Newer schemas are of another draft.
+    check = jsonschema.validators.validator_for(schema)(schema)
     assert list(check.iter_errors(compose())) == []
     wrong = compose()
     wrong["services"]["serving-cpu"]["read_onlly"] = True
@@ -383,12 +378,10 @@ def serving_message(name, fields):
 
     Names, numbers and types are those of session_bundle_config.proto and monitoring_config.proto.
     """
-    pool = descriptor_pool.DescriptorPool()
     wrappers = descriptor_pb2.FileDescriptorProto()
     wrappers_pb2.DESCRIPTOR.CopyToProto(wrappers)
-    pool.Add(wrappers)
     file = descriptor_pb2.FileDescriptorProto(
-        name="test.proto", package="tensorflow.serving", syntax="proto3"
+        name=f"{name}.proto", package="tensorflow.serving", syntax="proto3"
     )
     file.dependency.append("google/protobuf/wrappers.proto")
     types = descriptor_pb2.FieldDescriptorProto
@@ -402,9 +395,7 @@ def serving_message(name, fields):
                 entry.type, entry.label = types.TYPE_INT64, types.LABEL_REPEATED
             else:
                 entry.type, entry.type_name = types.TYPE_MESSAGE, kind
-    pool.Add(file)
-    factory = message_factory.MessageFactory(pool)
-    return factory.GetPrototype(pool.FindMessageTypeByName(f"tensorflow.serving.{name}"))()
+    return message_factory.GetMessages([wrappers, file])[f"tensorflow.serving.{name}"]()
 
 
 INT = ".google.protobuf.Int64Value"

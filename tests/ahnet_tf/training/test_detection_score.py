@@ -137,7 +137,7 @@ def patches(number):
     """The tiles of a volume with a bright spot, as `preprocessing.convert` writes them."""
     rng = np.random.default_rng(number)
     label = spots((1, *rng.integers(4, 28, 2).tolist()))
-    image = (rng.normal(300, 30, VOLUME_ZYX) + 500 * label).astype(np.uint16)
+    image = (rng.normal(300, 30, VOLUME_ZYX) + 500.0 * label).astype(np.uint16)
     for index, tile in enumerate(tiles(f"volume-{number}", image, label)):
         yield Patch(
             image_zyx=tile["probability"],

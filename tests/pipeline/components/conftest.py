@@ -5,21 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
-import tensorflow_data_validation as tfdv
-from tensorflow_data_validation.statistics import stats_impl
-from tensorflow_metadata.proto.v0 import statistics_pb2
-from tfx_bsl.coders.example_coder import ExamplesToRecordBatchDecoder
 
 from ahnet_tf.config import ModelConfig
-from pipeline.components.schema import make_schema, statistics_options
 from preprocessing.tasks import Task
-
-
-def options_of(task: Task, inferred: bool) -> tfdv.StatsOptions:
-    options = statistics_options(task, inferred=inferred)
-    if not inferred:
-        options.schema = make_schema(task)
-    return options
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +26,13 @@ def model_config(task) -> ModelConfig:
 
 
 @pytest.fixture(scope="session")
-def statistics_of_records() -> Callable[..., statistics_pb2.DatasetFeatureStatisticsList]:
+def statistics_of_records() -> Callable:
     """Returns the statistics of serialized records, with an inferred schema those of scalars only."""
+    # Imported here because this file is loaded where TFX isn't installed, too.
+    from tensorflow_data_validation.statistics import stats_impl
+    from tfx_bsl.coders.example_coder import ExamplesToRecordBatchDecoder
+
+    from pipeline.components.schema import make_schema, statistics_options
 
     known: dict = {}
 
@@ -47,7 +40,9 @@ def statistics_of_records() -> Callable[..., statistics_pb2.DatasetFeatureStatis
         key = (tuple(records), task, inferred)
         if key not in known:
             batch = ExamplesToRecordBatchDecoder().DecodeBatch(list(records))
-            options = options_of(task, inferred)
+            options = statistics_options(task, inferred=inferred)
+            if not inferred:
+                options.schema = make_schema(task)
             known[key] = stats_impl.generate_statistics_in_memory(batch, options)
         return known[key]
 

@@ -38,7 +38,11 @@ def frames_of(written):
     """Yields for each frame of a SEG its segment number, position, source reference and pixels."""
     pixels = written.pixel_array.reshape(-1, written.Rows, written.Columns)
     for frame, group in zip(pixels, written.PerFrameFunctionalGroupsSequence, strict=True):
-        segment = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        named = group
+        # highdicom 0.28 says once for all frames which segment they show, if there is only one.
+        if "SegmentIdentificationSequence" not in group and len(written.SegmentSequence) == 1:
+            (named,) = written.SharedFunctionalGroupsSequence
+        segment = named.SegmentIdentificationSequence[0].ReferencedSegmentNumber
         position = group.PlanePositionSequence[0].ImagePositionPatient
         source = group.DerivationImageSequence[0].SourceImageSequence[0]
         yield segment, tuple(map(float, position)), source, frame

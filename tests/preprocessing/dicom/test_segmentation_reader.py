@@ -70,11 +70,15 @@ def test_segments_are_mapped_by_their_names(case):
     assert np.array_equal(read(case).voxels, expected)
 
 
-def test_our_own_segmentations(case):
+@pytest.mark.parametrize("names", [("background", "liver", "tumour"), ("background", "liver")])
+def test_our_own_segmentations(case, names):
+    """With several segments each frame names its own; with one, all of them together may."""
     software = Software("maker", "1", "net", "0")
     source = read_source(case.image_path)
-    write_segmentation(case.label_path, LABELS, TASK.class_names, source, software)
-    assert np.array_equal(read(case).voxels, LABELS)
+    labels = np.minimum(LABELS, len(names) - 1).astype(np.uint8)
+    write_segmentation(case.label_path, labels, names, source, software)
+    found = read(case, attrs.evolve(TASK, class_names=names))
+    assert np.array_equal(found.voxels, labels)
 
 
 def test_an_image_in_another_storage_order(case):
