@@ -117,8 +117,8 @@ def score_classes(
 
 def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
     """Returns 2 |P and R| / (|P| + |R|) of two masks: 1 if both are empty, 0 if one is."""
-    sizes = np.count_nonzero(prediction) + np.count_nonzero(reference)
-    return 2 * np.count_nonzero(prediction & reference) / sizes if sizes else 1.0
+    sizes = _count(prediction) + _count(reference)
+    return 2 * _count(prediction & reference) / sizes if sizes else 1.0
 
 
 def mask_measures(
@@ -134,7 +134,7 @@ def mask_measures(
     """
     overlap = dice(prediction, reference)
     jaccard = overlap / (2 - overlap)
-    predicted, true = np.count_nonzero(prediction), np.count_nonzero(reference)
+    predicted, true = _count(prediction), _count(reference)
     return {
         "dice": overlap,
         "jaccard": jaccard,
@@ -195,10 +195,15 @@ def _cropped(prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray,
 def _count_voxels(name: str, prediction: np.ndarray, reference: np.ndarray) -> dict[str, int]:
     """Returns NAME_predicted, NAME_reference and NAME_intersection of two masks."""
     return {
-        f"{name}_predicted": np.count_nonzero(prediction),
-        f"{name}_reference": np.count_nonzero(reference),
-        f"{name}_intersection": np.count_nonzero(prediction & reference),
+        f"{name}_predicted": _count(prediction),
+        f"{name}_reference": _count(reference),
+        f"{name}_intersection": _count(prediction & reference),
     }
+
+
+def _count(mask: np.ndarray) -> int:
+    # NumPy 2.4 returns a number of its own, which JSON can't hold.
+    return int(np.count_nonzero(mask))
 
 
 def _lesion_measures(
