@@ -61,7 +61,8 @@ def create_pipeline(
     """
     if not has_metadata and (settings.spans or settings.warm_start or settings.from_volumes):
         options, expected = "--spans, --warm-start, --volumes", "an engine with a metadata store"
-        raise SettingsError(options, expected, "one without", "They work with --engine kubeflow.")
+        remedy = "They work with --engine kubeflow, on the stack of TensorFlow 2.15."
+        raise SettingsError(options, expected, "one without", remedy)
     if not has_metadata and settings.serving_image:
         remedy = "TFX starts the server's pod from a pod of an Argo workflow: --engine kubeflow."
         raise SettingsError("--serving-image", "an Argo workflow", "another engine", remedy)

@@ -6,6 +6,8 @@ Also the file for `tfx pipeline compile --engine=kubeflow|vertex --pipeline_path
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import importlib.util
 import os
 import re
 import shlex
@@ -36,7 +38,7 @@ Compiles the TFX pipeline for a cluster, without running anything or connecting 
 --engine kubeflow-v2 writes OUTPUT/NAME-kfp2.yaml for Kubeflow Pipelines 2, and --engine vertex
 OUTPUT/NAME.json for Vertex AI. --engine kubeflow writes OUTPUT/NAME.yaml, an Argo workflow for the
 v1 API of Kubeflow Pipelines: with caching and comparison by the cluster's metadata store, but newer
-clusters may refuse it.
+clusters may refuse it, and it takes the stack of TensorFlow 2.15 (make env STACK=2.15).
 
 Image, storage, volumes, secrets, resources and Beam options come from the file --cluster
 (docs/kubeflow.md); all other options are those of python -m pipeline.local_runner. --input and
@@ -70,8 +72,8 @@ def compile_pipeline(
 ) -> Path:
     """Writes the spec of a pipeline for one of `ENGINES` into a folder; returns its path.
 
-    Raises SettingsError for an unknown engine, an invalid name or address, or settings for a
-    component that the pipeline does not have.
+    Raises SettingsError for an engine that is unknown or that the installed TFX can't write for, an
+    invalid name or address, or settings for a component that the pipeline does not have.
     """
     if engine == "local":
         remedy = "On this machine it runs by python -m pipeline.local_runner."
@@ -82,6 +84,11 @@ def compile_pipeline(
         expected = "lower-case letters, digits and hyphens"
         raise SettingsError("--pipeline-name", expected, repr(pipeline.name))
     _check_storage(pipeline.output, cluster, engine)
+    if engine == "kubeflow" and not has_argo_runner():
+        expected = " or ".join(name for name in ENGINES if name != engine)
+        remedy = f"TFX {importlib.metadata.version('tfx')} writes no Argo workflows: use kubeflow-v2, or the "
+        remedy += "stack of TensorFlow 2.15 (make env STACK=2.15)."
+        raise SettingsError("--engine", expected, repr(engine), remedy)
     from pipeline.dag import create_pipeline
 
     dag = create_pipeline(
@@ -103,6 +110,11 @@ def compile_pipeline(
 
         V2Runner(cluster, output, name).run(dag)
     return output / name
+
+
+def has_argo_runner() -> bool:
+    """Returns whether the installed TFX writes Argo workflows: 1.15 does, later releases do not."""
+    return importlib.util.find_spec("tfx.orchestration.kubeflow.kubeflow_dag_runner") is not None
 
 
 def _check_storage(root: str, cluster: KubeflowSettings, engine: str) -> None:
@@ -128,8 +140,10 @@ def _run(arguments: argparse.Namespace) -> None:
     path = compile_pipeline(pipeline, cluster, engine, output)
     print(path)
     if engine == "kubeflow-v2":
-        command = _submission(cluster, pipeline, path)
-        print(f"to run it, with kfp 2 in an environment of its own: {command}")
+        # TFX 1.15 can't be installed beside kfp 2.
+        own = importlib.metadata.version("kfp").startswith("1.")
+        where = ", with kfp 2 in an environment of its own" if own else ""
+        print(f"to run it{where}: {_submission(cluster, pipeline, path)}")
 
 
 def _submission(cluster: KubeflowSettings, pipeline: PipelineSettings, path: Path) -> str:

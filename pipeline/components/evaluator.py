@@ -182,7 +182,7 @@ def make_eval_config(
         model_specs=[model],
         metrics_specs=[metrics],
         slicing_specs=[tfma.SlicingSpec(feature_keys=keys) for keys in slices],
-        options=tfma.Options(include_default_metrics={"value": False}),
+        options={"include_default_metrics": {"value": False}},
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from ahnet_tf.inference.predictor import open_predictor
 
@@ -40,6 +42,9 @@ ENGINES = {
     "kubeflow": ("/mnt/ahnet", CLUSTER),
     "vertex": (BUCKET, CLUSTER | {"storage_root": f"{BUCKET}/runs", "artifact_root": ""}),
 }
+# TFX 1.15 is the last release on PyPI that writes Argo workflows.
+HAS_ARGO = importlib.metadata.version("tfx").startswith("1.15.")
+needs_argo = pytest.mark.skipif(not HAS_ARGO, reason="only TFX 1.15 writes Argo workflows")
 
 
 def command(folder: Path, engine: str, records: Path, options: tuple[str, ...]) -> list[str]:

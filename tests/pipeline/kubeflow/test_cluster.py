@@ -9,11 +9,13 @@ import jsonschema
 import pytest
 from kubernetes.utils import parse_quantity
 
+from pipeline import kubeflow_runner
 from pipeline.kubeflow.cluster import KubeflowSettings, PodSettings, VolumeSettings
 from pipeline.kubeflow.settings_schema import settings_schema
 from pipeline.kubeflow_runner import main
 from preprocessing.errors import SettingsError
 from preprocessing.settings import load_settings, to_dict
+from tests.pipeline.kubeflow.small_pipeline import HAS_ARGO
 
 ROOT = Path(__file__).resolve().parents[3]
 CLUSTER = {
@@ -170,4 +172,18 @@ def test_the_command_rejects_invalid_settings_in_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert sentence in line
+    assert not (tmp_path / "compiled").exists()
+
+
+def test_a_tfx_without_argo_is_reported_in_one_line(write, tmp_path, capsys, monkeypatch):
+    assert kubeflow_runner.has_argo_runner() == HAS_ARGO
+    monkeypatch.setattr(kubeflow_runner, "has_argo_runner", lambda: False)
+    command = ["--cluster", str(write()), "--input", "/mnt/ahnet/records", "--task", "ct_liver"]
+    command += ["--output", str(tmp_path / "compiled"), "--engine", "kubeflow"]
+    assert main(command) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "error: --engine: expected kubeflow-v2 or vertex, found 'kubeflow'. TFX 1."
+    )
+    assert "use kubeflow-v2, or the stack of TensorFlow 2.15 (make env STACK=2.15)" in line
     assert not (tmp_path / "compiled").exists()

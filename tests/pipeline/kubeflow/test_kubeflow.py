@@ -24,7 +24,13 @@ from pipeline.kubeflow_runner import main
 from pipeline.local_runner import OPTIONS_VARIABLE
 from preprocessing.phantom.ct import PhantomSettings
 from preprocessing.phantom.dataset import write_cases
-from tests.pipeline.kubeflow.small_pipeline import BUCKET, CLUSTER, check_pushed_model, command
+from tests.pipeline.kubeflow.small_pipeline import (
+    BUCKET,
+    CLUSTER,
+    check_pushed_model,
+    command,
+    needs_argo,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 # Linux' MAX_ARG_STRLEN.
@@ -32,6 +38,7 @@ LONGEST_ARGUMENT = 131072
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
+@needs_argo
 def test_pods_of_the_argo_workflow_match_the_settings(compiled):
     workflow = yaml.safe_load((compiled / "ahnet.yaml").read_text())
     assert workflow["spec"]["imagePullSecrets"] == [{"name": "registry"}]
@@ -175,7 +182,7 @@ def test_settings_that_ask_for_nothing_new_write_no_new_fields(
     )
 
 
-@pytest.mark.parametrize("engine", ["kubeflow", "vertex"])
+@pytest.mark.parametrize("engine", [pytest.param("kubeflow", marks=needs_argo), "vertex"])
 def test_the_tfx_command_line_compiles_the_same_pipeline(
     compiled, tmp_path, phantom_records, tiny_options, monkeypatch, engine
 ):
@@ -206,6 +213,7 @@ def test_pod_settings_for_an_unknown_component_are_rejected(
     assert not (tmp_path / "specs").exists()
 
 
+@needs_argo
 def test_every_container_of_the_argo_workflow_runs_to_a_pushed_model(
     compiled, start, volume, tmp_path, task
 ):
@@ -244,8 +252,9 @@ def test_every_container_of_the_argo_workflow_runs_to_a_pushed_model(
     assert newest.last_known_state == states.CACHED
 
 
-def test_volumes_spans_and_warm_start_need_a_metadata_store(
-    start, tmp_path, phantom_records, tiny_options, capsys
+@needs_argo
+def test_volumes_spans_and_warm_start_in_an_argo_workflow(
+    start, tmp_path, phantom_records, tiny_options
 ):
     kubeflow = command(tmp_path, "kubeflow", phantom_records, tiny_options)
     kubeflow[kubeflow.index("--input")] = "--volumes"
@@ -271,7 +280,10 @@ def test_volumes_spans_and_warm_start_need_a_metadata_store(
     )
     assert json.loads(manifest.read_text())["found"] == 2
 
-    capsys.readouterr()
+
+def test_volumes_spans_and_warm_start_need_a_metadata_store(
+    tmp_path, phantom_records, tiny_options, capsys
+):
     kubeflow_v2 = command(tmp_path, "kubeflow-v2", phantom_records, tiny_options)
     for option in (["--spans", "2"], ["--warm-start"]):
         assert main([*kubeflow_v2, *option]) == 1
