@@ -53,7 +53,9 @@ than one thing at a time:
 - **No texture, no cysts.** The texture was as fine as a pixel.
 - **Stronger warps** than the present ones were left out: all scores were lower after the same steps.
 - **A larger learning rate** of AH-Net (1e-2) was worse. Three dense layers instead of one took twice the time, and were
-  no better when their training was stopped after two thirds."""
+  no better when their training was stopped after two thirds.
+
+The tomosynthesis half was run once, with the plan as it stood; no search for a better plan followed its result."""
 
 
 def page(
@@ -308,8 +310,8 @@ def _cost(results: Sequence[Mapping[str, Any]], plan: Plan, machine: Mapping[str
     wall, cpu = (sum(r[f"{kind}_seconds"] for r in results) / 60 for kind in ("wall", "cpu"))
     text = _paragraph(
         f"{len(results)} runs, each on about one core, took {cpu:.0f} minutes of CPU time and {wall:.0f} minutes of "
-        f"wall-clock time in total on a machine ({machine['cpu']}, {machine['cores']} cores) that may have had other "
-        f"load. On {CORES} cores that do nothing else this CPU time takes {minutes_on_cores(results):.0f} minutes."
+        f"wall-clock time in total, the last ones on a machine ({machine['cpu']}, {machine['cores']} cores) that may "
+        f"have had other load. On {CORES} cores that do nothing else this CPU time takes {minutes_on_cores(results):.0f} minutes."
     )
     lines = []
     for name in _rows(plan):

@@ -163,6 +163,23 @@ def test_seconds_are_the_benchmarks(benchmark, quoted):
     assert f"| {quoted.format(ours['seconds_median'])}, " in row_of(benchmark)
 
 
+@pytest.mark.parametrize(
+    ("task", "variant", "measure", "quoted"),
+    [
+        ("ct", "unet2d", "tumour_dice", "tumour Dice {:.2f} (2D U-Net)"),
+        ("ct", "ahnet_transferred", "tumour_dice", "(2D U-Net) to its {:.2f}"),
+        ("dbt", "mcgcn", "challenge_sensitivity", "masses found {:.2f} (MC-GCN)"),
+        ("dbt", "ahnet_transferred", "challenge_sensitivity", "(MC-GCN) to its {:.2f}"),
+    ],
+)
+def test_comparison_is_the_benchmarks(task, variant, measure, quoted):
+    runs = results_of("paper_comparison")["figures"]
+    scores = [
+        run["scores"][measure] for run in runs if (run["task"], run["variant"]) == (task, variant)
+    ]
+    assert quoted.format(sum(scores) / len(scores)) in row_of("paper_comparison")
+
+
 def test_tumour_dice_is_the_benchmarks():
     # Figures without a task are CT's.
     (figures,) = (
