@@ -13,7 +13,7 @@ endif
 # Without bytecode beside the packages, each of the many processes would compile TensorFlow and TFX again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help env demo test test-fast test-flink test-kfp lint lock clean
+.PHONY: help env demo test test-fast test-core test-flink test-kfp lint lock clean
 
 help:
 	@echo "make env               only the locked environment .venv; GPU=1 with CUDA's libraries, GPU=0 without"
@@ -22,6 +22,7 @@ help:
 	@echo "make demo TASK=NAME    the same for NAME: dbt_lesion (synthetic breast tomosynthesis), ct_liver (default)"
 	@echo "make demo DATA=DIR     on your own folder: CT volumes and label maps, or for dbt_lesion BCS-DBT's layout"
 	@echo "make test              all tests; make test-fast leaves out the whole runs"
+	@echo "make test-core         the fast tests of all but the pipeline"
 	@echo "make test-flink        the conversion on Flink; downloads nothing, says where to get the job server"
 	@echo "make test-kfp          compiled pipelines in kfp 2 and Argo's linter, which are installed into .kfp"
 	@echo "make lint              format, style and types"
@@ -39,6 +40,12 @@ test: env
 
 test-fast: env
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PYTHON_BIN) -m pytest -n 2 --dist loadfile -m "not slow"
+
+# What runs on the current stack where its TFX can't be installed; that of the other stack is read too.
+CORE = tests/ahnet_tf tests/preprocessing tests/serving tests/e2e/test_stored_artifacts.py
+
+test-core: env
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PYTHON_BIN) -m pytest -n 2 --dist loadfile -m "not slow" $(CORE)
 
 # Beam's job server for Flink is a Java program that this project neither contains nor downloads.
 FLINK_JOB_SERVER = org.apache.beam:beam-runners-flink-1.19-job-server:2.68.0
