@@ -35,6 +35,8 @@ SLIM = [
     "zlib1g",
 ]
 COMPILER = "g++"
+# Those with another name since 64-bit times.
+RENAMED = {"trixie": {"libssl3": "libssl3t64", "libreadline8": "libreadline8t64"}}
 # The build arguments of each stack, and where `make env` and `make env STACK=...` put its Python.
 STACKS = {
     "2.15": ({"PYTHON": "3.10", "DEBIAN": "bookworm"}, "requirements.lock"),
@@ -240,7 +242,8 @@ def bare_roots(tmp_path):
     def make(image: str) -> Path:
         match = re.fullmatch(r"python:3\.\d+(-slim)?-(\w+)", image)
         assert match, image
-        packages = SLIM if match[1] else [*SLIM, COMPILER]
+        packages = [RENAMED.get(match[2], {}).get(name, name) for name in SLIM]
+        packages += [] if match[1] else [COMPILER]
         root = tmp_path / f"root{len(made)}"
         made.append(root)
         words = ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}"]
