@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -28,6 +29,10 @@ _ODD = Requirement("an odd number of at least 1", lambda v: is_whole(v) and v >=
 
 def _setting(default: Any, requirement: Requirement) -> Any:
     return attrs.field(default=default, validator=requirement)
+
+
+def _are_weights(values: Sequence[Any]) -> bool:
+    return any(values) and all(is_number(value) and value >= 0 for value in values)
 
 
 @attrs.frozen
@@ -194,8 +199,7 @@ class TrainingConfig(AugmentationConfig):
         None,
         Requirement(
             "null, or a number of at least 0 for each class with one above 0",
-            lambda weights: weights is None
-            or (any(weights) and all(is_number(w) and w >= 0 for w in weights)),
+            lambda weights: weights is None or _are_weights(weights),
         ),
     )
     weight_decay: float = _setting(0.0, number(0))

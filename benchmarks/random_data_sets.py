@@ -125,8 +125,13 @@ LAYOUTS = {
         }
     ),
     "totalsegmentator": Layout(
-        lambda i: {"image": f"s{i:04d}/ct.nii.gz"}
-        | {f"organ {k}": f"s{i:04d}/segmentations/{k}.nii.gz" for k in ("liver", "tumour", "aorta")}
+        lambda i: {
+            "image": f"s{i:04d}/ct.nii.gz",
+            **{
+                f"organ {k}": f"s{i:04d}/segmentations/{k}.nii.gz"
+                for k in ("liver", "tumour", "aorta")
+            },
+        }
     ),
     "pairs": Layout(lambda i: {"image": f"p{i}_ct.nii.gz", "label": f"p{i}_seg.nii.gz"}),
     "folders": Layout(lambda i: {"image": f"case{i}/a.nii.gz", "label": f"case{i}/a_mask.nii.gz"}),

@@ -13,18 +13,32 @@ from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+# A variable for TensorFlow, which processes inherit.
+_QUIET = ("TF_CPP_MIN_LOG_LEVEL", "3")
+
 
 def quiet_frameworks(debug: bool = False) -> None:
     """Silences the frameworks' start-up logs and warnings; call before importing TensorFlow."""
     if debug:
         return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault(*_QUIET)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Beam raises the errors that it logs.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="tensorflow_addons")
     for category in (FutureWarning, DeprecationWarning, UserWarning):
         warnings.filterwarnings("ignore", category=category)
+    _silence_import()
+
+
+def quiet_worker() -> None:
+    """Silences the import of TensorFlow in a process that a quiet one has started."""
+    name, value = _QUIET
+    if os.environ.get(name) == value:
+        _silence_import()
+
+
+def _silence_import() -> None:
     # There is no stderr in a process that was started without one.
     installed = any(isinstance(finder, _SilentImport) for finder in sys.meta_path)
     if sys.stderr is not None and "tensorflow" not in sys.modules and not installed:

@@ -14,6 +14,7 @@ from typing import BinaryIO, cast
 import nibabel as nib
 import numpy as np
 from isal import igzip, isal_zlib
+from nibabel import imageglobals
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
@@ -116,17 +117,17 @@ def _header(path: Path, stream: BinaryIO) -> nib.Nifti1Header:
     if kind is None or first[344:347] == b"ni1":
         found = f"{len(first)} bytes of something else"
         raise InputError(path, "a NIfTI header (.nii or .nii.gz)", found)
-    level = nib.imageglobals.logger.level
+    level = imageglobals.logger.level
     try:
         # nibabel logs what it can fix by itself.
-        nib.imageglobals.logger.setLevel(logging.CRITICAL)
+        imageglobals.logger.setLevel(logging.CRITICAL)
         header = kind(first[: kind.sizeof_hdr])
         # These may still fail on a header that passes nibabel's own checks.
         offset, _ = header.get_data_offset(), header.get_slope_inter()
     except (HeaderDataError, WrapStructError, ValueError, OverflowError) as error:
         raise InputError(path, "a valid NIfTI header", error) from None
     finally:
-        nib.imageglobals.logger.setLevel(level)
+        imageglobals.logger.setLevel(level)
     if offset < kind.sizeof_hdr:
         raise InputError(path, "voxels after the header", f"an offset of {offset} bytes")
     return header

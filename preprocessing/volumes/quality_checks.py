@@ -127,7 +127,7 @@ def check_labels(
     Returns the number of voxels [slice, class], and all findings.
     """
     counts = geometry.count_labels_by_slice(label_zyx, len(task.class_names))
-    labelled = counts[:, 1:].any(axis=1)
+    labelled = counts[:, 1:].sum(axis=1) > 0
     seen = in_air = at_edge = 0
     for z in np.flatnonzero(labelled):
         flips = geometry.flips_to_memory_order(label_zyx[z])

@@ -34,6 +34,15 @@ def test_only_the_import_is_silent(noisy, debug, printed):
     assert (result.returncode, result.stderr) == (0, printed)
 
 
+@pytest.mark.parametrize(("level", "printed"), [("3", "after\n"), ("0", "notice\nafter\n")])
+def test_workers_are_as_silent_as_their_parent(noisy, level, printed):
+    """A worker process of Beam begins with the package of what it unpickles."""
+    code = 'import preprocessing.records, tensorflow, os; os.write(2, b"after\\n")'
+    before = ("env", f"TF_CPP_MIN_LOG_LEVEL={level}")
+    result = start(noisy, code, before=before, stderr=subprocess.PIPE)
+    assert (result.returncode, result.stderr) == (0, printed)
+
+
 def test_an_error_of_the_import_is_shown(noisy):
     (noisy / "tensorflow" / "__init__.py").write_text("raise ImportError('libcudart')\n")
     result = start(noisy, RUN.format(debug=False), stderr=subprocess.PIPE)

@@ -1,6 +1,7 @@
 """The conversion on Beam's engines: the same bytes from each, and what is refused."""
 
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -103,9 +104,13 @@ class TestSameBytes:
         ],
         ids=lambda options: " ".join(options).replace("--direct_", "") or "default",
     )
-    def test_direct_runner(self, data, expected, tmp_path, options):
+    def test_direct_runner(self, data, expected, tmp_path, capfd, options):
         assert convert(data, tmp_path / "out", "--allow-rejected", *options) == 0
         assert tree(tmp_path / "out") == expected
+        # Nothing of the frameworks, whichever process imports them.
+        lines = re.split(r"[\r\n]+", capfd.readouterr().err)
+        own = ("convert:", "warning:", "rejected volume-7:")
+        assert [line for line in lines if line and not line.startswith(own)] == []
 
     @pytest.mark.parametrize(
         "environment",
