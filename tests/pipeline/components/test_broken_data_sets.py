@@ -21,7 +21,12 @@ from pipeline.components.anomaly_gate import (
     SEPARATE,
     stop_on_anomalies,
 )
-from pipeline.components.schema import SCHEMA_FILE, schema_text
+from pipeline.components.schema import (
+    SCHEMA_FILE,
+    make_schema,
+    schema_text,
+    statistics_options,
+)
 from preprocessing.errors import PipelineError
 from preprocessing.records.schema import scalar_features
 
@@ -338,15 +343,15 @@ def test_sound_records_pass_with_an_inferred_schema(sound, refusal):
 
 def test_the_statistics_are_those_of_beam(sound, tmp_path, task, statistics_of_records):
     """The statistics of these tests come without a Beam job, which StatisticsGen runs."""
-    from tests.pipeline.components.conftest import options_of
-
+    options = statistics_options(task)
+    options.schema = make_schema(task)
     path = str(tmp_path / "train.tfrecord")
     with tf.io.TFRecordWriter(path) as writer:
         for record in sound["train"]:
             writer.write(record)
     by_beam = tfdv.generate_statistics_from_tfrecord(
         path,
-        stats_options=options_of(task, inferred=False),
+        stats_options=options,
         pipeline_options=PipelineOptions(["--direct_running_mode=in_memory"]),
     )
     assert statistics_of_records(sound["train"], task) == by_beam
