@@ -13,7 +13,7 @@ endif
 # Without bytecode beside the packages, each of the many processes would compile TensorFlow and TFX again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help env demo test test-fast test-core test-flink test-kfp lint lock clean
+.PHONY: help env demo test test-fast test-core test-flink test-spark test-prism test-kfp lint lock clean
 
 help:
 	@echo "make env               only the locked environment .venv; GPU=1 with CUDA's libraries, GPU=0 without"
@@ -23,7 +23,8 @@ help:
 	@echo "make demo DATA=DIR     on your own folder: CT volumes and label maps, or for dbt_lesion BCS-DBT's layout"
 	@echo "make test              all tests; make test-fast leaves out the whole runs"
 	@echo "make test-core         the fast tests of all but the pipeline"
-	@echo "make test-flink        the conversion on Flink; downloads nothing, says where to get the job server"
+	@echo "make test-flink        the conversion on Flink, make test-spark on Spark, make test-prism on Prism: Java"
+	@echo "                       programs that Maven fetches, and a Go program that is built, into .engines"
 	@echo "make test-kfp          compiled pipelines in kfp 2 and Argo's linter, which are installed into .kfp"
 	@echo "make lint              format, style and types"
 	@echo "make lock              resolves the locks of both stacks again from setup.py"
@@ -47,19 +48,12 @@ CORE = tests/ahnet_tf tests/preprocessing tests/serving tests/e2e/test_stored_ar
 test-core: env
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PYTHON_BIN) -m pytest -n 2 --dist loadfile -m "not slow" $(CORE)
 
-# Beam's job server for Flink is a Java program that this project neither contains nor downloads.
-FLINK_JOB_SERVER = org.apache.beam:beam-runners-flink-1.19-job-server:2.68.0
-
-test-flink:
-	@test -f "$$AHNET_FLINK_JOB_SERVER_JAR" || { \
-		echo "AHNET_FLINK_JOB_SERVER_JAR must be the path of Beam's job server for Flink, on Maven Central:"; \
-		echo "    $(FLINK_JOB_SERVER)"; \
-		echo "One way to get it, with Maven and a Java of version 11 or 17:"; \
-		echo "    mvn dependency:copy -Dartifact=$(FLINK_JOB_SERVER) -DoutputDirectory=."; \
-		echo "    make test-flink AHNET_FLINK_JOB_SERVER_JAR=\$$PWD/beam-runners-flink-1.19-job-server-2.68.0.jar"; \
-		exit 2; } >&2
-	@$(MAKE) --no-print-directory env
-	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PYTHON_BIN) -m pytest tests/preprocessing/records/test_flink.py
+# Job servers from Maven Central, Prism built from its Go module; each once, into .engines.
+test-flink test-spark test-prism: env
+	@tests/preprocessing/records/engines.sh .engines \
+		"$$($(PYTHON_BIN) -c 'from importlib.metadata import version; print(version("apache-beam"))')" $(@:test-%=%)
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" AHNET_ENGINES=.engines \
+		$(PYTHON_BIN) -m pytest tests/preprocessing/records/test_job_servers.py -k $(@:test-%=%)
 
 # Argo is compiled, minutes on two cores; kfp alone takes seconds.
 ENGINES = kfp argo

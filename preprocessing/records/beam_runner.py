@@ -8,6 +8,7 @@ import difflib
 import io
 import logging
 import os
+import platform
 import re
 import shlex
 import sys
@@ -40,6 +41,14 @@ _PROGRAMS = {
     "PrismRunner": "prism_location",
 }
 _PORTABLE = (*_PROGRAMS, "PortableRunner")
+# What engines say of trouble around the workers, which names no cause, and what it means.
+_MEANINGS = {
+    "client cancelled|SDK worker disconnected": "a worker that was lost",
+    "TimeoutException: Waited ": "no answer from the workers; their log says why, for example because "
+    f"they are not of Beam {beam.__version__} and Python {'.'.join(platform.python_version_tuple()[:2])}",
+    "Connection refused|UnknownHost|Could not connect|UnresolvedAddress": "an engine or worker pool "
+    "out of reach",
+}
 
 
 def beam_runner(
@@ -78,6 +87,8 @@ def beam_runner(
         expected = f"--{program} FILE or --job_endpoint HOST:PORT"
         remedy = "Beam would download the program; see docs/engines.md for where to get it."
         raise SettingsError(f"--runner {short}", expected, "neither", remedy)
+    if program and (path := given[program]) and "://" not in path and not os.path.isfile(path):
+        raise SettingsError(f"--{program}", "a file", f"none at {path}")
     try:
         return create_runner(name), options
     except (ValueError, ImportError) as error:
@@ -120,6 +131,8 @@ def run_pipeline(
     """
     # Otherwise the tracebacks are hidden that Beam prints in addition to raising the error.
     debug = logging.getLogger("apache_beam").isEnabledFor(logging.ERROR)
+    if not debug:
+        logging.getLogger("grpc").setLevel(logging.CRITICAL)
     try:
         with (
             _progress_bar(folder, len(jobs), progress),
@@ -178,8 +191,23 @@ def _progress_bar(folder: str, total: int, visible: bool) -> Iterator[None]:
 
 
 def _cause(error: Exception) -> str:
-    """Returns a worker's error, which Beam passes on as the text of a traceback."""
+    """Returns what went wrong from an error of Beam in one line.
+
+    It holds a worker's error as the text of a traceback, or an engine's with a stack of Java.
+    """
+    if isinstance(error, grpc.RpcError):
+        code, details = error.code(), error.details() or "no details"
+        if code == grpc.StatusCode.UNAVAILABLE:
+            return f"a job server that went away ({details})"
+        where = "its log says why, for example that it can't write its --artifacts_dir"
+        return f"an error of the job server ({code.name}, {details}); {where}"
     lines = [line.strip() for line in str(error).splitlines()]
     raised = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b", line)]
     cause = raised[-1] if raised else " ".join(lines)
-    return re.sub(r"^(RuntimeError: )*|\s*\[while running .*$", "", cause)
+    cause = re.sub(r"^(RuntimeError: )*|\s*\[while running .*$", "", cause)
+    cause = re.sub(r"^Pipeline \S+ failed in state \w+: ", "", cause)
+    cause = re.split(r"\s+at (?:java\.|org\.|scala\.)", cause)[0]
+    for words, meaning in _MEANINGS.items():
+        if re.search(words, str(error)) and (not raised or re.match(r"(java|org)\.", cause)):
+            return f"{meaning} ({cause[:200]})"
+    return cause
