@@ -165,8 +165,10 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.dicom_seg and not is_dicom_image(case.path):
             raise SettingsError("--dicom-seg", "DICOM images to refer to", f"case {case.case_id}")
     locations = [arguments.target] if arguments.target else arguments.model
-    options = {"backend": arguments.backend, "precision": arguments.precision}
-    predictors = [open_predictor(each, **options) for each in locations]
+    predictors = [
+        open_predictor(each, backend=arguments.backend, precision=arguments.precision)
+        for each in locations
+    ]
     predictor = mean_predictor(predictors, locations)
     task = predictor.settings.task
     if settings.lesions_in_organ:

@@ -85,8 +85,9 @@ def start_server(
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
         server = _grpc_server(pool, limits)
         address = f"{shown_host}:{_bind(server, shown_host, port, credentials)}"
-        options = {"poll_s": poll_s, "report": report, "backend": backend}
-        versions = ModelVersions(model_name, Path(model_base_path), **options)
+        versions = ModelVersions(
+            model_name, Path(model_base_path), poll_s=poll_s, report=report, backend=backend
+        )
         stack.callback(versions.stop)
         metrics = Metrics()
         batcher = Batcher(batches, metrics.batches.observe)
