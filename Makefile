@@ -69,15 +69,18 @@ lint: env
 OLD_NEWEST = 2025-10-01
 NEWEST = 2026-11-20
 LOCK = .uv/bin/uv pip compile -q setup.py --generate-hashes --no-header --upgrade
+OLD = $(LOCK) --python-version 3.10 --exclude-newer $(OLD_NEWEST)
+CURRENT = $(LOCK) --python-version 3.11 --exclude-newer $(NEWEST) --universal --override .uv/overrides.txt
 locked = $$(sed -n 's/^\([a-zA-Z0-9._-]*\)\(\[.*\]\)\{0,1\}==.*/--no-emit-package \1/p' $(1))
 
+# TFDV 1.21 asks for the last pyfarmhash without wheels; newer ones have the same functions, and wheels.
 lock: env
-	@$(LOCK) --extra test --python-version 3.10 --exclude-newer $(OLD_NEWEST) -o requirements.lock
-	@$(LOCK) --extra gpu --python-version 3.10 --exclude-newer $(OLD_NEWEST) --no-annotate \
-		-c requirements.lock $(call locked,requirements.lock) -o requirements-gpu.lock
-	@$(LOCK) --extra test --python-version 3.11 --exclude-newer $(NEWEST) --universal -o requirements-current.lock
-	@$(LOCK) --extra gpu --python-version 3.11 --exclude-newer $(NEWEST) --universal --no-annotate \
-		-c requirements-current.lock $(call locked,requirements-current.lock) -o requirements-current-gpu.lock
+	@echo 'pyfarmhash>=0.5' >.uv/overrides.txt
+	@$(OLD) --extra test -o requirements.lock
+	@$(OLD) --extra gpu --no-annotate -c requirements.lock $(call locked,requirements.lock) -o requirements-gpu.lock
+	@$(CURRENT) --extra test -o requirements-current.lock
+	@$(CURRENT) --extra gpu --no-annotate -c requirements-current.lock \
+		$(call locked,requirements-current.lock) -o requirements-current-gpu.lock
 
 clean:
 	@rm -rf .venv .venv-current .venv-2.15 .uv .environment.lock demo
