@@ -28,7 +28,7 @@ class Engine:
         self.process: subprocess.Popen | None = None
         self.port = free_port()
 
-    def command(self, *, retries: bool) -> list[str]:
+    def _command(self, *, retries: bool) -> list[str]:
         port, java = str(self.port), ["java", HEAP, "-jar", str(self.program)]
         artifacts = ["--artifacts-dir", str(self.folder / "artifacts")]
         if self.name == "prism":
@@ -48,7 +48,7 @@ class Engine:
 
     def start(self, *, retries: bool = False) -> None:
         with open(self.folder / "log", "a") as log:
-            command = self.command(retries=retries)
+            command = self._command(retries=retries)
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         wait_for_port(self.port, self.process, self.folder / "log")
 
@@ -58,10 +58,10 @@ class Engine:
             self.process.wait()
             self.process = None
 
-    def options(self, *environment: str) -> list[str]:
+    def options(self, *environment: str, parallelism: int = 2) -> list[str]:
         endpoint = ["--runner", "PortableRunner", "--job_endpoint", f"localhost:{self.port}"]
         # Prism has no such option; its workers convert as many cases at the same time as come.
-        parallel = [] if self.name == "prism" else ["--parallelism", "2"]
+        parallel = [] if self.name == "prism" else ["--parallelism", str(parallelism)]
         return [*endpoint, *parallel, "--environment_type", *environment]
 
 

@@ -129,15 +129,11 @@ def run_pipeline(
 
     Raises PipelineError if a worker fails, for example because the disk is full.
     """
-    # Otherwise the tracebacks are hidden that Beam prints in addition to raising the error.
-    debug = logging.getLogger("apache_beam").isEnabledFor(logging.ERROR)
-    if not debug:
-        logging.getLogger("grpc").setLevel(logging.CRITICAL)
     try:
         with (
             _progress_bar(folder, len(jobs), progress),
             _quiet_in_notebooks(),
-            contextlib.nullcontext() if debug else contextlib.redirect_stderr(io.StringIO()),
+            _quiet_while_it_fails(),
             beam.Pipeline(runner=runner[0], options=runner[1]) as pipeline,
         ):
             _ = (
@@ -155,6 +151,29 @@ def run_pipeline(
     counter = MetricsFilter().with_namespace(TAKEN_OVER[0]).with_name(TAKEN_OVER[1])
     counters = pipeline.result.metrics().query(counter)["counters"]
     return sum(each.result or 0 for each in counters)
+
+
+@contextlib.contextmanager
+def _quiet_while_it_fails() -> Iterator[None]:
+    """Hides tracebacks that Beam, gRPC and engines print in addition to raising the error."""
+    if logging.getLogger("apache_beam").isEnabledFor(logging.ERROR):
+        # As someone who is looking for an error has set it.
+        yield
+        return
+
+    def no_message_of_an_engine(record: logging.LogRecord) -> bool:
+        return record.module != "portable_runner"
+
+    root, channel = logging.getLogger(), logging.getLogger("grpc")
+    level = channel.level
+    root.addFilter(no_message_of_an_engine)
+    channel.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        root.removeFilter(no_message_of_an_engine)
+        channel.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from preprocessing.convert import main
 from preprocessing.errors import SettingsError
 from preprocessing.phantom.ct import PhantomSettings
 from preprocessing.phantom.dataset import write_cases
-from preprocessing.records.beam_runner import MOST_THREADS, _check_processes, beam_runner
+from preprocessing.records.beam_runner import MOST_THREADS, _cause, _check_processes, beam_runner
 from preprocessing.records.case_conversion import ConversionSettings, ConvertCase
 from preprocessing.tasks import PRESETS
 
@@ -167,6 +167,43 @@ def test_the_transform_can_be_sent_to_workers():
     assert isinstance(sent, beam.DoFn)
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (
+            "Pipeline job-1 failed in state FAILED: org.apache.beam.grpc.StatusRuntimeException: "
+            "CANCELLED: client cancelled",
+            "a worker that was lost (org.apache",
+        ),
+        (
+            "Pipeline job-1 failed in state FAILED: org.apache.spark.SparkException: Lost task 0.0: "
+            "StatusRuntimeException: CANCELLED: client cancelled\n\tat java.base/java.util.concurrent\n"
+            "Caused by: org.apache.beam.grpc.StatusRuntimeException: CANCELLED: client cancelled",
+            "a worker that was lost (org.apache.spark",
+        ),
+        (
+            "Pipeline job-1 failed in state FAILED: bundle failed:SDK worker disconnected: worker[job]",
+            "a worker that was lost (bundle",
+        ),
+        (
+            "Pipeline job-1 failed in state FAILED: java.util.concurrent.TimeoutException: Waited 3 minutes",
+            f"no answer from the workers; their log says why, for example because they are not of Beam "
+            f"{beam.__version__} and Python {sys.version_info[0]}.{sys.version_info[1]} (java",
+        ),
+        (
+            "Pipeline job-1 failed in state FAILED: java.lang.RuntimeException: Error received from SDK: "
+            "Traceback (most recent call last):\nOSError: [Errno 28] No space left [while running "
+            "'Convert']\n\tat org.apache.beam.runners",
+            "OSError: [Errno 28] No space left",
+        ),
+    ],
+)
+def test_what_engines_report_is_one_line(text, found):
+    cause = _cause(RuntimeError(text))
+    assert cause.startswith(found)
+    assert len(cause.splitlines()) == 1
+
+
 class TestChoice:
     @pytest.mark.parametrize(
         ("cores", "mode", "workers"),
@@ -204,10 +241,15 @@ class TestChoice:
             ("PrismRunner", "--prism_location"),
         ],
     )
-    def test_no_program_is_downloaded(self, name, option):
+    def test_no_program_is_downloaded(self, tmp_path, name, option):
         with pytest.raises(SettingsError, match=f"expected {option} FILE or --job_endpoint"):
             beam_runner(["--runner", name], [])
-        runner, _ = beam_runner(["--runner", name, option, "there"], [])
+        with pytest.raises(
+            SettingsError, match=f"{option}: expected a file, found none at nowhere"
+        ):
+            beam_runner(["--runner", name, option, "nowhere"], [])
+        (tmp_path / "there").touch()
+        runner, _ = beam_runner(["--runner", name, option, str(tmp_path / "there")], [])
         assert type(runner).__name__ == name
         runner, _ = beam_runner(["--runner", name, "--job_endpoint", "localhost:1"], [])
         assert type(runner).__name__ == name
