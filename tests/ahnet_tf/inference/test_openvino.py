@@ -87,8 +87,9 @@ def test_bfloat16_gives_nearly_the_same_probabilities(export, windows):
     found = open_predictor(export, backend="openvino", precision="bfloat16")
     assert found.settings.precision == "bfloat16"
     exact = open_predictor(export).predict(windows)
-    difference = np.abs(found.predict(windows) - exact).max()
-    assert 1e-6 < difference < 0.1
+    difference = np.abs(found.predict(windows) - exact)
+    # An untrained network has borders between classes in noise, where single voxels may turn.
+    assert 1e-6 < difference.mean() < 0.01
 
 
 def test_windows_of_one_size_compile_once(export, windows, monkeypatch):
@@ -266,3 +267,47 @@ def test_impossible_combinations(export, tmp_path):
     (damaged / "assets.extra" / "ahnet.json").write_text(json.dumps(changed))
     with pytest.raises(ModelError, match="an export in float32, which OpenVINO can read"):
         open_predictor(damaged, backend="openvino")
+
+
+@pytest.mark.slow
+def test_labels_of_a_real_ct(real_data, tmp_path):
+    """A network that has learned this CT's liver labels it as with TensorFlow, in both precisions."""
+    import keras
+
+    path = real_data / "totalsegmentator_example" / "ct_3mm.nii.gz"
+    image = np.asarray(nib.load(path).dataobj).T
+    liver = np.asarray(nib.load(path.with_name("liver_auto.nii.gz")).dataobj).T > 0
+    task = attrs.evolve(
+        PRESETS["ct_liver"],
+        class_names=("background", "liver"),
+        patch_shape_zyx=(16, 64, 64),
+        resampling="keep",
+    )
+    network = ahnet_tf.build("ahnet", task=task, width=0.25, blocks=(1, 1, 1, 1), dense_layers=1)
+    random = np.random.default_rng(0)
+    sizes = np.array(task.patch_shape_zyx)
+    # Half of the patches around a voxel of the liver.
+    inside = np.argwhere(liver)
+    centres = np.concatenate([random.choice(inside, 80), random.integers(0, image.shape, (80, 3))])
+    random.shuffle(centres)
+    places = [
+        tuple(slice(a, a + n) for a, n in zip(corner, sizes, strict=True))
+        for corner in np.clip(centres - sizes // 2, 0, np.array(image.shape) - sizes)
+    ]
+    patches = np.stack([image[place] for place in places]).astype(np.float32)[..., None]
+    targets = np.stack([liver[place] for place in places]).astype(np.uint8)
+    network.compile(keras.optimizers.Adam(3e-3), ahnet_tf.loss(task, "cross_entropy"))
+    network.fit(patches, targets, batch_size=2, epochs=2, verbose=0)
+    ahnet_tf.save(network, tmp_path, task)
+    labels = {
+        kind: ahnet_tf.load(tmp_path, backend=kind[0], precision=kind[1]).segment(path).labels
+        for kind in (("tensorflow", None), ("openvino", "float32"), ("openvino", "bfloat16"))
+        if HAS_BFLOAT16 or kind[1] != "bfloat16"
+    }
+    expected = labels["tensorflow", None]
+    found = expected.T == 1
+    assert 2 * (found & liver).sum() / (found.sum() + liver.sum()) > 0.5
+    for kind, given in labels.items():
+        different = np.mean(given != expected)
+        print(kind, different)
+        assert different < 1e-3, kind
