@@ -35,6 +35,7 @@ def cache(tmp_path_factory):
     """The cache of these tests, instead of the user's."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
+        patch.delenv("AHNET_CACHE")
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder / "ahnet"
 
