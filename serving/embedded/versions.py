@@ -34,16 +34,9 @@ class ModelVersions:
     """
 
     def __init__(
-        self,
-        name: str,
-        base_path: Path,
-        *,
-        poll_s: float,
-        report: Callable[[str], object],
-        backend: str = "tensorflow",
+        self, name: str, base_path: Path, *, poll_s: float, report: Callable[[str], object]
     ):
         self.name = name
-        self._backend = backend
         self._base_path = base_path
         self._poll_s = poll_s
         self._report = report
@@ -161,7 +154,7 @@ class ModelVersions:
         self._set_status(version, State.LOADING)
         stamp = _file_stamp(folder)
         try:
-            return load_model(folder, version, self._backend)
+            return load_model(folder, version)
         except AHNetError as error:
             self._failed[version] = stamp
             self._set_status(version, State.END, str(error))
