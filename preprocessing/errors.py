@@ -104,13 +104,16 @@ def named_extra(kind: type[AHNetError]) -> Iterator[None]:
         if package not in EXTRAS:
             raise
         extra = EXTRAS[package]
-        remedy = f"In a checkout, pip install '.[{extra}]' adds it."
-        if extra == "pipeline" and sys.version_info >= (3, 11):
-            name, found = platform.libc_ver()
-            if name == "glibc" and tuple(map(int, found.split("."))) < TFX_GLIBC:
-                needed = ".".join(map(str, TFX_GLIBC))
-                remedy = (
-                    f"TFX 1.21 needs glibc {needed}, and this system has {found}: in a checkout, "
-                    "'make env STACK=2.15' makes an environment with TFX 1.15."
-                )
-        raise kind(extra, f"the package {package}", "none", remedy) from error
+        raise kind(extra, f"the package {package}", "none", _how_to_add(extra)) from error
+
+
+def _how_to_add(extra: str) -> str:
+    name, version = platform.libc_ver()
+    is_old = name == "glibc" and tuple(map(int, version.split("."))) < TFX_GLIBC
+    if extra == "pipeline" and sys.version_info >= (3, 11) and is_old:
+        needed = ".".join(map(str, TFX_GLIBC))
+        return (
+            f"TFX 1.21 needs glibc {needed}, and this system has {version}: in a checkout, "
+            "'make env STACK=2.15' makes an environment with TFX 1.15."
+        )
+    return f"In a checkout, pip install '.[{extra}]' adds it."

@@ -144,6 +144,13 @@ def run(*words: str) -> tuple[int, str]:
         return finish(process)
 
 
+def run_and_kill_a_worker(words: list[str], output: Path, pool: Pool) -> tuple[int, str]:
+    with started(*words) as process:
+        wait_for_cases(process, output, 2)
+        os.kill(pool.workers()[0], signal.SIGKILL)
+        return finish(process)
+
+
 def wait_for_cases(process: subprocess.Popen, output: Path, count: int) -> None:
     outcomes = output.parent / f".{output.name}.partial" / "outcomes"
     while process.poll() is None and len(list(outcomes.glob("*.json"))) < count:
@@ -192,10 +199,7 @@ def test_the_same_bytes_from_one_command(engine, data, expected, tmp_path):
 def test_a_killed_worker_is_one_line_and_resume_completes(engine, pool, data, expected, tmp_path):
     output = tmp_path / "out"
     words = [*arguments(data, output, "ct"), *MANY, *engine.options(*pool.environment)]
-    with started(*words) as process:
-        wait_for_cases(process, output, 2)
-        os.kill(pool.workers()[0], signal.SIGKILL)
-        code, error = finish(process)
+    code, error = run_and_kill_a_worker(words, output, pool)
     assert code == 1
     assert "found a worker that was lost" in error_line(error)
     assert not output.exists()
@@ -228,10 +232,7 @@ def test_engines_that_retry_go_on_after_a_killed_worker(engine, pool, data, expe
     engine.start(retries=True)
     output = tmp_path / "out"
     words = [*arguments(data, output, "ct"), *MANY, *engine.options(*pool.environment)]
-    with started(*words) as process:
-        wait_for_cases(process, output, 2)
-        os.kill(pool.workers()[0], signal.SIGKILL)
-        code, error = finish(process)
+    code, error = run_and_kill_a_worker(words, output, pool)
     engine.stop()
     engine.start()
     assert code == 0, error
