@@ -64,7 +64,7 @@ test-flink test-spark test-prism: env
 ENGINES = kfp argo
 
 test-kfp: env
-	@tests/pipeline/kubeflow/engines.sh .kfp $(ENGINES)
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" tests/pipeline/kubeflow/engines.sh .kfp $(ENGINES)
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" AHNET_KFP_ENGINES=.kfp $(PYTHON_BIN) -m pytest tests/pipeline/kubeflow/test_engines.py
 
 lint: env
@@ -86,6 +86,8 @@ lock: env
 	@$(CURRENT) --extra test -o requirements-current.lock
 	@$(CURRENT) --extra gpu --no-annotate -c requirements-current.lock \
 		$(call locked,requirements-current.lock) -o requirements-current-gpu.lock
+	@# Lists of what was left out.
+	@sed -i '/^#/d' requirements-gpu.lock requirements-current-gpu.lock
 
 clean:
 	@rm -rf .venv .venv-current .venv-2.15 .uv .environment.lock demo

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Installs engines that `make test-kfp` runs into a folder, each once: engines.sh FOLDER NAME...
+# with the environment's `python` on the PATH.
 # kfp, of Kubeflow Pipelines 2, gets an environment of its own, as it can't be installed beside TFX 1.15;
 # argo, its command line, is built from its Go module. Where one can't be had, its test skips; the reason
 # is in the folder's NAME.log.
@@ -14,7 +15,7 @@ mkdir -p "$folder/bin"
 
 install_kfp() {
     # Not the packages' date of this project, in pyproject.toml.
-    .uv/bin/uv --no-config venv -q --clear --python .venv/bin/python "$folder/kfp" &&
+    .uv/bin/uv --no-config venv -q --clear --python "$(command -v python)" "$folder/kfp" &&
         # shellcheck disable=SC2086
         .uv/bin/uv --no-config pip install -q --python "$folder/kfp" --exclude-newer "$newest" $kfp
 }
