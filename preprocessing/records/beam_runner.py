@@ -165,15 +165,29 @@ def _quiet_while_it_fails() -> Iterator[None]:
         return record.module != "portable_runner"
 
     root, channel = logging.getLogger(), logging.getLogger("grpc")
-    level = channel.level
+    level, before = channel.level, set(threading.enumerate())
     root.addFilter(no_message_of_an_engine)
     channel.setLevel(logging.CRITICAL)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
+    except Exception:
+        _silence(set(threading.enumerate()) - before)
+        raise
     finally:
         root.removeFilter(no_message_of_an_engine)
         channel.setLevel(level)
+
+
+def _silence(threads: set[threading.Thread]) -> None:
+    """Hides the tracebacks of a failed job's threads, which may end after it, of the same cause."""
+    show = threading.excepthook
+
+    def show_others(arguments: threading.ExceptHookArgs) -> None:
+        if arguments.thread not in threads:
+            show(arguments)
+
+    threading.excepthook = show_others
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,7 +18,13 @@ from preprocessing.convert import main
 from preprocessing.errors import SettingsError
 from preprocessing.phantom.ct import PhantomSettings
 from preprocessing.phantom.dataset import write_cases
-from preprocessing.records.beam_runner import MOST_THREADS, _cause, _check_processes, beam_runner
+from preprocessing.records.beam_runner import (
+    MOST_THREADS,
+    _cause,
+    _check_processes,
+    _quiet_while_it_fails,
+    beam_runner,
+)
 from preprocessing.records.case_conversion import ConversionSettings, ConvertCase
 from preprocessing.tasks import PRESETS
 
@@ -158,6 +165,25 @@ def test_a_job_server_out_of_reach_is_one_line(data, tmp_path, capsys, options, 
     assert line.startswith("error: ")
     assert words in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_threads_of_a_failed_job_end_without_a_traceback(monkeypatch):
+    shown, end = [], threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: shown.append(arguments.thread))
+
+    def fail_later():
+        end.wait()
+        raise RuntimeError("as a reader of a job server that is gone")
+
+    other, own = (threading.Thread(target=fail_later) for _ in range(2))
+    other.start()
+    with pytest.raises(ValueError, match="the job"), _quiet_while_it_fails():
+        own.start()
+        raise ValueError("the job")
+    end.set()
+    own.join()
+    other.join()
+    assert shown == [other]
 
 
 def test_the_transform_can_be_sent_to_workers():
