@@ -1,5 +1,6 @@
 """The conversion on Beam's engines: the same bytes from each, and what is refused."""
 
+import contextlib
 import pickle
 import re
 import subprocess
@@ -177,9 +178,9 @@ def test_only_the_threads_of_a_failed_job_end_without_a_traceback(monkeypatch):
 
     other, own = (threading.Thread(target=fail_later) for _ in range(2))
     other.start()
-    with pytest.raises(ValueError, match="the job"), _quiet_while_it_fails():
+    with contextlib.suppress(ValueError), _quiet_while_it_fails():
         own.start()
-        raise ValueError("the job")
+        raise ValueError
     end.set()
     own.join()
     other.join()
