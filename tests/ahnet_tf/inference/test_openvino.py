@@ -1,0 +1,268 @@
+"""OpenVINO as a back end: TensorFlow's answers, without TensorFlow, from a cache, and with nothing sent."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import attrs
+import nibabel as nib
+import numpy as np
+import pytest
+
+import ahnet_tf
+from ahnet_tf import predict as command
+from ahnet_tf.config import ModelConfig
+from ahnet_tf.inference import openvino_runtime, predictor
+from ahnet_tf.inference.predictor import open_predictor
+from ahnet_tf.networks.factory import build_network, named_weights
+from preprocessing.errors import ModelError, SettingsError
+from preprocessing.tasks import PRESETS
+
+if importlib.util.find_spec("openvino") is None:
+    pytest.skip("OpenVINO is not installed", allow_module_level=True)
+openvino = openvino_runtime.import_openvino()
+HAS_BFLOAT16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+ROOT = Path(__file__).resolve().parents[3]
+SMALL = ModelConfig(width=0.25, blocks=(1, 1, 1, 1), growth=8, dense_layers=1)
+TASK = attrs.evolve(PRESETS["ct_liver"], patch_shape_zyx=(8, 64, 64))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    """The cache of these tests, instead of the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder / "ahnet"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A small AH-Net whose classes all occur."""
+    network = build_network(SMALL, seed=3)
+    random = np.random.default_rng(0)
+    for name, weight in named_weights(network).items():
+        if name.endswith(("gamma", "variance")):
+            weight.assign(random.uniform(0.7, 1.3, weight.shape))
+    folder = tmp_path_factory.mktemp("checkpoint")
+    ahnet_tf.save(network, folder, TASK)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory, checkpoint):
+    from ahnet_tf.inference.predictor import load_checkpoint
+    from serving.export.exporter import export_model
+
+    output = tmp_path_factory.mktemp("export") / "1"
+    return export_model(*load_checkpoint(checkpoint), output)
+
+
+@pytest.fixture(scope="module")
+def windows():
+    """HU of a smooth body in noise, int16, two windows."""
+    grid = np.linspace(-3, 3, 64)
+    body = 200 * np.cos(grid[:, None]) * np.cos(grid) + np.linspace(-50, 50, 8)[:, None, None]
+    noise = np.random.default_rng(1).normal(0, 30, (2, 8, 64, 64))
+    return (body + noise)[..., None].astype(np.int16)
+
+
+@pytest.mark.parametrize("kind", ["export", "checkpoint"])
+def test_float32_answers_are_those_of_tensorflow(request, kind, windows):
+    folder = request.getfixturevalue(kind)
+    here, there = (open_predictor(folder, backend=name) for name in ("openvino", "tensorflow"))
+    assert (here.backend, there.backend) == ("openvino", "tensorflow")
+    assert here.settings == there.settings
+    for some in (windows, windows[:1], windows[:, :5, :33, :47].astype(np.float64)):
+        found = here.predict(some)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, there.predict(some), atol=1e-4)
+
+
+@pytest.mark.skipif(not HAS_BFLOAT16, reason="the processor lacks bfloat16")
+def test_bfloat16_gives_nearly_the_same_probabilities(export, windows):
+    found = open_predictor(export, backend="openvino", precision="bfloat16")
+    assert found.settings.precision == "bfloat16"
+    exact = open_predictor(export).predict(windows)
+    difference = np.abs(found.predict(windows) - exact).max()
+    assert 1e-6 < difference < 0.1
+
+
+def test_windows_of_one_size_compile_once(export, windows, monkeypatch):
+    network = open_predictor(export, backend="openvino")
+    sizes = []
+    compile_model = openvino.Core.compile_model
+
+    def counted(self, model, *rest):
+        sizes.append(tuple(model.inputs[0].shape))
+        return compile_model(self, model, *rest)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", counted)
+    for batch in (windows, windows[:1], windows, windows[:, :4]):
+        network.predict(batch)
+    assert sizes == [(1, 8, 64, 64, 1), (1, 4, 64, 64, 1)]
+
+
+def run(code, *words, **environment):
+    """Runs Python in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env=os.environ | environment,
+    )
+
+
+# Predicts by the command, and then says whether TensorFlow, or anything that sends, was there.
+PROBE = """
+import socket, sys
+def refuse(*_):
+    raise AssertionError("a socket was opened")
+sys.addaudithook(lambda event, _: refuse() if event.startswith("socket.") else None)
+from ahnet_tf.predict import main
+code = main(sys.argv[1:])
+sent = [name for name in sys.modules if name.startswith("openvino_telemetry.")]
+print("loaded:", "tensorflow" in sys.modules, "openvino" in sys.modules, sent)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("kind", ["export", "checkpoint"])
+def test_command_without_tensorflow_sends_nothing(request, kind, windows, tmp_path):
+    """From an export at once, from a checkpoint once it is in the cache; with the same labels."""
+    folder = request.getfixturevalue(kind)
+    if kind == "checkpoint":
+        open_predictor(folder, backend="openvino")
+    voxels = windows[0, ..., 0].T
+    nib.save(nib.Nifti1Image(voxels, np.diag([1.0, 1.0, 3.0, 1.0])), tmp_path / "case.nii.gz")
+    words = ("--model", folder, tmp_path / "case.nii.gz", "--allow", "unfit_image")
+    home = tmp_path / "home"
+    found = run(PROBE, *words, tmp_path / "out", "--backend", "openvino", HOME=str(home))
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines()[-1] == "loaded: False True []"
+    assert not (home / "intel").exists()
+    assert command.main([*map(str, words), str(tmp_path / "tf"), "--backend", "tensorflow"]) == 0
+    labels = [np.asarray(nib.load(tmp_path / out / "case.nii.gz").dataobj) for out in ("out", "tf")]
+    assert np.mean(labels[0] != labels[1]) < 1e-3
+    records = [
+        json.loads((tmp_path / out / "prediction.json").read_text()) for out in ("out", "tf")
+    ]
+    assert [record.get("backend") for record in records] == ["openvino", None]
+
+
+def test_interface_without_tensorflow(export, windows):
+    code = (
+        "import sys, numpy as np, ahnet_tf\n"
+        "segmenter = ahnet_tf.load(sys.argv[1], backend='openvino')\n"
+        "volume = np.random.default_rng(0).normal(0, 200, (64, 64, 8))\n"
+        "result = segmenter.segment(volume, spacing_mm=(1, 1, 3), allow=['unfit_image'])\n"
+        "print(result.labels.shape, 'tensorflow' in sys.modules)\n"
+    )
+    found = run(code, export)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip() == "(64, 64, 8) False"
+
+
+def test_network_comes_from_the_cache(export, windows, cache, monkeypatch):
+    expected = open_predictor(export, backend="openvino").predict(windows)
+    assert list(cache.glob("*/network.xml"))
+    assert list((cache / "compiled").iterdir())
+
+    def convert(*_):
+        raise AssertionError("converted again")
+
+    monkeypatch.setattr(openvino_runtime.CompiledNetwork, "_convert", convert)
+    found = open_predictor(export, backend="openvino").predict(windows)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("place", ["a file", "none"])
+def test_without_a_cache(export, windows, tmp_path, monkeypatch, place):
+    """The cache's folder can't be made, or not be written (root may write everywhere)."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    if place == "none":
+        monkeypatch.setattr(os, "access", lambda *_: False)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert openvino_runtime.cache_folder() is None
+    found = open_predictor(export, backend="openvino").predict(windows[:1])
+    np.testing.assert_allclose(found, open_predictor(export).predict(windows[:1]), atol=1e-4)
+
+
+def test_auto_is_openvino_without_a_gpu(export, monkeypatch):
+    monkeypatch.setattr(predictor, "is_preferred", lambda: True)
+    assert open_predictor(export, backend="auto").backend == "openvino"
+    monkeypatch.setattr(predictor, "is_preferred", lambda: False)
+    assert open_predictor(export, backend="auto").backend == "tensorflow"
+
+
+def test_gpu_is_found_without_tensorflow(monkeypatch, tmp_path):
+    assert openvino_runtime.is_preferred()
+    monkeypatch.setattr(openvino_runtime, "Path", lambda _: tmp_path)
+    (tmp_path / "nvidiactl").write_text("")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert openvino_runtime.is_preferred()
+    (tmp_path / "nvidia0").write_text("")
+    assert not openvino_runtime.is_preferred()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert not openvino_runtime.is_preferred()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert openvino_runtime.is_preferred()
+
+
+def test_auto_falls_back_where_openvino_cannot_read(threshold_model, monkeypatch):
+    def refuse(*_):
+        raise ModelError("here", "a network that OpenVINO can read", "another")
+
+    monkeypatch.setattr(predictor, "_open_with_openvino", refuse)
+    monkeypatch.setattr(predictor, "is_preferred", lambda: True)
+    assert open_predictor(threshold_model, backend="auto").backend == "tensorflow"
+
+
+def test_not_installed_is_one_line(export, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    words = ["--model", str(export), str(tmp_path), str(tmp_path.parent / "out")]
+    nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.eye(4)), tmp_path / "a.nii.gz")
+    assert command.main([*words, "--backend", "openvino"]) == 1
+    line = "error: openvino: expected the package openvino, found none. In a checkout, "
+    assert capsys.readouterr().err == line + "pip install '.[openvino]' adds it.\n"
+
+
+def test_processor_without_bfloat16_is_one_line(export, monkeypatch):
+    def get_property(self, device, name):
+        return ["FP32"]
+
+    monkeypatch.setattr(openvino.Core, "get_property", get_property)
+    with pytest.raises(SettingsError, match="expected float32 on this processor, found bfloat16"):
+        open_predictor(export, backend="openvino", precision="bfloat16")
+    assert open_predictor(export, backend="openvino").backend == "openvino"
+
+
+def test_impossible_combinations(export, tmp_path):
+    with pytest.raises(SettingsError, match="expected one of auto, tensorflow, openvino"):
+        open_predictor(export, backend="onnx")
+    with pytest.raises(SettingsError, match="expected one of float32, bfloat16, found float16"):
+        open_predictor(export, precision="float16")
+    with pytest.raises(SettingsError, match="float32, the network's own, found bfloat16"):
+        open_predictor(export, precision="bfloat16")
+    with pytest.raises(SettingsError, match="backend: expected none for a server"):
+        open_predictor("localhost:1", backend="openvino")
+    with pytest.raises(SettingsError, match="TensorFlow in float32 for a Keras model"):
+        ahnet_tf.load(build_network(SMALL), task=TASK, backend="openvino")
+    damaged = tmp_path / "1"
+    damaged.mkdir()
+    (damaged / "saved_model.pb").write_bytes(b"no graph")
+    (damaged / "assets.extra").mkdir()
+    settings = (export / "assets.extra" / "ahnet.json").read_text()
+    (damaged / "assets.extra" / "ahnet.json").write_text(settings)
+    with pytest.raises(ModelError, match="expected a network that OpenVINO can read"):
+        open_predictor(damaged, backend="openvino")
+    changed = json.loads(settings) | {"precision": "bfloat16"}
+    (damaged / "assets.extra" / "ahnet.json").write_text(json.dumps(changed))
+    with pytest.raises(ModelError, match="an export in float32, which OpenVINO can read"):
+        open_predictor(damaged, backend="openvino")
