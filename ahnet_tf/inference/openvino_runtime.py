@@ -37,11 +37,11 @@ def _has_gpu() -> bool:
 def cache_folder() -> Path | None:
     """Returns the folder of converted and compiled networks; None where nothing can be written.
 
-    That is `ahnet` in XDG_CACHE_HOME, by default ~/.cache.
+    That is AHNET_CACHE, else `ahnet` in XDG_CACHE_HOME, by default ~/.cache.
     """
     try:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(base) / "ahnet"
+        folder = Path(os.environ.get("AHNET_CACHE") or Path(base) / "ahnet")
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):
         return None

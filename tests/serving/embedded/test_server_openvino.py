@@ -19,11 +19,9 @@ if importlib.util.find_spec("openvino") is None:
 
 
 @pytest.fixture(scope="module")
-def fast_server(models, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        with start_server(models, backend="openvino") as running:
-            yield running
+def fast_server(models):
+    with start_server(models, backend="openvino") as running:
+        yield running
 
 
 def answer(address, signature, name, content):
