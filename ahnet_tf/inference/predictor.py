@@ -18,7 +18,7 @@ import attrs
 import numpy as np
 
 from ahnet_tf.config import ModelConfig
-from ahnet_tf.inference.openvino_runtime import CompiledNetwork, is_preferred, networks_digest
+from ahnet_tf.inference.openvino_runtime import OpenVINONetwork, is_preferred, networks_digest
 from preprocessing.errors import ModelError, ServingError, SettingsError, named_extra
 from preprocessing.settings import from_dict, load_settings, to_dict
 from preprocessing.tasks import Task, load_task
@@ -221,20 +221,25 @@ def _checkpoint_settings(folder: Path) -> ExportSettings:
 
 def _open_with_openvino(folder: Path, precision: str | None) -> Predictor:
     """Opens an export or a checkpoint; TensorFlow is imported only if a checkpoint is not yet cached."""
-    digest = content_digest(str(folder))
-    write = lambda _: folder  # noqa: E731
-    if (folder / "model.json").is_file():
-        settings = _checkpoint_settings(folder)
-        digest = hashlib.sha256(f"{digest} {networks_digest()}".encode()).hexdigest()
-        write = functools.partial(_write_graph, folder)
-    else:
-        settings = _export_settings(folder)
-        if settings.precision != "float32":
-            expected = "an export in float32, which OpenVINO can read"
-            remedy = "OpenVINO computes that one in bfloat16, too: --precision bfloat16."
-            raise ModelError(folder, expected, settings.precision, remedy)
+    is_checkpoint = (folder / "model.json").is_file()
+    settings = (_checkpoint_settings if is_checkpoint else _export_settings)(folder)
+    if not is_checkpoint and settings.precision != "float32":
+        expected = "an export in float32, which OpenVINO can read"
+        remedy = "OpenVINO computes that one in bfloat16, too: --precision bfloat16."
+        raise ModelError(folder, expected, settings.precision, remedy)
+    code = networks_digest() if is_checkpoint else ""
+    digest = hashlib.sha256(f"{content_digest(str(folder))} {code}".encode()).hexdigest()
     settings = attrs.evolve(settings, precision=precision or settings.precision)
-    network = CompiledNetwork(folder, digest, settings.precision, write)
+    network = OpenVINONetwork(
+        folder,
+        digest,
+        precision=settings.precision,
+        window_shape=(*settings.window_shape_zyx, settings.model.channels),
+        classes=settings.model.classes,
+        write_saved_model=functools.partial(_write_graph, folder)
+        if is_checkpoint
+        else lambda _: folder,
+    )
 
     def predict(windows: np.ndarray) -> np.ndarray:
         return network(check_channels(windows, settings, folder))

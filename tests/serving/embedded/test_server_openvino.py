@@ -1,7 +1,6 @@
 """The embedded server with OpenVINO: the answers of TensorFlow for every signature."""
 
 import importlib.util
-import sys
 
 import grpc
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
+from ahnet_tf.inference import openvino_runtime
 from ahnet_tf.inference.predictor import open_predictor
 from preprocessing.errors import ModelError
 from serving.embedded.core import start_server
@@ -68,7 +68,7 @@ def test_command(models, windows, linear_probabilities):
 
 
 def test_not_installed(models, monkeypatch):
-    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr(openvino_runtime, "_is_installed", lambda: False)
     with (
         pytest.raises(ModelError, match="expected the package openvino, found none"),
         start_server(models, backend="openvino", report=lambda line: None),
