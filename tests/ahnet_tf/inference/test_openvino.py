@@ -57,8 +57,10 @@ def windows():
 def checkpoint(tmp_path_factory, windows):
     """A small AH-Net whose norms have the statistics of the windows, as a trained one's have."""
     network = build_network(SMALL, seed=3)
-    for _ in range(30):
-        network(windows.astype(np.float32), training=True)
+    for layer in network._flatten_layers():
+        if hasattr(layer, "momentum"):
+            layer.momentum = 0.0
+    network(windows.astype(np.float32), training=True)
     folder = tmp_path_factory.mktemp("checkpoint")
     ahnet_tf.save(network, folder, TASK)
     return folder
@@ -73,23 +75,45 @@ def export(tmp_path_factory, checkpoint):
     return export_model(*load_checkpoint(checkpoint), output)
 
 
+@pytest.fixture(scope="module")
+def exact(export, windows):
+    """TensorFlow's probabilities of the windows."""
+    return open_predictor(export).predict(windows)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory, windows):
+    path = tmp_path_factory.mktemp("case") / "case.nii.gz"
+    nib.save(nib.Nifti1Image(windows[0, ..., 0].T, np.diag([1.0, 1.0, 3.0, 1.0])), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tensorflow_run(tmp_path_factory, export, case):
+    """The command's output with TensorFlow."""
+    output = tmp_path_factory.mktemp("run") / "out"
+    words = [str(word) for word in ("--model", export, case, output)]
+    options = ["--allow", "unfit_image", "--backend", "tensorflow"]
+    assert command.main(words + options) == 0
+    return output
+
+
 @pytest.mark.parametrize("kind", ["export", "checkpoint"])
 def test_float32_answers_are_those_of_tensorflow(request, kind, windows):
     folder = request.getfixturevalue(kind)
     here, there = (open_predictor(folder, backend=name) for name in ("openvino", "tensorflow"))
     assert (here.backend, there.backend) == ("openvino", "tensorflow")
     assert here.settings == there.settings
-    for some in (windows, windows[:1], windows[:, :5, :33, :47].astype(np.float64)):
+    for some in (windows, windows[1:, :5, :33, :47].astype(np.float64)):
         found = here.predict(some)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, there.predict(some), atol=1e-4)
 
 
 @pytest.mark.skipif(not HAS_BFLOAT16, reason="the processor lacks bfloat16")
-def test_bfloat16_gives_nearly_the_same_probabilities(export, windows):
+def test_bfloat16_gives_nearly_the_same_probabilities(export, windows, exact):
     found = open_predictor(export, backend="openvino", precision="bfloat16")
     assert found.settings.precision == "bfloat16"
-    exact = open_predictor(export).predict(windows)
     difference = np.abs(found.predict(windows) - exact)
     assert 1e-6 < difference.mean() < 0.01
 
@@ -192,7 +216,7 @@ def test_its_process_ends_with_a_killed_one(export):
         "os.kill(os.getpid(), 9)\n"
     )
     found = run(code, export)
-    assert found.returncode == -signal.SIGKILL
+    assert (found.returncode, found.stdout.strip().isdigit()) == (-signal.SIGKILL, True)
     process = Path("/proc", found.stdout.strip(), "exe")
     deadline = time.monotonic() + 30
     while process.exists() and time.monotonic() < deadline:
@@ -220,14 +244,12 @@ atexit.register(tell)
 
 
 @pytest.mark.parametrize("kind", ["export", "checkpoint"])
-def test_command_without_tensorflow_sends_nothing(request, kind, windows, tmp_path):
+def test_command_without_tensorflow_sends_nothing(request, kind, case, tensorflow_run, tmp_path):
     """From an export at once, from a checkpoint once it is in the cache; with the same labels."""
     folder = request.getfixturevalue(kind)
     if kind == "checkpoint":
         open_predictor(folder, backend="openvino")
-    voxels = windows[0, ..., 0].T
-    nib.save(nib.Nifti1Image(voxels, np.diag([1.0, 1.0, 3.0, 1.0])), tmp_path / "case.nii.gz")
-    words = ("--model", folder, tmp_path / "case.nii.gz", "--allow", "unfit_image")
+    words = ("--model", folder, case, "--allow", "unfit_image")
     home, probe = tmp_path / "home", tmp_path / "probe"
     probe.mkdir()
     (probe / "sitecustomize.py").write_text(PROBE)
@@ -240,12 +262,11 @@ def test_command_without_tensorflow_sends_nothing(request, kind, windows, tmp_pa
     assert loaded == [[], ["openvino"]]
     assert not list(probe.glob("*.socket.*"))
     assert not (home / "intel").exists()
-    assert command.main([*map(str, words), str(tmp_path / "tf"), "--backend", "tensorflow"]) == 0
-    labels = [np.asarray(nib.load(tmp_path / out / "case.nii.gz").dataobj) for out in ("out", "tf")]
+    outputs = (tmp_path / "out", tensorflow_run)
+    labels = [np.asarray(nib.load(output / "case.nii.gz").dataobj) for output in outputs]
+    assert len(np.unique(labels[0])) > 1
     assert np.mean(labels[0] != labels[1]) < 1e-3
-    records = [
-        json.loads((tmp_path / out / "prediction.json").read_text()) for out in ("out", "tf")
-    ]
+    records = [json.loads((output / "prediction.json").read_text()) for output in outputs]
     assert [record.get("backend") for record in records] == ["openvino", None]
 
 
@@ -289,7 +310,7 @@ def test_network_comes_from_the_cache(checkpoint, windows, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("place", ["a file", "none"])
-def test_without_a_cache(export, windows, tmp_path, monkeypatch, place):
+def test_without_a_cache(export, windows, exact, tmp_path, monkeypatch, place):
     """The cache's folder can't be made, or not be written (root may write everywhere)."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -298,7 +319,7 @@ def test_without_a_cache(export, windows, tmp_path, monkeypatch, place):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert openvino_runtime.cache_folder() is None
     found = open_predictor(export, backend="openvino").predict(windows[:1])
-    np.testing.assert_allclose(found, open_predictor(export).predict(windows[:1]), atol=1e-4)
+    np.testing.assert_allclose(found, exact[:1], atol=1e-4)
 
 
 def test_auto_is_openvino_without_a_gpu(export, monkeypatch):
