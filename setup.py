@@ -21,6 +21,8 @@ SERVING = [
 # The warm-up requests of an export are messages of TF Serving. Later releases of onnx need a newer
 # ml-dtypes than TensorFlow 2.15 accepts.
 ONNX = [*SERVING, "tf2onnx", f"onnx<1.18; {OLD}", f"onnx; {CURRENT}"]
+# Prediction on CPUs.
+OPENVINO = ["openvino>=2025.3"]
 # The pipeline serves each model once before it pushes it.
 PIPELINE = [
     *SERVING,
@@ -83,6 +85,7 @@ setup(
     extras_require={
         "serving": SERVING,
         "onnx": ONNX,
+        "openvino": OPENVINO,
         "pipeline": PIPELINE,
         # CUDA's libraries as TensorFlow names them; exact versions are in requirements-*gpu.lock.
         "gpu": [
@@ -92,6 +95,7 @@ setup(
         "test": [
             *PIPELINE,
             *ONNX,
+            *OPENVINO,
             "pytest",
             "pytest-timeout",
             "pytest-xdist",

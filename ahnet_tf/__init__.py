@@ -16,9 +16,10 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ahnet_tf.api import build, dataset, load, loss, save, transfer
+    from ahnet_tf.api import build, dataset, loss, save, transfer
     from ahnet_tf.evaluate import score_cases
     from ahnet_tf.presets import run_config
+    from ahnet_tf.segmenter import load
     from ahnet_tf.train import train_stages
     from preprocessing.convert import convert as convert_cases
     from preprocessing.tasks import Task, load_task
@@ -41,6 +42,7 @@ __all__ = (
 _PLACES = {
     "Task": "preprocessing.tasks:Task",
     "convert_cases": "preprocessing.convert:convert",
+    "load": "ahnet_tf.segmenter:load",
     "load_task": "preprocessing.tasks:load_task",
     "run_config": "ahnet_tf.presets:run_config",
     "score_cases": "ahnet_tf.evaluate:score_cases",

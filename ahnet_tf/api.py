@@ -16,11 +16,8 @@ import tensorflow as tf
 from ahnet_tf.config import AugmentationConfig, ModelConfig, TrainingConfig
 from ahnet_tf.data.dataset import evaluation_dataset, training_dataset
 from ahnet_tf.data.records import find_records
-from ahnet_tf.inference.ensemble import flipped_predictor, mean_predictor
-from ahnet_tf.inference.predictor import ExportSettings, open_predictor, predictor_of
 from ahnet_tf.networks.factory import build_network
 from ahnet_tf.presets import check_settings
-from ahnet_tf.segmenter import Segmenter
 from ahnet_tf.training.losses import VoxelLoss
 from ahnet_tf.weights.checkpoint import save_network
 from ahnet_tf.weights.transfer import TransferReport, transfer_encoder
@@ -30,40 +27,6 @@ from preprocessing.settings import check_seed, from_dict
 from preprocessing.tasks import Task, load_task, records_task
 
 SPLITS = ("train", "eval")
-
-
-def load(
-    source: str | os.PathLike | Sequence[str | os.PathLike] | keras.Model,
-    *,
-    task: Task | str | None = None,
-    flips: str = "",
-) -> Segmenter:
-    """Returns a `Segmenter`, which segments whole volumes with a trained network.
-
-    Args:
-      source: folder of an export or of a checkpoint, HOST:PORT or HOST:PORT/NAME of a server; several
-        of these, whose probabilities are averaged; or a Keras model from `build`.
-      task: name of a preset, JSON file or `Task`, for a Keras model only: the others have theirs.
-      flips: also predict each window mirrored along these of x, y and z, and average.
-
-    Raises:
-      ModelError: no model there, or one that can't segment volumes of one channel.
-      ServingError: the server does not answer.
-      SettingsError: impossible flips, or a missing, superfluous or unknown task.
-    """
-    if isinstance(source, keras.Model):
-        if task is None:
-            raise SettingsError("task", "the task of a Keras model", "none")
-        own = load_task(task)
-        settings = ExportSettings(own, _config(source, own), own.patch_shape_zyx)
-        found = [predictor_of(source, settings, source.name)]
-        return Segmenter(flipped_predictor(mean_predictor(found, [source.name]), flips))
-    if task is not None:
-        raise SettingsError("task", "no task, because the model has its own", "one")
-    several = [source] if isinstance(source, str | os.PathLike) else source
-    locations = tuple(os.fspath(each) for each in several)
-    found = [open_predictor(each) for each in locations]
-    return Segmenter(flipped_predictor(mean_predictor(found, locations), flips), locations)
 
 
 def build(
@@ -177,7 +140,7 @@ def save(model: keras.Model, folder: str | os.PathLike, task: Task | str) -> Non
       ModelError: not a network from `build`, or one that doesn't fit the task.
     """
     own = load_task(task)
-    save_network(Path(folder), model, _config(model, own))
+    save_network(Path(folder), model, config_of(model, own))
     write_json(Path(folder) / "task.json", own.to_dict())
 
 
@@ -190,7 +153,7 @@ def _settings_of(task: Task) -> dict[str, Any]:
     }
 
 
-def _config(model: keras.Model, task: Task) -> ModelConfig:
+def config_of(model: keras.Model, task: Task) -> ModelConfig:
     """Returns the settings of a network from `build`, checked against the task."""
     config = getattr(model, "network_config", None)
     if config is None:

@@ -26,7 +26,14 @@ from ahnet_tf.inference.case_output import (
 from ahnet_tf.inference.ensemble import flip_axes, flipped_predictor, mean_predictor
 from ahnet_tf.inference.lesion_nms import DetectionSettings
 from ahnet_tf.inference.postprocessing import check_has_organ
-from ahnet_tf.inference.predictor import content_digest, is_address, open_predictor
+from ahnet_tf.inference.predictor import (
+    BACKENDS,
+    PRECISIONS,
+    Predictor,
+    content_digest,
+    is_address,
+    open_predictor,
+)
 from ahnet_tf.inference.segment import PredictionSettings
 from preprocessing.cli import add_allow_option, make_parser, parse_allowances, run_command
 from preprocessing.datasets.case import Case
@@ -81,6 +88,12 @@ def _add_input_options(parser: argparse.ArgumentParser) -> None:
     )
     server_help = "model server with TF Serving's gRPC interface"
     source.add_argument("--target", metavar="HOST:PORT[/NAME]", help=server_help)
+    backend_help = (
+        "what computes; auto: OpenVINO where it is installed and there is no GPU (default: auto)"
+    )
+    add("--backend", choices=BACKENDS, default="auto", help=backend_help)
+    precision_help = "arithmetic (default: the network's own; another one needs OpenVINO)"
+    add("--precision", choices=PRECISIONS, help=precision_help)
     add("--resume", action="store_true", help="skip cases predicted earlier with these settings")
     add_allow_option(parser)
     overlap_help = "overlap of neighbouring windows, 0 to below 1"
@@ -152,7 +165,10 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.dicom_seg and not is_dicom_image(case.path):
             raise SettingsError("--dicom-seg", "DICOM images to refer to", f"case {case.case_id}")
     locations = [arguments.target] if arguments.target else arguments.model
-    predictors = [open_predictor(each) for each in locations]
+    predictors = [
+        open_predictor(each, backend=arguments.backend, precision=arguments.precision)
+        for each in locations
+    ]
     predictor = mean_predictor(predictors, locations)
     task = predictor.settings.task
     if settings.lesions_in_organ:
@@ -163,7 +179,8 @@ def _run(arguments: argparse.Namespace) -> int:
             {"location": location, "sha256": digest, "settings": each.settings.to_dict()}
             for location, digest, each in zip(locations, digests, predictors, strict=True)
         ],
-        "precision": "float32",
+        "precision": "+".join(sorted({each.settings.precision for each in predictors})),
+        **_backend_record(predictors),
         "flips": arguments.flips,
         "input": [_shown_input(path, cases) for path in arguments.input],
         "settings": to_dict(settings)
@@ -198,6 +215,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if failed:
         print(f"{failed} of {len(entries)} cases failed", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _backend_record(predictors: Sequence[Predictor]) -> dict[str, str]:
+    """Returns what computes; nothing for TensorFlow or a server, as in records of version 0.1."""
+    used = sorted({each.backend for each in predictors})
+    return {"backend": "+".join(used)} if "openvino" in used else {}
 
 
 def _check_output(inputs: Sequence[str], cases: Sequence[Case], output: Path) -> None:

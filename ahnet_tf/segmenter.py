@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 import nibabel as nib
@@ -15,7 +15,14 @@ import numpy as np
 from nibabel.spatialimages import SpatialImage
 
 from ahnet_tf.inference.case_output import software_of, volumes_ml
-from ahnet_tf.inference.predictor import Predictor, content_digest
+from ahnet_tf.inference.ensemble import flipped_predictor, mean_predictor
+from ahnet_tf.inference.predictor import (
+    ExportSettings,
+    Predictor,
+    content_digest,
+    open_predictor,
+    predictor_of,
+)
 from ahnet_tf.inference.segment import PredictionSettings, segment_volume, window_progress
 from preprocessing.datasets.case import Case
 from preprocessing.datasets.detection_table import Detection
@@ -27,15 +34,66 @@ from preprocessing.datasets.reading import (
     read_case_source,
 )
 from preprocessing.dicom.segmentation import write_segmentation
-from preprocessing.errors import InputError
+from preprocessing.errors import InputError, SettingsError
 from preprocessing.settings import check_names
-from preprocessing.tasks import Task
+from preprocessing.tasks import Task, load_task
 from preprocessing.volumes import nifti
 from preprocessing.volumes.geometry import Volume
 from preprocessing.volumes.nifti import write_image, write_on_grid
 from preprocessing.volumes.quality_checks import check_image
 
+if TYPE_CHECKING:
+    import keras
+
 Input: TypeAlias = str | os.PathLike | SpatialImage | Volume | np.ndarray
+
+
+def load(
+    source: str | os.PathLike | Sequence[str | os.PathLike] | keras.Model,
+    *,
+    task: Task | str | None = None,
+    flips: str = "",
+    backend: str = "auto",
+    precision: str | None = None,
+) -> Segmenter:
+    """Returns a `Segmenter`, which segments whole volumes with a trained network.
+
+    Args:
+      source: folder of an export or of a checkpoint, HOST:PORT or HOST:PORT/NAME of a server; several
+        of these, whose probabilities are averaged; or a Keras model from `build`.
+      task: name of a preset, JSON file or `Task`, for a Keras model only: the others have theirs.
+      flips: also predict each window mirrored along these of x, y and z, and average.
+      backend: "tensorflow", "openvino", or "auto": OpenVINO for folders where it is installed and there
+        is no GPU, else TensorFlow. OpenVINO computes on CPUs, and caches what it compiles.
+      precision: "float32" or "bfloat16" arithmetic, by default the network's own; another one needs
+        OpenVINO.
+
+    Raises:
+      ModelError: no model there, one that can't segment volumes of one channel, or a back end that
+        is not installed.
+      ServingError: the server does not answer.
+      SettingsError: impossible flips, back end or precision, or a missing, superfluous or unknown task.
+    """
+    if not isinstance(source, str | os.PathLike | Sequence):
+        # Imports TensorFlow, which a network in OpenVINO does without.
+        from ahnet_tf.api import config_of
+
+        if task is None:
+            raise SettingsError("task", "the task of a Keras model", "none")
+        if backend == "openvino" or precision not in (None, "float32"):
+            remedy = "ahnet_tf.save writes a folder, which OpenVINO can compile."
+            given = f"{backend}, {precision or 'float32'}"
+            raise SettingsError("backend", "TensorFlow in float32 for a Keras model", given, remedy)
+        own = load_task(task)
+        settings = ExportSettings(own, config_of(source, own), own.patch_shape_zyx)
+        found = [predictor_of(source, settings, source.name)]
+        return Segmenter(flipped_predictor(mean_predictor(found, [source.name]), flips))
+    if task is not None:
+        raise SettingsError("task", "no task, because the model has its own", "one")
+    several = [source] if isinstance(source, str | os.PathLike) else source
+    locations = tuple(os.fspath(each) for each in several)
+    found = [open_predictor(each, backend=backend, precision=precision) for each in locations]
+    return Segmenter(flipped_predictor(mean_predictor(found, locations), flips), locations)
 
 
 @dataclass(frozen=True, eq=False)

@@ -86,6 +86,7 @@ class Stopped(Exception):  # noqa: N818
 EXTRAS = {
     **dict.fromkeys(("tensorflow_serving", "grpc_health", "prometheus_client"), "serving"),
     **dict.fromkeys(("tf2onnx", "onnx"), "onnx"),
+    "openvino": "openvino",
     **dict.fromkeys(("tfx", "kfp", "kubernetes", "click", "ml_metadata"), "pipeline"),
     **dict.fromkeys(("tensorflow_metadata", "tensorflow_data_validation"), "pipeline"),
     **dict.fromkeys(("tensorflow_model_analysis", "keras_tuner", "jinja2"), "pipeline"),

@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     models = "folder of numbered SavedModel folders, written by python -m serving.export"
     add("--model-base-path", required=True, metavar="DIR", help=models)
     add("--model-name", default="ahnet", help="name in requests (default: ahnet)")
+    backend = "what computes windows, on CPUs (default: tensorflow)"
+    add("--backend", choices=("tensorflow", "openvino"), default="tensorflow", help=backend)
     host = "address to bind to (default: %(default)s, which other machines can't reach)"
     add("--host", default="127.0.0.1", help=host)
     add("--port", type=int, default=8500, help="gRPC port, 0 for any (default: 8500)")
@@ -69,6 +71,7 @@ def _run(arguments: argparse.Namespace) -> None:
         metrics_port=arguments.metrics_port,
         credentials=server_credentials(arguments.tls_certificate, arguments.tls_key),
         batches=BatchSettings(arguments.running, arguments.waiting, arguments.batch_windows),
+        backend=arguments.backend,
         grace_s=arguments.grace_s,
     ) as server:
         version = server.versions.current_version

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from importlib.metadata import distributions
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,10 @@ from preprocessing.quiet_start import quiet_frameworks
 quiet_frameworks()
 # Tests expect the accuracy of float32, but GPUs use TF32; and replicas share the CPU.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+# What OpenVINO compiles is not kept in the user's cache. Worker processes share the folder.
+if "AHNET_CACHE" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="ahnet-tests-")
+    os.environ["AHNET_CACHE"] = _CACHE.name
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,7 +1,10 @@
-"""Inference back ends (SavedModel, checkpoint, server) behind one interface."""
+"""Inference back ends (TensorFlow, OpenVINO, a server) behind one interface."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -15,8 +18,9 @@ import attrs
 import numpy as np
 
 from ahnet_tf.config import ModelConfig
-from preprocessing.errors import ModelError, ServingError, named_extra
-from preprocessing.settings import from_dict, to_dict
+from ahnet_tf.inference.openvino_runtime import OpenVINONetwork, is_preferred, networks_digest
+from preprocessing.errors import ModelError, ServingError, SettingsError, named_extra
+from preprocessing.settings import from_dict, load_settings, to_dict
 from preprocessing.tasks import Task, load_task
 
 if TYPE_CHECKING:
@@ -30,6 +34,10 @@ SETTINGS_FILE = "assets.extra/ahnet.json"
 PREDICT_SIGNATURE = "predict_windows"
 IMAGE_INPUT = "image"
 PROBABILITIES_OUTPUT = "probabilities"
+
+# What computes: "auto" is OpenVINO where it is installed and there is no GPU, else TensorFlow.
+BACKENDS = ("auto", "tensorflow", "openvino")
+PRECISIONS = ("float32", "bfloat16")
 
 # Clients of servers register here (see setup.py), because `serving` may not be imported from here.
 ENTRY_POINT_GROUP = "ahnet_tf.predictors"
@@ -82,31 +90,57 @@ class Predictor:
     settings: ExportSettings  # what it was trained for
     predict: Callable[[np.ndarray], np.ndarray]
     in_flight: int = 1  # useful number of concurrent calls of `predict`; more than 1 for a server
+    backend: str = "tensorflow"  # what computes; "server" for any server
 
 
-def open_predictor(location: str | Path) -> Predictor:
+def open_predictor(
+    location: str | Path, *, backend: str = "tensorflow", precision: str | None = None
+) -> Predictor:
     """Opens the network at `location`.
 
     That is a SavedModel folder, a folder of numbered SavedModel versions (the highest is taken), a
-    checkpoint folder (`model.json`), or HOST:PORT or HOST:PORT/MODEL of a server. Raises ModelError
-    for no model, or a SavedModel that this project did not export, and ServingError if the server
-    does not answer or no client is installed.
+    checkpoint folder (`model.json`), or HOST:PORT or HOST:PORT/MODEL of a server. `backend` is one of
+    `BACKENDS`; a server has its own. `precision` is that of the arithmetic, by default the network's
+    own; another one needs OpenVINO. Raises ModelError for no model, a SavedModel that this project did
+    not export, or a back end that is not installed or can't run it, SettingsError for a precision or
+    back end that is not possible, and ServingError if the server does not answer or no client is
+    installed.
     """
+    if backend not in BACKENDS:
+        raise SettingsError("backend", f"one of {', '.join(BACKENDS)}", backend)
+    if precision not in (None, *PRECISIONS):
+        raise SettingsError("precision", f"one of {', '.join(PRECISIONS)}", precision)
     folder = Path(location)
     if not folder.exists() and is_address(str(location)):
+        for name, given in (("backend", backend == "openvino"), ("precision", precision)):
+            if given:
+                raise SettingsError(name, "none for a server, which has its own", given)
         clients = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
         if not clients:
             expected = f"an installed client (entry point group {ENTRY_POINT_GROUP})"
             remedy = "In a checkout, pip install '.[serving]' adds it."
             raise ServingError(location, expected, "none", remedy)
         with named_extra(ServingError):
-            return next(iter(clients)).load()(str(location))
+            predictor = next(iter(clients)).load()(str(location))
+        return dataclasses.replace(predictor, backend="server")
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing there"
         raise ModelError(location, "a SavedModel or checkpoint folder, or HOST:PORT", found)
-    if (folder / "model.json").is_file():
+    is_checkpoint = (folder / "model.json").is_file()
+    folder = folder if is_checkpoint else _newest_version(folder)
+    if backend == "openvino":
+        return _open_with_openvino(folder, precision)
+    if backend == "auto" and is_preferred():
+        # Whatever OpenVINO can't read is TensorFlow's to run, or to explain.
+        with contextlib.suppress(ModelError):
+            return _open_with_openvino(folder, precision)
+    own = (_checkpoint_settings if is_checkpoint else _export_settings)(folder).precision
+    if precision not in (None, own):
+        remedy = "With --backend openvino any of them is possible; or export it in this precision."
+        raise SettingsError("precision", f"{own}, the network's own", precision, remedy)
+    if is_checkpoint:
         return predictor_of(*load_checkpoint(folder), folder)
-    return _open_saved_model(_newest_version(folder))
+    return _open_saved_model(folder)
 
 
 def is_address(location: str) -> bool:
@@ -126,12 +160,16 @@ def _newest_version(folder: Path) -> Path:
     return max((file.parent for file in files), key=lambda version: int(version.name))
 
 
-def _open_saved_model(folder: Path) -> Predictor:
+def _export_settings(folder: Path) -> ExportSettings:
     path = folder / SETTINGS_FILE
     if not path.is_file():
         remedy = "It was exported by another program; export it with python -m serving.export."
         raise ModelError(folder, f"a SavedModel with {SETTINGS_FILE}", "none", remedy)
-    settings = settings_from_json(path.read_bytes(), path)
+    return settings_from_json(path.read_bytes(), path)
+
+
+def _open_saved_model(folder: Path) -> Predictor:
+    settings = _export_settings(folder)
     import tensorflow as tf
 
     try:
@@ -166,14 +204,68 @@ def load_checkpoint(folder: str | Path) -> tuple[keras.Model, ExportSettings]:
     """
     from ahnet_tf.weights.checkpoint import load_network
 
-    path = Path(folder) / "task.json"
+    settings = _checkpoint_settings(Path(folder))
+    return load_network(folder)[0], settings
+
+
+def _checkpoint_settings(folder: Path) -> ExportSettings:
+    path = folder / "task.json"
     if not path.is_file():
         remedy = "python -m ahnet_tf.train writes one."
         raise ModelError(folder, "a checkpoint folder with task.json", "none", remedy)
-    model, config = load_network(folder)
+    config = load_settings(folder / "model.json", ModelConfig)
     task = load_task(str(path))
     versions = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras")}
-    return model, ExportSettings(task, config, task.patch_shape_zyx, versions)
+    return ExportSettings(task, config, task.patch_shape_zyx, versions)
+
+
+def _open_with_openvino(folder: Path, precision: str | None) -> Predictor:
+    """Opens an export or a checkpoint; TensorFlow is imported only if a checkpoint is not yet cached."""
+    is_checkpoint = (folder / "model.json").is_file()
+    settings = (_checkpoint_settings if is_checkpoint else _export_settings)(folder)
+    if not is_checkpoint and settings.precision != "float32":
+        expected = "an export in float32, which OpenVINO can read"
+        remedy = "OpenVINO computes that one in bfloat16, too: --precision bfloat16."
+        raise ModelError(folder, expected, settings.precision, remedy)
+    code = networks_digest() if is_checkpoint else ""
+    digest = hashlib.sha256(f"{content_digest(str(folder))} {code}".encode()).hexdigest()
+    settings = attrs.evolve(settings, precision=precision or settings.precision)
+    network = OpenVINONetwork(
+        folder,
+        digest,
+        precision=settings.precision,
+        window_shape=(*settings.window_shape_zyx, settings.model.channels),
+        classes=settings.model.classes,
+        write_saved_model=functools.partial(_write_graph, folder)
+        if is_checkpoint
+        else lambda _: folder,
+    )
+
+    def predict(windows: np.ndarray) -> np.ndarray:
+        return network(check_channels(windows, settings, folder))
+
+    return Predictor(settings, predict, backend="openvino")
+
+
+def _write_graph(checkpoint: Path, output: Path) -> Path:
+    """Writes the network of a checkpoint as a SavedModel with one signature; returns its folder."""
+    import tensorflow as tf
+
+    from ahnet_tf.keras_versions import tensorflow_variables
+    from ahnet_tf.networks.inputs import class_probabilities
+
+    model, settings = load_checkpoint(checkpoint)
+    windows = tf.TensorSpec([None] * 4 + [settings.model.channels], tf.float32, IMAGE_INPUT)
+
+    @tf.function(input_signature=[windows], autograph=False)
+    def probabilities(image: tf.Tensor) -> dict[str, tf.Tensor]:
+        found = class_probabilities(model(image, training=False), settings.model.activation)
+        return {PROBABILITIES_OUTPUT: found}
+
+    module = tf.Module()
+    module.network_variables = tensorflow_variables(model.variables)
+    tf.saved_model.save(module, str(output), {"serving_default": probabilities})
+    return output
 
 
 def content_digest(location: str) -> str | None:

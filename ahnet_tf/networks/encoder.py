@@ -8,7 +8,15 @@ import tensorflow as tf
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.networks.layers_2d import ConvNorm
 from ahnet_tf.networks.normalization import make_norm, norm_relu
-from ahnet_tf.networks.ops import conv, conv_across, fold, register, slice_max_pool, unfold
+from ahnet_tf.networks.ops import (
+    conv,
+    conv_across,
+    fold,
+    identity,
+    register,
+    slice_max_pool,
+    unfold,
+)
 
 
 def channels(config: ModelConfig, published: int) -> int:
@@ -55,7 +63,7 @@ class Stem(keras.layers.Layer):
     def call(self, inputs, training=None):
         # A convolution stacks few channels faster than a concatenation does.
         count = 3 * inputs.shape[-1]
-        x = conv_across(inputs, tf.reshape(tf.eye(count), [3, 1, -1, count]))
+        x = conv_across(inputs, tf.reshape(identity(count), [3, 1, -1, count]))
         kernel = tf.transpose(self.kernel, [1, 2, 0, 3, 4])
         x = unfold(conv(fold(x), tf.reshape(kernel, [7, 7, count, -1]), strides=2), x)
         if self.slice_pool:

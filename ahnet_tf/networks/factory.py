@@ -28,16 +28,20 @@ ARCHITECTURES = {
 
 # Layers use no Python control flow over tensors; converting them would double the time to build.
 @tf.autograph.experimental.do_not_convert
-def build_network(config: ModelConfig, *, seed: int = 0, name: str | None = None) -> keras.Model:
+def build_network(
+    config: ModelConfig, *, seed: int | None = 0, name: str | None = None
+) -> keras.Model:
     """Builds a network from raw intensities to logits.
 
     The model maps float32 [batch, z, y, x, channel], any z >= 1 and any y, x, to float32 logits
     [batch, z, y, x, class]: window, zeros in the plane up to a multiple of 32, network, crop. The 2D
     networks work slice by slice. Initial weights depend on `seed` and their own names only, so that
-    networks with the same seed start from the same encoder. `name` is by default the architecture.
+    networks with the same seed start from the same encoder; None leaves weights undefined, for a caller
+    that assigns them all. `name` is by default the architecture.
     Raises SettingsError for a seed out of range.
     """
-    check_seed(seed, "seed")
+    if seed is not None:
+        check_seed(seed, "seed")
     image = keras.Input((None, None, None, config.channels), dtype="float32", name="image")
     windowed = IntensityWindow(*config.intensity_window, name="window")(image)
     padded = PadInPlane(name="pad")(windowed)
@@ -46,7 +50,8 @@ def build_network(config: ModelConfig, *, seed: int = 0, name: str | None = None
     if config.foreground_prior:
         logits = ForegroundPrior(config.foreground_prior, name="prior")(logits)
     model = keras.Model(image, logits, name=name or config.architecture)
-    initialise(named_weights(model), config.architecture, seed)
+    if seed is not None:
+        initialise(named_weights(model), config.architecture, seed)
     model.network_config = config
     return model
 

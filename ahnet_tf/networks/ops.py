@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 # A map or its pieces, and the pieces' channels.
@@ -100,6 +101,11 @@ def conv(
     return y if bias is None else tf.nn.bias_add(y, tf.cast(bias, y.dtype))
 
 
+def identity(size: int) -> tf.Tensor:
+    """Returns the identity matrix as a constant: OpenVINO lacks the operation of `tf.eye`."""
+    return tf.constant(np.eye(size, dtype=np.float32))
+
+
 def conv_in_plane(x: FeatureMap, kernel: tf.Tensor, channels: Channels = None) -> tf.Tensor:
     """Convolves [batch, z, y, x, in] within slices with `kernel` [ky, kx, in, out], size unchanged."""
     return unfold(conv(fold(x), kernel, channels=channels), x)
@@ -112,7 +118,7 @@ def conv_to_few(x: FeatureMap, kernel: tf.Tensor, channels: Channels = None) -> 
     """
     few = kernel.shape[-1]
     shares = tf.reshape(tf.transpose(kernel, [2, 0, 1, 3]), [1, 1, -1, 9 * few])
-    adding = tf.transpose(tf.reshape(tf.eye(9 * few), [3, 3, few, 9 * few]), [0, 1, 3, 2])
+    adding = tf.transpose(tf.reshape(identity(9 * few), [3, 3, few, 9 * few]), [0, 1, 3, 2])
     return conv_in_plane(conv_in_plane(x, shares, channels), adding)
 
 

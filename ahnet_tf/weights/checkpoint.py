@@ -49,7 +49,7 @@ def load_network(folder: str | Path, *, name: str | None = None) -> tuple[keras.
             raise ModelError(folder, expected, f"no {file}", remedy)
     config = load_settings(Path(folder) / SETTINGS, ModelConfig)
     arrays = _with_both_norms(read_safetensors(Path(folder) / WEIGHTS))
-    model = build_network(config, name=name)
+    model = build_network(config, seed=None, name=name)
     assign_weights(model, arrays, where=Path(folder) / WEIGHTS)
     return model, config
 

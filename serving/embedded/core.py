@@ -54,6 +54,7 @@ def start_server(
     credentials: grpc.ServerCredentials | None = None,
     batches: BatchSettings | None = None,
     limits: Limits | None = None,
+    backend: str = "tensorflow",
     poll_s: float = 1.0,
     grace_s: float = 30.0,
     report: Callable[[str], object] = lambda line: print(line, file=sys.stderr, flush=True),
@@ -69,6 +70,7 @@ def start_server(
         no metrics.
       credentials: of TLS (`auth.server_credentials`); None serves without TLS.
       batches, limits: see their classes.
+      backend: "tensorflow", or "openvino" for the signatures that take windows.
       poll_s: seconds between two checks for new versions.
       grace_s: seconds that requests in flight may take when the server stops.
       report: called with one line when a version is replaced or can't be loaded.
@@ -83,7 +85,9 @@ def start_server(
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
         server = _grpc_server(pool, limits)
         address = f"{shown_host}:{_bind(server, shown_host, port, credentials)}"
-        versions = ModelVersions(model_name, Path(model_base_path), poll_s=poll_s, report=report)
+        versions = ModelVersions(
+            model_name, Path(model_base_path), poll_s=poll_s, report=report, backend=backend
+        )
         stack.callback(versions.stop)
         metrics = Metrics()
         batcher = Batcher(batches, metrics.batches.observe)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,14 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_log_pb2
 
-from ahnet_tf.inference.predictor import SETTINGS_FILE, ExportSettings, settings_from_json
+from ahnet_tf.inference.predictor import (
+    IMAGE_INPUT,
+    PROBABILITIES_OUTPUT,
+    SETTINGS_FILE,
+    ExportSettings,
+    open_predictor,
+    settings_from_json,
+)
 from preprocessing.errors import AHNetError, ModelError
 from serving import protocol
 from serving.protocol import RefusedError, malformed
@@ -45,6 +52,8 @@ class LoadedModel:
     # Owns the variables that the signatures use.
     saved_model: Any
     signature_defs: get_model_metadata_pb2.SignatureDefMap
+    # Computes the signatures of windows instead of the SavedModel: probabilities of raw intensities.
+    predict: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,10 +70,11 @@ class CheckedRequest:
     batch_size: int
 
 
-def load_model(folder: Path, version: int) -> LoadedModel:
-    """Loads an exported model and runs its warm-up requests.
+def load_model(folder: Path, version: int, backend: str = "tensorflow") -> LoadedModel:
+    """Loads an exported model and runs its warm-up requests; with OpenVINO one window of its size, too.
 
-    Raises ModelError if the folder holds no export, a damaged one, or one that fails its warm-up.
+    Raises ModelError if the folder holds no export, a damaged one, or one that fails its warm-up, and
+    if the back end ("tensorflow" or "openvino") is not installed or can't run it.
     """
     settings_path = folder / SETTINGS_FILE
     if not settings_path.is_file():
@@ -85,7 +95,11 @@ def load_model(folder: Path, version: int) -> LoadedModel:
         # The file also lists internal entries, such as the initialization op.
         if name in saved_model.signatures:
             signature_defs.signature_def[name].CopyFrom(definition)
-    model = LoadedModel(version, settings, saved_model, signature_defs)
+    predict = None
+    if backend == "openvino":
+        predict = open_predictor(folder, backend=backend).predict
+        predict(np.zeros((1, *settings.window_shape_zyx, settings.model.channels), np.float32))
+    model = LoadedModel(version, settings, saved_model, signature_defs, predict)
     try:
         _warm_up(model, folder)
     except RefusedError as error:
@@ -119,7 +133,12 @@ def _warm_up(model: LoadedModel, folder: Path) -> None:
     def answer(request: predict_pb2.PredictRequest) -> None:
         run_request(model, check_request(model, request, protocol.MAX_REQUEST_VOXELS))
 
-    requests = read_warm_up(folder)
+    requests = (
+        request
+        for request in read_warm_up(folder)
+        # OpenVINO would compile the network once more, for the requests' small windows.
+        if model.predict is None or not _takes_windows(model, request.model_spec.signature_name)
+    )
     with ThreadPoolExecutor(WARM_UP_THREADS) as pool:
         while group := list(itertools.islice(requests, WARM_UP_THREADS)):
             list(pool.map(answer, group))
@@ -176,6 +195,14 @@ def run_request(model: LoadedModel, request: CheckedRequest) -> Outputs:
     that are no tf.Example, RESOURCE_EXHAUSTED out of memory, INTERNAL for any other of its errors.
     """
     name = request.signature_name
+    if model.predict is not None and _takes_windows(model, name):
+        try:
+            found = model.predict(request.inputs[IMAGE_INPUT])
+        except ModelError as error:
+            raise RefusedError(grpc.StatusCode.INTERNAL, f"{name}: {error}") from None
+        if request.outputs == [PROBABILITIES_OUTPUT]:
+            return {PROBABILITIES_OUTPUT: found}
+        return {key: np.argmax(found, axis=-1).astype(np.uint8) for key in request.outputs}
     tensors = {key: tf.constant(array) for key, array in request.inputs.items()}
     try:
         outputs = model.saved_model.signatures[name](**tensors)
@@ -198,6 +225,13 @@ def short_reason(error: BaseException) -> str:
     reasons = [line for line in lines if not line.startswith(_LOCATION_LINES)]
     line = (reasons or lines or [type(error).__name__])[0]
     return line if len(line) <= 300 else line[:297] + "..."
+
+
+def _takes_windows(model: LoadedModel, signature: str) -> bool:
+    """Returns whether a signature maps windows to probabilities or labels."""
+    stored = model.settings.task.image_dtype
+    names = (protocol.SERVING_DEFAULT, protocol.PREDICT_WINDOWS, protocol.SEGMENT)
+    return signature.removesuffix(protocol.stored_signature("", stored)) in names
 
 
 def _max_elements(settings: ExportSettings, spec: tf.TensorSpec, max_voxels: int) -> int:

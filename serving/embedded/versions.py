@@ -34,9 +34,16 @@ class ModelVersions:
     """
 
     def __init__(
-        self, name: str, base_path: Path, *, poll_s: float, report: Callable[[str], object]
+        self,
+        name: str,
+        base_path: Path,
+        *,
+        poll_s: float,
+        report: Callable[[str], object],
+        backend: str = "tensorflow",
     ):
         self.name = name
+        self._backend = backend
         self._base_path = base_path
         self._poll_s = poll_s
         self._report = report
@@ -154,7 +161,7 @@ class ModelVersions:
         self._set_status(version, State.LOADING)
         stamp = _file_stamp(folder)
         try:
-            return load_model(folder, version)
+            return load_model(folder, version, self._backend)
         except AHNetError as error:
             self._failed[version] = stamp
             self._set_status(version, State.END, str(error))

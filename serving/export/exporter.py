@@ -128,7 +128,7 @@ def _in_precision(model: keras.Model, settings: ExportSettings) -> keras.Model:
     if settings.precision == "float32" and computed <= {"float32"}:
         return model
     with computing_in(settings.precision):
-        network = build_network(settings.model)
+        network = build_network(settings.model, seed=None)
     assign_weights(network, {name: weight.numpy() for name, weight in named_weights(model).items()})
     return network
 

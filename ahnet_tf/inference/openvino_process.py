@@ -1,0 +1,217 @@
+"""The process in which OpenVINO computes; `openvino_runtime` starts it and talks to it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import mmap
+import signal
+import sys
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from preprocessing.errors import AHNetError, ModelError, SettingsError, named_extra
+from preprocessing.files import atomic_write
+
+# OpenVINO's names of the precisions, by those of `ExportSettings`.
+PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+# Compiled networks that one process keeps; a volume needs one, clients of a server may send more.
+KEPT_SIZES = 4
+# Bytes to which OpenVINO's tensors are aligned.
+_ALIGNMENT = 64
+NETWORK_FILE = "network.xml"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process computes.
+
+    Attributes:
+      where: the folder of the network, for messages.
+      saved_model: the SavedModel to convert; None if `converted` has the network.
+      converted: folder that keeps the converted and compiled network; None to keep nothing.
+      precision: "float32" or "bfloat16".
+      window_shape: (z, y, x, channel) of the windows to expect, for which the network is compiled at
+        once.
+      classes: of the probabilities.
+    """
+
+    where: str
+    saved_model: Path | None
+    converted: Path | None
+    precision: str
+    window_shape: tuple[int, ...]
+    classes: int
+
+
+def shared_arrays(
+    memory: int, window_shape: tuple[int, ...], classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a window [1, z, y, x, channel] and its probabilities [1, z, y, x, class] in shared memory.
+
+    `memory` is a file descriptor of at least `shared_bytes`. Both are float32.
+    """
+    shapes = (1, *window_shape), (1, *window_shape[:-1], classes)
+    buffer = mmap.mmap(memory, shared_bytes(window_shape, classes))
+    image = np.frombuffer(buffer, np.float32, math.prod(shapes[0])).reshape(shapes[0])
+    offset = _aligned(image.nbytes)
+    found = np.frombuffer(buffer, np.float32, math.prod(shapes[1]), offset)
+    return image, found.reshape(shapes[1])
+
+
+def shared_bytes(window_shape: tuple[int, ...], classes: int) -> int:
+    """Returns the bytes of a window (z, y, x, channel) and its probabilities."""
+    return _aligned(4 * math.prod(window_shape)) + 4 * math.prod(window_shape[:-1]) * classes
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def main(memory: int, incoming: int, outgoing: int) -> None:
+    """Receives a `Job`, then the shapes of windows in the shared memory; answers None or an error.
+
+    All three are file descriptors. Ends when the other process closes its end, or has ended.
+    """
+    # Ctrl-C reaches every process of a terminal; the other one decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    requests = Connection(incoming, writable=False)
+    answers = Connection(outgoing, readable=False)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        job = requests.recv()
+        try:
+            network = _CompiledNetwork(job, memory)
+        except AHNetError as error:
+            answers.send(error)
+            return
+        answers.send(None)
+        # While the other process reads the first volume. An error comes again with the first window.
+        with contextlib.suppress(RuntimeError):
+            network.request(job.window_shape)
+        while True:
+            answers.send(network.compute(requests.recv()))
+
+
+def _import_openvino() -> ModuleType:
+    """Imports OpenVINO without its telemetry; raises ModelError if it is not installed.
+
+    The package reports each import to its maker, unless the module that sends is missing.
+    """
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    with named_extra(ModelError):
+        import openvino
+    return openvino
+
+
+class _CompiledNetwork:
+    """A network from raw intensities to probabilities, compiled once for each size of window.
+
+    Raises:
+      ModelError: OpenVINO is not installed, or can't read the network.
+      SettingsError: the processor lacks the precision.
+    """
+
+    def __init__(self, job: Job, memory: int):
+        self._openvino = _import_openvino()
+        self._job, self._memory = job, memory
+        self._core = self._openvino.Core()
+        able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if job.precision == "bfloat16" and "BF16" not in able:
+            remedy = "AVX-512 BF16 or AMX is needed."
+            raise SettingsError("precision", "float32 on this processor", job.precision, remedy)
+        name = self._core.get_property("CPU", "FULL_DEVICE_NAME")
+        self._processor = hashlib.sha256(f"{name} {sorted(able)}".encode()).hexdigest()[:8]
+        if job.saved_model is not None:
+            self._model = self._convert(job.saved_model)
+        elif job.converted is not None:
+            self._model = self._read(job.converted)
+        self._requests: dict[tuple[int, ...], tuple[Any, list[Any]]] = {}
+
+    def compute(self, window_shape: tuple[int, ...]) -> ModelError | None:
+        """Computes the probabilities of the window (z, y, x, channel) in the shared memory."""
+        try:
+            self.request(window_shape).infer()
+        except RuntimeError as error:
+            return ModelError(self._job.where, "a network that OpenVINO can run", _reason(error))
+        return None
+
+    def request(self, window_shape: tuple[int, ...]) -> Any:
+        """Returns the compiled network for windows (z, y, x, channel), bound to the shared memory."""
+        if window_shape not in self._requests:
+            while len(self._requests) >= KEPT_SIZES:
+                self._requests.pop(next(iter(self._requests)))
+            request = self._compile(window_shape).create_infer_request()
+            image, found = shared_arrays(self._memory, window_shape, self._job.classes)
+            # The request does not own them.
+            tensors = [self._openvino.Tensor(each, shared_memory=True) for each in (image, found)]
+            request.set_input_tensor(tensors[0])
+            request.set_output_tensor(tensors[1])
+            self._requests[window_shape] = request, tensors
+        return self._requests[window_shape][0]
+
+    def _compile(self, window_shape: tuple[int, ...]) -> Any:
+        model = self._model.clone()
+        model.reshape([1, *window_shape])
+        precision = PRECISIONS[self._job.precision]
+        config = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+        if self._job.converted is not None:
+            name = f"{precision}-{'x'.join(map(str, window_shape))}-{self._processor}"
+            kept = self._job.converted / name
+            # The cache may be full, not writable or damaged.
+            with contextlib.suppress(OSError, RuntimeError):
+                if kept.is_dir():
+                    return self._core.compile_model(model, "CPU", config | {"CACHE_DIR": str(kept)})
+                # OpenVINO writes its file step by step, and another process may want it.
+                with atomic_write(kept) as temporary:
+                    temporary.mkdir()
+                    cache = {"CACHE_DIR": str(temporary)}
+                    compiled = self._core.compile_model(model, "CPU", config | cache)
+                return compiled
+        return self._core.compile_model(model, "CPU", config)
+
+    def _read(self, converted: Path) -> Any:
+        path = converted / NETWORK_FILE
+        try:
+            return self._core.read_model(str(path))
+        except RuntimeError as error:
+            remedy = "Remove its folder; the network is then converted again."
+            raise ModelError(path, "a whole file", _reason(error), remedy) from None
+
+    def _convert(self, saved_model: Path) -> Any:
+        """Returns the network of a SavedModel, and keeps it if there is room."""
+        try:
+            model = self._core.read_model(str(saved_model))
+        except RuntimeError as error:
+            raise self._unreadable(error) from None
+        names = [[port.any_name for port in ports] for ports in (model.inputs, model.outputs)]
+        if names != [["image"], ["probabilities"]]:
+            raise self._unreadable(f"{names[0]} -> {names[1]}")
+        if self._job.converted is None:
+            return model
+        try:
+            with atomic_write(self._job.converted) as temporary:
+                temporary.mkdir()
+                path = temporary / NETWORK_FILE
+                self._openvino.save_model(model, str(path), compress_to_fp16=False)
+        except (OSError, RuntimeError):
+            return model
+        # As later processes will find it: what is compiled is kept under a digest of the network.
+        return self._read(self._job.converted)
+
+    def _unreadable(self, found: object) -> ModelError:
+        expected = "a network that OpenVINO can read"
+        remedy = "Export it again with python -m serving.export, or use --backend tensorflow."
+        return ModelError(self._job.where, expected, _reason(found), remedy)
+
+
+def _reason(error: object) -> str:
+    """Returns the line of OpenVINO's error that explains it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "no translator" in line or "No conversion" in line]
+    return (telling or lines[-1:] or ["an error without a text"])[0][:300]
