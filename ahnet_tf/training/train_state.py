@@ -24,6 +24,7 @@ from ahnet_tf.training.checkpoints import (
 from ahnet_tf.training.optimizer import Adam, WeightAverage, make_optimizer
 from ahnet_tf.weights.checkpoint import load_network
 from ahnet_tf.weights.transfer import TransferReport, transfer_encoder, transfer_weights
+from preprocessing.errors import SettingsError
 from preprocessing.files import atomic_write
 
 
@@ -109,7 +110,14 @@ def start_from(initial: keras.Model | str | Path, model: keras.Model) -> Transfe
     """Gives `model` the weights of another network by name, or its encoder's; returns a report.
 
     A network of the same architecture gives all, or with other classes those that don't depend on
-    their number. Raises ModelError if the weights don't fit.
+    their number. Raises ModelError if the weights don't fit, SettingsError if they were trained for
+    another prior of the foreground.
     """
     network = initial if isinstance(initial, keras.Model) else load_network(initial)[0]
-    return transfer_weights(network, model) or transfer_encoder(network, model)
+    report = transfer_weights(network, model)
+    given, wanted = (each.network_config.foreground_prior for each in (network, model))
+    if report is not None and not report.fresh and given != wanted:
+        expected = f"{given:g}, as in the network to start from"
+        remedy = f"Set foreground_prior to {given:g}."
+        raise SettingsError("foreground_prior", expected, wanted, remedy)
+    return report or transfer_encoder(network, model)

@@ -402,6 +402,19 @@ def test_all_weights_of_the_same_network_are_taken_and_others_refused(tmp_path):
         )
 
 
+def test_a_network_with_another_prior_is_refused_and_its_encoder_is_not():
+    small = {"width": 0.125, "blocks": (1, 1, 1, 1), "dense_layers": 1, "growth": 4}
+    plain = ModelConfig(activation="sigmoid", classes=2, **small)
+    prior = attrs.evolve(plain, foreground_prior=0.01)
+    source = build_network(prior)
+    told = r"foreground_prior: expected 0\.01, as in the network to start from, found 0\.0"
+    with pytest.raises(SettingsError, match=told):
+        start_from(source, build_network(plain))
+    start_from(source, build_network(prior))
+    start_from(source, build_network(attrs.evolve(plain, classes=3)))
+    start_from(build_network(attrs.evolve(plain, architecture="mcgcn")), build_network(prior))
+
+
 REPLICAS = """
 import keras
 import numpy as np
