@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.comparison_jobs import Job, run_jobs
 from preprocessing.errors import PipelineError
+from tests.signals import default_signals
 
 ROOT = Path(__file__).resolve().parents[2]
 # Starts two jobs that write their process id and would sleep for a minute.
@@ -90,7 +91,11 @@ def test_a_failed_job_ends_the_others_and_its_log_is_named(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_all_jobs(tmp_path, number):
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", PARENT, str(tmp_path)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=default_signals,
     )
     files = [tmp_path / name for name in ("a", "b")]
     while not all(file.is_file() and file.read_text().endswith(".") for file in files):
