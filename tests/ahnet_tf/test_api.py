@@ -153,8 +153,16 @@ def test_several_models_are_averaged(threshold_model, hounsfield):
     np.testing.assert_allclose(found.probabilities, alone.probabilities, atol=1e-6)
 
 
-@pytest.mark.parametrize("architecture", ["ahnet", "mcgcn", "unet2d", "unet3d"])
-@pytest.mark.parametrize("own", [{}, {"upsampling": "transpose", "norm": "group"}], ids=["", "own"])
+@pytest.mark.parametrize(
+    ("architecture", "own"),
+    [
+        ("ahnet", {}),
+        ("ahnet", {"upsampling": "transpose", "norm": "group"}),
+        ("mcgcn", {"norm": "group"}),
+        ("unet2d", {"norm": "group"}),
+        ("unet3d", {}),
+    ],
+)
 def test_a_keras_model_is_saved_and_loaded_by_keras(architecture, own, tmp_path):
     network = ahnet_tf.build(architecture, **{**TINY, **own}, unet_levels=2, seed=5)
     assert type(network).__module__.startswith("keras")
@@ -222,7 +230,7 @@ def test_transfer_copies_the_encoder():
     report = ahnet_tf.transfer(source, target)
     assert {name.split("/")[0] for name, _ in report.copied} >= {"stem", "res1_block1"}
     with pytest.raises(ModelError, match="same width"):
-        ahnet_tf.transfer(source, ahnet_tf.build("ahnet", **{**TINY, "width": 1 / 8}))
+        ahnet_tf.transfer(source, ahnet_tf.build("mcgcn", **{**TINY, "width": 1 / 8}))
 
 
 def test_scores_of_label_maps(tmp_path):
