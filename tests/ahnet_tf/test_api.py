@@ -29,14 +29,17 @@ def hounsfield():
 
 
 def test_import_is_fast_and_brings_no_tensorflow():
-    code = "import ahnet_tf, sys; dir(ahnet_tf); print('tensorflow' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
-    assert done.stdout.strip() == "False"
+    code = "import ahnet_tf, sys, time; dir(ahnet_tf); "
+    code += "print('tensorflow' in sys.modules, time.process_time())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    found, cpu_seconds = done.stdout.split()
+    assert found == "False"
+    assert float(cpu_seconds) < 5
 
 
 def test_nobody_is_warned_of_the_end_of_a_dependency():
     code = "import ahnet_tf; ahnet_tf.build"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0
     assert "Warning" not in done.stderr
 
