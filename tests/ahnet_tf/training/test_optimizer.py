@@ -115,7 +115,7 @@ def test_averaged_network_is_evaluated_and_saved(toy_records, tmp_path):
     assert rows[0]["loss"] > rows[-1]["loss"]
 
 
-TINY_AHNET = ModelConfig(width=0.125, blocks=(1, 1, 1, 1), growth=4, dense_layers=1)
+TINY_AHNET = ModelConfig(width=0.125, blocks=(1, 1, 1, 1), growth=4, dense_layers=1, pvp_levels=1)
 
 
 def test_float16_skips_overflowing_steps_and_halves_the_scale():
