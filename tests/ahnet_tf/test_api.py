@@ -37,6 +37,7 @@ def test_import_is_fast_and_brings_no_tensorflow():
     assert float(cpu_seconds) < 5
 
 
+@pytest.mark.slow
 def test_nobody_is_warned_of_the_end_of_a_dependency():
     code = "import ahnet_tf; ahnet_tf.build"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
@@ -156,6 +157,7 @@ def test_several_models_are_averaged(threshold_model, hounsfield):
     np.testing.assert_allclose(found.probabilities, alone.probabilities, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "own"),
     [
@@ -184,6 +186,7 @@ def test_a_task_sets_classes_window_and_activation():
     assert config.intensity_window == (0.0, 16383.0)
 
 
+@pytest.mark.slow
 def test_fit_lowers_the_loss_and_the_network_segments(toy_records, tmp_path):
     task = ahnet_tf.load_task(str(toy_records / "task.json"))
     network = ahnet_tf.build("unet2d", task=task, unet_levels=2, width=1 / 8)
@@ -227,6 +230,7 @@ def test_loss_is_that_of_the_training():
     )
 
 
+@pytest.mark.slow
 def test_transfer_copies_the_encoder():
     source = ahnet_tf.build("mcgcn", **TINY, seed=1)
     target = ahnet_tf.build("ahnet", **TINY, seed=2)

@@ -22,6 +22,7 @@ from tests.preprocessing.damaged_files import (
     write_corpus,
 )
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 CPU_SECONDS, TIMEOUT_S = 60, 500
 MEBIBYTES = 200

@@ -40,6 +40,7 @@ def test_config_round_trip(network):
     np.testing.assert_array_equal(again(IMAGE), model(IMAGE))
 
 
+@pytest.mark.slow
 def test_saved_model_takes_any_size(network, tmp_path):
     model, _ = network
     model.export(str(tmp_path))
@@ -91,6 +92,7 @@ def bfloat16():
     keras.mixed_precision.set_global_policy("float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["ahnet", "mcgcn"])
 def test_bfloat16_stays_near_float32(architecture, bfloat16):
     config = ModelConfig(architecture=architecture, **TINY)
@@ -108,6 +110,7 @@ def test_bfloat16_stays_near_float32(architecture, bfloat16):
     np.testing.assert_allclose(*variances, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_xla_compiles_forward_and_training_step():
     config = ModelConfig(**TINY | {"pvp_levels": 0})
     model = build_network(config, seed=3)
@@ -155,6 +158,7 @@ np.testing.assert_allclose(layer.moving_variance.numpy(), alone.moving_variance,
 """
 
 
+@pytest.mark.slow
 def test_synchronised_norm_equals_the_whole_batch(forks, tmp_path):
     """Two replicas with half the batch each against one layer with all of it.
 

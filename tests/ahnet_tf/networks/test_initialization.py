@@ -132,6 +132,7 @@ def test_kernels_of_pytorch_are_uniform_and_those_of_the_authors_normal():
     assert np.abs(normal).max() > 3 * np.sqrt(2 / (9 * 64))
 
 
+@pytest.mark.slow
 def test_biases_are_uniform_within_the_inputs_of_their_kernel():
     settings = {"blocks": ONE_BLOCK, "upsampling": "transpose", "width": 0.25}
     found = [
@@ -165,6 +166,7 @@ def starts(settings, seeds):
 CHANCE = (2 / 3) ** 2 * np.log(3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["mcgcn", "unet2d", "unet3d"])
 @pytest.mark.parametrize("width", [0.125, 0.25, 1.0])
 def test_networks_start_near_chance(architecture, width):
@@ -176,6 +178,7 @@ def test_networks_start_near_chance(architecture, width):
     assert np.mean(losses) < 3 * CHANCE
 
 
+@pytest.mark.slow
 def test_ahnet_starts_as_the_authors_rule_makes_it():
     """Its last kernel has 9 x 44 inputs, half of whose squares pass the ReLU, at a variance of 2 / 27.
 

@@ -62,6 +62,7 @@ def test_2d_networks_see_three_slices(architecture):
     assert (difference[3:] > 1e-4).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -86,6 +87,7 @@ def test_settings_of_ahnet(settings):
     assert model(image).shape == shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "published"), [("unet2d", 5), ("unet3d", 4)])
 def test_levels_of_the_unets(architecture, published):
     def shapes(levels):
@@ -143,6 +145,7 @@ def test_pvp_pools_are_those_of_the_whole_cells():
         np.testing.assert_allclose(found[..., level], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_seeds_and_names_decide_the_weights():
     first, again, other = (
         build_network(ModelConfig(architecture=name, **TINY), seed=seed)
@@ -156,6 +159,7 @@ def test_seeds_and_names_decide_the_weights():
     assert np.std(named_weights(first)[kernel]) == pytest.approx(np.sqrt(2 / 144), rel=0.05)
 
 
+@pytest.mark.slow
 def test_pvp_and_upsampling_count_as_published():
     counts = {
         pvp: count(build_network(ModelConfig(**TINY | {"pvp_levels": pvp}))) for pvp in (0, 4)
@@ -174,6 +178,7 @@ def test_pools_give_their_gradient_to_one_of_equal_maxima(size):
     assert tf.reduce_sum(tape.gradient(total, x)) == total == 2 * 4 * 4 * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["ahnet", "mcgcn", "unet2d", "unet3d"])
 def test_inference_is_training_once_the_statistics_have_settled(architecture, monkeypatch):
     """Moving statistics belong to the maps that they normalise, also where a block has two of them."""

@@ -155,6 +155,7 @@ def test_two_workers_learn_what_one_process_does(forks, toy_records, tmp_path):
     assert "network" not in logs[1].read_text().split("stopped by")[-1]
 
 
+@pytest.mark.slow
 def test_multi_worker_strategy_keeps_signal_handlers(forks, tmp_path):
     """TensorFlow replaces the handler of SIGTERM when it connects workers, and ignores the signal."""
     code = (

@@ -264,6 +264,7 @@ def test_full_disk_leaves_the_history_unchanged(tmp_path):
     assert [found.name for found in tmp_path.iterdir()] == ["history.csv"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["unet2d", "mcgcn", "ahnet"])
 def test_a_prior_shifts_the_logits_of_the_foreground_alone(architecture):
     small = {"classes": 3, "width": 0.125, "blocks": (1, 1, 1, 1), "growth": 4, "dense_layers": 1}

@@ -65,6 +65,7 @@ def mcgcn():
     return random_network(SMALL_2D)
 
 
+@pytest.mark.slow
 def test_monai_round_trip_by_the_command(ahnet, tmp_path, capsys):
     state = state_of(ahnet, lambda name: ahnet_source(name, 2))
     assert state["conv1.weight"].shape == (4, 1, 7, 7, 3)
@@ -86,6 +87,7 @@ def test_monai_round_trip_by_the_command(ahnet, tmp_path, capsys):
     assert_same_weights(model, ahnet)
 
 
+@pytest.mark.slow
 def test_one_output_of_an_imported_network_is_a_sigmoids(tmp_path):
     one = random_network(attrs.evolve(SMALL, classes=1, activation="sigmoid"))
     np.savez(tmp_path / "one.npz", **state_of(one, lambda name: ahnet_source(name, 2)))
@@ -99,6 +101,7 @@ def test_one_output_of_an_imported_network_is_a_sigmoids(tmp_path):
     np.testing.assert_allclose(found, np.concatenate([1 - expected, expected], -1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_torchvision_fills_the_encoder(mcgcn, tmp_path):
     state = state_of(mcgcn, torchvision_source)
     state |= {"fc.weight": np.zeros((10, 8), np.float32), "fc.bias": np.zeros(10, np.float32)}
@@ -149,6 +152,7 @@ def test_keras_biases_are_folded_into_the_norm(mcgcn, tmp_path):
     np.testing.assert_array_equal(found[kernel], given[kernel])
 
 
+@pytest.mark.slow
 def test_keras_own_resnet50_fits_by_name(tmp_path):
     """The file is written by Keras' application; features agree up to res1, which has no stride."""
     resnet = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(64, 64, 3))

@@ -122,6 +122,7 @@ def test_misfits_are_all_listed_and_nothing_is_written(source):
         np.testing.assert_array_equal(value, before[name])
 
 
+@pytest.mark.slow
 def test_another_number_of_classes_keeps_all_other_weights(pair, source):
     mcgcn, (source, _) = source, pair
     target = build_network(attrs.evolve(AHNET, classes=5), seed=3)
