@@ -22,7 +22,7 @@ help:
 	@echo "make demo TASK=NAME    the same for NAME: dbt_lesion (synthetic breast tomosynthesis), ct_liver (default)"
 	@echo "make demo DATA=DIR     on your own folder: CT volumes and label maps, or for dbt_lesion BCS-DBT's layout"
 	@echo "make test              all tests; make test-fast leaves out the whole runs"
-	@echo "make test-core         most fast tests of all but the pipeline"
+	@echo "make test-core         most tests of all but the pipeline"
 	@echo "make test-flink        the conversion on Flink, make test-spark on Spark, make test-prism on Prism: Java"
 	@echo "                       programs that Maven fetches, and a Go program that is built, into .engines"
 	@echo "make test-kfp          compiled pipelines in kfp 2 and Argo's linter, which are installed into .kfp"
@@ -45,12 +45,12 @@ test-fast: env
 # What continuous integration runs on the current stack where its TFX can't be installed: without the files
 # that take longest, which the other stack has run.
 CORE = tests/ahnet_tf tests/preprocessing tests/serving tests/benchmarks tests/e2e/test_stored_artifacts.py
-LONG = ahnet_tf/networks/test_initialization.py ahnet_tf/networks/test_sizes.py ahnet_tf/training/test_trainer.py \
-	ahnet_tf/training/test_parts.py ahnet_tf/test_api.py preprocessing/test_fuzz_inputs.py \
-	preprocessing/test_damaged_files.py
+LONG = ahnet_tf/networks/test_initialization.py ahnet_tf/training/test_interruptions.py ahnet_tf/test_train.py \
+	preprocessing/test_fuzz_inputs.py preprocessing/test_damaged_files.py benchmarks/test_paper_comparison.py \
+	serving/client/test_faults.py serving/embedded/test_flood.py
 
 test-core: env
-	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PYTHON_BIN) -m pytest -n 2 --dist loadfile -m "not slow" $(CORE) \
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PYTHON_BIN) -m pytest -n 2 --dist loadfile $(CORE) \
 		$(LONG:%=--ignore tests/%)
 
 # Job servers from Maven Central, Prism built from its Go module; each once, into .engines.

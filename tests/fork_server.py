@@ -8,9 +8,12 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.signals import default_signals
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -70,6 +73,8 @@ def _run(request: dict) -> None:
     for stream, target in ((0, os.open(os.devnull, os.O_RDONLY)), (1, log), (2, log)):
         os.dup2(target, stream)
     os.environ.update(request["environment"])
+    default_signals()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     code = 0
     try:
         exec(request["code"], {"__name__": "__main__"})

@@ -29,14 +29,18 @@ def hounsfield():
 
 
 def test_import_is_fast_and_brings_no_tensorflow():
-    code = "import ahnet_tf, sys; dir(ahnet_tf); print('tensorflow' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
-    assert done.stdout.strip() == "False"
+    code = "import ahnet_tf, sys, time; dir(ahnet_tf); "
+    code += "print('tensorflow' in sys.modules, time.process_time())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    found, cpu_seconds = done.stdout.split()
+    assert found == "False"
+    assert float(cpu_seconds) < 5
 
 
+@pytest.mark.slow
 def test_nobody_is_warned_of_the_end_of_a_dependency():
     code = "import ahnet_tf; ahnet_tf.build"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0
     assert "Warning" not in done.stderr
 
@@ -153,8 +157,17 @@ def test_several_models_are_averaged(threshold_model, hounsfield):
     np.testing.assert_allclose(found.probabilities, alone.probabilities, atol=1e-6)
 
 
-@pytest.mark.parametrize("architecture", ["ahnet", "mcgcn", "unet2d", "unet3d"])
-@pytest.mark.parametrize("own", [{}, {"upsampling": "transpose", "norm": "group"}], ids=["", "own"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("architecture", "own"),
+    [
+        ("ahnet", {}),
+        ("ahnet", {"upsampling": "transpose", "norm": "group"}),
+        ("mcgcn", {"norm": "group"}),
+        ("unet2d", {"norm": "group"}),
+        ("unet3d", {}),
+    ],
+)
 def test_a_keras_model_is_saved_and_loaded_by_keras(architecture, own, tmp_path):
     network = ahnet_tf.build(architecture, **{**TINY, **own}, unet_levels=2, seed=5)
     assert type(network).__module__.startswith("keras")
@@ -173,6 +186,7 @@ def test_a_task_sets_classes_window_and_activation():
     assert config.intensity_window == (0.0, 16383.0)
 
 
+@pytest.mark.slow
 def test_fit_lowers_the_loss_and_the_network_segments(toy_records, tmp_path):
     task = ahnet_tf.load_task(str(toy_records / "task.json"))
     network = ahnet_tf.build("unet2d", task=task, unet_levels=2, width=1 / 8)
@@ -216,13 +230,14 @@ def test_loss_is_that_of_the_training():
     )
 
 
+@pytest.mark.slow
 def test_transfer_copies_the_encoder():
     source = ahnet_tf.build("mcgcn", **TINY, seed=1)
     target = ahnet_tf.build("ahnet", **TINY, seed=2)
     report = ahnet_tf.transfer(source, target)
     assert {name.split("/")[0] for name, _ in report.copied} >= {"stem", "res1_block1"}
     with pytest.raises(ModelError, match="same width"):
-        ahnet_tf.transfer(source, ahnet_tf.build("ahnet", **{**TINY, "width": 1 / 8}))
+        ahnet_tf.transfer(source, ahnet_tf.build("mcgcn", **{**TINY, "width": 1 / 8}))
 
 
 def test_scores_of_label_maps(tmp_path):

@@ -19,8 +19,6 @@ from preprocessing.tasks import Task
 from tests.ahnet_tf.weights.keras_h5 import layer_weights, write_keras_h5
 
 TASK = Task("toy", ("background", "lesion"), (0.0, 100.0), patch_shape_zyx=(2, 32, 32))
-TINY = ["width=0.125", "blocks=[1,1,1,1]", "growth=4", "dense_layers=1", "class_weights=[1,2]"]
-TINY += ["warmup_steps=1", "learning_rate=0.003"]
 
 
 @pytest.fixture(scope="module")
@@ -140,36 +138,7 @@ def test_refuses_a_folder_without_records(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_both_stages_in_one_command(records, tmp_path, capsys):
-    run = tmp_path / "run"
-    options = ["--input", str(records), "--output", str(run), "--steps", "3", "--batch-size", "1"]
-    for setting in TINY:
-        options += ["--set", setting]
-    assert main(options) == 0
-    printed = capsys.readouterr().out
-    assert [line.split()[0] for line in printed.splitlines()[-3:]] == ["network", "mcgcn", "ahnet"]
-    report = (run / "ahnet" / "transfer.txt").read_text()
-    assert report.startswith("copied: ")
-    assert "stem/kernel" in report
-    settings = json.loads((run / "settings.json").read_text())
-    assert settings["3d"]["training"]["steps"] == 3
-    for folder in ("mcgcn", "ahnet"):
-        assert json.loads((run / folder / "result.json").read_text())["steps"] == 3
-    # Complete stages are not repeated; their dumped settings are the same run.
-    options = [
-        "--input",
-        str(records),
-        "--output",
-        str(run),
-        "--config",
-        str(run / "settings.json"),
-    ]
-    assert main(options) == 0
-    assert printed.splitlines()[-3:] == capsys.readouterr().out.splitlines()[-3:]
-
-
-@pytest.mark.slow
-def test_imagenet_weights_reach_the_3d_network(records, tmp_path, monkeypatch):
+def test_both_stages_in_one_command_from_imagenet(records, tmp_path, monkeypatch, capsys):
     """From a file in Keras' layout in Keras' own place, through MC-GCN's training into AH-Net."""
     resnet = keras.applications.ResNet50(include_top=False, weights=None)
     random = np.random.default_rng(4)
@@ -185,9 +154,22 @@ def test_imagenet_weights_reach_the_3d_network(records, tmp_path, monkeypatch):
     # So small a rate that the kernels stay.
     settings = ["steps=1", "warmup_steps=0", "learning_rate=1e-9", "evaluate_every=0"]
     settings += ["class_weights=[1,2]"]
-    options = ["--input", str(records), "--output", str(tmp_path / "run"), "--init", "imagenet"]
+    run = tmp_path / "run"
+    options = ["--input", str(records), "--output", str(run), "--init", "imagenet"]
     assert main([*options, *(word for each in settings for word in ("--set", each))]) == 0
-    weights = named_weights(load_network(tmp_path / "run" / "ahnet")[0])
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed[-3:]] == ["network", "mcgcn", "ahnet"]
+    report = (run / "ahnet" / "transfer.txt").read_text()
+    assert report.startswith("copied: ")
+    assert "stem/kernel" in report
+    assert json.loads((run / "settings.json").read_text())["3d"]["training"]["steps"] == 1
+    for folder in ("mcgcn", "ahnet"):
+        assert json.loads((run / folder / "result.json").read_text())["steps"] == 1
+    # Complete stages are not repeated; their dumped settings are the same run.
+    assert main([*options, "--config", str(run / "settings.json")]) == 0
+    assert capsys.readouterr().out.splitlines()[-3:] == printed[-3:]
+
+    weights = named_weights(load_network(run / "ahnet")[0])
     given = layer_weights(resnet)
     # Colours become slices: [7, 7, colour, 64] to [slice, 7, 7, 1, 64].
     stem = given["conv1_conv"]["kernel"].transpose(2, 0, 1, 3)[:, :, :, np.newaxis]

@@ -11,9 +11,10 @@ import pytest
 
 from benchmarks.comparison_jobs import Job, run_jobs
 from preprocessing.errors import PipelineError
+from tests.signals import default_signals
 
 ROOT = Path(__file__).resolve().parents[2]
-# Starts two jobs that write their process id and would sleep for a minute.
+# Starts two jobs that write their process id and would sleep for ten minutes.
 PARENT = """
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from benchmarks.paper_comparison import stopped_by_signals
 from preprocessing.cli import run_command
 
 folder = Path(sys.argv[1])
-sleeper = "import os, sys, time; open(sys.argv[1], 'w').write(f'{os.getpid()}.'); time.sleep(60)"
+sleeper = "import os, sys, time; open(sys.argv[1], 'w').write(f'{os.getpid()}.'); time.sleep(600)"
 jobs = [
     Job(name, (sys.executable, "-c", sleeper, str(folder / name)), folder / f"{name}.log")
     for name in ("a", "b")
@@ -73,7 +74,7 @@ def test_jobs_run_at_the_same_time_and_after_what_they_need(tmp_path):
 
 
 def test_a_failed_job_ends_the_others_and_its_log_is_named(tmp_path):
-    write_id = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    write_id = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
     log = tmp_path / "sleeps.log"
     fail = f"import pathlib, time\nwhile not pathlib.Path({str(log)!r}).read_text(): time.sleep(0.01)\nraise ValueError('no luck')"
     jobs = [job(tmp_path, "sleeps", write_id), job(tmp_path, "fails", fail)]
@@ -90,14 +91,18 @@ def test_a_failed_job_ends_the_others_and_its_log_is_named(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_all_jobs(tmp_path, number):
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", PARENT, str(tmp_path)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=default_signals,
     )
     files = [tmp_path / name for name in ("a", "b")]
     while not all(file.is_file() and file.read_text().endswith(".") for file in files):
         assert parent.poll() is None
         time.sleep(0.05)
     os.kill(parent.pid, number)
-    _, said = parent.communicate(timeout=30)
+    _, said = parent.communicate(timeout=300)
     assert parent.returncode == 128 + number
     name = signal.Signals(number).name
     assert said == (

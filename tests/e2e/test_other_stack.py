@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.signals import default_signals
+
 ROOT = Path(__file__).resolve().parents[2]
 STORED = ROOT / "tests" / "stored_0_1"
 TASK = STORED / "records" / "task.json"
@@ -65,8 +67,7 @@ def start(python: Path, *words: object) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # A shell in the background has its children ignore some signals.
-        preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL),
+        preexec_fn=default_signals,
     )
 
 

@@ -22,8 +22,9 @@ from tests.preprocessing.damaged_files import (
     write_corpus,
 )
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 120
+CPU_SECONDS, TIMEOUT_S = 60, 500
 MEBIBYTES = 200
 
 # In a separate process, to measure its peak memory and to stop it if it hangs.
@@ -39,9 +40,9 @@ task = Task("t", ("background", "organ", "lesion"), (-200.0, 250.0), patch_shape
             patches_per_case=2)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 convert([folder + "/sound"], output + "/sound", task, progress=False)
-before, start = peak(), time.monotonic()
+before, start = peak(), time.process_time()
 convert([folder + "/corpus"], output + "/records", task, progress=False)
-result = {"mebibytes": peak() - before, "seconds": time.monotonic() - start, "folders": {}}
+result = {"mebibytes": peak() - before, "cpu_seconds": time.process_time() - start, "folders": {}}
 for case in find_cases([folder + "/corpus"], need_labels=True):
     path = (case.image_path or case.label_path).relative_to(folder + "/corpus")
     result["folders"][case.case_id] = path.parts[0]
@@ -73,7 +74,7 @@ def conversion(tmp_path_factory, dicom):
             [sys.executable, "-c", RUN, str(folder), str(folder / "out")],
             capture_output=True,
             cwd=ROOT,
-            timeout=SECONDS,
+            timeout=TIMEOUT_S,
         )
     except subprocess.TimeoutExpired as error:
         pytest.fail(f"timeout: {error.stderr}")
@@ -93,7 +94,7 @@ def test_at_least_three_hundred_files_are_damaged(conversion):
 def test_time_and_memory_are_bounded(conversion):
     measured = conversion[2]
     assert measured["mebibytes"] < MEBIBYTES
-    assert measured["seconds"] < SECONDS / 2
+    assert measured["cpu_seconds"] < CPU_SECONDS
 
 
 def test_every_folder_is_one_case_with_its_outcome(conversion):

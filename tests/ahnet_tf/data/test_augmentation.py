@@ -1,5 +1,7 @@
 """Augmentation: labels follow their voxels, magnitudes stay in bounds, seeds reproduce."""
 
+import functools
+
 import attrs
 import numpy as np
 import pytest
@@ -50,9 +52,17 @@ def patch(shape=(2, 4, 6), seed=0):
     }
 
 
-def augment(arrays, seed, config, spacing=(1.0, 1.0), task=TASK):
+@functools.cache
+def compiled(config):
+    """The augmentation as a graph, as in a data set: many times as fast for many seeds."""
+    return tf.function(
+        lambda arrays, spacing, seed: augment_patch(arrays, spacing, seed, config, TASK)
+    )
+
+
+def augment(arrays, seed, config, spacing=(1.0, 1.0)):
     arrays = {name: tf.constant(values) for name, values in arrays.items()}
-    found = augment_patch(arrays, tf.constant(spacing), tf.constant(seed), config, task)
+    found = compiled(config)(arrays, tf.constant(spacing), tf.constant(seed))
     return {name: values.numpy() for name, values in found.items()}
 
 

@@ -124,7 +124,7 @@ def test_properties_of_suppression(seed, distance_mm):
 def test_masses_of_phantoms_are_located():
     """Training targets of phantoms in either orientation, detected on the grid of the file."""
     masses = 0
-    for number in range(6):
+    for number in (0, 2, 4):
         case = make_case(5, number)
         space = target_grid(case.image.voxels.shape, case.image.affine, PRESETS["dbt_lesion_small"])
         heat_map = box_heat_map(case.boxes, space).astype(np.float32) / 255

@@ -131,6 +131,7 @@ def test_slabs_bound_the_memory():
     assert max(depths) <= 8
 
 
+@pytest.mark.slow
 def test_memory_is_a_slab_and_not_the_volume():
     """Ten times the slices take no more; the slab has 16 MiB, a window 1 MiB."""
     peaks = []

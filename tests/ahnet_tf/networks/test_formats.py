@@ -1,9 +1,5 @@
 """Networks survive their configuration, SavedModel, checkpoint, XLA and bfloat16."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import attrs
 import keras
 import numpy as np
@@ -20,9 +16,9 @@ from ahnet_tf.training.losses import softmax_focal
 from ahnet_tf.weights.checkpoint import load_network, save_network
 from preprocessing.errors import ModelError, SettingsError
 
+UNET = {"architecture": "unet2d", "unet_levels": 2}
 TINY = {"width": 0.0625, "blocks": (1, 1, 1, 1), "growth": 4, "dense_layers": 1, "pvp_levels": 1}
 RNG = np.random.default_rng(6)
-ROOT = Path(__file__).resolve().parents[3]
 IMAGE = RNG.normal(0, 100, (1, 3, 32, 48, 1)).astype(np.float32)
 LABELS = RNG.integers(0, 3, IMAGE.shape[:-1])
 
@@ -44,6 +40,7 @@ def test_config_round_trip(network):
     np.testing.assert_array_equal(again(IMAGE), model(IMAGE))
 
 
+@pytest.mark.slow
 def test_saved_model_takes_any_size(network, tmp_path):
     model, _ = network
     model.export(str(tmp_path))
@@ -95,6 +92,7 @@ def bfloat16():
     keras.mixed_precision.set_global_policy("float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["ahnet", "mcgcn"])
 def test_bfloat16_stays_near_float32(architecture, bfloat16):
     config = ModelConfig(architecture=architecture, **TINY)
@@ -112,6 +110,7 @@ def test_bfloat16_stays_near_float32(architecture, bfloat16):
     np.testing.assert_allclose(*variances, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_xla_compiles_forward_and_training_step():
     config = ModelConfig(**TINY | {"pvp_levels": 0})
     model = build_network(config, seed=3)
@@ -156,18 +155,17 @@ found = tf.concat(strategy.experimental_local_results(found), 0)
 np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 np.testing.assert_allclose(layer.moving_mean.numpy(), alone.moving_mean, rtol=1e-5)
 np.testing.assert_allclose(layer.moving_variance.numpy(), alone.moving_variance, rtol=1e-4)
-print("equal")
 """
 
 
-def test_synchronised_norm_equals_the_whole_batch():
+@pytest.mark.slow
+def test_synchronised_norm_equals_the_whole_batch(forks, tmp_path):
     """Two replicas with half the batch each against one layer with all of it.
 
     In a process of its own: TensorFlow makes logical devices only before it starts.
     """
-    command = [sys.executable, "-c", TWO_REPLICAS]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.stdout.strip() == "equal", done.stderr
+    process = forks.start(TWO_REPLICAS, tmp_path / "log")
+    assert forks.wait(process) == 0, (tmp_path / "log").read_text()
 
 
 def test_synchronised_norm_alone_equals_batch_norm():
@@ -201,7 +199,7 @@ def test_group_norm_sees_one_slice():
 
 
 def test_bad_checkpoints_are_refused(tmp_path):
-    config = ModelConfig(**TINY)
+    config = ModelConfig(**UNET, **TINY)
     with pytest.raises(ModelError, match=r"no model\.json"):
         load_network(tmp_path)
     model = build_network(config)
@@ -215,14 +213,15 @@ def test_bad_checkpoints_are_refused(tmp_path):
     save_network(tmp_path / "other", model, attrs.evolve(config, width=0.125))
     with pytest.raises(ModelError) as caught:
         load_network(tmp_path / "other")
-    assert "stem/kernel is (3, 7, 7, 1, 4) instead of (3, 7, 7, 1, 8)" in str(caught.value)
+    text = str(caught.value)
+    assert "down1_conv1/kernel is (3, 3, 3, 4) instead of (3, 3, 3, 8)" in text
     (tmp_path / "model.json").write_text('{"widht": 1}')
     with pytest.raises(SettingsError, match="Did you mean 'width'"):
         load_network(tmp_path)
 
 
 def test_wrong_channels_are_refused():
-    model = build_network(ModelConfig(**TINY))
+    model = build_network(ModelConfig(**UNET, **TINY))
     with pytest.raises(ValueError, match="incompatible"):
         model(np.zeros((1, 2, 32, 32, 3), np.float32))
     with pytest.raises(ValueError, match="incompatible"):

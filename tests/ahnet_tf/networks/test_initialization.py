@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import numpy as np
@@ -10,6 +11,7 @@ import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.networks import build_network, named_weights
+from ahnet_tf.networks.initialization import initialise
 from ahnet_tf.training.losses import softmax_focal
 
 ONE_BLOCK = (1, 1, 1, 1)
@@ -82,18 +84,37 @@ UNET3D = {
 }
 
 
+@functools.cache
+def mcgcn():
+    """The weights of MC-GCN in its full width, which takes seconds to build."""
+    config = ModelConfig(architecture="mcgcn", slices=5, blocks=ONE_BLOCK)
+    return named_weights(build_network(config, seed=1))
+
+
+def seeded(settings, seeds):
+    """Yields a network with the initial weights of each seed; it is built once."""
+    config = ModelConfig(**settings)
+    network = build_network(config, seed=seeds[0])
+    for seed in seeds:
+        initialise(named_weights(network), config.architecture, seed)
+        yield network
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
         ({"architecture": "ahnet"}, AHNET),
         ({"architecture": "ahnet", "upsampling": "transpose"}, AHNET | TRANSPOSED),
-        ({"architecture": "mcgcn", "slices": 5}, MCGCN),
+        (None, MCGCN),
         ({"architecture": "unet3d", "unet_levels": 3}, UNET3D),
     ],
     ids=["ahnet", "ahnet_transposed", "mcgcn", "unet3d"],
 )
 def test_variance_of_every_kernel(settings, expected):
-    weights = named_weights(build_network(ModelConfig(blocks=ONE_BLOCK, **settings), seed=1))
+    if settings is None:
+        weights = mcgcn()
+    else:
+        weights = named_weights(build_network(ModelConfig(blocks=ONE_BLOCK, **settings), seed=1))
     kernels = {name: w.numpy() for name, w in weights.items() if "kernel" in name.split("/")[-1]}
     used = set()
     for name, kernel in kernels.items():
@@ -106,23 +127,24 @@ def test_variance_of_every_kernel(settings, expected):
 
 
 def test_kernels_of_pytorch_are_uniform_and_those_of_the_authors_normal():
-    weights = named_weights(build_network(ModelConfig(architecture="mcgcn", blocks=ONE_BLOCK)))
-    uniform, normal = (weights[f"{layer}/kernel"] for layer in ("gcn1/left1", "res1_block1/conv2"))
+    uniform, normal = (mcgcn()[f"{layer}/kernel"] for layer in ("gcn1/left1", "res1_block1/conv2"))
     assert 0.99 < np.abs(uniform).max() * np.sqrt(7 * 2048) <= 1
     assert np.abs(normal).max() > 3 * np.sqrt(2 / (9 * 64))
 
 
+@pytest.mark.slow
 def test_biases_are_uniform_within_the_inputs_of_their_kernel():
     settings = {"blocks": ONE_BLOCK, "upsampling": "transpose", "width": 0.25}
-    seeds = [named_weights(build_network(ModelConfig(**settings), seed=n)) for n in range(4)]
-    biases = np.stack([weights["pvp/bias"] for weights in seeds])
+    found = [
+        [named_weights(network)[f"pvp/{name}"].numpy() for name in ("bias", "up_bias")]
+        for network in seeded(settings, range(4))
+    ]
+    biases, up = (np.stack(values) for values in zip(*found, strict=True))
     # The projections see 16 + 3 * 20 channels.
     assert 0.6 < np.abs(biases).max() * np.sqrt(76) <= 1
-    up = np.stack([weights["pvp/up_bias"] for weights in seeds]) * [8, 16, 32, 64]
-    assert 0.6 < np.abs(up).max() <= 1
-    weights = named_weights(build_network(ModelConfig(architecture="mcgcn", blocks=ONE_BLOCK)))
-    assert 0 < np.abs(weights["gcn2/left1/bias"]).max() <= 1 / np.sqrt(7 * 1024)
-    assert 0 < np.abs(weights["refine3/conv1/bias"]).max() <= 1 / np.sqrt(27)
+    assert 0.6 < np.abs(up * [8, 16, 32, 64]).max() <= 1
+    assert 0 < np.abs(mcgcn()["gcn2/left1/bias"]).max() <= 1 / np.sqrt(7 * 1024)
+    assert 0 < np.abs(mcgcn()["refine3/conv1/bias"]).max() <= 1 / np.sqrt(27)
     weights = named_weights(build_network(ModelConfig(architecture="unet2d", unet_levels=2)))
     np.testing.assert_array_equal(weights["logits/bias"], 0)
 
@@ -131,8 +153,7 @@ def starts(settings, seeds):
     """The logits' deviation in each class, and the focal loss, of fresh networks on noise."""
     random = np.random.default_rng(2)
     deviations, losses = [], []
-    for seed in seeds:
-        network = build_network(ModelConfig(**settings), seed=seed)
+    for network in seeded(settings, seeds):
         image = random.uniform(-200, 250, (1, 4, 96, 96, 1)).astype(np.float32)
         logits = network(image, training=True)
         deviations.append(np.std(logits, axis=(0, 1, 2, 3)).mean())
@@ -145,6 +166,7 @@ def starts(settings, seeds):
 CHANCE = (2 / 3) ** 2 * np.log(3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["mcgcn", "unet2d", "unet3d"])
 @pytest.mark.parametrize("width", [0.125, 0.25, 1.0])
 def test_networks_start_near_chance(architecture, width):
@@ -156,6 +178,7 @@ def test_networks_start_near_chance(architecture, width):
     assert np.mean(losses) < 3 * CHANCE
 
 
+@pytest.mark.slow
 def test_ahnet_starts_as_the_authors_rule_makes_it():
     """Its last kernel has 9 x 44 inputs, half of whose squares pass the ReLU, at a variance of 2 / 27.
 

@@ -32,6 +32,7 @@ def test_small_network_equals_monai_in_both_modes(name):
     )
 
 
+@pytest.mark.slow
 def test_published_network_equals_monai():
     settings, shape = CASES["whole"]
     expected = np.load(DATA / "monai_whole.npz")

@@ -173,6 +173,7 @@ def run(tmp_path_factory):
     return output, train_network(MODEL, settings, TASK, *files, output, progress=False)
 
 
+@pytest.mark.slow
 def test_a_network_of_heat_maps_is_chosen_by_froc(run):
     output, result = run
     rows = read_history(output / "history.csv")
@@ -192,6 +193,7 @@ def test_a_network_of_heat_maps_is_chosen_by_froc(run):
     assert names["dice/mean"] == 0
 
 
+@pytest.mark.slow
 def test_a_network_with_one_output_predicts_two_classes(run):
     network, config = load_network(run[0])
     assert config == MODEL

@@ -104,6 +104,7 @@ def train(records, output, **changes):
     return train_network(MODEL, config, TASK, *files, output, progress=False)
 
 
+@pytest.mark.slow
 def test_averaged_network_is_evaluated_and_saved(toy_records, tmp_path):
     """With momentum near 1 the average is nearly what the training began with."""
     train(toy_records, tmp_path, ema_momentum=0.999999)
@@ -115,9 +116,10 @@ def test_averaged_network_is_evaluated_and_saved(toy_records, tmp_path):
     assert rows[0]["loss"] > rows[-1]["loss"]
 
 
-TINY_AHNET = ModelConfig(width=0.125, blocks=(1, 1, 1, 1), growth=4, dense_layers=1)
+TINY_AHNET = ModelConfig(width=0.125, blocks=(1, 1, 1, 1), growth=4, dense_layers=1, pvp_levels=1)
 
 
+@pytest.mark.slow
 def test_float16_skips_overflowing_steps_and_halves_the_scale():
     """A loss 100 times too large overflows until the scale is small enough, and then learns."""
     config = attrs.evolve(
@@ -153,17 +155,18 @@ def test_float16_gradients_are_those_of_float32():
     assert norms["mixed_float16"] == pytest.approx(norms["float32"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_loss_scale_is_in_history_and_checkpoints(toy_records, tmp_path):
     files = [[str(toy_records / split / "a.tfrecord.gz")] for split in ("train", "eval")]
     config = attrs.evolve(
         TRAINING,
         precision="mixed_float16",
-        class_weights=(100.0, 100.0, 100.0),
+        class_weights=(1e4, 1e4, 1e4),
         steps=16,
         evaluate_every=16,
         checkpoint_every=12,
     )
-    train_network(TINY_AHNET, config, TASK, *files, tmp_path, progress=False)
+    train_network(MODEL, config, TASK, *files, tmp_path, progress=False)
     rows = read_history(tmp_path / "history.csv")
     skipped = np.cumsum([row["skipped_steps"] for row in rows])
     assert 0 < skipped[-1] < 15

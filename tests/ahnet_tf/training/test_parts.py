@@ -264,6 +264,7 @@ def test_full_disk_leaves_the_history_unchanged(tmp_path):
     assert [found.name for found in tmp_path.iterdir()] == ["history.csv"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["unet2d", "mcgcn", "ahnet"])
 def test_a_prior_shifts_the_logits_of_the_foreground_alone(architecture):
     small = {"classes": 3, "width": 0.125, "blocks": (1, 1, 1, 1), "growth": 4, "dense_layers": 1}
@@ -276,13 +277,17 @@ def test_a_prior_shifts_the_logits_of_the_foreground_alone(architecture):
     expected = np.broadcast_to([0, -4.59512, -4.59512], shift.shape)
     np.testing.assert_allclose(shift, expected, atol=1e-4)
     assert [w.shape for w in one.weights] == [w.shape for w in other.weights]
-    single = attrs.evolve(plain, classes=1)
+    with pytest.raises(SettingsError, match="foreground_prior: expected 0 with a softmax"):
+        attrs.evolve(prior, activation="softmax")
+
+
+def test_a_prior_shifts_a_single_output():
+    image = tf.random.stateless_normal((1, 2, 32, 32, 1), (1, 2), stddev=100)
+    single = ModelConfig("unet2d", classes=1, activation="sigmoid", width=0.125, unet_levels=2)
     one, other = (
         build_network(attrs.evolve(single, foreground_prior=prior))(image) for prior in (0.0, 0.01)
     )
     np.testing.assert_allclose(other - one, np.full(one.shape, -4.59512), atol=1e-4)
-    with pytest.raises(SettingsError, match="foreground_prior: expected 0 with a softmax"):
-        attrs.evolve(prior, activation="softmax")
 
 
 def test_dropout_depends_on_the_seed_of_the_step():

@@ -10,16 +10,15 @@ import pytest
 import safetensors.numpy
 
 from ahnet_tf.config import ModelConfig
-from ahnet_tf.inference.predictor import open_predictor
+from ahnet_tf.inference.predictor import ExportSettings, predictor_of
 from ahnet_tf.networks import build_network, named_weights
 from ahnet_tf.weights.__main__ import main
-from ahnet_tf.weights.checkpoint import load_network, save_network
+from ahnet_tf.weights.checkpoint import load_network
 from ahnet_tf.weights.importing import import_network, read_arrays
 from ahnet_tf.weights.keras_resnet50 import NAME, imagenet_file
 from ahnet_tf.weights.torch_names import ahnet_source, encoder_source
 from benchmarks.parity import random_weight
 from preprocessing.errors import ModelError
-from preprocessing.files import write_json
 from preprocessing.tasks import Task
 from tests.ahnet_tf.weights.keras_h5 import layer_weights, write_keras_h5
 
@@ -66,16 +65,18 @@ def mcgcn():
     return random_network(SMALL_2D)
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-def test_monai_round_trip_by_the_command(suffix, ahnet, tmp_path, capsys):
+@pytest.mark.slow
+def test_monai_round_trip_by_the_command(ahnet, tmp_path, capsys):
     state = state_of(ahnet, lambda name: ahnet_source(name, 2))
     assert state["conv1.weight"].shape == (4, 1, 7, 7, 3)
     assert state["dense0.denselayer2.conv3.weight"].shape == (4, 4, 1, 1, 3)
     assert state["psp.project_modules.1.weight"].shape == (1, 12, 1, 1, 1)
-    path = tmp_path / f"monai{suffix}"
+    path = tmp_path / "monai.safetensors"
     state = {f"module.{name}": value for name, value in state.items()}
-    save = np.savez if suffix == ".npz" else lambda file, **s: safetensors.numpy.save_file(s, file)
-    save(path, **state)
+    safetensors.numpy.save_file(state, path)
+    np.savez(tmp_path / "monai.npz", **state)
+    for name, value in read_arrays(tmp_path / "monai.npz").items():
+        np.testing.assert_array_equal(value, state[f"module.{name}"])
     code = main(
         ["import", str(path), "--to", str(tmp_path / "out"), "--intensity-window", "-100", "400"]
     )
@@ -86,22 +87,21 @@ def test_monai_round_trip_by_the_command(suffix, ahnet, tmp_path, capsys):
     assert_same_weights(model, ahnet)
 
 
+@pytest.mark.slow
 def test_one_output_of_an_imported_network_is_a_sigmoids(tmp_path):
     one = random_network(attrs.evolve(SMALL, classes=1, activation="sigmoid"))
     np.savez(tmp_path / "one.npz", **state_of(one, lambda name: ahnet_source(name, 2)))
     model, config, _ = import_network(tmp_path / "one.npz", SMALL)
     assert (config.classes, config.activation) == (1, "sigmoid")
-    save_network(tmp_path / "out", model, config)
-    task = Task(
-        "own", ("background", "lesion"), config.intensity_window, patch_shape_zyx=(4, 32, 32)
-    )
-    write_json(tmp_path / "out" / "task.json", task.to_dict())
+    task = Task("own", ("background", "lesion"), config.intensity_window)
+    predictor = predictor_of(model, ExportSettings(task, config, (4, 32, 32)), "here")
     image = np.random.default_rng(0).integers(-200, 250, (1, 4, 32, 32, 1)).astype(np.float32)
-    found = open_predictor(tmp_path / "out").predict(image)
+    found = predictor.predict(image)
     expected = 1 / (1 + np.exp(-one(image).numpy()))
     np.testing.assert_allclose(found, np.concatenate([1 - expected, expected], -1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_torchvision_fills_the_encoder(mcgcn, tmp_path):
     state = state_of(mcgcn, torchvision_source)
     state |= {"fc.weight": np.zeros((10, 8), np.float32), "fc.bias": np.zeros(10, np.float32)}
@@ -152,6 +152,7 @@ def test_keras_biases_are_folded_into_the_norm(mcgcn, tmp_path):
     np.testing.assert_array_equal(found[kernel], given[kernel])
 
 
+@pytest.mark.slow
 def test_keras_own_resnet50_fits_by_name(tmp_path):
     """The file is written by Keras' application; features agree up to res1, which has no stride."""
     resnet = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(64, 64, 3))

@@ -332,7 +332,7 @@ def test_a_decoder_that_crashes_is_an_error_of_the_file(tmp_path, dicom, monkeyp
 
 def test_a_decoder_that_hangs_is_stopped(monkeypatch, tmp_path):
     sleeper = tmp_path / "python"
-    sleeper.write_text("#!/bin/sh\nexec sleep 60\n")
+    sleeper.write_text("#!/bin/sh\nexec sleep 600\n")
     sleeper.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(sleeper))
     monkeypatch.setattr("preprocessing.dicom.pixels.DECODER_SECONDS", 0.3)

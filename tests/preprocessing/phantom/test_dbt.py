@@ -24,7 +24,8 @@ AXES = np.ix_(np.arange(80) * 0.8, np.arange(144) * 0.8 - 57.2, np.arange(80) * 
 
 @pytest.fixture(scope="module")
 def cases():
-    return [make_case(0, number) for number in range(8)]
+    """Of both arcs, bits and orientations, three views, and with none, one or two masses."""
+    return [make_case(0, number) for number in (0, 2, 3, 4, 6)]
 
 
 def test_same_seed_and_number_same_bytes_for_any_count(tmp_path):
@@ -86,6 +87,7 @@ def test_boxes_are_those_of_the_masks(cases):
         assert not label.any()
 
 
+@pytest.mark.slow
 def test_without_masses_the_breast_is_the_same():
     """The difference is the masses: bright in their slices, fading along z, nothing far from them."""
     settings = {"shape_xyz": (96, 144, 40), "spacing_mm": (0.7, 0.8, 1.0), "arc": "wide"}

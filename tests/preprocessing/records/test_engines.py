@@ -81,7 +81,7 @@ def job_service(tmp_path_factory):
             stdout=log,
             stderr=log,
         )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not port.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     assert port.exists(), (folder / "log").read_text()

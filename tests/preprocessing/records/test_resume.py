@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import attrs
@@ -21,12 +20,38 @@ from preprocessing.phantom.dataset import write_cases
 from preprocessing.records.case_conversion import ConversionSettings, ConvertCase
 from preprocessing.records.output_folder import partial_folder
 from preprocessing.tasks import PRESETS
+from tests.signals import default_signals
 
 ROOT = Path(__file__).resolve().parents[3]
-CASES = 10
+# Of so many cases a run that is stopped has finished the first ones, and is writing the next.
+CASES, FINISHED = 7, 4
 SETTINGS = PhantomSettings(shape_xyz=(48, 40, 12), spacing_mm=(6.5, 6.5, 13.0))
-# So many that a run lasts long enough to be stopped halfway on a busy machine.
-PATCHES = ["--patch-shape", "8", "32", "32", "--patches-per-case", "600"]
+PATCHES = ["--patch-shape", "8", "32", "32", "--patches-per-case", "12"]
+
+# Sends itself a signal at a point of its own progress, and goes on once the signal has been taken.
+STRUCK = f"""
+import os, signal, sys, threading
+from collections import Counter
+from preprocessing.convert import main
+from preprocessing.records import case_conversion
+
+taken, cases, encode = threading.Event(), Counter(), case_conversion.encode_patch
+
+def take(*arguments):
+    taken.set()
+    signal.default_int_handler(*arguments)
+
+def strike(patch, task):
+    cases[patch.case_id] += 1
+    if len(cases) > {FINISHED} and cases[patch.case_id] > 2 and not taken.is_set():
+        os.kill(os.getpid(), int(sys.argv[1]))
+        taken.wait()
+    return encode(patch, task)
+
+signal.signal(signal.SIGINT, take)
+case_conversion.encode_patch = strike
+sys.exit(main(sys.argv[2:]))
+"""
 
 
 def command(folder, *options):
@@ -39,15 +64,17 @@ def tree(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-def start(folder, *options):
-    whole = [sys.executable, "-m", "preprocessing.convert", *command(folder, *options)]
-    return subprocess.Popen(
-        # A shell's background jobs, and so their children, begin with SIGINT ignored.
-        whole,
+def struck(folder, number, *options):
+    """Runs a conversion that gets a signal while it writes a case's records."""
+    words = [sys.executable, "-c", STRUCK, str(int(number)), *command(folder, *options)]
+    return subprocess.run(
+        words,
         cwd=ROOT,
         text=True,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        timeout=300,
+        preexec_fn=default_signals,
+        check=False,
     )
 
 
@@ -67,17 +94,10 @@ def whole(data):
 
 @pytest.fixture(scope="module")
 def killed_run(data, tmp_path_factory):
-    """A folder in which a run was killed while it wrote its fourth case, or a little later."""
+    """A folder in which a run was killed while it wrote a case's records."""
     folder = tmp_path_factory.mktemp("killed")
     (folder / "data").symlink_to(data / "data")
-    process = start(folder)
-    outcomes = folder / ".out.partial" / "outcomes"
-    while process.poll() is None and len(list(outcomes.glob("*.json"))) < 3:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
-    assert process.returncode == -signal.SIGKILL
+    assert struck(folder, signal.SIGKILL).returncode == -signal.SIGKILL
     return folder
 
 
@@ -100,7 +120,8 @@ def records_of(folder, cases):
 
 def test_a_killed_run_leaves_nothing_that_looks_finished(killed):
     assert not (killed / "out").exists()
-    assert 3 <= len(finished(killed)) < CASES
+    assert len(finished(killed)) == FINISHED < CASES
+    assert list((killed / ".out.partial").rglob("*.tmp"))
     assert not (killed / ".out.partial" / "manifest.json").exists()
 
 
@@ -160,9 +181,7 @@ def test_resume_redoes_cases_with_damaged_records_or_changed_inputs(killed, whol
     os.utime(source / f"{cases[2]}.nii.gz", (1, 1))
     assert main(command(killed, "--resume")) == 0
     error = capsys.readouterr().err
-    left = len(cases) - 3
-    assert ("were finished already" in error) == bool(left)
-    assert not left or f"{left} of {CASES} cases were finished already" in error
+    assert f"{FINISHED - 3} of {CASES} cases were finished already" in error
     assert tree(killed / "out") == whole
 
 
@@ -278,14 +297,9 @@ def test_names_that_look_like_patterns(data, whole, tmp_path):
 def test_interrupted_by_the_keyboard(data, whole, tmp_path):
     (tmp_path / "data").symlink_to(data / "data")
     threads = ["--direct_running_mode", "multi_threading", "--direct_num_workers", "1"]
-    process = start(tmp_path, *threads)
-    while process.poll() is None and len(finished(tmp_path)) < 2:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
-    began = time.monotonic()
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error
-    assert time.monotonic() - began < 20
+    run = struck(tmp_path, signal.SIGINT, *threads)
+    error = run.stderr
+    assert run.returncode == 130, error
     assert "interrupted" in error
     assert "Traceback" not in error
     assert json.loads((tmp_path / ".out.partial" / "settings.json").read_text())

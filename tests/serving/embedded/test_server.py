@@ -30,6 +30,7 @@ from serving import protocol, status
 from serving.client.sync import AHNetClient
 from serving.embedded.batching import Batcher, BatchSettings
 from serving.embedded.core import start_server
+from tests.signals import default_signals
 
 ROOT = Path(__file__).resolve().parents[3]
 State = get_model_status_pb2.ModelVersionStatus.State
@@ -183,6 +184,7 @@ def test_command_serves_until_it_is_told_to_stop(models, windows, linear_probabi
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        preexec_fn=default_signals,
     )
     try:
         line = process.stdout.readline()
