@@ -48,7 +48,7 @@ class ServerProcess:
         """Ends the process; returns its exit code and what it has printed since its start."""
         self.process.send_signal(number)
         try:
-            rest, errors = self.process.communicate(timeout=60)
+            rest, errors = self.process.communicate(timeout=300)
         finally:
             self.process.kill()
         return self.process.returncode, rest, errors
