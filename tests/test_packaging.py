@@ -228,6 +228,7 @@ def test_the_console_command(installed, core_only):
     assert "found 'convrt'. Did you mean 'convert'?" in misspelt.stderr
 
 
+@pytest.mark.slow
 def test_the_core_predicts_without_the_extras(installed, core_only, tmp_path):
     cases = tmp_path / "cases"
     phantom = core_only(
@@ -260,6 +261,7 @@ raise SystemExit(main(["--model", {str(EXPORT)!r}, {str(cases)!r}, {str(tmp_path
     assert (tmp_path / "labels" / "segmentation-0.nii.gz").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("extra", "command"),
     [
