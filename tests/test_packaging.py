@@ -17,7 +17,12 @@ import nibabel as nib
 import pytest
 from packaging.requirements import Requirement
 
+from ahnet_tf.config import ModelConfig
+from ahnet_tf.inference.predictor import ExportSettings
+from ahnet_tf.networks import build_network
 from preprocessing.errors import EXTRAS
+from preprocessing.tasks import load_task
+from serving.export.exporter import export_model
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ("preprocessing", "ahnet_tf", "serving", "pipeline")
@@ -230,6 +235,10 @@ def test_the_console_command(installed, core_only):
 
 @pytest.mark.slow
 def test_the_core_predicts_without_the_extras(installed, core_only, tmp_path):
+    # Of the networks, the one whose graph is made in the least time.
+    model = ModelConfig(architecture="unet3d", width=1 / 16, unet_levels=2)
+    settings = ExportSettings(load_task("ct_liver_small"), model, (8, 32, 32))
+    export = str(export_model(build_network(model), settings, tmp_path / "models" / "1"))
     cases = tmp_path / "cases"
     phantom = core_only(
         *(installed / "bin" / "ahnet", "phantom", "--output", cases),
@@ -248,10 +257,10 @@ try:
     open_predictor("localhost:1")
 except ServingError as error:
     print(error)
-result = ahnet_tf.load({str(EXPORT)!r}).segment({str(cases / "volume-0.nii.gz")!r})
+result = ahnet_tf.load({export!r}).segment({str(cases / "volume-0.nii.gz")!r})
 result.save({str(tmp_path / "segmentation-0.nii.gz")!r})
 print(result.labels.shape)
-raise SystemExit(main(["--model", {str(EXPORT)!r}, {str(cases)!r}, {str(tmp_path / "labels")!r}]))
+raise SystemExit(main(["--model", {export!r}, {str(cases)!r}, {str(tmp_path / "labels")!r}]))
 """
     result = core_only("-c", probe)
     assert result.returncode == 0, result.stderr

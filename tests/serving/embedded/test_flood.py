@@ -102,7 +102,7 @@ def malformed_messages():
 def test_thousands_of_malformed_requests(process, channel):
     """Each gets the status of a refusal, and the server's memory doesn't follow what they claim."""
     predict = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
-    before = process.now_mib()
+    before = process.watch_peak()
     codes = collections.Counter()
     wrong = []
     for content in malformed_messages():
@@ -123,7 +123,7 @@ def test_thousands_of_malformed_requests(process, channel):
 
 def test_compressed_requests_are_not_unpacked(process):
     """A megabyte of gzip can unpack to one of zeros a thousand times as large."""
-    before = process.peak_mib()
+    before = process.watch_peak()
     request = sized(1, 1, 1, 1, 1, content=bytes(60 * 2**20)).SerializeToString()
     with grpc.insecure_channel(process.address) as channel:
         predict = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
@@ -137,7 +137,7 @@ def test_noise_on_the_port(process):
     generator = random.Random(1)
     openings = (b"", b"GET / HTTP/1.1\r\n", b"POST /v1/models/ahnet:predict HTTP/1.1\r\n\r\n")
     openings += (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00")
-    before = process.now_mib()
+    before = process.watch_peak()
     for number in range(200):
         with socket.create_connection(("127.0.0.1", process.port), timeout=30) as connection:
             opening = openings[number % len(openings)]
@@ -151,7 +151,7 @@ def test_noise_on_the_port(process):
 
 def test_gigabyte_messages_are_not_kept(process, channel):
     """gRPC receives a message before it knows its size, so a few may be on their way; none is kept."""
-    before = process.now_mib()
+    before = process.watch_peak()
     predict = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
     peaks = []
     for _ in range(4):
