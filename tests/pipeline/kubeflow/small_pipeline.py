@@ -61,8 +61,6 @@ def command(folder: Path, engine: str, records: Path, options: tuple[str, ...]) 
     # Training quality does not matter here: two steps, and any model is blessed. But it has to find some
     # liver, hence the weights: TFMA refuses all changes against a baseline whose score is exactly 0.
     short = ["steps=2", "warmup_steps=0", "evaluate_every=0", "class_weights=[0.01,1.0,0.01]"]
-    # The graph of this one is made in little time.
-    short += ["3d.architecture=mcgcn"]
     settings = [word for each in short for word in ("--set", each)]
     return [*own, "--task", task, *options, *settings, "--threshold-liver", "0"]
 
