@@ -192,6 +192,7 @@ def test_help_is_quick_and_gives_examples(command):
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 def test_format_style_and_types():
     for check in (
         ["ruff", "format", "--check", "--quiet", "."],

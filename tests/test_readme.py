@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import io
 import json
 import re
 import shlex
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -35,13 +36,18 @@ ALL_COMMANDS = [
 ]
 
 
+def command_of(module: str) -> ModuleType:
+    """Returns the module that `python -m MODULE` runs."""
+    is_package = importlib.util.find_spec(module).submodule_search_locations is not None
+    return importlib.import_module(f"{module}.__main__" if is_package else module)
+
+
 @cache
 def help_of(module: str) -> str:
-    result = subprocess.run(
-        [sys.executable, "-m", module, "--help"], capture_output=True, text=True, cwd=ROOT
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit) as ended:
+        command_of(module).main(["--help"])
+    assert ended.value.code == 0
+    return printed.getvalue()
 
 
 @cache
@@ -90,9 +96,7 @@ def test_options_of_commands_exist(module, rest):
 @pytest.mark.parametrize(("module", "rest"), ALL_COMMANDS, ids=lambda text: text.strip()[:60])
 def test_commands_are_parsed_by_their_own_parser(module, rest, monkeypatch):
     """Each command does all but its work; a wrong option ends it with SystemExit."""
-    is_package = importlib.util.find_spec(module).submodule_search_locations is not None
-    command = importlib.import_module(f"{module}.__main__" if is_package else module)
-    parsed = []
+    command, parsed = command_of(module), []
     # A command has imported the function or its module.
     for place in (cli, command):
         if hasattr(place, "run_command"):

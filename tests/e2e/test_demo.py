@@ -1,12 +1,10 @@
-"""The whole workflow at its smallest, in a folder with a space, with the commands users type."""
+"""The demonstration: the user's own cases, its stages, and how it goes on after an interruption."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel
@@ -14,6 +12,9 @@ import numpy as np
 import pytest
 from attrs import evolve
 
+from ahnet_tf.inference.predictor import ExportSettings
+from ahnet_tf.networks import build_network
+from ahnet_tf.presets import run_config
 from pipeline.demo import clear, main
 from pipeline.demonstrations import SENSITIVITIES
 from pipeline.local.own_cases import hold_out
@@ -27,19 +28,11 @@ from preprocessing.files import write_json
 from preprocessing.phantom.dataset import write_cases
 from preprocessing.phantom.dbt import DBTSettings
 from preprocessing.tasks import load_task
+from serving.export.exporter import export_model
 from tests.page_views import content_of
+from tests.pipeline.recorded_stages import commands_of
 
-ROOT = Path(__file__).resolve().parents[2]
-TINY = (
-    "width=0.0625",
-    "blocks=[1,1,1,1]",
-    "growth=4",
-    "dense_layers=1",
-    "pvp_levels=1",
-    "steps=4",
-    "warmup_steps=1",
-    "evaluate_every=4",
-)
+TINY = ("width=0.0625", "blocks=[1,1,1,1]", "growth=4", "dense_layers=1", "pvp_levels=1")
 
 
 @pytest.fixture(scope="module")
@@ -47,28 +40,6 @@ def own_cases(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("own cases")
     write_cases(folder, 3, 3)
     return folder
-
-
-def demonstrated(
-    output: Path, cases: Path, task: Path, timeout_s: int
-) -> subprocess.CompletedProcess:
-    """Runs the demonstration on own cases with tiny settings."""
-    command = [sys.executable, "-m", "pipeline.demo", "--output", str(output)]
-    command += ["--input", str(cases), "--task", str(task)]
-    for setting in TINY:
-        command += ["--set", setting]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=timeout_s)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-@pytest.fixture(scope="module")
-def demo_run(tfx, own_cases, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
-    output = tmp_path_factory.mktemp("a demo")
-    coarse = evolve(load_task("ct_liver_small"), spacing_mm=(12.0, 12.0, 12.0))
-    task = output.parent / "coarse.json"
-    write_json(task, evolve(coarse, patch_shape_zyx=(8, 32, 32), patches_per_case=4).to_dict())
-    return output, demonstrated(output, own_cases, task, timeout_s=600)
 
 
 @pytest.fixture(scope="module")
@@ -80,18 +51,34 @@ def breasts(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def dbt_run(tfx, breasts, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
-    output = tmp_path_factory.mktemp("a demo of breasts")
-    small = evolve(load_task("dbt_lesion_small"), patch_shape_zyx=(16, 64, 64), patches_per_case=4)
-    task = output.parent / "small_breasts.json"
-    write_json(task, small.to_dict())
-    return output, demonstrated(output, breasts, task, timeout_s=900)
+@pytest.fixture
+def interrupted(tfx, breasts, tmp_path) -> list[str]:
+    """The options of a demonstration that was interrupted after its pipeline; the model is untrained."""
+    output, file = tmp_path / "a demo", tmp_path / "small_breasts.json"
+    task = evolve(load_task("dbt_lesion_small"), patch_shape_zyx=(16, 64, 64))
+    write_json(file, task.to_dict())
+    given = {"task": str(file), "input": [str(breasts)], "seed": 0}
+    for name in ("convert", "pipeline"):
+        command = commands_of(output, **given)[name]
+        record = {"seconds": 1.5, "peak_memory_mib": 300, "command": command}
+        write_json(output / ".stages" / f"{name}.json", record)
+    model = run_config(task, settings=TINY).stages["3d"].model
+    export = output / "pipeline" / "serving_model" / "ahnet" / "1"
+    settings = ExportSettings(task, model, task.patch_shape_zyx)
+    export_model(build_network(model, seed=1), settings, export)
+    result = {"seconds": {"Trainer3D": 1.0}, "pushed": str(export)}
+    write_json(output / "pipeline" / "result.json", result)
+    return ["--output", str(output), "--task", str(file), "--input", str(breasts)]
 
 
 @pytest.mark.slow
-def test_summary_and_picture_of_breasts(dbt_run):
-    output, done = dbt_run
+def test_an_interrupted_demonstration_of_breasts_is_finished(interrupted, capfd):
+    assert main(interrupted) == 0
+    printed = capfd.readouterr().out
+    output = Path(interrupted[1])
+    for name in ("convert", "pipeline"):
+        assert f"[{name}] finished before, in 2 s" in printed
+        assert f"preprocessing.{name}" not in printed
     summary = json.loads((output / "summary.json").read_text())
     with open(output / "unseen" / "boxes.csv", newline="") as file:
         boxes = list(csv.DictReader(file))
@@ -102,31 +89,16 @@ def test_summary_and_picture_of_breasts(dbt_run):
     ]
     assert summary["case_masses"] == len(shown) >= 1
     assert 0 <= summary[SENSITIVITIES[0]] <= summary[SENSITIVITIES[1]] <= 1
-    assert (
-        f"sensitivity at 2 false positives per volume: {summary[SENSITIVITIES[1]]:.3f}"
-        in done.stdout
-    )
-    assert set(summary["seconds"]) == {
-        "data",
-        "convert",
-        "pipeline",
-        "server",
-        "predict",
-        "evaluate",
-    }
+    line = f"sensitivity at 2 false positives per volume: {summary[SENSITIVITIES[1]]:.3f}"
+    assert line in printed
+    stages = {"data", "convert", "pipeline", "server", "predict", "evaluate"}
+    assert set(summary["seconds"]) == stages
+    assert summary["seconds"]["pipeline"] == 1.5
     picture = (output / "overlay.png").read_bytes()
     assert picture == (output / "prediction" / "overlays" / f"{summary['case']}.png").read_bytes()
-    # The blessing is by FROC.
-    result = json.loads((output / "pipeline" / "result.json").read_text())
-    assert set(result["thresholds"]) == {SENSITIVITIES[1]}
     content = content_of(output / "report.html")
     assert len(content["cases"]) == 2
 
-
-@pytest.mark.slow
-def test_strongest_detections_are_those_of_the_table(dbt_run):
-    output, _ = dbt_run
-    summary = json.loads((output / "summary.json").read_text())
     with open(output / "prediction" / "lesions.csv", newline="") as file:
         own = [
             float(row["Score"])
@@ -135,71 +107,6 @@ def test_strongest_detections_are_those_of_the_table(dbt_run):
         ]
     found = [each["score"] for each in summary["detections"]]
     assert found == pytest.approx(sorted(own, reverse=True)[:3], rel=1e-5)
-
-
-@pytest.mark.slow
-def test_summary_and_picture(demo_run):
-    output, done = demo_run
-    summary = json.loads((output / "summary.json").read_text())
-    assert {"dice_liver", "dice_tumour", "seconds", "peak_memory_mib"} <= set(summary)
-    assert 0 <= summary["dice_liver"] <= 1
-    assert 200 < summary["peak_memory_mib"] < 16000
-    stages = {"data", "convert", "pipeline", "server", "predict", "evaluate"}
-    assert set(summary["seconds"]) == stages
-    assert summary["seconds"]["pipeline"] > 1
-    assert (output / "overlay.png").read_bytes().startswith(b"\x89PNG")
-    assert "Dice liver" in done.stdout
-    assert summary["picture"] == str(output / "overlay.png")
-    assert summary["picture"] in done.stdout
-
-
-@pytest.mark.slow
-def test_page_has_the_case_with_its_volume_and_scores(demo_run):
-    output, done = demo_run
-    summary = json.loads((output / "summary.json").read_text())
-    assert summary["page"] == str(output / "report.html")
-    assert summary["page"] in done.stdout
-    content = content_of(output / "report.html")
-    (case,) = content["cases"]
-    assert case["id"] == summary["case"]
-    assert "volume" in case
-    table = content["tables"][0]
-    ((_, row),) = table["rows"]
-    cells = dict(zip([column["name"] for column in table["columns"]], row, strict=True))
-    assert cells["case"] == summary["case"]
-    assert cells["liver Dice"] == summary["dice_liver"]
-    assert cells["tumour Dice"] == summary["dice_tumour"]
-
-
-@pytest.mark.slow
-def test_prediction_lies_on_the_input(demo_run):
-    output, _ = demo_run
-    (image,) = (output / "unseen").rglob("volume-*.nii.gz")
-    (label,) = (output / "prediction").glob("*.nii.gz")
-    image, label = nibabel.load(image), nibabel.load(label)
-    assert label.shape == image.shape
-    np.testing.assert_array_equal(label.affine, image.affine)
-    assert set(np.unique(np.asarray(label.dataobj))) <= {0, 1, 2}
-
-
-@pytest.mark.slow
-def test_scores_are_those_of_an_independent_count(demo_run):
-    output, _ = demo_run
-    (label,) = (output / "prediction").glob("*.nii.gz")
-    (reference,) = (output / "unseen").rglob("segmentation-*.nii.gz")
-    predicted = np.asarray(nibabel.load(label).dataobj) >= 1
-    true = np.asarray(nibabel.load(reference).dataobj) >= 1
-    dice = 2 * (predicted & true).sum() / (predicted.sum() + true.sum())
-    summary = json.loads((output / "summary.json").read_text())
-    assert summary["dice_liver"] == pytest.approx(dice, abs=1e-6)
-
-
-@pytest.mark.slow
-def test_model_lies_in_the_layout_of_tf_serving(demo_run):
-    output, _ = demo_run
-    (version,) = (output / "pipeline" / "serving_model" / "ahnet").iterdir()
-    assert version.name.isdigit()
-    assert (version / "saved_model.pb").is_file()
 
 
 def test_one_case_is_kept_from_training(own_cases, tmp_path):

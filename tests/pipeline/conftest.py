@@ -12,23 +12,35 @@ import pytest
 import tensorflow as tf
 
 from preprocessing.files import write_json
+from preprocessing.phantom.ct import PhantomSettings
 from preprocessing.records.schema import Patch, encode_patch
 from preprocessing.tasks import Task
 
-# Options of the smallest two-stage training that still learns.
-TINY_OPTIONS = (
-    *("--steps", "80", "--batch-size", "4", "--learning-rate", "0.01", "--seed", "3"),
-    *("--set", "width=0.125", "--set", "blocks=[1,1,1,1]", "--set", "warmup_steps=2"),
-    *("--set", "class_weights=[0.2,1.0,3.0]", "--set", "evaluate_every=80"),
-    *("--set", "3d.growth=4", "--set", "3d.dense_layers=1", "--set", "3d.pvp_levels=1"),
+# Settings of the smallest two-stage training that still learns.
+TINY_SETTINGS = (
+    *("steps=80", "batch_size=4", "learning_rate=0.01", "width=0.125", "blocks=[1,1,1,1]"),
+    *("warmup_steps=2", "class_weights=[0.2,1.0,3.0]", "evaluate_every=80"),
+    *("3d.growth=4", "3d.dense_layers=1", "3d.pvp_levels=1"),
     # An average over so few steps is still near the start weights.
-    *("--set", "loss=focal", "--set", "ema_momentum=0"),
+    *("loss=focal", "ema_momentum=0"),
 )
+# Its data: cases of a few patches.
+GRID = PhantomSettings(shape_xyz=(32, 32, 16), spacing_mm=(10.0, 10.0, 10.0))
+
+
+@pytest.fixture(scope="session")
+def tiny_settings() -> tuple[str, ...]:
+    return TINY_SETTINGS
 
 
 @pytest.fixture(scope="session")
 def tiny_options() -> tuple[str, ...]:
-    return TINY_OPTIONS
+    return ("--seed", "3", *(part for each in TINY_SETTINGS for part in ("--set", each)))
+
+
+@pytest.fixture(scope="session")
+def grid() -> PhantomSettings:
+    return GRID
 
 
 @pytest.fixture(scope="session")
@@ -95,12 +107,10 @@ def records(tmp_path, patch, task, write_records) -> Path:
 def phantom_records(tmp_path_factory, task) -> Path:
     """Four phantom cases with tumours, two of them to evaluate on, as `convert` writes them."""
     from preprocessing.convert import convert
-    from preprocessing.phantom.ct import PhantomSettings
     from preprocessing.phantom.dataset import write_cases
 
     base = tmp_path_factory.mktemp("phantoms")
-    settings = PhantomSettings(shape_xyz=(32, 32, 16), spacing_mm=(10.0, 10.0, 10.0))
-    write_cases(base / "cases", 4, seed=5, settings=settings)
+    write_cases(base / "cases", 4, seed=5, settings=GRID, progress=False)
     convert([str(base / "cases")], str(base / "records"), task, eval_fraction=0.5, progress=False)
     shutil.rmtree(base / "cases")
     return base / "records"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import subprocess
 from pathlib import Path
@@ -15,7 +14,7 @@ from attrs import evolve
 
 from ahnet_tf.presets import run_config
 from pipeline.configs import threshold_names
-from pipeline.demo import DEMONSTRATION_FILE, is_other_run, preset_of, run_stages
+from pipeline.demo import DEMONSTRATION_FILE, is_other_run, preset_of
 from pipeline.demonstrations import (
     CT_LIVER,
     DBT_LESION,
@@ -25,6 +24,7 @@ from pipeline.demonstrations import (
     strongest,
 )
 from pipeline.local.own_cases import hold_out
+from pipeline.options import add_pipeline_options, pipeline_settings
 from preprocessing.datasets.bcs_dbt import VOLUME_COLUMNS, dbt_case_id
 from preprocessing.datasets.discovery import find_cases
 from preprocessing.errors import InputError
@@ -32,35 +32,11 @@ from preprocessing.files import write_json
 from preprocessing.phantom.dataset import write_cases
 from preprocessing.phantom.dbt import DBTSettings
 from preprocessing.tasks import load_task
+from tests.pipeline.recorded_stages import commands_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DBT = load_task("dbt_lesion_small")
 SMALL = DBTSettings(shape_xyz=(48, 64, 12), spacing_mm=(1.5, 1.5, 3.0), fewest_masses=1)
-
-
-class RecordedStages:
-    """Stands for `Stages`: keeps the commands instead of running them."""
-
-    def __init__(self) -> None:
-        self.commands: dict[str, list[str]] = {}
-
-    def run(self, name, command):
-        self.commands[name] = [str(word) for word in command]
-
-    def call(self, name, work, words):
-        self.commands[name] = list(words)
-
-    @contextlib.contextmanager
-    def server(self, models, model_name):
-        yield "localhost:1"
-
-
-def commands_of(**given) -> dict[str, list[str]]:
-    names = {"task": "ct_liver_small", "preset": None, "threshold": None, "input": None}
-    arguments = argparse.Namespace(**names | {"set": [], "seed": 3} | given)
-    stages = RecordedStages()
-    run_stages(arguments, Path("out"), stages)
-    return stages.commands
 
 
 def value_after(command: list[str], option: str) -> str:
@@ -85,13 +61,20 @@ def test_presets_follow_the_task(tmp_path):
     assert preset_of(argparse.Namespace(task=str(own), preset="ct_liver")) == "ct_liver"
 
 
-def test_breasts_are_blessed_and_scored_by_froc():
+def test_breasts_are_blessed_and_scored_by_froc(tmp_path):
     commands = commands_of(task="dbt_lesion_small", set=["steps=17"])
     pipeline, evaluate = commands["pipeline"], commands["evaluate"]
     name, _, least = value_after(pipeline, "--threshold").partition("=")
     assert name in threshold_names(DBT)
     assert 0 < float(least) <= 1
     assert value_after(pipeline, "--preset") == "dbt_lesion_small"
+    # As the pipeline's own parser reads them.
+    write_json(tmp_path / "task.json", DBT.to_dict())
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--output")
+    add_pipeline_options(parser)
+    parsed = pipeline_settings(parser.parse_args([*pipeline[1:], "--input", str(tmp_path)]))
+    assert set(parsed.score_thresholds()) == {SENSITIVITIES[1]}
     assert "out/prediction/lesions.csv" in evaluate
     assert "--hits-in-mm" in evaluate
     for name, first in (("data", None), ("unseen", "1000")):

@@ -39,19 +39,21 @@ class ServerProcess:
     def port(self) -> int:
         return int(self.address.rpartition(":")[2])
 
-    def peak_mib(self) -> float:
-        """The most memory that the process has held so far."""
-        return self._memory_mib("VmHWM")
-
-    def now_mib(self) -> float:
-        """The memory that the process holds."""
+    def watch_peak(self) -> float:
+        """Begins to watch the memory that the process holds; returns it in MiB."""
+        # From here on VmHWM forgets what was before.
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
         return self._memory_mib("VmRSS")
+
+    def peak_mib(self) -> float:
+        """The most memory that the process has held since `watch_peak`."""
+        return self._memory_mib("VmHWM")
 
     def stop(self, number: int = signal.SIGTERM) -> tuple[int, str, str]:
         """Ends the process; returns its exit code and what it has printed since its start."""
         self.process.send_signal(number)
         try:
-            rest, errors = self.process.communicate(timeout=60)
+            rest, errors = self.process.communicate(timeout=300)
         finally:
             self.process.kill()
         return self.process.returncode, rest, errors

@@ -12,14 +12,13 @@ from tfx.types.experimental.simple_artifacts import File
 
 from pipeline.components.convert_volumes import ConvertVolumesExecutor, fingerprint
 from pipeline.configs import spans_of
+from pipeline.lineage import main as lineage
 from pipeline.local_runner import main
 from preprocessing.errors import InputError, PipelineError
 from preprocessing.files import write_json
-from preprocessing.phantom.ct import PhantomSettings
 from preprocessing.phantom.dataset import write_cases
 
 pytestmark = pytest.mark.slow
-GRID = PhantomSettings(shape_xyz=(32, 32, 16), spacing_mm=(10.0, 10.0, 10.0))
 
 
 def read_result(run: Path) -> dict:
@@ -27,11 +26,13 @@ def read_result(run: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def volumes(tmp_path_factory) -> Path:
+def volumes(tmp_path_factory, grid) -> Path:
     """Two batches of two cases each."""
     folder = tmp_path_factory.mktemp("volumes")
     for span in (1, 2):
-        write_cases(folder / f"span-{span}", 2, seed=5, first=2 * span, settings=GRID)
+        write_cases(
+            folder / f"span-{span}", 2, seed=5, first=2 * span, settings=grid, progress=False
+        )
     return folder
 
 
@@ -40,10 +41,14 @@ def test_a_new_span_warm_starts_from_the_model_of_the_one_before(
 ):
     write_json(tmp_path / "task.json", task.to_dict())
     run, later = tmp_path / "run", tmp_path / "later"
+    shutil.copytree(volumes, tmp_path / "volumes")
+    volumes = tmp_path / "volumes"
     shutil.move(volumes / "span-2", later)
     options = ["--volumes", str(volumes), "--task", str(tmp_path / "task.json")]
-    options += ["--output", str(run), *tiny_options, "--steps", "2", "--set", "warmup_steps=1"]
-    options += ["--set", "evaluate_every=0"]
+    options += ["--output", str(run), *tiny_options]
+    # A network whose graph is made in little time; a whole AH-Net is trained in test_whole_run.py.
+    for setting in ("steps=2", "warmup_steps=1", "evaluate_every=0", "3d.architecture=mcgcn"):
+        options += ["--set", setting]
     options += ["--spans", "2", "--threshold-liver", "0", "--allow", "skew,drift"]
     assert main([*options, "--tune", "1", "--tune-steps", "2", "--schema", "inferred"]) == 0
     first = read_result(run)
@@ -64,6 +69,11 @@ def test_a_new_span_warm_starts_from_the_model_of_the_one_before(
     second = read_result(run)
     assert "Trainer2D" not in second["seconds"]
     assert second["scores"]["overall"]["cases"] == 2
+    # It was compared with the first span's model.
+    capsys.readouterr()
+    assert lineage([second["pushed"], "--json"]) == 0
+    steps = json.loads(capsys.readouterr().out)
+    assert any("baseline_model" in step["inputs"] for step in steps)
     started = run.glob("artifacts/Trainer3D/model_run/*/transfer.txt")
     newest = max(started, key=lambda path: int(path.parent.name))
     assert "fresh: 0 weights" in newest.read_text(encoding="utf-8")

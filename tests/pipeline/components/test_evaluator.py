@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import functools
 import math
+import shutil
 
+import keras
 import numpy as np
 import pytest
+from google.protobuf import json_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from tensorflow_model_analysis import metrics as tfma_metrics
+from tfx.components.evaluator.executor import Executor
+from tfx.types import standard_artifacts
 
+from ahnet_tf.inference.predictor import ExportSettings
 from pipeline.components.evaluator import (
     CONFUSION,
     CombineCases,
     confusion,
     dice,
     make_eval_config,
+    read_refusals,
+    read_scores,
     region_counts,
     regions,
     summarize,
 )
+from pipeline.configs import BEAM_ARGUMENTS
 from preprocessing.records.schema import CASE_ID
 from preprocessing.tasks import PRESETS
+from serving.export.exporter import export_model
 
 LIVER_AND_TUMOUR = {"liver": [1, 2], "tumour": [2]}
 
@@ -136,3 +146,79 @@ def test_thresholds_hold_for_all_cases_together_only():
     assert [list(spec.feature_keys) for spec in threshold.slicing_specs] == [[]]
     assert threshold.threshold.value_threshold.lower_bound.value == 0.8
     assert threshold.threshold.change_threshold.absolute.value == -0.01
+
+
+def tissue_network(liver, tumour):
+    """Returns a network whose logits are (0, a + b HU, c + d HU) at each voxel."""
+    image = keras.Input((None, None, None, 1))
+    network = keras.Model(image, keras.layers.Conv3D(3, 1)(image))
+    kernel = np.array([0, liver[1], tumour[1]], np.float32).reshape(1, 1, 1, 1, 3)
+    network.set_weights([kernel, np.array([0, liver[0], tumour[0]], np.float32)])
+    return network
+
+
+# On records with air at -100 HU, liver at 110 and tumour at 40: the first model is right everywhere, the
+# second one takes all for liver.
+MODELS = {"right": ((-2.25, 0.1), (1.5, 0.05)), "all liver": ((9.0, 0.0), (0.0, 0.0))}
+
+
+@pytest.fixture
+def evaluate(task, model_config, records, tmp_path):
+    """Runs TFX's Evaluator on one of `MODELS`, perhaps against another; returns what the gate reads."""
+
+    def artifact(kind, folder):
+        made = kind()
+        made.uri = str(tmp_path / folder)
+        return made
+
+    def run(candidate, baseline=None, *, threshold=0.0):
+        examples = artifact(standard_artifacts.Examples, "examples")
+        examples.split_names = '["train", "eval"]'
+        shutil.copytree(records / "eval", tmp_path / "examples" / "Split-eval")
+        inputs = {"examples": [examples], "model": [], "baseline_model": []}
+        for key, name in (("model", candidate), ("baseline_model", baseline)):
+            if name:
+                inputs[key] = [artifact(standard_artifacts.Model, key)]
+                settings = ExportSettings(task, model_config, task.patch_shape_zyx)
+                folder = tmp_path / key / "Format-Serving"
+                export_model(tissue_network(*MODELS[name]), settings, folder)
+        outputs = {
+            "evaluation": [artifact(standard_artifacts.ModelEvaluation, "evaluation")],
+            "blessing": [artifact(standard_artifacts.ModelBlessing, "blessing")],
+        }
+        config = make_eval_config(task, {"liver": threshold}, largest_loss=0.01)
+        context = Executor.Context(beam_pipeline_args=list(BEAM_ARGUMENTS), unique_id="1")
+        properties = {
+            "eval_config": json_format.MessageToJson(config),
+            "example_splits": '["eval"]',
+            "fairness_indicator_thresholds": "null",
+        }
+        Executor(context).Do(inputs, outputs, properties)
+        blessed = outputs["blessing"][0].get_int_custom_property("blessed") == 1
+        evaluation = outputs["evaluation"][0].uri
+        return blessed, read_refusals(evaluation), read_scores(evaluation)["overall"]
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_model_worse_than_the_last_blessed_one_is_refused(evaluate):
+    blessed, refusals, scores = evaluate("all liver", "right")
+    # 1024 of 8192 voxels are liver or tumour.
+    assert scores["dice_liver"] == pytest.approx(2 * 1024 / (8192 + 1024))
+    assert not blessed
+    (refusal,) = refusals
+    assert refusal == "dice_liver is 0.7778 below the last blessed model's (allowed: 0.01)"
+
+
+@pytest.mark.slow
+def test_a_better_model_than_the_last_blessed_one_is_blessed(evaluate):
+    blessed, refusals, scores = evaluate("right", "all liver", threshold=0.9)
+    assert (scores["dice_liver"], scores["dice_tumour"]) == (1, 1)
+    assert (blessed, refusals) == (True, [])
+
+
+@pytest.mark.slow
+def test_a_first_model_is_judged_by_the_threshold_alone(evaluate):
+    blessed, refusals, _ = evaluate("all liver", threshold=0.3)
+    assert (blessed, refusals) == (False, ["dice_liver 0.2222 is below the threshold 0.3"])

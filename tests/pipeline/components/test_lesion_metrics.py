@@ -178,10 +178,8 @@ def test_tfma_scores_the_lesions_of_whole_cases(tmp_path):
     options += ["--eval-fraction", "0.5", "--input", str(breasts), "--output", str(records)]
     assert convert(options) == 0
     task = load_task(str(records / "task.json"))
-    config = run_config(
-        task,
-        settings=["width=0.0625", "blocks=[1,1,1,1]", "growth=4", "dense_layers=1", "pvp_levels=1"],
-    ).stages["3d"]
+    settings = ["3d.architecture=unet3d", "unet_levels=2", "width=0.0625"]
+    config = run_config(task, settings=settings).stages["3d"]
     export = export_model(
         build_network(config.model, seed=1),
         ExportSettings(task, config.model, task.patch_shape_zyx),

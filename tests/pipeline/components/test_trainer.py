@@ -35,8 +35,9 @@ def arguments(records, task, tmp_path):
         task,
         settings=[
             *(
+                "2d.architecture=unet2d",
+                "unet_levels=2",
                 "width=0.125",
-                "blocks=[1,1,1,1]",
                 "warmup_steps=2",
                 "evaluate_every=20",
                 "batch_size=1",

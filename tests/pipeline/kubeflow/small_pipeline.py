@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_metadata import MetadataStore
+from ml_metadata.proto import metadata_store_pb2
 
 from ahnet_tf.inference.predictor import open_predictor
 
@@ -44,6 +46,8 @@ ENGINES = {
 }
 # TFX 1.15 is the last release on PyPI that writes Argo workflows.
 HAS_ARGO = importlib.metadata.version("tfx").startswith("1.15.")
+# Beside TFX 1.21, but not beside TFX 1.15.
+HAS_KFP_2 = importlib.metadata.version("kfp").startswith("2.")
 needs_argo = pytest.mark.skipif(not HAS_ARGO, reason="only TFX 1.15 writes Argo workflows")
 
 
@@ -56,10 +60,9 @@ def command(folder: Path, engine: str, records: Path, options: tuple[str, ...]) 
     own = ["--cluster", str(file), "--input", f"{data}/records", "--output", str(folder / "specs")]
     # Training quality does not matter here: two steps, and any model is blessed. But it has to find some
     # liver, hence the weights: TFMA refuses all changes against a baseline whose score is exactly 0.
-    short = ["--steps", "2", "--set", "warmup_steps=0", "--set", "evaluate_every=0"]
-    short += ["--set", "class_weights=[0.01,1.0,0.01]"]
-    short += ["--threshold-liver", "0"]
-    return [*own, "--task", task, *options, *short]
+    short = ["steps=2", "warmup_steps=0", "evaluate_every=0", "class_weights=[0.01,1.0,0.01]"]
+    settings = [word for each in short for word in ("--set", each)]
+    return [*own, "--task", task, *options, *settings, "--threshold-liver", "0"]
 
 
 def check_pushed_model(volume: Path, task) -> None:
@@ -67,3 +70,10 @@ def check_pushed_model(volume: Path, task) -> None:
     assert predictor.settings.task == task
     probabilities = predictor.predict(np.zeros((1, *task.patch_shape_zyx, 1), np.int16))
     np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-5)
+
+
+def open_metadata(file: Path) -> MetadataStore:
+    """Returns the store of an Argo workflow's metadata."""
+    connection = metadata_store_pb2.ConnectionConfig()
+    connection.sqlite.filename_uri = str(file)
+    return MetadataStore(connection)

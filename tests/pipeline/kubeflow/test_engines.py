@@ -1,12 +1,12 @@
 """The compiled pipelines in code of the engines themselves; `make test-kfp` installs what is not there.
 
 kfp 2 runs the v2 spec from file to outputs: its own reader, order of the tasks, ExecutorInput and reading
-of what a container answers. Only its Docker engine is a stand-in. Argo's linter reads the workflow.
+of what a container answers. Only its Docker engine is a stand-in. Argo's linter reads the workflow, whose containers
+then all run.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -15,16 +15,24 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ml_metadata.proto import metadata_store_pb2
 
 from pipeline.kubeflow.compiled import read_compiled
+from pipeline.kubeflow.containers import RunContext
+from pipeline.kubeflow.metadata_server import serve_metadata
+from pipeline.kubeflow.rehearsal import run_compiled
 from tests.pipeline.kubeflow.container_engine import serve_containers
-from tests.pipeline.kubeflow.small_pipeline import CLUSTER, check_pushed_model, needs_argo
+from tests.pipeline.kubeflow.small_pipeline import (
+    CLUSTER,
+    HAS_KFP_2,
+    check_pushed_model,
+    needs_argo,
+    open_metadata,
+)
 
 # What a container's command is given: the class of its executor, and the ExecutorInput.
 OPTIONS = ("--executor_class_path", "--json_serialized_invocation_args")
 FOLDER = os.environ.get("AHNET_KFP_ENGINES", "")
-# Beside TFX 1.21, but not beside TFX 1.15.
-HAS_KFP_2 = importlib.metadata.version("kfp").startswith("2.")
 HOW = "make test-kfp installs the engines and runs this"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -114,3 +122,27 @@ def test_argo_accepts_the_workflow(compiled, tmp_path):
         assert found in output
         place.clear()
         place.update(kept)
+
+
+@needs_argo
+@pytest.mark.skipif(not FOLDER, reason=HOW)
+def test_every_container_of_the_argo_workflow_runs_to_a_pushed_model(
+    compiled, start, volume, tmp_path, task
+):
+    """By the rehearsal: Argo itself needs a cluster."""
+    pipeline = read_compiled(compiled / "ahnet.yaml")
+    file = tmp_path / "metadata.sqlite"
+    with serve_metadata(file) as port:
+        mounts = {"/mnt/ahnet": str(volume)}
+        context = RunContext(tmp_path / "logs", "ahnet-abcde", ("localhost", port), mounts)
+        run_compiled(pipeline, context, start=start)
+    check_pushed_model(volume, task)
+    executions = open_metadata(file).get_executions()
+    assert len(executions) == len(pipeline.nodes)
+    complete = metadata_store_pb2.Execution.State.COMPLETE
+    assert {each.last_known_state for each in executions} == {complete}
+    pods = {each.custom_properties["kfp_pod_name"].string_value for each in executions}
+    # TFX records no pod for resolvers.
+    assert {f"ahnet-abcde-{node.name.lower()}" for node in pipeline.nodes} - pods == {
+        "ahnet-abcde-latestblessedmodel"
+    }

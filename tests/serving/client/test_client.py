@@ -150,8 +150,8 @@ def test_no_server():
     port = free_port()
     start = time.monotonic()
     with pytest.raises(ServingError) as caught:
-        AHNetClient(f"127.0.0.1:{port}", attempts=2).describe()
-    assert time.monotonic() - start < 5
+        AHNetClient(f"127.0.0.1:{port}", attempts=2, timeout_s=600).describe()
+    assert time.monotonic() - start < 60
     line = str(caught.value)
     assert line.startswith(f"127.0.0.1:{port}/ahnet: expected a model server, found UNAVAILABLE")
     assert "python -m serving.server --model-base-path DIR" in line
@@ -163,12 +163,12 @@ def test_server_that_comes_up_late_is_waited_for(models, settings, monkeypatch):
     monkeypatch.setattr(sync, "FIRST_ATTEMPTS", 30)
     port = free_port()
     found = []
-    client = AHNetClient(f"127.0.0.1:{port}", attempts=30, timeout_s=60)
+    client = AHNetClient(f"127.0.0.1:{port}", attempts=30, timeout_s=300)
     asking = threading.Thread(target=lambda: found.append(client.describe()))
     asking.start()
     time.sleep(0.3)
     with start_server(models, port=port):
-        asking.join(timeout=60)
+        asking.join(timeout=300)
     assert found == [settings]
 
 
@@ -264,7 +264,7 @@ def test_version_with_other_classes_or_another_dtype_is_taken_up(tmp_path, setti
         model = attrs.evolve(settings.model, classes=classes)
         changed = attrs.evolve(settings, task=task, model=model)
         export_model(network, changed, tmp_path / str(version))
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 300
         while not lines or f"version {version} replaces" not in lines[-1]:
             assert time.monotonic() < deadline, lines
             time.sleep(0.02)
@@ -292,16 +292,19 @@ def test_version_with_other_classes_or_another_dtype_is_taken_up(tmp_path, setti
 
 
 def test_deadline_covers_all_attempts(predict_server):
-    def sleep(request, context):
-        time.sleep(1.0)
+    released = threading.Event()
+
+    def wait(request, context):
+        released.wait(120)
         return predict_pb2.PredictResponse()
 
     start = time.monotonic()
     with pytest.raises(ServingError, match=r"DEADLINE_EXCEEDED.*Raise timeout_s"):
-        AHNetClient(predict_server(sleep), timeout_s=0.2).describe()
+        AHNetClient(predict_server(wait), timeout_s=0.2).describe()
     with pytest.raises(ServingError, match=r"UNAVAILABLE|DEADLINE_EXCEEDED"):
-        AHNetClient(f"127.0.0.1:{free_port()}", timeout_s=0.5, attempts=50).describe()
-    assert time.monotonic() - start < 3
+        AHNetClient(f"127.0.0.1:{free_port()}", timeout_s=0.5, attempts=500).describe()
+    assert time.monotonic() - start < 60
+    released.set()
 
 
 def test_another_program_at_the_port():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 
@@ -120,12 +121,17 @@ def test_two_volumes_at_once_in_asyncio_code(ahnet_server, volume, local):
 def test_windows_in_flight_are_bounded_and_in_order(settings):
     """Answers come back in any order; the volume is put together in the right one."""
     volume = np.arange(6 * 16 * 16, dtype=np.int16).reshape(6, 16, 16)
-    lock, running, most = threading.Lock(), [0], [0]
+    lock, running, most, count = threading.Lock(), [0], [0], itertools.count()
+    together = threading.Barrier(4)
 
     def predict(batch):
         with lock:
             running[0] += 1
             most[0] = max(most[0], running[0])
+            number = next(count)
+        if number < 4:
+            # None of the first four is answered before all of them are asked for.
+            together.wait(300)
         time.sleep(0.03 if batch.min() % 3 else 0.001)
         with lock:
             running[0] -= 1
@@ -162,7 +168,7 @@ def test_volume_begins_again_when_its_version_is_replaced(tmp_path, export_linea
             seen.append(done)
             if len(seen) == 3:
                 export_linear(base, 2)
-                deadline = time.monotonic() + 60
+                deadline = time.monotonic() + 300
                 while running.versions.status(AHNET)[-1].state != 50:
                     assert time.monotonic() < deadline
                     time.sleep(0.02)

@@ -26,7 +26,7 @@ def call(array, signature="predict_windows", windows=None):
     return CheckedRequest(signature, {"image": array}, outputs, windows or len(array))
 
 
-def ask(batcher, model, one, timeout_s=30.0, is_wanted=lambda: True):
+def ask(batcher, model, one, timeout_s=300.0, is_wanted=lambda: True):
     return batcher.run(model, one, timeout_s=timeout_s, is_wanted=is_wanted)
 
 
@@ -39,13 +39,13 @@ class Blocker:
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
         array = np.zeros((1, 1, 1, 1, 1), np.float32)
         self.future = self._pool.submit(
-            ask, batcher, model, call(array, "segment"), 30.0, self._wait
+            ask, batcher, model, call(array, "segment"), 300.0, self._wait
         )
-        assert self.held.wait(10)
+        assert self.held.wait(300)
 
     def _wait(self):
         self.held.set()
-        return self.released.wait(30)
+        return self.released.wait(300)
 
 
 def test_waiting_requests_are_merged_and_taken_apart(model, linear_probabilities):
@@ -103,7 +103,7 @@ def test_requests_nobody_waits_for_are_not_run(model):
     blocker = Blocker(batcher, model)
     array = np.zeros((1, 1, 2, 2, 1), np.float32)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        gone = pool.submit(ask, batcher, model, call(array), 30.0, lambda: False)
+        gone = pool.submit(ask, batcher, model, call(array), 300.0, lambda: False)
         late = pool.submit(ask, batcher, model, call(array, "segment"), 0.05)
         with pytest.raises(RefusedError) as caught:
             late.result()
@@ -156,7 +156,7 @@ def test_closing_refuses_what_waits(model):
         closing = pool.submit(batcher.close)
         time.sleep(0.05)
         blocker.released.set()
-        closing.result(30)
+        closing.result(300)
         with pytest.raises(RefusedError) as caught:
             waiting.result()
         assert caught.value.code == grpc.StatusCode.UNAVAILABLE

@@ -102,7 +102,7 @@ def malformed_messages():
 def test_thousands_of_malformed_requests(process, channel):
     """Each gets the status of a refusal, and the server's memory doesn't follow what they claim."""
     predict = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
-    before = process.now_mib()
+    before = process.watch_peak()
     codes = collections.Counter()
     wrong = []
     for content in malformed_messages():
@@ -123,7 +123,7 @@ def test_thousands_of_malformed_requests(process, channel):
 
 def test_compressed_requests_are_not_unpacked(process):
     """A megabyte of gzip can unpack to one of zeros a thousand times as large."""
-    before = process.peak_mib()
+    before = process.watch_peak()
     request = sized(1, 1, 1, 1, 1, content=bytes(60 * 2**20)).SerializeToString()
     with grpc.insecure_channel(process.address) as channel:
         predict = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
@@ -137,7 +137,7 @@ def test_noise_on_the_port(process):
     generator = random.Random(1)
     openings = (b"", b"GET / HTTP/1.1\r\n", b"POST /v1/models/ahnet:predict HTTP/1.1\r\n\r\n")
     openings += (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00")
-    before = process.now_mib()
+    before = process.watch_peak()
     for number in range(200):
         with socket.create_connection(("127.0.0.1", process.port), timeout=30) as connection:
             opening = openings[number % len(openings)]
@@ -151,7 +151,7 @@ def test_noise_on_the_port(process):
 
 def test_gigabyte_messages_are_not_kept(process, channel):
     """gRPC receives a message before it knows its size, so a few may be on their way; none is kept."""
-    before = process.now_mib()
+    before = process.watch_peak()
     predict = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
     peaks = []
     for _ in range(4):
@@ -193,11 +193,11 @@ def silent_calls(channel, method, count):
     done = threading.Event()
 
     def nothing():
-        done.wait(60)
+        done.wait(600)
         yield from ()
 
     begin = channel.stream_unary(method).future
-    calls = [begin(nothing(), timeout=60) for _ in range(count)]
+    calls = [begin(nothing(), timeout=600) for _ in range(count)]
     # Let the server begin them all.
     time.sleep(0.5)
     try:
@@ -208,26 +208,25 @@ def silent_calls(channel, method, count):
             call.cancel()
 
 
-def answers_status_and_health(running):
-    """Asks a server for status, description of the health service and metadata; returns the seconds."""
-    start = time.monotonic()
-    with AHNetClient(running.target, timeout_s=20, attempts=20) as client:
+def check_status_and_health(running):
+    """Asks a server for status, description of the health service and metadata."""
+    with AHNetClient(running.target, timeout_s=60, attempts=100) as client:
         assert client.status()[0].version == 1
     with grpc.insecure_channel(running.address) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
-        answer = check(health_pb2.HealthCheckRequest(), timeout=20)
+        answer = check(health_pb2.HealthCheckRequest(), timeout=60)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
-    return time.monotonic() - start
 
 
 def test_silent_predictions_do_not_hold_up_status(models):
-    """More of them than the server has places for, each of which would be waited for half a minute."""
+    """More of them than the server has places for, each of which would be waited for ten minutes."""
     with (
-        start_server(models) as running,
+        start_server(models, limits=Limits(read_s=600)) as running,
         grpc.insecure_channel(running.address) as channel,
-        silent_calls(channel, "/tensorflow.serving.PredictionService/Predict", 40),
+        silent_calls(channel, "/tensorflow.serving.PredictionService/Predict", 40) as calls,
     ):
-        assert answers_status_and_health(running) < 5
+        check_status_and_health(running)
+        assert not all(call.done() for call in calls)
 
 
 @pytest.mark.parametrize(
@@ -236,14 +235,15 @@ def test_silent_predictions_do_not_hold_up_status(models):
 def test_silent_status_calls_do_not_hold_up_the_others(
     models, method, windows, linear_probabilities
 ):
+    """They have turns of their own, and are given up before the clients of others give up."""
     with (
-        start_server(models) as running,
+        start_server(models, limits=Limits(read_s=600)) as running,
         grpc.insecure_channel(running.address) as channel,
         silent_calls(channel, method, 60),
-        AHNetClient(running.target, timeout_s=20, attempts=20) as client,
+        AHNetClient(running.target, timeout_s=60, attempts=100) as client,
     ):
         found = client.predict_windows(windows)
-        assert answers_status_and_health(running) < 10
+        check_status_and_health(running)
     np.testing.assert_allclose(found, linear_probabilities(windows, 1.0), atol=1e-5)
 
 

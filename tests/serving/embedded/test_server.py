@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -30,9 +25,9 @@ from serving import protocol, status
 from serving.client.sync import AHNetClient
 from serving.embedded.batching import Batcher, BatchSettings
 from serving.embedded.core import start_server
-from tests.signals import default_signals
+from serving.embedded.grpc_service import Limits
+from tests.serving.server_process import ServerProcess
 
-ROOT = Path(__file__).resolve().parents[3]
 State = get_model_status_pb2.ModelVersionStatus.State
 
 
@@ -46,7 +41,7 @@ def states(running):
     return {item.version: item.state for item in running.versions.status(spec)}
 
 
-def wait_until(condition, seconds=30.0):
+def wait_until(condition, seconds=300.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"
@@ -128,38 +123,48 @@ def test_queue_is_bounded():
     batcher.close()
 
 
-@pytest.mark.parametrize("attempts", [1, 40])
-def test_more_requests_than_places(models, attempts):
+def test_more_requests_than_places(models):
     """They are refused, and answered if they are sent again; status is answered all the while."""
-    large = np.zeros((1, 16, 256, 256, 1), np.int16)
-    together = threading.Barrier(8)
+    window = np.zeros((1, 1, 2, 2, 1), np.int16)
+    released = threading.Event()
 
-    def ask(client):
-        together.wait()
-        try:
-            return client.predict_windows(large)[0, 0, 0, 0]
-        except ServingError as error:
-            return str(error)
+    def nothing():
+        released.wait(600)
+        yield from ()
 
     with (
-        start_server(models, batches=BatchSettings(1, 1)) as running,
+        start_server(models, batches=BatchSettings(1, 1), limits=Limits(read_s=600)) as running,
+        grpc.insecure_channel(running.address) as channel,
         concurrent.futures.ThreadPoolExecutor(8) as pool,
     ):
-        clients = [AHNetClient(running.target, attempts=attempts) for _ in range(8)]
-        for client in clients:
+        hurried = AHNetClient(running.target, attempts=1)
+        patient = [AHNetClient(running.target, attempts=40, timeout_s=300) for _ in range(8)]
+        for client in (hurried, *patient):
             client.describe()
-        asking = [pool.submit(ask, client) for client in clients]
-        while not all(future.done() for future in asking):
-            assert clients[0].status()[0].state == State.AVAILABLE
-            time.sleep(0.05)
-        answers = [future.result() for future in asking]
-    refused = [answer for answer in answers if isinstance(answer, str)]
-    assert 1 <= len(refused) <= 6 if attempts == 1 else not refused
-    for line in refused:
-        assert "expected room for the request, found UNAVAILABLE: the queue is full; 2 pred" in line
-    for answer in answers:
-        if not isinstance(answer, str):
-            np.testing.assert_allclose(answer, np.exp([0, 0, 1]) / (2 + np.e), atol=1e-6)
+        # Two calls whose messages do not come have the two places.
+        begin = channel.stream_unary("/tensorflow.serving.PredictionService/Predict").future
+        holding = [begin(nothing(), timeout=600) for _ in range(2)]
+        refusals = []
+
+        def is_refused():
+            try:
+                hurried.predict_windows(window)
+            except ServingError as error:
+                refusals.append(str(error))
+            return refusals
+
+        wait_until(is_refused)
+        found = "expected room for the request, found UNAVAILABLE: the queue is full; 2 pred"
+        assert found in refusals[0]
+        asking = [pool.submit(client.predict_windows, window) for client in patient]
+        assert hurried.status()[0].state == State.AVAILABLE
+        assert is_refused()
+        released.set()
+        for future in asking:
+            probabilities = np.exp([0, 0, 1]) / (2 + np.e)
+            np.testing.assert_allclose(future.result()[0, 0, 0, 0], probabilities, atol=1e-6)
+        for call in holding:
+            assert call.code() != grpc.StatusCode.OK
 
 
 def test_stopping_lets_requests_in_progress_finish(models):
@@ -177,25 +182,13 @@ def test_stopping_lets_requests_in_progress_finish(models):
 
 
 def test_command_serves_until_it_is_told_to_stop(models, windows, linear_probabilities):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "serving.server", "--model-base-path", str(models), "--port", "0"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        preexec_fn=default_signals,
-    )
+    process = ServerProcess(models)
     try:
-        line = process.stdout.readline()
-        assert line.startswith("ahnet version 1 is served on 127.0.0.1:"), process.stderr.read()
-        found = open_predictor(line.split()[-1]).predict(windows)
+        found = open_predictor(process.address).predict(windows)
         np.testing.assert_allclose(found, linear_probabilities(windows, 1.0), atol=1e-5)
-        process.send_signal(signal.SIGTERM)
-        rest, errors = process.communicate(timeout=60)
     finally:
-        process.kill()
-    assert (process.returncode, rest, errors) == (0, "", "")
+        ended = process.stop()
+    assert ended == (0, "", "")
 
 
 def test_status_command(server, capsys):
