@@ -507,11 +507,11 @@ def test_two_replicas_learn_what_one_does_from_the_same_batch(forks, tmp_path, w
 @pytest.mark.slow
 def test_ahnet_overfits_one_patch(tmp_path):
     small = toy_patch(0, "train")
-    shape = (4, 64, 64)
+    shape = (4, 128, 128)
     large = dataclasses.replace(
         small,
-        image_zyx=small.image_zyx.repeat(2, axis=1).repeat(2, axis=2),
-        label_zyx=small.label_zyx.repeat(2, axis=1).repeat(2, axis=2),
+        image_zyx=small.image_zyx.repeat(4, axis=1).repeat(4, axis=2),
+        label_zyx=small.label_zyx.repeat(4, axis=1).repeat(4, axis=2),
         valid_zyx=shape,
         volume_shape_zyx=shape,
     )
