@@ -20,7 +20,7 @@ ALLOCATORS = {"default": {}, "tuned": TUNED_ALLOCATOR}
 OURS = "ours"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidate:
     """A network to time: its worker, the requests that prepare it, and glibc's allocator."""
 

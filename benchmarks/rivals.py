@@ -68,10 +68,10 @@ def package_versions() -> dict[str, str]:
     return versions(*own) | peers
 
 
-def precisions() -> tuple[str, ...]:
+def precisions(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
     """Returns the precisions that this processor computes by itself; says which it lacks."""
     flags: set[str] = set()
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+    for line in cpuinfo.read_text(encoding="utf-8").splitlines():
         if line.startswith("flags"):
             flags |= set(line.split())
     if flags & _BFLOAT16_FLAGS:
