@@ -51,16 +51,17 @@ def export(shape, output):
     """Writes the network for images [batch, channel, y, x, z] as ONNX, and an answer to `output`.npz."""
     network, image = STATE["network"].eval(), torch.randn(shape)
     with torch.no_grad():
-        torch.onnx.export(network, (image,), output)
+        torch.onnx.export(network, (image,), output, verbose=False)
         np.savez(f"{output}.npz", image=image.numpy(), logits=network(image).numpy())
 
 
 def prepare(work, shape, precision, channels_last, compiled=False, device="cpu"):
     """Sets up a forward pass or training step on noise of shape [batch, channel, y, x, z]."""
     STATE["device"] = device
-    # As TensorFlow: float32 in TF32 where the GPU has it, and kernels chosen by their time.
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True
+    if device == "cuda":
+        # As TensorFlow: float32 in TF32 where the GPU has it, and kernels chosen by their time.
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
     network = STATE["network"].to(device).train(work == "training")
     image = torch.randn(shape).to(device)
     if channels_last:
