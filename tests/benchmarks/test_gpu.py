@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu, peers, report
+from benchmarks import gpu, peers
 from benchmarks.in_turn import OURS
 
 
@@ -38,20 +37,14 @@ def test_the_faster_of_both_are_compared():
 
 
 @pytest.mark.slow
-def test_the_script_runs_on_the_cpu(tmp_path, monkeypatch):
-    """Whole where the peers' environment was made, else without MONAI."""
-    monkeypatch.setattr(report, "RESULTS", tmp_path)
-    names = {OURS, f"{OURS}, jit_compile"}
+def test_a_training_step_is_measured_on_the_cpu():
+    """Also MONAI's, where the peers' environment was made."""
+    (shape,), settings = gpu.SHAPES["small"]
+    case = "training", shape, "mixed_bfloat16"
+    networks = gpu.ours(*case, settings, "cpu")
     if peers.has_peers():
-        names |= {"MONAI", "MONAI, torch.compile"}
-        assert gpu.main(["--device", "cpu", "--shape", "small", "--repeats", "1"]) == 0
-        content = json.loads((tmp_path / "gpu.json").read_text())
-        figures, cases = content["figures"], 4
-    else:
-        (shape,), settings = gpu.SHAPES["small"]
-        case = "training", shape, "mixed_bfloat16"
-        figures = gpu.measure(gpu.ours(*case, settings, "cpu"), case, 1)
-        cases = 1
-    assert {figure["network"] for figure in figures} == names
-    assert len(figures) == cases * len(names)
-    assert all(figure["seconds_median"] > 0 < figure["peak_memory_mib"] for figure in figures)
+        networks += gpu.monai(*case, settings, "cpu")
+    figures = gpu.measure(networks, case, 1)
+    assert [figure["network"] for figure in figures] == [network.name for network in networks]
+    assert all(figure["seconds_median"] > 0 for figure in figures)
+    assert all(figure["peak_memory_mib"] > 100 for figure in figures)
