@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import torch
 from monai.networks.nets import AHNet
 
-from benchmarks.peers import peak_memory_mib, serve
+from benchmarks.onnx_worker import RUNTIMES
+from benchmarks.peers import serve, timed
 
 STATE = {}
 
@@ -48,20 +47,34 @@ def run(image, output, training):
     np.savez(output, logits=logits, **statistics)
 
 
-def prepare(work, shape, precision, channels_last):
+def export(shape, output):
+    """Writes the network for images [batch, channel, y, x, z] as ONNX, and an answer to `output`.npz."""
+    network, image = STATE["network"].eval(), torch.randn(shape)
+    with torch.no_grad():
+        torch.onnx.export(network, (image,), output, verbose=False)
+        np.savez(f"{output}.npz", image=image.numpy(), logits=network(image).numpy())
+
+
+def prepare(work, shape, precision, channels_last, compiled=False, device="cpu"):
     """Sets up a forward pass or training step on noise of shape [batch, channel, y, x, z]."""
-    network = STATE["network"].train(work == "training")
-    image = torch.randn(shape)
+    STATE["device"] = device
+    if device == "cuda":
+        # As TensorFlow: float32 in TF32 where the GPU has it, and kernels chosen by their time.
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+    network = STATE["network"].to(device).train(work == "training")
+    image = torch.randn(shape).to(device)
     if channels_last:
         network.to(memory_format=torch.channels_last_3d)
         image = image.to(memory_format=torch.channels_last_3d)
-    labels = torch.randint(0, 3, (shape[0], *shape[2:]))
-    context = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+    labels = torch.randint(0, 3, (shape[0], *shape[2:])).to(device)
+    context = torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
+    call = torch.compile(network) if compiled else network
     if work == "forward":
 
         def step():
             with torch.inference_mode(), context:
-                return network(image).float()
+                return call(image).float()
 
     else:
         from monai.losses import FocalLoss
@@ -72,7 +85,7 @@ def prepare(work, shape, precision, channels_last):
         def step():
             optimizer.zero_grad(set_to_none=True)
             with context:
-                logits = network(image)
+                logits = call(image)
             loss = loss_function(logits.float(), labels[:, None])
             loss.backward()
             optimizer.step()
@@ -81,20 +94,45 @@ def prepare(work, shape, precision, channels_last):
     STATE["step"] = step
 
 
-def prepare_prediction(volume, window, overlap, channels_last):
+def prepare_prediction(volume, window, overlap, precision, channels_last, compiled=False):
     """Sets up a whole volume's prediction from an .npy [z, y, x] to label values on the same grid."""
-    from monai.inferers import sliding_window_inference
-
     network = STATE["network"].eval()
     if channels_last:
         network.to(memory_format=torch.channels_last_3d)
+    call = torch.compile(network) if compiled else network
+    context = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+
+    def logits(image):
+        if channels_last:
+            image = image.to(memory_format=torch.channels_last_3d)
+        with context:
+            return call(image)
+
+    _set_up_prediction(logits, volume, window, overlap)
+
+
+def prepare_runtime_prediction(volume, window, overlap, **runtime):
+    """Sets up a whole volume's prediction, as `prepare_prediction`, with a runtime of `onnx_worker`.
+
+    `runtime` are its name as `runtime`, and the arguments of `RUNTIMES`.
+    """
+    torch.set_num_threads(runtime["threads"])
+    network = RUNTIMES[runtime.pop("runtime")](**runtime)
+
+    def logits(image):
+        return torch.from_numpy(network(np.ascontiguousarray(image.numpy())))
+
+    _set_up_prediction(logits, volume, window, overlap)
+
+
+def _set_up_prediction(logits, volume, window, overlap):
+    from monai.inferers import sliding_window_inference
+
     z, y, x = window
     raw = np.load(volume)
 
     def probabilities(image):
-        if channels_last:
-            image = image.to(memory_format=torch.channels_last_3d)
-        return torch.softmax(network(image), 1)
+        return torch.softmax(logits(image).float(), 1)
 
     def one_window():
         with torch.inference_mode():
@@ -112,6 +150,7 @@ def prepare_prediction(volume, window, overlap, channels_last):
                 mode="gaussian",
             ).argmax(1)
 
+    STATE["device"] = "cpu"
     STATE["window"] = one_window
     STATE["step"] = whole
 
@@ -119,16 +158,23 @@ def prepare_prediction(volume, window, overlap, channels_last):
 def once_window():
     """Predicts one window twice; returns as `once` does."""
     STATE["window"]()
-    start = time.perf_counter()
-    STATE["window"]()
-    return time.perf_counter() - start, peak_memory_mib()
+    return timed(STATE["window"])
 
 
 def once():
-    """Runs the prepared work; returns its seconds and the peak memory of the process in MiB."""
-    start = time.perf_counter()
+    """Runs the prepared work; returns its seconds and the peak memory in MiB.
+
+    That is the memory of this call on a GPU, or of the process so far.
+    """
+    if STATE["device"] == "cpu":
+        return timed(STATE["step"])
+    torch.cuda.reset_peak_memory_stats()
+    return timed(_computed, lambda: torch.cuda.max_memory_allocated() / 2**20)
+
+
+def _computed():
     STATE["step"]()
-    return time.perf_counter() - start, peak_memory_mib()
+    torch.cuda.synchronize()
 
 
 if __name__ == "__main__":
@@ -136,8 +182,10 @@ if __name__ == "__main__":
         {
             "load": load,
             "run": run,
+            "export": export,
             "prepare": prepare,
             "prepare_prediction": prepare_prediction,
+            "prepare_runtime_prediction": prepare_runtime_prediction,
             "once_window": once_window,
             "once": once,
         }

@@ -1,21 +1,33 @@
-"""AH-Net's speed and memory against MONAI's AHNet on the same machine, in turn.
+"""AH-Net's speed and memory against MONAI's AHNet and its runtimes on the same machine, in turn.
 
 python -m benchmarks.network [--repeats 9] [--threads 2] [--only forward-128]
 
-Each work is done by this project and by MONAI in both memory formats, one call after the other, first
-with glibc's default allocator, then with one told to keep large blocks (MONAI gains much from it).
-Every process does one work only, so that its peak memory is that work's.
+Each work is done by this project and by a group of rivals, one call after the other: MONAI in both memory
+formats with glibc's default allocator; with one told to keep large blocks (MONAI gains much from it), in a
+forward pass also by torch.compile; and MONAI's network in OpenVINO and ONNX Runtime. This project's forward
+pass is TensorFlow's, and that of its OpenVINO back end where that is installed. Every process does one work
+only, so that its peak memory is that work's. bfloat16 is measured where the processor has it.
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from benchmarks.peers import TUNED_ALLOCATOR, Worker, peers_python
-from benchmarks.report import goal, print_table, read_report, versions, write_report
+from benchmarks.in_turn import (
+    ALLOCATORS,
+    OURS,
+    Candidate,
+    figures_of,
+    in_turn,
+    open_workers,
+    print_figures,
+)
+from benchmarks.peers import peers_python
+from benchmarks.report import goal, read_report, write_report
+from benchmarks.rivals import Networks, against_rivals, has_rival, package_versions, precisions
 from preprocessing.cli import make_parser, run_command
 
 WORKS = {
@@ -23,9 +35,6 @@ WORKS = {
     "forward-512": ("forward", (1, 32, 512, 512, 1)),
     "training-128": ("training", (1, 32, 128, 128, 1)),
 }
-PRECISIONS = ("float32", "bfloat16")
-ALLOCATORS = {"default": {}, "tuned": TUNED_ALLOCATOR}
-FORMATS = {"channels-first": False, "channels-last": True}
 # How many times as fast as MONAI's best memory format, by allocator.
 GOALS = {
     ("forward-128", "float32"): {"default": 2.5, "tuned": 1.8},
@@ -55,105 +64,82 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments) -> None:
-    python = peers_python()
+    peers_python()
     figures, goals = [], []
     if arguments.only:
         kept = read_report("network")
         figures = [figure for figure in kept["figures"] if figure["work"] not in arguments.only]
         goals = [one for one in kept["goals"] if one["name"].split()[0] not in arguments.only]
+    able = precisions()
     for work in arguments.only or WORKS:
-        for precision in PRECISIONS:
-            for allocator in ALLOCATORS:
-                found = _measure(python, work, precision, allocator, arguments)
+        with tempfile.TemporaryDirectory() as folder:
+            networks = Networks(folder, WORKS[work][1][1:4], arguments.threads)
+            for precision in able:
+                found = _measure(networks, work, precision, arguments)
                 figures += found
-                goals += _goals(work, precision, allocator, found)
-    packages = versions("tensorflow", "keras", "numpy") | {"torch": "2.13.0", "monai": "1.6.1"}
+                goals += goals_of(found)
     settings = {"repeats": arguments.repeats, "threads": arguments.threads}
-    write_report("network", figures, goals, packages, settings)
+    write_report("network", figures, goals, package_versions(), settings)
 
 
-def _measure(python, work: str, precision: str, allocator: str, arguments) -> list[dict]:
+def _measure(networks: Networks, work: str, precision: str, arguments) -> list[dict]:
+    """Returns the figures of a work, measured in turn with one group of rivals after the other."""
     kind, shape = WORKS[work]
     batch, z, y, x, channels = shape
-    with ExitStack() as stack:
-        ours = stack.enter_context(
-            Worker(sys.executable, "benchmarks.tensorflow_worker", {"TF_CPP_MIN_LOG_LEVEL": "3"})
-        )
-        ours.ask(
-            do="prepare", work=kind, shape=shape, precision=precision, threads=arguments.threads
-        )
-        workers = {"ours": ours}
-        for name, channels_last in FORMATS.items():
-            worker = Worker(python, "benchmarks.monai_worker", ALLOCATORS[allocator])
-            workers[f"MONAI {name}"] = stack.enter_context(worker)
-            worker.ask(
-                do="load",
-                threads=arguments.threads,
-                blocks=(3, 4, 6, 3),
-                channels=channels,
-                classes=3,
-                pvp_levels=4,
-                upsampling="trilinear",
-            )
-            worker.ask(
-                do="prepare",
-                work=kind,
-                shape=(batch, channels, y, x, z),
-                precision=precision,
-                channels_last=channels_last,
-            )
-        seconds = {name: [] for name in workers}
-        memory = {}
-        for turn in range(WARM_UP + arguments.repeats):
-            for name, worker in workers.items():
-                taken, memory[name] = worker.ask(do="once")
-                if turn >= WARM_UP:
-                    seconds[name].append(taken)
-    figures = [
-        {
-            "work": work,
-            "precision": precision,
-            "allocator": allocator if name != "ours" else "default",
-            "in_turn_with_allocator": allocator,
-            "network": name,
-            "seconds_median": statistics.median(taken),
-            "seconds_least": min(taken),
-            "peak_memory_mib": memory[name],
-        }
-        for name, taken in seconds.items()
+    own = {"do": "prepare", "work": kind, "shape": shape, "precision": precision}
+    ours = [
+        Candidate(OURS, "benchmarks.tensorflow_worker", (own | {"threads": arguments.threads},))
     ]
-    print_table(
-        ("work", "precision", "allocator", "network", "median s", "least s", "peak MiB"),
-        [
-            (
-                work,
-                precision,
-                allocator,
-                figure["network"],
-                f"{figure['seconds_median']:.3f}",
-                f"{figure['seconds_least']:.3f}",
-                f"{figure['peak_memory_mib']:.0f}",
-            )
-            for figure in figures
-        ],
-    )
-    sys.stdout.flush()
+    monai = {"do": "prepare", "work": kind, "shape": (batch, channels, y, x, z)}
+    groups = {name: networks.monai(precision, name, monai, compiled=False) for name in ALLOCATORS}
+    if kind == "forward":
+        ours += networks.ours_openvino(precision, {"do": "prepare", "shape": shape})
+        groups["tuned"] += networks.monai(precision, "tuned", monai, compiled=True)
+        groups["runtimes"] = networks.runtimes(
+            precision, "benchmarks.onnx_worker", {"do": "prepare"}
+        )
+    figures = []
+    for group, rivals in groups.items():
+        with ExitStack() as stack:
+            workers = open_workers(stack, [*ours, *rivals])
+            found = figures_of(in_turn(workers, arguments.repeats, WARM_UP))
+        labels = {"work": work, "precision": precision, "in_turn_with": group}
+        print_figures([labels | each for each in found], tuple(labels))
+        figures += [labels | each for each in found]
     return figures
 
 
-def _goals(work: str, precision: str, allocator: str, figures: list[dict]) -> list[dict]:
-    ours, *peers = figures
-    best = min(peers, key=lambda figure: figure["seconds_median"])
-    ratio = best["seconds_median"] / ours["seconds_median"]
+def goals_of(figures: list[dict]) -> list[dict]:
+    """Returns the goals of the figures of one work in one precision."""
+    work, precision = figures[0]["work"], figures[0]["precision"]
+    groups: dict[str, list[dict]] = {}
+    for figure in figures:
+        groups.setdefault(figure["in_turn_with"], []).append(figure)
     goals = []
-    limit = GOALS[work, precision].get(allocator)
-    if limit:
-        name = f"{work} {precision}: times as fast as MONAI, {allocator} allocator"
-        goals.append(goal(name, ">=", limit, ratio))
-    if work == "forward-512" and allocator == "default":
-        name = f"{work} {precision}: peak memory in MiB, not above MONAI's"
-        least = min(figure["peak_memory_mib"] for figure in peers)
-        goals.append(goal(name, "<=", least, ours["peak_memory_mib"]))
+    for allocator in ALLOCATORS:
+        monai = [
+            figure
+            for figure in groups[allocator]
+            if figure["network"].startswith("MONAI") and "compile" not in figure["network"]
+        ]
+        (ours,) = (figure for figure in groups[allocator] if figure["network"] == OURS)
+        ratio = min(each["seconds_median"] for each in monai) / ours["seconds_median"]
+        limit = GOALS[work, precision].get(allocator)
+        if limit:
+            name = f"{work} {precision}: times as fast as MONAI, {allocator} allocator"
+            goals.append(goal(name, ">=", limit, ratio))
+        if work == "forward-512" and allocator == "default":
+            name = f"{work} {precision}: peak memory in MiB, not above MONAI's"
+            least = min(figure["peak_memory_mib"] for figure in monai)
+            goals.append(goal(name, "<=", least, ours["peak_memory_mib"]))
+    if WORKS[work][0] == "forward":
+        ratios, memory, least = zip(
+            *map(against_rivals, filter(has_rival, groups.values())), strict=True
+        )
+        name = f"{work} {precision}: times as fast as the fastest rival"
+        goals.append(goal(name, ">=", 1, min(ratios)))
+        name = f"{work} {precision}: peak memory in MiB, at most the least rival's"
+        goals.append(goal(name, "<=", min(least), max(memory)))
     return goals
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.peers import ROOT, Worker, peers_python
+from benchmarks.peers import ROOT, Worker, peer_versions, peers_python
 from benchmarks.report import goal, print_table, versions, write_report
 from preprocessing.cli import make_parser, run_command
 
@@ -110,7 +110,7 @@ def _run(arguments) -> None:
     parameters = figures[0]["parameters"]
     goals.append(goal("parameters, MONAI's", "==", figures[0]["parameters_monai"], parameters))
     goals.append(goal("parameters, as published", "==", 27_087_804, parameters))
-    packages = versions("tensorflow", "keras", "numpy") | {"torch": "2.13.0", "monai": "1.6.1"}
+    packages = versions("tensorflow", "keras", "numpy") | peer_versions("torch", "monai")
     report = "parity" if packages["keras"].startswith("2.") else "parity_current"
     write_report(report, figures, goals, packages, {"seed": SEED})
 

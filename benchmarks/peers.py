@@ -1,4 +1,4 @@
-"""The separate environment of MONAI and torch, and benchmark workers in either environment.
+"""The separate environment of MONAI and its runtimes, and benchmark workers in either environment.
 
 A worker is a script that reads one JSON request a line from stdin and answers one JSON line; all of
 its other output goes to stderr. Waiting workers cost no time, so that peers can be timed in turn.
@@ -6,11 +6,13 @@ its other output goes to stderr. Waiting workers cost no time, so that peers can
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,19 @@ from preprocessing.errors import SettingsError
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = ROOT / ".env-peers"
-# MONAI reads NIfTI by nibabel.
-REQUIREMENTS = ("torch==2.13.0", "monai==1.6.1", "nibabel==5.3.2")
+# MONAI reads NIfTI by nibabel; torch writes ONNX by onnxscript.
+PINS = {
+    "torch": "2.13.0",
+    "monai": "1.6.1",
+    "nibabel": "5.3.2",
+    "onnx": "1.23.2",
+    "onnxscript": "0.7.2",
+    "onnxruntime": "1.32.0",
+    "openvino": "2026.4.1",
+}
+_FIND_VERSIONS = (
+    "import importlib.metadata as m, sys; print(*(f'{n}=={m.version(n)}' for n in sys.argv[1:]))"
+)
 
 # By default glibc returns large blocks to the system after each use.
 TUNED_ALLOCATOR = {
@@ -30,25 +43,50 @@ TUNED_ALLOCATOR = {
 
 
 def peers_python() -> Path:
-    """Returns the Python of the environment with torch and MONAI, made on the first call.
+    """Returns the Python of the environment with the packages of `PINS`, made on the first call.
 
     Raises:
       SettingsError: there is no Python 3.11, or the packages can't be had.
     """
     python = ENVIRONMENT / "bin" / "python"
-    probe = [python, "-c", "import torch, monai, nibabel"]
-    if python.exists() and subprocess.run(probe, capture_output=True, check=False).returncode == 0:
+    requirements = [f"{name}=={version}" for name, version in PINS.items()]
+    if has_peers():
         return python
     interpreter = _python311()
-    print(f"making {ENVIRONMENT.name} with {' '.join(REQUIREMENTS)}", file=sys.stderr)
+    print(f"making {ENVIRONMENT.name} with {' '.join(requirements)}", file=sys.stderr)
     try:
-        subprocess.run([interpreter, "-m", "venv", "--clear", ENVIRONMENT], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *REQUIREMENTS], check=True)
+        for command in (
+            [interpreter, "-m", "venv", "--clear", ENVIRONMENT],
+            [python, "-m", "pip", "install", "-q", *requirements],
+        ):
+            subprocess.run(command, check=True, env=_own_paths())
     except subprocess.CalledProcessError as error:
         raise SettingsError(
-            "benchmark", f"an environment with {' and '.join(REQUIREMENTS)}", error
+            "benchmark", f"an environment with {' and '.join(requirements)}", error
         ) from None
     return python
+
+
+def has_peers() -> bool:
+    """Returns whether the environment has the packages of `PINS`; imports none of them."""
+    python = ENVIRONMENT / "bin" / "python"
+    if not python.exists():
+        return False
+    probe = [python, "-c", _FIND_VERSIONS, *PINS]
+    found = subprocess.run(probe, capture_output=True, text=True, check=False, env=_own_paths())
+    # Versions of torch may end in the build: 2.13.0+cpu.
+    versions = [word.split("+")[0] for word in found.stdout.split()]
+    return versions == [f"{name}=={version}" for name, version in PINS.items()]
+
+
+def peer_versions(*names: str) -> dict[str, str]:
+    """Returns the versions of these packages in the peers' environment."""
+    return {name: PINS[name] for name in names}
+
+
+def _own_paths() -> dict[str, str]:
+    """Returns the variables for a Python of another version: none of this one's paths."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def _python311() -> str:
@@ -67,17 +105,22 @@ def _python311() -> str:
     raise SettingsError("benchmark", "a Python 3.11 for the peers' environment", "none")
 
 
+class WorkerError(RuntimeError):
+    """A worker ended during a request; what it wrote to stderr says why."""
+
+
 class Worker:
-    """A worker process: `ask` sends a request and returns its answer."""
+    """A worker process: `ask` sends a request and returns its answer, or raises WorkerError."""
 
     def __init__(
         self, python: str | Path, module: str, environment: Mapping[str, str] | None = None
     ):
         self.module = module
+        variables = dict(os.environ) if str(python) == sys.executable else _own_paths()
         self.process = subprocess.Popen(
             [python, "-m", module],
             cwd=ROOT,
-            env=os.environ | {"PYTHONWARNINGS": "ignore"} | dict(environment or {}),
+            env=variables | {"PYTHONWARNINGS": "ignore"} | dict(environment or {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -85,16 +128,19 @@ class Worker:
 
     def ask(self, **request: Any) -> Any:
         """Returns the worker's answer to a request."""
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.module} exited during the request {request}")
+            raise WorkerError(f"{self.module} exited during the request {request}")
         return json.loads(line)
 
     def close(self) -> None:
         """Stops the worker."""
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
 
@@ -117,9 +163,16 @@ def serve(handlers: Mapping[str, Any]) -> None:
         answers.flush()
 
 
-def peak_memory_mib() -> float:
-    """Returns the largest resident memory of this process so far, in MiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+def timed(step: Callable[[], Any], memory_mib: Callable[[], float] | None = None) -> list[float]:
+    """Returns the seconds of a call that ends with its work, and then the peak memory in MiB."""
+    start = time.perf_counter()
+    step()
+    return [time.perf_counter() - start, (memory_mib or peak_memory_mib)()]
+
+
+def peak_memory_mib(process: int | str = "self") -> float:
+    """Returns the largest resident memory of a process so far, in MiB; by default of this one."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024
     return float("nan")

@@ -1,16 +1,17 @@
 """Speed and memory of predicting a volume, compared with MONAI's sliding window on this machine.
 
-python -m benchmarks.prediction [--repeats 2] [--threads 2] [--slices 96]
+python -m benchmarks.prediction [--repeats 7] [--threads 2] [--slices 64]
 
-Both predict the same volume of noise in turn, with an AH-Net of the same size, window, overlap and Gaussian
-blending, in float32. MONAI uses `sliding_window_inference` and AHNet, with glibc's default allocator and with
-one that keeps large blocks, each in the memory format that is faster for one window. Memory is the peak of the
-whole prediction above the peak of predicting one window, which is that of the network itself.
+All predict the same volume of noise in turn, with an AH-Net of the same size, window, overlap and Gaussian
+blending: this project in TensorFlow, and by its OpenVINO back end where that is installed; MONAI's
+`sliding_window_inference` with its AHNet in torch (with glibc's default allocator, with one that keeps large
+blocks, and with torch.compile besides, each in the memory format that is faster for one window), in OpenVINO
+and in ONNX Runtime. Memory is the peak of the whole prediction, and what of it is above the peak of
+predicting one window, which is that of the network itself. bfloat16 is measured where the processor has it.
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,14 +20,22 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.peers import TUNED_ALLOCATOR, Worker, peers_python
-from benchmarks.report import goal, print_table, versions, write_report
+from benchmarks.in_turn import (
+    OURS,
+    Candidate,
+    figures_of,
+    in_turn,
+    leave_out,
+    open_workers,
+    print_figures,
+)
+from benchmarks.peers import Worker, WorkerError, peers_python
+from benchmarks.report import goal, write_report
+from benchmarks.rivals import Networks, against_rivals, package_versions, precisions
 from preprocessing.cli import make_parser, run_command
 
 OVERLAP = 0.25
 CLASSES = 3
-FORMATS = {"channels-first": False, "channels-last": True}
-ALLOCATORS = {"MONAI": {}, "MONAI, tuned allocator": TUNED_ALLOCATOR}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "benchmarks.prediction", __doc__.splitlines()[0], ["python -m benchmarks.prediction"]
     )
     parser.add_argument(
-        "--repeats", type=int, default=2, help="timed predictions of each (default: 2)"
+        "--repeats", type=int, default=7, help="timed predictions of each (default: 7)"
     )
     parser.add_argument("--threads", type=int, default=2, help="threads of each (default: 2)")
-    parser.add_argument("--slices", type=int, default=96, help="slices of the volume (default: 96)")
+    parser.add_argument("--slices", type=int, default=64, help="slices of the volume (default: 64)")
     parser.add_argument("--rows", type=int, default=512, help="rows and columns (default: 512)")
     parser.add_argument(
         "--window",
@@ -52,45 +61,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments) -> None:
-    python = peers_python()
+    peers_python()
     shape = (arguments.slices, arguments.rows, arguments.rows)
-    request = {"window": tuple(arguments.window), "overlap": OVERLAP}
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+    figures, goals = [], []
+    with tempfile.TemporaryDirectory() as folder:
         volume = Path(folder) / "volume.npy"
         np.save(volume, np.random.default_rng(0).integers(-1000, 1000, shape).astype(np.int16))
-        request["volume"] = str(volume)
-        workers = {"ours": _ours(stack, arguments.threads, request)}
-        own = {"ours": workers["ours"].ask(do="once_window")}
-        for name, allocator in ALLOCATORS.items():
-            workers[name], own[name] = _monai(stack, python, arguments.threads, request, allocator)
-        seconds: dict[str, list[float]] = {name: [] for name in workers}
-        peak = {}
-        for _ in range(arguments.repeats):
-            for name, worker in workers.items():
-                taken, peak[name] = worker.ask(do="once")
-                seconds[name].append(taken)
-    figures = [
-        {
-            "network": name,
-            "seconds_median": statistics.median(taken),
-            "seconds_least": min(taken),
-            "seconds_of_one_window": own[name][0],
-            "peak_memory_mib": peak[name],
-            "peak_memory_of_one_window_mib": own[name][1],
-            "memory_above_the_networks_mib": peak[name] - own[name][1],
-        }
-        for name, taken in seconds.items()
-    ]
-    print_table(
-        (
-            *("network", "median s", "least s", "one window's s"),
-            *("peak MiB", "one window's MiB", "above MiB"),
-        ),
-        [
-            (figure["network"], *(f"{value:.1f}" for value in list(figure.values())[1:]))
-            for figure in figures
-        ],
-    )
+        networks = Networks(folder, arguments.window, arguments.threads)
+        for precision in precisions():
+            found = _measure(networks, str(volume), precision, arguments)
+            figures += found
+            goals += goals_of(found)
     settings = {
         "repeats": arguments.repeats,
         "threads": arguments.threads,
@@ -98,51 +79,78 @@ def _run(arguments) -> None:
         "window_zyx": arguments.window,
         "overlap": OVERLAP,
     }
-    packages = versions("tensorflow", "keras", "numpy") | {"torch": "2.13.0", "monai": "1.6.1"}
-    write_report("prediction", figures, goals_of(figures), packages, settings)
+    write_report("prediction", figures, goals, package_versions(), settings)
 
 
-def _ours(stack: ExitStack, threads: int, request: dict) -> Worker:
-    worker = stack.enter_context(
-        Worker(sys.executable, "benchmarks.tensorflow_worker", {"TF_CPP_MIN_LOG_LEVEL": "3"})
-    )
-    worker.ask(do="prepare_prediction", threads=threads, classes=CLASSES, **request)
-    return worker
+def _measure(networks: Networks, volume: str, precision: str, arguments) -> list[dict]:
+    """Returns the figures of this project and of all rivals in one precision."""
+    common = {"volume": volume, "window": tuple(arguments.window), "overlap": OVERLAP}
+    request = {"do": "prepare_prediction", **common}
+    ours = request | {"classes": CLASSES}
+    tensorflow = ours | {"threads": arguments.threads, "precision": precision}
+    runtime = {"do": "prepare_runtime_prediction", **common}
+    choices = [
+        [Candidate(OURS, "benchmarks.tensorflow_worker", (tensorflow,))],
+        networks.ours_openvino(precision, ours),
+        networks.monai(precision, "default", request, compiled=False),
+        networks.monai(precision, "tuned", request, compiled=False),
+        networks.monai(precision, "tuned", request, compiled=True),
+        *([each] for each in networks.runtimes(precision, "benchmarks.monai_worker", runtime)),
+    ]
+    with ExitStack() as stack:
+        workers: dict[Candidate, Worker] = {}
+        one_window = {}
+        for candidates in choices:
+            found = _fastest(open_workers(stack, candidates))
+            if found:
+                candidate, worker, one_window[candidate.name, candidate.allocator] = found
+                workers[candidate] = worker
+        figures = figures_of(in_turn(workers, arguments.repeats, 0))
+    for figure in figures:
+        seconds, memory = one_window[figure["network"], figure["allocator"]]
+        figure |= {
+            "precision": precision,
+            "seconds_of_one_window": seconds,
+            "peak_memory_of_one_window_mib": memory,
+            "memory_above_the_networks_mib": figure["peak_memory_mib"] - memory,
+        }
+    print_figures(figures, ("precision",))
+    return figures
 
 
-def _monai(
-    stack: ExitStack, python: Path, threads: int, request: dict, allocator: dict[str, str]
-) -> tuple[Worker, tuple[float, float]]:
-    """Returns the worker of the faster memory format, and seconds and peak memory of one window."""
+def _fastest(
+    workers: dict[Candidate, Worker],
+) -> tuple[Candidate, Worker, tuple[float, float]] | None:
+    """Returns what predicts a window fastest, with its seconds and memory; closes the others."""
     found = []
-    for channels_last in FORMATS.values():
-        worker = stack.enter_context(Worker(python, "benchmarks.monai_worker", allocator))
-        worker.ask(
-            do="load",
-            threads=threads,
-            blocks=(3, 4, 6, 3),
-            channels=1,
-            classes=CLASSES,
-            pvp_levels=4,
-            upsampling="trilinear",
-        )
-        worker.ask(do="prepare_prediction", channels_last=channels_last, **request)
-        found.append((tuple(worker.ask(do="once_window")), worker))
-    (one_window, fastest), (_, slower) = sorted(found, key=lambda each: each[0])
-    slower.close()
-    return fastest, one_window
+    for candidate, worker in workers.items():
+        try:
+            found.append((candidate, worker, tuple(worker.ask(do="once_window"))))
+        except WorkerError as error:
+            leave_out(candidate.name, error)
+    found.sort(key=lambda each: each[2])
+    for _, slower, _ in found[1:]:
+        slower.close()
+    return found[0] if found else None
 
 
 def goals_of(figures: list[dict]) -> list[dict]:
-    """Returns the goals of this project, which has the first figures, against each of MONAI's."""
-    ours, *peers = figures
+    """Returns the goals of the figures in one precision: against each of MONAI's, and the best rival."""
+    precision = figures[0]["precision"]
+    (ours,) = (figure for figure in figures if figure["network"] == OURS)
     goals = []
-    for peer in peers:
+    for peer in figures:
+        if not peer["network"].startswith("MONAI channels") or "compile" in peer["network"]:
+            continue
+        name = f"{precision}, MONAI, {peer['allocator']} allocator"
         times = peer["seconds_median"] / ours["seconds_median"]
-        goals.append(goal(f"times as fast as {peer['network']}", ">=", 2, times))
+        goals.append(goal(f"{name}: times as fast", ">=", 2, times))
         share = ours["memory_above_the_networks_mib"] / peer["memory_above_the_networks_mib"]
-        name = f"memory above the network's own, as a share of that of {peer['network']}"
-        goals.append(goal(name, "<=", 0.5, share))
+        goals.append(goal(f"{name}: share of its memory above the network's", "<=", 0.5, share))
+    ratio, memory, least = against_rivals(figures)
+    goals.append(goal(f"{precision}: times as fast as the fastest rival", ">=", 1.5, ratio))
+    name = f"{precision}: peak memory in MiB, at most the least rival's"
+    goals.append(goal(name, "<=", least, memory))
     return goals
 
 

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.peers import ROOT, Worker, peers_python
+from benchmarks.peers import ROOT, Worker, peer_versions, peers_python
 from benchmarks.report import goal, print_table, versions, write_report
 from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import SettingsError
@@ -75,7 +75,7 @@ def _run(arguments) -> None:
         figures["tiny"] = _tiny(folder)
         figures["compression"] = _compression(image, label, folder, arguments.repeats)
     packages = versions("apache-beam", "tensorflow", "numpy", "isal")
-    packages |= {"torch": "2.13.0", "monai": "1.6.1"}
+    packages |= peer_versions("torch", "monai")
     settings = {"repeats": arguments.repeats, "task": TASK.name, "job_cases": JOB_CASES}
     write_report("preprocessing", figures, goals, packages, settings)
 
