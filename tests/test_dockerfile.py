@@ -37,13 +37,11 @@ SLIM = [
 COMPILER = "g++"
 # Those with another name since 64-bit times.
 RENAMED = {"trixie": {"libssl3": "libssl3t64", "libreadline8": "libreadline8t64"}}
-# The build arguments of the stack that runs these tests, and its lock.
-if sys.version_info >= (3, 11):
-    ARGUMENTS = {"PYTHON": "3.12", "DEBIAN": "trixie"}
-    LOCK = "requirements-current.lock"
-else:
-    ARGUMENTS = {"PYTHON": "3.10", "DEBIAN": "bookworm"}
-    LOCK = "requirements.lock"
+# The build arguments of each stack, and where `make env` and `make env STACK=...` put its Python.
+STACKS = {
+    "2.15": ({"PYTHON": "3.10", "DEBIAN": "bookworm"}, "requirements.lock"),
+    "current": ({"PYTHON": "3.12", "DEBIAN": "trixie"}, "requirements-current.lock"),
+}
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -261,6 +259,16 @@ def bare_roots(tmp_path):
         subprocess.run(["rm", "-rf", root], check=True)
 
 
+def python_of(stack: str) -> Path:
+    """Returns the folder of a stack's Python: that of the environment of these tests, or of another one."""
+    arguments, _ = STACKS[stack]
+    for environment in (sys.prefix, ROOT / f".venv-{stack}", ROOT / ".venv"):
+        python = Path(environment) / "bin" / f"python{arguments['PYTHON']}"
+        if python.exists():
+            return python.resolve().parents[1]
+    pytest.skip(f"no environment of this stack (make env STACK={stack})")
+
+
 def locked_versions(lock: str, python: str) -> dict[str, str]:
     """Returns the packages that a lock names for a version of Python, with their versions."""
     lines = (ROOT / lock).read_text(encoding="utf-8").splitlines()
@@ -276,17 +284,17 @@ def locked_versions(lock: str, python: str) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_its_steps_make_the_locked_environment_from_nothing(bare_roots):
+@pytest.mark.parametrize("stack", STACKS)
+def test_its_steps_make_the_locked_environment_from_nothing(bare_roots, stack):
     """Each stage in a Debian of its own: neither this machine's compiler nor its caches."""
-    if f"{sys.version_info.major}.{sys.version_info.minor}" != ARGUMENTS["PYTHON"]:
-        pytest.skip(f"the image has Python {ARGUMENTS['PYTHON']}")
-    python = Path(sys.executable).resolve().parents[1]
+    python = python_of(stack)
+    arguments, lock = STACKS[stack]
     stages: dict[str, Stage] = {}
     stage = None
     for name, rest in instructions():
         if name == "FROM":
             image, _, alias = re.sub(
-                r"\$\{(\w+)\}", lambda found: ARGUMENTS[found[1]], rest
+                r"\$\{(\w+)\}", lambda found: arguments[found[1]], rest
             ).partition(" AS ")
             stage = stages[alias] = Stage(bare_roots(image), python)
         elif stage:
@@ -309,7 +317,7 @@ def test_its_steps_make_the_locked_environment_from_nothing(bare_roots):
     assert missing == []
     installed = {normalized(package): version for package, version in found}
     del installed["ahnet-tf"]
-    assert installed == locked_versions(LOCK, ARGUMENTS["PYTHON"])
+    assert installed == locked_versions(lock, arguments["PYTHON"])
     helped = stage.run([*stage.command, "--help"])
     assert helped.returncode == 0, helped.stderr
     assert "python -m pipeline.demo" in helped.stdout

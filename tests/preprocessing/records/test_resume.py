@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import attrs
@@ -30,7 +32,7 @@ PATCHES = ["--patch-shape", "8", "32", "32", "--patches-per-case", "12"]
 
 # Sends itself a signal at a point of its own progress, and goes on once the signal has been taken.
 STRUCK = f"""
-import os, signal, sys, threading
+import os, signal, sys, threading, time
 from collections import Counter
 from preprocessing.convert import main
 from preprocessing.records import case_conversion
@@ -38,6 +40,7 @@ from preprocessing.records import case_conversion
 taken, cases, encode = threading.Event(), Counter(), case_conversion.encode_patch
 
 def take(*arguments):
+    os.write(2, f"taken at {{time.time()}}\\n".encode())
     taken.set()
     signal.default_int_handler(*arguments)
 
@@ -298,8 +301,10 @@ def test_interrupted_by_the_keyboard(data, whole, tmp_path):
     (tmp_path / "data").symlink_to(data / "data")
     threads = ["--direct_running_mode", "multi_threading", "--direct_num_workers", "1"]
     run = struck(tmp_path, signal.SIGINT, *threads)
-    error = run.stderr
+    ended, error = time.time(), run.stderr
     assert run.returncode == 130, error
+    # The user does not wait long.
+    assert ended - float(re.search(r"taken at (\S+)", error)[1]) < 20
     assert "interrupted" in error
     assert "Traceback" not in error
     assert json.loads((tmp_path / ".out.partial" / "settings.json").read_text())
