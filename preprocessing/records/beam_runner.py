@@ -13,6 +13,7 @@ import re
 import shlex
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 
 import apache_beam as beam
@@ -41,6 +42,8 @@ _PROGRAMS = {
     "PrismRunner": "prism_location",
 }
 _PORTABLE = (*_PROGRAMS, "PortableRunner")
+# What Beam raises when a job fails.
+_JOB_ERRORS = (RuntimeError, ValueError, grpc.RpcError)
 # What engines say of trouble around the workers, which names no cause, and what it means.
 _MEANINGS = {
     "client cancelled|SDK worker disconnected": "a worker that was lost",
@@ -145,7 +148,7 @@ def run_pipeline(
     except grpc.FutureTimeoutError as error:
         endpoint = runner[1].view_as(PortableOptions).job_endpoint
         raise PipelineError(f"--job_endpoint {endpoint}", "a job server", "no answer") from error
-    except (RuntimeError, ValueError, grpc.RpcError) as error:
+    except _JOB_ERRORS as error:
         remedy = "Fix the cause and run again; --resume keeps the finished cases."
         raise PipelineError(folder, "a Beam job that finishes", _cause(error), remedy) from error
     counter = MetricsFilter().with_namespace(TAKEN_OVER[0]).with_name(TAKEN_OVER[1])
@@ -171,16 +174,16 @@ def _quiet_while_it_fails() -> Iterator[None]:
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
-    except Exception:
-        _silence(set(threading.enumerate()) - before)
+    except _JOB_ERRORS:
+        _silence(weakref.WeakSet(set(threading.enumerate()) - before))
         raise
     finally:
         root.removeFilter(no_message_of_an_engine)
         channel.setLevel(level)
 
 
-def _silence(threads: set[threading.Thread]) -> None:
-    """Hides the tracebacks of a failed job's threads, which may end after it, of the same cause."""
+def _silence(threads: weakref.WeakSet[threading.Thread]) -> None:
+    """Hides the tracebacks of threads of a failed job, which may outlive it and fail of the same cause."""
     show = threading.excepthook
 
     def show_others(arguments: threading.ExceptHookArgs) -> None:
