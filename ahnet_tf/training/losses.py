@@ -2,23 +2,36 @@
 
 `softmax_focal`, `sigmoid_focal` and `heat_map_l2` return a value for each voxel, [batch, z, y, x],
 `soft_dice` one for each case, [batch]. `ahnet_tf.training.train_step.batch_loss` reduces them.
+
+All work on one plane for each class, float32 [batch, z, y, x]: on CPU, operations along an axis of two or
+three classes take several times as long, and were a third of a small network's training step. Where they
+take `logits`, that is the tensor or its planes, which several losses can then share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import keras
 import tensorflow as tf
 
-from ahnet_tf.networks.inputs import foreground_logits
-
 TINY = 1e-12
 
+# Logits [batch, z, y, x, class], or a plane [batch, z, y, x] for each class.
+Logits: TypeAlias = tf.Tensor | list[tf.Tensor]
 
-def class_targets(labels: tf.Tensor, classes: int) -> tf.Tensor:
-    """Returns float32 targets [batch, z, y, x, class].
+
+def class_planes(values: Logits) -> list[tf.Tensor]:
+    """Returns float32 [batch, z, y, x] for each class of [batch, z, y, x, class]."""
+    if isinstance(values, list):
+        return values
+    return tf.unstack(tf.transpose(tf.cast(values, tf.float32), [4, 0, 1, 2, 3]))
+
+
+def target_planes(labels: tf.Tensor, classes: int) -> list[tf.Tensor]:
+    """Returns float32 targets [batch, z, y, x] for each class.
 
     Args:
       labels: int classes [batch, z, y, x]; 0 or 1, or a heat map in [0, 1], if there is one class; or
@@ -27,15 +40,15 @@ def class_targets(labels: tf.Tensor, classes: int) -> tf.Tensor:
     """
     labels = tf.convert_to_tensor(labels)
     if labels.shape.rank == 5:
-        return tf.cast(labels, tf.float32)
+        return class_planes(labels)
     if classes == 1:
-        return tf.cast(labels, tf.float32)[..., tf.newaxis]
-    return tf.one_hot(tf.cast(labels, tf.int32), classes, dtype=tf.float32)
+        return [tf.cast(labels, tf.float32)]
+    return [tf.cast(tf.equal(labels, tf.cast(k, labels.dtype)), tf.float32) for k in range(classes)]
 
 
 def voxel_loss(
     target: tf.Tensor,
-    logits: tf.Tensor,
+    logits: Logits,
     *,
     kind: str,
     gamma: float,
@@ -51,7 +64,7 @@ def voxel_loss(
 
     Args:
       target: classes or heat map [batch, z, y, x].
-      logits: of any float dtype.
+      logits: of any float dtype, or their planes.
       kind: one of `TrainingConfig.loss`; "dice_focal" is "focal" here.
       gamma: focusing exponent.
       class_weights: a weight for each class.
@@ -59,12 +72,18 @@ def voxel_loss(
       heat_map: whether the target is a heat map.
     """
     if heat_map:
-        logits = foreground_logits(logits)
+        logits = foreground_planes(logits)
     if kind == "heat_map_l2":
         return heat_map_l2(target, logits, class_weights=class_weights)
     focal = softmax_focal if exclusive else sigmoid_focal
     gamma = 0.0 if kind == "cross_entropy" else gamma
     return focal(target, logits, gamma=gamma, class_weights=class_weights)
+
+
+def foreground_planes(logits: Logits) -> list[tf.Tensor]:
+    """Returns the planes of the foreground classes: all but the first, or a single one."""
+    planes = class_planes(logits)
+    return planes if len(planes) == 1 else planes[1:]
 
 
 @keras.saving.register_keras_serializable("ahnet_tf")
@@ -131,7 +150,7 @@ def uninformed_loss(
 
 def softmax_focal(
     labels: tf.Tensor,
-    logits: tf.Tensor,
+    logits: Logits,
     *,
     gamma: float = 2.0,
     class_weights: Sequence[float] | None = None,
@@ -143,22 +162,23 @@ def softmax_focal(
 
     Args:
       labels: int [batch, z, y, x], or soft targets [batch, z, y, x, class].
-      logits: [batch, z, y, x, class], any float dtype.
+      logits: [batch, z, y, x, class], any float dtype, or their planes.
       gamma: focusing exponent, at least 0.
       class_weights: a weight for each class.
     """
-    logits = tf.cast(logits, tf.float32)
-    targets = class_targets(labels, logits.shape[-1])
-    log_p = tf.nn.log_softmax(logits)
-    terms = -targets * _power(1 - tf.exp(log_p), gamma) * log_p
-    if class_weights is not None:
-        terms *= tf.constant(class_weights, tf.float32)
-    return tf.reduce_sum(terms, axis=-1)
+    log_probabilities = _log_softmax(class_planes(logits))
+    classes = len(log_probabilities)
+    targets, weights = target_planes(labels, classes), class_weights or [1.0] * classes
+    terms = [
+        target * weight * _power(1 - tf.exp(log_p), gamma) * log_p
+        for target, weight, log_p in zip(targets, weights, log_probabilities, strict=True)
+    ]
+    return -tf.add_n(terms)
 
 
 def sigmoid_focal(
     labels: tf.Tensor,
-    logits: tf.Tensor,
+    logits: Logits,
     *,
     gamma: float = 2.0,
     class_weights: Sequence[float] | None = None,
@@ -171,29 +191,31 @@ def sigmoid_focal(
     Arguments as in `softmax_focal`. With one class, labels may also be soft targets [batch, z, y, x],
     and the weights are those of background and class.
     """
-    logits = tf.cast(logits, tf.float32)
-    targets = class_targets(labels, logits.shape[-1])
-    entropy = tf.nn.sigmoid_cross_entropy_with_logits(labels=targets, logits=logits)
-    terms = _power(targets - tf.sigmoid(logits), gamma) * entropy
-    return tf.reduce_sum(terms * _independent_weights(targets, class_weights), axis=-1)
+
+    def loss(target, logit):
+        entropy = tf.nn.sigmoid_cross_entropy_with_logits(labels=target, logits=logit)
+        return _power(target - tf.sigmoid(logit), gamma) * entropy
+
+    return _sum_of_classes(loss, labels, logits, class_weights)
 
 
 def heat_map_l2(
-    labels: tf.Tensor, logits: tf.Tensor, *, class_weights: Sequence[float] | None = None
+    labels: tf.Tensor, logits: Logits, *, class_weights: Sequence[float] | None = None
 ) -> tf.Tensor:
     """Squared error of sigmoid(logits) against a heat map, summed over classes, [batch, z, y, x].
 
     The paper's other loss for lesion detection. Labels and weights as in `sigmoid_focal`.
     """
-    logits = tf.cast(logits, tf.float32)
-    targets = class_targets(labels, logits.shape[-1])
-    terms = tf.square(tf.sigmoid(logits) - targets)
-    return tf.reduce_sum(terms * _independent_weights(targets, class_weights), axis=-1)
+
+    def loss(target, logit):
+        return tf.square(tf.sigmoid(logit) - target)
+
+    return _sum_of_classes(loss, labels, logits, class_weights)
 
 
 def soft_dice(
     labels: tf.Tensor,
-    logits: tf.Tensor,
+    logits: Logits,
     *,
     voxel_weights: tf.Tensor | None = None,
     exclusive: bool = True,
@@ -204,30 +226,57 @@ def soft_dice(
     with plain sums). With `exclusive` p is the softmax and class 0 background; otherwise p is the
     sigmoid and every class counts.
     """
-    logits = tf.cast(logits, tf.float32)
-    targets = class_targets(labels, logits.shape[-1])
-    p = tf.nn.softmax(logits) if exclusive else tf.sigmoid(logits)
+    planes = class_planes(logits)
+    targets = target_planes(labels, len(planes))
     if exclusive:
-        p, targets = p[..., 1:], targets[..., 1:]
+        probabilities = [tf.exp(log_p) for log_p in _log_softmax(planes)[1:]]
+        targets = targets[1:]
+    else:
+        probabilities = [tf.sigmoid(plane) for plane in planes]
     if voxel_weights is not None:
-        weights = tf.cast(voxel_weights, tf.float32)[..., tf.newaxis]
-        p, targets = p * weights, targets * tf.cast(weights > 0, tf.float32)
-    axes = [1, 2, 3]
-    overlap = tf.reduce_sum(p * targets, axes)
-    sizes = tf.reduce_sum(p, axes) + tf.reduce_sum(targets, axes)
-    return tf.reduce_mean(1 - (2 * overlap + 1) / (sizes + 1), axis=-1)
+        weights = tf.cast(voxel_weights, tf.float32)
+        seen = tf.cast(weights > 0, tf.float32)
+        probabilities = [p * weights for p in probabilities]
+        targets = [target * seen for target in targets]
+    losses = []
+    for p, target in zip(probabilities, targets, strict=True):
+        overlap = _sum_of_case(p * target)
+        losses.append(1 - (2 * overlap + 1) / (_sum_of_case(p) + _sum_of_case(target) + 1))
+    return tf.add_n(losses) / len(losses)
 
 
-def _independent_weights(
-    targets: tf.Tensor, class_weights: Sequence[float] | None
-) -> tf.Tensor | float:
-    """Returns the weight of each term of a sigmoid loss (see `sigmoid_focal`)."""
-    if class_weights is None:
-        return 1.0
-    if targets.shape[-1] > 1:
-        return tf.constant(class_weights, tf.float32)
-    background, foreground = class_weights
-    return targets * foreground + (1 - targets) * background
+def _log_softmax(planes: list[tf.Tensor]) -> list[tf.Tensor]:
+    """Returns the logarithm of the softmax over planes."""
+    largest = tf.stop_gradient(functools.reduce(tf.maximum, planes))
+    shifted = [plane - largest for plane in planes]
+    log_sum = tf.math.log(tf.add_n([tf.exp(plane) for plane in shifted]))
+    return [plane - log_sum for plane in shifted]
+
+
+def _sum_of_case(values: tf.Tensor) -> tf.Tensor:
+    """Returns the sums over z, y and x, [batch]."""
+    return tf.reduce_sum(values, [1, 2, 3])
+
+
+def _sum_of_classes(
+    loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    labels: tf.Tensor,
+    logits: Logits,
+    class_weights: Sequence[float] | None,
+) -> tf.Tensor:
+    """Returns the weighted sum of a loss of each class's target and logit (see `sigmoid_focal`)."""
+    planes = class_planes(logits)
+    targets = target_planes(labels, len(planes))
+    weights: Sequence[float | tf.Tensor] = class_weights or [1.0] * len(planes)
+    if class_weights and len(planes) == 1:
+        background, foreground = class_weights
+        weights = [targets[0] * foreground + (1 - targets[0]) * background]
+    return tf.add_n(
+        [
+            loss(target, plane) * weight
+            for target, plane, weight in zip(targets, planes, weights, strict=True)
+        ]
+    )
 
 
 def _power(distance: tf.Tensor, gamma: float) -> tf.Tensor:

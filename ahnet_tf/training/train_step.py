@@ -9,8 +9,7 @@ import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.networks.dropout import dropout_seed
-from ahnet_tf.networks.inputs import foreground_logits
-from ahnet_tf.training.losses import soft_dice, voxel_loss
+from ahnet_tf.training.losses import class_planes, foreground_planes, soft_dice, voxel_loss
 from ahnet_tf.training.optimizer import Adam, WeightAverage
 
 Batch = dict[str, tf.Tensor]
@@ -100,10 +99,11 @@ def batch_loss(
     """
     exclusive = model_config.activation == "softmax"
     heat_map = "heat_map" in batch
+    planes = class_planes(logits)
     target, weight = batch["heat_map" if heat_map else "label"], batch["weight"]
     values = voxel_loss(
         target,
-        logits,
+        planes,
         kind=config.loss,
         gamma=config.gamma,
         class_weights=config.class_weights,
@@ -114,7 +114,7 @@ def batch_loss(
         tf.reduce_sum(values * tf.cast(weight, values.dtype)), total_weight
     )
     if config.loss == "dice_focal":
-        outputs = foreground_logits(logits) if heat_map else logits
+        outputs = foreground_planes(planes) if heat_map else planes
         dice = soft_dice(target, outputs, voxel_weights=weight, exclusive=exclusive)
         loss += tf.reduce_sum(dice) / config.batch_size
     return loss
