@@ -4,8 +4,8 @@
 `soft_dice` one for each case, [batch]. `ahnet_tf.training.train_step.batch_loss` reduces them.
 
 All work on one plane for each class, float32 [batch, z, y, x]: on CPU, operations along an axis of two or
-three classes take several times as long, and were a third of a small network's training step. Where they
-take `logits`, that is the tensor or its planes, which several losses can then share.
+three classes take several times as long. Where they take `logits`, that is the tensor or its planes, which
+several losses can then share.
 """
 
 from __future__ import annotations
