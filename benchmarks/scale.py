@@ -84,21 +84,18 @@ def multiplied_out(
         "training_records_GB": training_records * record_gb,
         "evaluation_records": evaluation_records,
         "evaluation_records_GB": evaluation_records * record_gb,
-        "copy_by_import_GB": records * record_gb * cost["gzip_share"],
+        "copy_by_import_GB": records * record_gb,
         "conversion_core_hours": (
             trained * megavoxels / cost["training_megavoxels_a_second"]
             + evaluated * megavoxels / cost["evaluation_megavoxels_a_second"]
         )
         / HOUR_S,
-        "copy_by_import_core_hours": records * cost["gzip_write_seconds_a_patch"] / HOUR_S,
-        "reading_for_statistics_core_hours": records * cost["gzip_read_seconds_a_patch"] / HOUR_S,
+        "reading_for_statistics_core_hours": records * cost["read_seconds_a_patch"] / HOUR_S,
         "training_hours_3d_stage": steps * BATCH_SIZE * cost["training_seconds_a_patch"] / HOUR_S,
         "evaluation_hours": evaluation_records * cost["forward_seconds_a_patch"] / HOUR_S,
         "report_cases": shown,
         "report_volumes_GB": shown * REPORT_VOXEL_BYTES * voxels / 1e9,
-        "report_reading_core_hours": (
-            evaluation_records * cost["gzip_read_seconds_a_patch"] / HOUR_S
-        ),
+        "report_reading_core_hours": evaluation_records * cost["read_seconds_a_patch"] / HOUR_S,
         "report_prediction_hours": (shown * tiles * cost["forward_seconds_a_patch"] / HOUR_S),
     }
 
@@ -111,10 +108,10 @@ def _tiles(shape_xyz: Sequence[int]) -> int:
 
 
 def _costs() -> dict[str, float]:
-    """Returns measured costs: conversion on one core, compression of a patch, the full network."""
+    """Returns measured costs: conversion and reading of a patch on one core, the full network."""
     conversion, network = _figures("preprocessing"), _figures("network")
     work = {entry["work"]: entry["megavoxels_a_second"] for entry in conversion["case"]}
-    (gzip,) = [each for each in conversion["compression"] if each["compression"] == "GZIP"]
+    (plain,) = [each for each in conversion["compression"] if each["compression"] == "none"]
     seconds = {
         entry["work"]: entry["seconds_least"]
         for entry in network
@@ -123,9 +120,7 @@ def _costs() -> dict[str, float]:
     return {
         "training_megavoxels_a_second": work["training patches"],
         "evaluation_megavoxels_a_second": work["evaluation tiles"],
-        "gzip_share": gzip["size_of_uncompressed"],
-        "gzip_write_seconds_a_patch": gzip["write_milliseconds_a_patch"] / 1000,
-        "gzip_read_seconds_a_patch": gzip["read_milliseconds_a_patch"] / 1000,
+        "read_seconds_a_patch": plain["read_milliseconds_a_patch"] / 1000,
         "training_seconds_a_patch": seconds["training-128"],
         "forward_seconds_a_patch": seconds["forward-128"],
     }

@@ -17,7 +17,6 @@ from tfx import components
 from tfx.dsl.components.base.base_node import BaseNode
 from tfx.dsl.components.common.resolver import Resolver, ResolverStrategy
 from tfx.orchestration.pipeline import Pipeline
-from tfx.proto.example_gen_pb2 import Input
 from tfx.proto.infra_validator_pb2 import RequestSpec, ServingSpec, ValidationSpec
 from tfx.proto.pusher_pb2 import PushDestination
 from tfx.proto.trainer_pb2 import EvalArgs, TrainArgs
@@ -27,11 +26,11 @@ from pipeline.components import resolvers, schema
 from pipeline.components.anomaly_gate import stop_on_anomalies
 from pipeline.components.convert_volumes import ConvertVolumes
 from pipeline.components.evaluator import make_eval_config
+from pipeline.components.import_records import import_records
 from pipeline.components.report import write_report
 from pipeline.components.serving_check import answer_requests
 from pipeline.configs import BEAM_ARGUMENTS, SPAN_FOLDER, PipelineSettings, pushed_models
 from preprocessing.errors import SettingsError
-from preprocessing.records.splits import RECORD_PATTERN, SPLITS
 from preprocessing.tasks import Task
 from serving.protocol import SERIALIZED_EXAMPLES
 
@@ -133,9 +132,7 @@ def _source(settings: PipelineSettings) -> BaseNode:
             "code_version": code_version("preprocessing.convert"),
         }
         return ConvertVolumes(settings.input, conversion, settings.spans)
-    folder = f"{SPAN_FOLDER}/" if settings.spans else ""
-    splits = [{"name": name, "pattern": f"{folder}{name}/{RECORD_PATTERN}"} for name in SPLITS]
-    return components.ImportExampleGen(settings.input, input_config=Input(splits=splits))
+    return import_records(settings.input, SPAN_FOLDER if settings.spans else None)
 
 
 def _checks(settings: PipelineSettings, examples: Channel) -> tuple[list[BaseNode], Channel]:

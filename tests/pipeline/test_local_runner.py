@@ -65,14 +65,14 @@ def test_broken_records_stop_the_run_before_training(
 
 @pytest.mark.slow
 def test_a_components_own_error_comes_last_in_one_line(records, tmp_path, tiny_options, capsys):
-    """The file's second record is damaged: only the component that reads it can find out."""
+    """The second record of a file is damaged: StatisticsGen is the first to read it."""
     (file,) = (records / "train").iterdir()
     content = file.read_bytes()
     file.write_bytes(content + content[:-100] + bytes(100))
     run = tmp_path / "run"
     assert main(["--input", str(records), "--output", str(run), *tiny_options]) == 1
     error = capsys.readouterr().err.splitlines()
-    assert error[-1].startswith("error: component ImportExampleGen: ")
+    assert error[-1].startswith("error: component StatisticsGen: ")
     assert "Traceback" not in "".join(error)
 
 
