@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import keras
@@ -10,6 +11,7 @@ import tensorflow as tf
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.networks.dropout import dropout_seed
 from ahnet_tf.networks.inputs import foreground_logits
+from ahnet_tf.networks.recompute import recompute_blocks
 from ahnet_tf.training.losses import soft_dice, voxel_loss
 from ahnet_tf.training.optimizer import Adam, WeightAverage
 
@@ -34,7 +36,7 @@ def make_train_step(
       model: network from raw intensities to logits.
       optimizer: see `make_optimizer`.
       model_config: decides whether classes share a softmax.
-      config: loss, clipping, precision.
+      config: loss, clipping, precision, recomputation.
       average: of the weights, updated after each step.
 
     Returns:
@@ -43,10 +45,12 @@ def make_train_step(
       not finite.
     """
     variables = model.trainable_variables
+    memory = recompute_blocks if config.recompute else contextlib.nullcontext
 
     def local_loss_and_gradients(batch: Batch, total_weight: tf.Tensor) -> tuple:
         with tf.GradientTape() as tape:
-            logits = model(batch["image"], training=True)
+            with memory():
+                logits = model(batch["image"], training=True)
             loss = batch_loss(logits, batch, model_config, config, total_weight)
             target = optimizer.scaled(loss)
         return loss, tape.gradient(target, variables)
