@@ -181,6 +181,8 @@ class TrainingConfig(AugmentationConfig):
       checkpoint_every: steps between checkpoints, from which a killed run resumes.
       log_every: steps between rows of history.csv.
       jit_compile: compile the step with XLA; faster on GPUs, many times slower on CPUs.
+      recompute: compute the blocks of "ahnet" and "mcgcn" again in the backward pass instead of keeping
+        their maps: less memory, more time.
     """
 
     steps: int = _setting(20000, whole(1))
@@ -212,6 +214,7 @@ class TrainingConfig(AugmentationConfig):
     checkpoint_every: int = _setting(500, whole(1))
     log_every: int = _setting(10, whole(1))
     jit_compile: bool = _setting(False, SWITCH)
+    recompute: bool = _setting(False, SWITCH)
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()

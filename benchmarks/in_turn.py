@@ -100,9 +100,19 @@ def figures_of(times: Mapping[Candidate, tuple[list[float], float]]) -> list[dic
 
 
 def print_figures(figures: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
-    """Prints figures with the values of `keys` in front."""
+    """Prints figures with the values of `keys` in front, and a step's memory where it was measured."""
+    measured = any("step_memory_mib" in figure for figure in figures)
+    step = [("step MiB", "step_memory_mib")] if measured else []
     print_table(
-        (*keys, "network", "allocator", "median s", "least s", "peak MiB"),
+        (
+            *keys,
+            "network",
+            "allocator",
+            "median s",
+            "least s",
+            "peak MiB",
+            *(name for name, _ in step),
+        ),
         [
             (
                 *(figure[key] for key in keys),
@@ -111,6 +121,7 @@ def print_figures(figures: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> 
                 f"{figure['seconds_median']:.4g}",
                 f"{figure['seconds_least']:.4g}",
                 f"{figure['peak_memory_mib']:.0f}",
+                *(f"{figure[key]:.0f}" for _, key in step),
             )
             for figure in figures
         ],

@@ -6,7 +6,9 @@ Each work is done by this project and by a group of rivals, one call after the o
 formats with glibc's default allocator; with one told to keep large blocks (MONAI gains much from it), in a
 forward pass also by torch.compile; and MONAI's network in OpenVINO and ONNX Runtime. This project's forward
 pass is TensorFlow's, and that of its OpenVINO back end where that is installed. Every process does one work
-only, so that its peak memory is that work's. bfloat16 is measured where the processor has it.
+only, so that its peak memory is that work's. The memory of a training step is what that peak is above the
+prepared process; this project's step is also measured with `recompute`. bfloat16 is measured where the
+processor has it.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from benchmarks.in_turn import (
     open_workers,
     print_figures,
 )
-from benchmarks.peers import peers_python
+from benchmarks.peers import memory_mib, peers_python
 from benchmarks.report import goal, read_report, write_report
 from benchmarks.rivals import Networks, against_rivals, has_rival, package_versions, precisions
 from preprocessing.cli import make_parser, run_command
@@ -44,6 +46,9 @@ GOALS = {
     ("training-128", "float32"): {"default": 1.7},
     ("training-128", "bfloat16"): {"default": 1.5},
 }
+OURS_RECOMPUTE = f"{OURS}, recompute"
+# Of a training step that computes its blocks again, as shares of the step without.
+RECOMPUTE_GOALS = {"memory": 0.6, "time": 1.35}
 WARM_UP = 2
 
 
@@ -98,11 +103,19 @@ def _measure(networks: Networks, work: str, precision: str, arguments) -> list[d
         groups["runtimes"] = networks.runtimes(
             precision, "benchmarks.onnx_worker", {"do": "prepare"}
         )
+    else:
+        request = own | {"threads": arguments.threads, "recompute": True}
+        ours.append(Candidate(OURS_RECOMPUTE, "benchmarks.tensorflow_worker", (request,)))
     figures = []
     for group, rivals in groups.items():
         with ExitStack() as stack:
             workers = open_workers(stack, [*ours, *rivals])
-            found = figures_of(in_turn(workers, arguments.repeats, WARM_UP))
+            before = {each: memory_mib(worker.process.pid) for each, worker in workers.items()}
+            times = in_turn(workers, arguments.repeats, WARM_UP)
+        found = figures_of(times)
+        if kind == "training":
+            for candidate, figure in zip(times, found, strict=True):
+                figure["step_memory_mib"] = figure["peak_memory_mib"] - before[candidate]
         labels = {"work": work, "precision": precision, "in_turn_with": group}
         print_figures([labels | each for each in found], tuple(labels))
         figures += [labels | each for each in found]
@@ -132,7 +145,9 @@ def goals_of(figures: list[dict]) -> list[dict]:
             name = f"{work} {precision}: peak memory in MiB, not above MONAI's"
             least = min(figure["peak_memory_mib"] for figure in monai)
             goals.append(goal(name, "<=", least, ours["peak_memory_mib"]))
-    if WORKS[work][0] == "forward":
+    if WORKS[work][0] == "training":
+        goals += _memory_goals(f"{work} {precision}", groups["default"])
+    else:
         ratios, memory, least = zip(
             *map(against_rivals, filter(has_rival, groups.values())), strict=True
         )
@@ -141,6 +156,36 @@ def goals_of(figures: list[dict]) -> list[dict]:
         name = f"{work} {precision}: peak memory in MiB, at most the least rival's"
         goals.append(goal(name, "<=", min(least), max(memory)))
     return goals
+
+
+def _memory_goals(work: str, figures: list[dict]) -> list[dict]:
+    named = {figure["network"]: figure for figure in figures}
+    plain, recompute = named[OURS], named[OURS_RECOMPUTE]
+    least = min(
+        figure["step_memory_mib"] for name, figure in named.items() if name.startswith("MONAI")
+    )
+    share = recompute["step_memory_mib"] / plain["step_memory_mib"]
+    slower = recompute["seconds_median"] / plain["seconds_median"]
+    return [
+        goal(
+            f"{work}: memory of a step beyond the process in MiB, at most MONAI's",
+            "<=",
+            least,
+            plain["step_memory_mib"],
+        ),
+        goal(
+            f"{work}: memory of a step with recompute, share of that without",
+            "<=",
+            RECOMPUTE_GOALS["memory"],
+            share,
+        ),
+        goal(
+            f"{work}: time of a step with recompute, of that without",
+            "<=",
+            RECOMPUTE_GOALS["time"],
+            slower,
+        ),
+    ]
 
 
 if __name__ == "__main__":

@@ -172,7 +172,16 @@ def timed(step: Callable[[], Any], memory_mib: Callable[[], float] | None = None
 
 def peak_memory_mib(process: int | str = "self") -> float:
     """Returns the largest resident memory of a process so far, in MiB; by default of this one."""
+    return _status_mib(process, "VmHWM")
+
+
+def memory_mib(process: int | str = "self") -> float:
+    """Returns the resident memory of a process now, in MiB; by default of this one."""
+    return _status_mib(process, "VmRSS")
+
+
+def _status_mib(process: int | str, key: str) -> float:
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{key}:"):
             return int(line.split()[1]) / 1024
     return float("nan")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import attrs
@@ -13,6 +14,7 @@ import ahnet_tf
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.networks import build_network, named_weights
 from ahnet_tf.networks.inputs import class_probabilities
+from ahnet_tf.networks.recompute import recompute_blocks
 from ahnet_tf.training.losses import softmax_focal
 from ahnet_tf.training.optimizer import Adam
 from benchmarks.openvino_worker import label_map
@@ -34,10 +36,19 @@ def _use(device, threads):
         raise SystemExit("TensorFlow finds no GPU: its CUDA packages are missing, or the driver")
 
 
-def prepare(work, shape, precision, threads, device="cpu", jit_compile=False, settings=None):
+def prepare(
+    work,
+    shape,
+    precision,
+    threads,
+    device="cpu",
+    jit_compile=False,
+    settings=None,
+    recompute=False,
+):
     """Sets up a forward pass or training step on noise of shape [batch, z, y, x, channel].
 
-    `settings` are attributes of ModelConfig.
+    `settings` are attributes of ModelConfig, `recompute` is the one of TrainingConfig.
     """
     _use(device, threads)
     # Predictions in bfloat16 hold their weights in it too, trainings keep float32 ones.
@@ -57,7 +68,9 @@ def prepare(work, shape, precision, threads, device="cpu", jit_compile=False, se
     @tf.function(jit_compile=jit_compile)
     def training():
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(softmax_focal(labels, model(image, training=True)))
+            with recompute_blocks() if recompute else contextlib.nullcontext():
+                logits = model(image, training=True)
+            loss = tf.reduce_mean(softmax_focal(labels, logits))
         gradients = tape.gradient(loss, model.trainable_weights)
         optimizer.apply(gradients)
         return loss

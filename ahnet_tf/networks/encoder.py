@@ -17,6 +17,7 @@ from ahnet_tf.networks.ops import (
     slice_max_pool,
     unfold,
 )
+from ahnet_tf.networks.recompute import recomputed
 
 
 def channels(config: ModelConfig, published: int) -> int:
@@ -61,6 +62,9 @@ class Stem(keras.layers.Layer):
         self.kernel = self.add_weight(name="kernel", shape=shape)
 
     def call(self, inputs, training=None):
+        return recomputed(lambda x: self._compute(x, training), inputs)
+
+    def _compute(self, inputs, training):
         # A convolution stacks few channels faster than a concatenation does.
         count = 3 * inputs.shape[-1]
         x = conv_across(inputs, tf.reshape(identity(count), [3, 1, -1, count]))
@@ -101,6 +105,9 @@ class Bottleneck(keras.layers.Layer):
             )
 
     def call(self, inputs, training=None):
+        return recomputed(lambda x: self._compute(x, training), inputs)
+
+    def _compute(self, inputs, training):
         residual = self.project(inputs, training=training) if self.shortcut else inputs
         x = self.conv1(inputs, training=training)
         x = self.conv2(x, training=training)

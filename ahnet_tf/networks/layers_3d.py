@@ -9,6 +9,7 @@ from ahnet_tf.networks import ops
 from ahnet_tf.networks.dropout import SeededDropout
 from ahnet_tf.networks.layers_2d import ConvNorm
 from ahnet_tf.networks.normalization import make_norm, norm_relu
+from ahnet_tf.networks.recompute import recomputed
 
 
 @ops.register
@@ -129,7 +130,8 @@ class DenseBlock(keras.layers.Layer):
     def call(self, inputs, training=None):
         pieces = [inputs]
         for layer in self.dense:
-            pieces = [*pieces, layer(pieces, training=training)]
+            # The pieces pass through, so that each layer adds its share to their gradients.
+            pieces = recomputed(lambda x, layer=layer: [*x, layer(x, training=training)], pieces)
         return pieces
 
 

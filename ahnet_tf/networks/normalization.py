@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from ahnet_tf.networks.ops import Channels, FeatureMap, fold, join, register, split, unfold
+from ahnet_tf.networks.recompute import computes_again
 
 # As published.
 EPSILON = 1e-5
@@ -59,15 +60,14 @@ class BatchNorm(keras.layers.BatchNormalization):
 
     def call(self, inputs, training=None):
         pieces, learns = tf.nest.flatten(inputs), self.learns(training)
-        if learns and self.synchronized:
-            return super().call(join(pieces, self.channels), training=True)
         weights = (self.gamma, self.beta) if learns else self.affine()
         parts = zip(pieces, *(split(each, pieces, self.channels) for each in weights), strict=True)
         if learns:
-            parts = [tf.compat.v1.nn.fused_batch_norm(*part, epsilon=EPSILON) for part in parts]
-            outputs, means, variances = zip(*parts, strict=True)
-            self._track(self.moving_mean, means)
-            self._track(self.moving_variance, variances)
+            norm = _synchronized_norm if self.synchronized else _fused_norm
+            outputs, means, variances = zip(*(norm(*part) for part in parts), strict=True)
+            if not computes_again():
+                self._track(self.moving_mean, means)
+                self._track(self.moving_variance, variances)
         else:
             outputs = [_scale_shift(*part) for part in parts]
         return tf.nest.pack_sequence_as(inputs, outputs)
@@ -75,6 +75,24 @@ class BatchNorm(keras.layers.BatchNormalization):
     def _track(self, average, values):
         change = tf.stop_gradient(join(values, self.channels)) - average
         average.assign_add(change * (1 - MOMENTUM))
+
+
+def _fused_norm(x, gamma, beta):
+    return tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=EPSILON)
+
+
+def _synchronized_norm(x, gamma, beta):
+    """Returns the normalised map, mean and variance, over the equal shares of all replicas.
+
+    Keras' own synchronized norm would update its averages whenever it is called.
+    """
+    wide = tf.cast(x, tf.float32)
+    moments = tf.stack([tf.reduce_mean(wide, [0, 1, 2]), tf.reduce_mean(wide * wide, [0, 1, 2])])
+    replica = tf.distribute.get_replica_context()
+    mean, squares = tf.unstack(replica.all_reduce(tf.distribute.ReduceOp.MEAN, moments))
+    variance = squares - mean * mean
+    scale = gamma * tf.math.rsqrt(variance + EPSILON)
+    return tf.cast(wide * scale + (beta - mean * scale), x.dtype), mean, variance
 
 
 def _scale_shift(x, scale, shift):

@@ -45,7 +45,7 @@ from preprocessing.tasks import Task
 HISTORY, EVALUATION, RESULT = "history.csv", "evaluation.json", "result.json"
 
 # Settings that may differ when a run resumes: they don't change what is learned.
-FREE_SETTINGS = ("replicas", "log_every", "checkpoint_every", "jit_compile")
+FREE_SETTINGS = ("replicas", "log_every", "checkpoint_every", "jit_compile", "recompute")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import keras
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.networks.dropout import dropout_seed
+from ahnet_tf.networks.recompute import recompute_blocks
 from ahnet_tf.training.losses import class_planes, foreground_planes, soft_dice, voxel_loss
 from ahnet_tf.training.optimizer import Adam, WeightAverage
 
@@ -33,7 +35,7 @@ def make_train_step(
       model: network from raw intensities to logits.
       optimizer: see `make_optimizer`.
       model_config: decides whether classes share a softmax.
-      config: loss, clipping, precision.
+      config: loss, clipping, precision, recomputation.
       average: of the weights, updated after each step.
 
     Returns:
@@ -42,10 +44,12 @@ def make_train_step(
       not finite.
     """
     variables = model.trainable_variables
+    memory = recompute_blocks if config.recompute else contextlib.nullcontext
 
     def local_loss_and_gradients(batch: Batch, total_weight: tf.Tensor) -> tuple:
         with tf.GradientTape() as tape:
-            logits = model(batch["image"], training=True)
+            with memory():
+                logits = model(batch["image"], training=True)
             loss = batch_loss(logits, batch, model_config, config, total_weight)
             target = optimizer.scaled(loss)
         return loss, tape.gradient(target, variables)

@@ -82,7 +82,7 @@ def test_settings_given_in_python_are_checked_as_those_in_files(wrong):
         ModelConfig(**wrong)
 
 
-@pytest.mark.parametrize("name", ["deterministic", "jit_compile"])
+@pytest.mark.parametrize("name", ["deterministic", "jit_compile", "recompute"])
 def test_switches_are_true_or_false(name):
     with pytest.raises(SettingsError, match=f"{name}: expected true or false, found 1"):
         TrainingConfig(**{name: 1})

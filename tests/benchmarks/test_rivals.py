@@ -136,6 +136,28 @@ def test_a_forward_pass_counts_by_its_worst_group():
     assert (memory["goal"], memory["measured"], memory["holds"]) == ("<= 90", 110, False)
 
 
+def test_memory_of_a_training_step_against_the_rival_with_the_least_and_with_recompute():
+    labels = {"work": "training-128", "precision": "float32"}
+    figures = [
+        figure(name, seconds, 0, **labels, in_turn_with=group, step_memory_mib=memory)
+        for group, name, seconds, memory in (
+            ("default", "ours", 1.0, 1000),
+            ("default", "ours, recompute", 1.2, 550),
+            ("default", "MONAI channels-first", 2.0, 1200),
+            ("default", "MONAI channels-last", 3.0, 900),
+            ("tuned", "ours", 1.0, 1),
+            ("tuned", "ours, recompute", 1.0, 1),
+            ("tuned", "MONAI channels-first", 2.0, 1),
+        )
+    ]
+    found = {goal["name"].split(": ")[1]: goal for goal in network.goals_of(figures)}
+    memory = found["memory of a step beyond the process in MiB, at most MONAI's"]
+    assert (memory["goal"], memory["measured"], memory["holds"]) == ("<= 900", 1000, False)
+    share = found["memory of a step with recompute, share of that without"]
+    assert (share["goal"], share["measured"]) == ("<= 0.6", 0.55)
+    assert found["time of a step with recompute, of that without"]["measured"] == 1.2
+
+
 def test_a_volume_is_held_against_every_rival():
     labels = {"precision": "float32", "memory_above_the_networks_mib": 10}
     figures = [
