@@ -106,12 +106,11 @@ def test_a_recomputed_step_in_16_bit(policy):
 
 @pytest.mark.slow
 def test_a_recomputed_step_compiled_by_xla():
+    """Against the plain step by XLA too, which sums in another order than TensorFlow."""
     plain, recomputed = (
-        two_steps(recompute, jit_compile=recompute, **SMALLEST) for recompute in (False, True)
+        two_steps(recompute, jit_compile=True, **SMALLEST) for recompute in (False, True)
     )
-    # XLA sums in another order, which shows in the smallest gradients, of norms on few channels.
-    assert_equal_but_for_rounding(plain, recomputed, 0.1)
-    np.testing.assert_allclose(recomputed[0][0], plain[0][0], rtol=1e-3)
+    assert_equal_but_for_rounding(plain, recomputed, 1e-3)
 
 
 TWO_REPLICAS = """
