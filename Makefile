@@ -13,7 +13,7 @@ endif
 # Without bytecode beside the packages, each of the many processes would compile TensorFlow and TFX again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help env demo test test-fast test-core test-flink test-spark test-prism test-kfp lint lock clean
+.PHONY: help env demo test test-fast test-core test-flink test-spark test-prism test-kfp test-image lint lock clean
 
 help:
 	@echo "make env               only the locked environment .venv; GPU=1 with CUDA's libraries, GPU=0 without"
@@ -26,6 +26,7 @@ help:
 	@echo "make test-flink        the conversion on Flink, make test-spark on Spark, make test-prism on Prism: Java"
 	@echo "                       programs that Maven fetches, and a Go program that is built, into .engines"
 	@echo "make test-kfp          compiled pipelines in kfp 2 and Argo's linter, which are installed into .kfp"
+	@echo "make test-image        the Dockerfile's steps in bare Debians, as root, with debootstrap"
 	@echo "make lint              format, style and types"
 	@echo "make lock              resolves the locks of both stacks again from setup.py"
 	@echo "make clean             removes the environment and the demo's output"
@@ -68,6 +69,9 @@ ENGINES = kfp argo
 test-kfp: env
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" tests/pipeline/kubeflow/engines.sh .kfp $(ENGINES)
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" AHNET_KFP_ENGINES=.kfp $(PYTHON_BIN) -m pytest tests/pipeline/kubeflow/test_engines.py
+
+test-image: env
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" AHNET_IMAGE=1 $(PYTHON_BIN) -m pytest tests/test_dockerfile.py -k from_nothing
 
 lint: env
 	@$(PYTHON_BIN) -m ruff format --check . && $(PYTHON_BIN) -m ruff check . && $(PYTHON_BIN) -m mypy

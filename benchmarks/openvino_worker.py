@@ -10,7 +10,7 @@ import numpy as np
 
 from ahnet_tf.inference.predictor import open_predictor
 from ahnet_tf.inference.sliding_window import most_probable, predict_slabs
-from benchmarks.peers import peak_memory_mib, serve, timed
+from benchmarks.peers import peak_memory_mib, serve, shared_memory_mib, timed
 
 STATE = {}
 
@@ -46,9 +46,12 @@ def prepare_prediction(volume, window, overlap, classes):
 
 
 def memory_mib() -> float:
-    """Returns the peak memory of this process and of the one in which OpenVINO computes, in MiB."""
+    """Returns the peak memory of this process and of the one in which OpenVINO computes, in MiB.
+
+    What both share, windows and probabilities, counts once.
+    """
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return peak_memory_mib() + sum(map(peak_memory_mib, children))
+    return peak_memory_mib() + sum(map(peak_memory_mib, children)) - shared_memory_mib()
 
 
 def once_window():

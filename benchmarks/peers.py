@@ -180,6 +180,11 @@ def memory_mib(process: int | str = "self") -> float:
     return _status_mib(process, "VmRSS")
 
 
+def shared_memory_mib() -> float:
+    """Returns the resident memory that this process shares with others now, in MiB."""
+    return _status_mib("self", "RssShmem")
+
+
 def _status_mib(process: int | str, key: str) -> float:
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith(f"{key}:"):

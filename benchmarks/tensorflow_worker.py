@@ -15,6 +15,7 @@ from ahnet_tf.config import ModelConfig
 from ahnet_tf.networks import build_network, named_weights
 from ahnet_tf.networks.inputs import class_probabilities
 from ahnet_tf.networks.recompute import recompute_blocks
+from ahnet_tf.training.distribution import share_one_arena
 from ahnet_tf.training.losses import softmax_focal
 from ahnet_tf.training.optimizer import Adam
 from benchmarks.openvino_worker import label_map
@@ -25,12 +26,15 @@ from preprocessing.tasks import PRESETS
 STATE = {}
 
 
-def _use(device, threads):
+def _use(device, threads, work="forward"):
     """Sets up the device, "cpu" or "cuda"."""
     STATE["device"] = device
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     if device == "cpu":
+        if work == "training":
+            # As the command does.
+            share_one_arena()
         tf.config.set_visible_devices([], "GPU")
     elif not tf.config.list_physical_devices("GPU"):
         raise SystemExit("TensorFlow finds no GPU: its CUDA packages are missing, or the driver")
@@ -50,7 +54,7 @@ def prepare(
 
     `settings` are attributes of ModelConfig, `recompute` is the one of TrainingConfig.
     """
-    _use(device, threads)
+    _use(device, threads, work)
     # Predictions in bfloat16 hold their weights in it too, trainings keep float32 ones.
     if precision == "bfloat16" and work == "training":
         precision = "mixed_bfloat16"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import math
 import mmap
 import signal
@@ -92,7 +93,7 @@ def main(memory: int, incoming: int, outgoing: int) -> None:
             return
         answers.send(None)
         # While the other process reads the first volume. An error comes again with the first window.
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(ModelError, RuntimeError):
             network.request(job.window_shape)
         while True:
             answers.send(network.compute(requests.recv()))
@@ -120,6 +121,7 @@ class _CompiledNetwork:
     def __init__(self, job: Job, memory: int):
         self._openvino = _import_openvino()
         self._job, self._memory = job, memory
+        self._precision = PRECISIONS[job.precision]
         self._core = self._openvino.Core()
         able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if job.precision == "bfloat16" and "BF16" not in able:
@@ -127,9 +129,12 @@ class _CompiledNetwork:
             raise SettingsError("precision", "float32 on this processor", job.precision, remedy)
         name = self._core.get_property("CPU", "FULL_DEVICE_NAME")
         self._processor = hashlib.sha256(f"{name} {sorted(able)}".encode()).hexdigest()[:8]
+        kept = self._kept(job.window_shape)
+        # Not beside its compiled form: that has all weights too.
+        self._model: Any = None
         if job.saved_model is not None:
             self._model = self._convert(job.saved_model)
-        elif job.converted is not None:
+        elif kept is None or not kept.is_file():
             self._model = self._read(job.converted)
         self._requests: dict[tuple[int, ...], tuple[Any, list[Any]]] = {}
 
@@ -137,6 +142,8 @@ class _CompiledNetwork:
         """Computes the probabilities of the window (z, y, x, channel) in the shared memory."""
         try:
             self.request(window_shape).infer()
+        except ModelError as error:
+            return error
         except RuntimeError as error:
             return ModelError(self._job.where, "a network that OpenVINO can run", _reason(error))
         return None
@@ -155,25 +162,32 @@ class _CompiledNetwork:
             self._requests[window_shape] = request, tensors
         return self._requests[window_shape][0]
 
+    def _kept(self, window_shape: tuple[int, ...]) -> Path | None:
+        """Returns the file of the compiled network in the cache, if there is a cache."""
+        if self._job.converted is None:
+            return None
+        sizes = "x".join(map(str, window_shape))
+        return self._job.converted / f"{self._precision}-{sizes}-{self._processor}"
+
     def _compile(self, window_shape: tuple[int, ...]) -> Any:
+        config = {"INFERENCE_PRECISION_HINT": self._precision, "PERFORMANCE_HINT": "LATENCY"}
+        kept = self._kept(window_shape)
+        blob = None if kept is None else _read_checked(kept)
+        if blob is not None:
+            with contextlib.suppress(RuntimeError):
+                return self._core.import_model(blob, "CPU", config)
+        if self._model is None:
+            self._model = self._read(self._job.converted)
         model = self._model.clone()
         model.reshape([1, *window_shape])
-        precision = PRECISIONS[self._job.precision]
-        config = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
-        if self._job.converted is not None:
-            name = f"{precision}-{'x'.join(map(str, window_shape))}-{self._processor}"
-            kept = self._job.converted / name
-            # The cache may be full, not writable or damaged.
-            with contextlib.suppress(OSError, RuntimeError):
-                if kept.is_dir():
-                    return self._core.compile_model(model, "CPU", config | {"CACHE_DIR": str(kept)})
-                # OpenVINO writes its file step by step, and another process may want it.
-                with atomic_write(kept) as temporary:
-                    temporary.mkdir()
-                    cache = {"CACHE_DIR": str(temporary)}
-                    compiled = self._core.compile_model(model, "CPU", config | cache)
-                return compiled
-        return self._core.compile_model(model, "CPU", config)
+        compiled = self._core.compile_model(model, "CPU", config)
+        if kept is not None:
+            # The cache may be full or not writable.
+            with contextlib.suppress(OSError, RuntimeError), atomic_write(kept) as temporary:
+                blob = io.BytesIO()
+                compiled.export_model(blob)
+                _write_checked(temporary, blob.getvalue())
+        return compiled
 
     def _read(self, converted: Path) -> Any:
         path = converted / NETWORK_FILE
@@ -208,6 +222,23 @@ class _CompiledNetwork:
         expected = "a network that OpenVINO can read"
         remedy = "Export it again with python -m serving.export, or use --backend tensorflow."
         return ModelError(self._job.where, expected, _reason(found), remedy)
+
+
+def _write_checked(path: Path, content: bytes) -> None:
+    """Writes a file behind its SHA-256: OpenVINO would take a damaged one."""
+    with open(path, "wb") as file:
+        file.write(hashlib.sha256(content).digest())
+        file.write(content)
+
+
+def _read_checked(path: Path) -> bytes | None:
+    """Returns what `_write_checked` wrote; None if it is missing, not whole or can't be read."""
+    try:
+        with open(path, "rb") as file:
+            digest, content = file.read(hashlib.sha256().digest_size), file.read()
+    except OSError:
+        return None
+    return content if hashlib.sha256(content).digest() == digest else None
 
 
 def _reason(error: object) -> str:

@@ -82,7 +82,7 @@ class Transition(keras.layers.Layer):
             x = self.up(x, like)
         elif self.upsampling == "trilinear":
             x = ops.resize(x, ops.axis_sizes(like)[1:4])
-        return x if self.final else x + like
+        return x if self.final else ops.add(x, like)
 
 
 @ops.register
@@ -114,7 +114,8 @@ class DenseLayer(keras.layers.Layer):
         x = norm_relu(self.norm1, inputs, training)
         x = self.conv1(x, training=training)
         x = ops.conv_in_plane(x, ops.widen(self.kernel2))
-        x += ops.conv_across(norm_relu(self.norm3, x, training), ops.widen(self.kernel3))
+        across = ops.conv_across(norm_relu(self.norm3, x, training), ops.widen(self.kernel3))
+        x = ops.add(x, across)
         x = norm_relu(self.norm4, x, training)
         return ops.conv_in_plane(x, ops.widen(self.kernel4))
 

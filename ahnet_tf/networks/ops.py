@@ -27,6 +27,9 @@ import tensorflow as tf
 FeatureMap: TypeAlias = tf.Tensor | list[tf.Tensor]
 Channels: TypeAlias = Sequence[int] | None
 
+# The attribute of an unfolded map that is the folded one.
+_FOLDED = "_ahnet_folded"
+
 register = keras.saving.register_keras_serializable("ahnet_tf")
 
 
@@ -39,14 +42,32 @@ def axis_sizes(x: tf.Tensor) -> list[int | tf.Tensor]:
 
 
 def fold(x: FeatureMap) -> FeatureMap:
-    """Reshapes [batch, z, y, x, channel] to [batch * z, y, x, channel]."""
-    return tf.nest.map_structure(lambda y: tf.reshape(y, [-1, *axis_sizes(y)[2:]]), x)
+    """Reshapes [batch, z, y, x, channel] to [batch * z, y, x, channel]; takes back what `unfold` did."""
+    return tf.nest.map_structure(_fold, x)
+
+
+def _fold(x: tf.Tensor) -> tf.Tensor:
+    folded = getattr(x, _FOLDED, None)
+    return tf.reshape(x, [-1, *axis_sizes(x)[2:]]) if folded is None else folded
 
 
 def unfold(x: FeatureMap, like: FeatureMap) -> FeatureMap:
     """Reshapes [batch * z, y, x, channel] to [batch, z, y, x, channel] with the z of `like`."""
     z = axis_sizes(tf.nest.flatten(like)[0])[1]
-    return tf.nest.map_structure(lambda y: tf.reshape(y, [-1, z, *axis_sizes(y)[1:]]), x)
+    return tf.nest.map_structure(lambda y: _unfold(y, z), x)
+
+
+def _unfold(x: tf.Tensor, z: int | tf.Tensor) -> tf.Tensor:
+    unfolded = tf.reshape(x, [-1, z, *axis_sizes(x)[1:]])
+    # Layers begin by folding: without it a graph of any size had as many operations on shapes as others,
+    # and OpenVINO would change the layout of maps between layers.
+    setattr(unfolded, _FOLDED, x)
+    return unfolded
+
+
+def add(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """Returns the sum of maps [batch, z, y, x, channel], as a sum of folded ones."""
+    return unfold(fold(x) + fold(y), x)
 
 
 def widen(x: tf.Tensor, size: int | None = None, axis: int = -1) -> tf.Tensor:

@@ -287,7 +287,7 @@ def test_network_comes_from_the_cache(checkpoint, windows, tmp_path, monkeypatch
     monkeypatch.setenv("AHNET_CACHE", str(tmp_path))
     expected = open_predictor(checkpoint, backend="openvino").predict(windows)
     (network,) = tmp_path.glob("*/network.xml")
-    (compiled,) = tmp_path.glob("*/f32-8x64x64x1-*/*")
+    (compiled,) = tmp_path.glob("*/f32-8x64x64x1-*")
     written = compiled.stat().st_mtime_ns
 
     def convert(*_):
@@ -297,13 +297,22 @@ def test_network_comes_from_the_cache(checkpoint, windows, tmp_path, monkeypatch
     found = open_predictor(checkpoint, backend="openvino").predict(windows)
     np.testing.assert_array_equal(found, expected)
     assert compiled.stat().st_mtime_ns == written
-    assert len(list(tmp_path.glob("*/*/*"))) == 1
+    assert len(list(tmp_path.glob("*/*"))) == 3  # Two files of the network.
 
-    compiled.chmod(0o600)  # OpenVINO 2026 writes it read-only.
-    compiled.write_bytes(compiled.read_bytes()[:1000])
-    found = open_predictor(checkpoint, backend="openvino").predict(windows)
-    np.testing.assert_array_equal(found, expected)
+    whole = compiled.read_bytes()
+    for damaged in (whole[:1000], whole[:-1] + bytes([whole[-1] ^ 1])):
+        compiled.write_bytes(damaged)
+        found = open_predictor(checkpoint, backend="openvino").predict(windows)
+        np.testing.assert_array_equal(found, expected)
+        assert compiled.read_bytes() != damaged
     network.write_text("damaged")
+    # What was compiled is enough for its own size.
+    opened = open_predictor(checkpoint, backend="openvino")
+    np.testing.assert_array_equal(opened.predict(windows), expected)
+    with pytest.raises(ModelError, match=r"network.xml: expected a whole file"):
+        opened.predict(windows[:, :4])
+    np.testing.assert_array_equal(opened.predict(windows), expected)
+    compiled.unlink()
     with pytest.raises(
         ModelError, match=r"network.xml: expected a whole file, .* Remove its folder"
     ):
