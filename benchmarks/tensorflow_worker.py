@@ -13,7 +13,7 @@ import tensorflow as tf
 import ahnet_tf
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.networks import build_network, named_weights
-from ahnet_tf.networks.inputs import class_probabilities
+from ahnet_tf.networks.inputs import network_probabilities
 from ahnet_tf.networks.recompute import recompute_blocks
 from ahnet_tf.training.distribution import share_one_arena
 from ahnet_tf.training.losses import softmax_focal
@@ -124,7 +124,7 @@ def prepare_prediction(volume, window, overlap, threads, classes, precision):
 
     @tf.function
     def probabilities(image):
-        return class_probabilities(model(image, training=False), "softmax")
+        return network_probabilities(model, image, "softmax")
 
     def predict(windows):
         return probabilities(tf.constant(windows, tf.float32)).numpy()

@@ -252,14 +252,14 @@ def _write_graph(checkpoint: Path, output: Path) -> Path:
     import tensorflow as tf
 
     from ahnet_tf.keras_versions import tensorflow_variables
-    from ahnet_tf.networks.inputs import class_probabilities
+    from ahnet_tf.networks.inputs import network_probabilities
 
     model, settings = load_checkpoint(checkpoint)
     windows = tf.TensorSpec([None] * 4 + [settings.model.channels], tf.float32, IMAGE_INPUT)
 
     @tf.function(input_signature=[windows], autograph=False)
     def probabilities(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        found = class_probabilities(model(image, training=False), settings.model.activation)
+        found = network_probabilities(model, image, settings.model.activation)
         return {PROBABILITIES_OUTPUT: found}
 
     module = tf.Module()
@@ -295,12 +295,12 @@ def predictor_of(model: keras.Model, settings: ExportSettings, where: object) ->
     """Returns the predictor of a Keras model from raw intensities to logits."""
     import tensorflow as tf
 
-    from ahnet_tf.networks.inputs import class_probabilities
+    from ahnet_tf.networks.inputs import network_probabilities
 
     # Traced for each window shape: static shapes let TensorFlow fuse sums into convolutions.
     @tf.function(autograph=False)
     def probabilities(image: tf.Tensor) -> tf.Tensor:
-        return class_probabilities(model(image, training=False), settings.model.activation)
+        return network_probabilities(model, image, settings.model.activation)
 
     def predict(windows: np.ndarray) -> np.ndarray:
         image = tf.constant(check_channels(windows, settings, where), tf.float32)

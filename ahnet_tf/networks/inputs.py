@@ -8,7 +8,14 @@ import math
 import keras
 import tensorflow as tf
 
-from ahnet_tf.networks.ops import axis_sizes, register
+from ahnet_tf.networks.ops import axis_sizes, joined_layers, register
+
+
+def network_probabilities(network: keras.Model, image: tf.Tensor, activation: str) -> tf.Tensor:
+    """Returns the `class_probabilities` of a network's logits for raw intensities [batch, z, y, x, channel]."""
+    with joined_layers():
+        logits = network(image, training=False)
+    return class_probabilities(logits, activation)
 
 
 def class_probabilities(logits: tf.Tensor, activation: str) -> tf.Tensor:

@@ -15,8 +15,10 @@ Weights have none either, `split` and `widen` append them. docs/network.md has f
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import TypeAlias
 
 import keras
@@ -27,6 +29,7 @@ import tensorflow as tf
 FeatureMap: TypeAlias = tf.Tensor | list[tf.Tensor]
 Channels: TypeAlias = Sequence[int] | None
 
+_joined: ContextVar[bool] = ContextVar("joined_layers", default=False)
 # The attribute of an unfolded map that is the folded one.
 _FOLDED = "_ahnet_folded"
 
@@ -41,8 +44,22 @@ def axis_sizes(x: tf.Tensor) -> list[int | tf.Tensor]:
     return [each if size is None else size for size, each in zip(x.shape, found, strict=True)]
 
 
+@contextlib.contextmanager
+def joined_layers() -> Iterator[None]:
+    """Has layers inside take each other's folded maps, without reshaping them to five axes and back.
+
+    A graph for any size then has fewer operations, and OpenVINO does not change the layout of maps between
+    layers. For inference only: maps between layers would have no gradients.
+    """
+    token = _joined.set(True)
+    try:
+        yield
+    finally:
+        _joined.reset(token)
+
+
 def fold(x: FeatureMap) -> FeatureMap:
-    """Reshapes [batch, z, y, x, channel] to [batch * z, y, x, channel]; takes back what `unfold` did."""
+    """Reshapes [batch, z, y, x, channel] to [batch * z, y, x, channel]."""
     return tf.nest.map_structure(_fold, x)
 
 
@@ -59,9 +76,8 @@ def unfold(x: FeatureMap, like: FeatureMap) -> FeatureMap:
 
 def _unfold(x: tf.Tensor, z: int | tf.Tensor) -> tf.Tensor:
     unfolded = tf.reshape(x, [-1, z, *axis_sizes(x)[1:]])
-    # Layers begin by folding: without it a graph of any size had as many operations on shapes as others,
-    # and OpenVINO would change the layout of maps between layers.
-    setattr(unfolded, _FOLDED, x)
+    if _joined.get():
+        setattr(unfolded, _FOLDED, x)
     return unfolded
 
 

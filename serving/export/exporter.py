@@ -19,7 +19,7 @@ from ahnet_tf.inference.predictor import (
 from ahnet_tf.networks import build_network
 from ahnet_tf.networks.factory import named_weights
 from ahnet_tf.networks.factory import precision as computing_in
-from ahnet_tf.networks.inputs import class_probabilities
+from ahnet_tf.networks.inputs import network_probabilities
 from ahnet_tf.weights.checkpoint import assign_weights
 from preprocessing.errors import ModelError, named_extra
 from preprocessing.files import atomic_write, write_json
@@ -81,7 +81,7 @@ def export_onnx(network: keras.Model, settings: ExportSettings, output: str | Pa
 
     @tf.function(input_signature=[tf.TensorSpec(windows, tf.float32, "image")], autograph=False)
     def probabilities(image: tf.Tensor) -> tf.Tensor:
-        return class_probabilities(network(image, training=False), settings.model.activation)
+        return network_probabilities(network, image, settings.model.activation)
 
     traced = probabilities.get_concrete_function()
     (image,) = (tensor.name for tensor in traced.inputs if tensor.dtype != tf.resource)

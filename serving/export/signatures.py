@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from ahnet_tf.inference.predictor import ExportSettings
 from ahnet_tf.keras_versions import tensorflow_variables
-from ahnet_tf.networks.inputs import class_probabilities
+from ahnet_tf.networks.inputs import network_probabilities
 from preprocessing.records.schema import parse_example
 from serving import protocol
 
@@ -40,7 +40,7 @@ def build_signatures(
 
     @tf.function(input_signature=[tf.TensorSpec(windows, tf.float32)], autograph=False)
     def probabilities(image: tf.Tensor) -> tf.Tensor:
-        return class_probabilities(network(image, training=False), settings.model.activation)
+        return network_probabilities(network, image, settings.model.activation)
 
     def labels_of(found: tf.Tensor) -> tf.Tensor:
         return tf.cast(tf.argmax(found, axis=-1), tf.uint8)

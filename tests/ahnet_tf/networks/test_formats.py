@@ -8,7 +8,11 @@ import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.networks import build_network, named_weights
-from ahnet_tf.networks.inputs import IntensityWindow
+from ahnet_tf.networks.inputs import (
+    IntensityWindow,
+    class_probabilities,
+    network_probabilities,
+)
 from ahnet_tf.networks.layers_2d import ConvNorm, GlobalConv
 from ahnet_tf.networks.layers_3d import DenseBlock, DenseLayer, PyramidPool, TransposedConv
 from ahnet_tf.networks.normalization import make_norm
@@ -47,6 +51,36 @@ def test_saved_model_takes_any_size(network, tmp_path):
     loaded = tf.saved_model.load(str(tmp_path))
     for image in (IMAGE, IMAGE[:, :1, :17, :20]):
         np.testing.assert_allclose(loaded.serve(image), model(image), rtol=1e-4, atol=1e-5)
+
+
+def test_maps_between_layers_have_gradients(network):
+    """As Grad-CAM takes them; beyond training, too."""
+    model, _ = network
+    inner = next(layer for layer in model.layers if layer.trainable_weights)
+    probe = keras.Model(model.inputs, [inner.output, model.output])
+    with tf.GradientTape() as tape:
+        values, logits = probe(IMAGE, training=False)
+        score = tf.reduce_sum(logits[..., 1])
+    assert np.abs(tape.gradient(score, values)).max() > 0
+
+
+def test_joined_layers_give_the_same_probabilities_by_fewer_operations(network):
+    model, config = network
+    spec = tf.TensorSpec([None, None, None, None, 1], tf.float32)
+
+    def apart(image):
+        return class_probabilities(model(image, training=False), config.activation)
+
+    def joined(image):
+        return network_probabilities(model, image, config.activation)
+
+    apart, joined = (tf.function(each, [spec], autograph=False) for each in (apart, joined))
+    np.testing.assert_allclose(joined(IMAGE), apart(IMAGE), atol=1e-6)
+    np.testing.assert_allclose(joined(IMAGE[:, :1]), apart(IMAGE[:, :1]), atol=1e-6)
+    counts = [len(each.get_concrete_function().graph.get_operations()) for each in (joined, apart)]
+    assert counts[0] < counts[1]
+    if config.architecture == "ahnet":
+        assert counts[0] < 0.9 * counts[1]
 
 
 def test_checkpoint_round_trip(network, tmp_path):
