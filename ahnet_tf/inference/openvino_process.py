@@ -180,6 +180,7 @@ class _CompiledNetwork:
             self._model = self._read(self._job.converted)
         model = self._model.clone()
         model.reshape([1, *window_shape])
+        _pool_slices_as_maxima(model)
         compiled = self._core.compile_model(model, "CPU", config)
         if kept is not None:
             # The cache may be full or not writable.
@@ -222,6 +223,33 @@ class _CompiledNetwork:
         expected = "a network that OpenVINO can read"
         remedy = "Export it again with python -m serving.export, or use --backend tensorflow."
         return ModelError(self._job.where, expected, _reason(found), remedy)
+
+
+def _pool_slices_as_maxima(model: Any) -> None:
+    """Replaces max pools of two slices (`ops.slice_max_pool`) by maxima, for which maps keep their layout.
+
+    They pool [1, z, y * x, channel] between two transpositions. A twentieth of a forward pass is saved.
+    """
+    from openvino import opset13
+
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "MaxPool" or list(node.get_attributes()["kernel"]) != [2, 1]:
+            continue
+        before, users = node.input_value(0).get_node(), node.output(0).get_target_inputs()
+        after = [
+            user.get_node() for user in users if user.get_node().get_type_name() == "Transpose"
+        ]
+        if before.get_type_name() != "Transpose" or len(after) != 1:
+            continue
+        slices = before.input_value(0)
+        _, z, area, channels = slices.get_shape()
+        if z % 2:
+            # The last slice has no partner.
+            continue
+        pairs = opset13.reshape(slices, np.array([z // 2, 2, area * channels]), False)
+        larger = opset13.maximum(*opset13.split(pairs, 1, 2).outputs())
+        shape = np.array([1, z // 2, area, channels])
+        after[0].output(0).replace(opset13.reshape(larger, shape, False).output(0))
 
 
 def _write_checked(path: Path, content: bytes) -> None:
