@@ -1,6 +1,6 @@
 """AH-Net's speed and memory against MONAI's AHNet and its runtimes on the same machine, in turn.
 
-python -m benchmarks.network [--repeats 9] [--threads 2] [--only forward-128]
+python -m benchmarks.network [--repeats 9] [--threads 2] [--only forward-128] [--precision float32]
 
 Each work is done by this project and by a group of rivals, one call after the other: MONAI in both memory
 formats with glibc's default allocator; with one told to keep large blocks (MONAI gains much from it), in a
@@ -29,7 +29,14 @@ from benchmarks.in_turn import (
 )
 from benchmarks.peers import memory_mib, peers_python
 from benchmarks.report import goal, read_report, write_report
-from benchmarks.rivals import Networks, against_rivals, has_rival, package_versions, precisions
+from benchmarks.rivals import (
+    PRECISIONS,
+    Networks,
+    against_rivals,
+    has_rival,
+    package_versions,
+    precisions,
+)
 from preprocessing.cli import make_parser, run_command
 
 WORKS = {
@@ -65,17 +72,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="append",
         help="a work to measure again, the others keep figures of this processor; may be repeated",
     )
+    parser.add_argument("--precision", choices=PRECISIONS, help="as --only, of one precision")
     return run_command(_run, parser.parse_args(argv))
 
 
 def _run(arguments) -> None:
     peers_python()
-    figures, goals = [], []
-    if arguments.only:
-        kept = read_report("network")
-        figures = [figure for figure in kept["figures"] if figure["work"] not in arguments.only]
-        goals = [one for one in kept["goals"] if one["name"].split()[0] not in arguments.only]
-    able = precisions()
+    able = precisions(arguments.precision)
+    measured = [(work, precision) for work in arguments.only or WORKS for precision in able]
+    kept = read_report("network")
+    figures = [
+        each for each in kept["figures"] if (each["work"], each["precision"]) not in measured
+    ]
+    goals = [
+        each for each in kept["goals"] if tuple(each["name"].split(":")[0].split()) not in measured
+    ]
     for work in arguments.only or WORKS:
         with tempfile.TemporaryDirectory() as folder:
             networks = Networks(folder, WORKS[work][1][1:4], arguments.threads)

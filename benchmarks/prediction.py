@@ -1,6 +1,6 @@
 """Speed and memory of predicting a volume, compared with MONAI's sliding window on this machine.
 
-python -m benchmarks.prediction [--repeats 7] [--threads 2] [--slices 64]
+python -m benchmarks.prediction [--repeats 7] [--threads 2] [--slices 64] [--precision float32]
 
 All predict the same volume of noise in turn, with an AH-Net of the same size, window, overlap and Gaussian
 blending: this project in TensorFlow, and by its OpenVINO back end where that is installed; MONAI's
@@ -30,8 +30,8 @@ from benchmarks.in_turn import (
     print_figures,
 )
 from benchmarks.peers import Worker, WorkerError, peers_python
-from benchmarks.report import goal, write_report
-from benchmarks.rivals import Networks, against_rivals, package_versions, precisions
+from benchmarks.report import goal, read_report, write_report
+from benchmarks.rivals import PRECISIONS, Networks, against_rivals, package_versions, precisions
 from preprocessing.cli import make_parser, run_command
 
 OVERLAP = 0.25
@@ -57,18 +57,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar=("Z", "Y", "X"),
         help="MONAI takes multiples of 32 (default: 32 256 256)",
     )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="a precision to measure again, the other keeps figures of this processor",
+    )
     return run_command(_run, parser.parse_args(argv))
 
 
 def _run(arguments) -> None:
     peers_python()
     shape = (arguments.slices, arguments.rows, arguments.rows)
-    figures, goals = [], []
+    able = precisions(arguments.precision)
+    kept = read_report("prediction")
+    figures = [each for each in kept["figures"] if each.get("precision", able[0]) not in able]
+    others = tuple(set(PRECISIONS) - set(able))
+    goals = [each for each in kept["goals"] if each["name"].startswith(others)]
     with tempfile.TemporaryDirectory() as folder:
         volume = Path(folder) / "volume.npy"
         np.save(volume, np.random.default_rng(0).integers(-1000, 1000, shape).astype(np.int16))
         networks = Networks(folder, arguments.window, arguments.threads)
-        for precision in precisions():
+        for precision in able:
             found = _measure(networks, str(volume), precision, arguments)
             figures += found
             goals += goals_of(found)

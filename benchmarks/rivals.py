@@ -27,6 +27,7 @@ MONAI_NETWORK = {
     "upsampling": "trilinear",
 }
 FORMATS = {"channels-first": False, "channels-last": True}
+PRECISIONS = ("float32", "bfloat16")
 RUNTIMES = ("OpenVINO", "ONNX Runtime")
 OURS_OPENVINO = f"{OURS}, OpenVINO"
 # AVX-512 BF16 and AMX; without them bfloat16 is emulated, slower than float32.
@@ -68,16 +69,17 @@ def package_versions() -> dict[str, str]:
     return versions(*own) | peers
 
 
-def precisions(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
-    """Returns the precisions that this processor computes by itself; says which it lacks."""
+def precisions(only: str | None = None, cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
+    """Returns the precisions, or `only` one, that this processor computes by itself; says which it lacks."""
     flags: set[str] = set()
     for line in cpuinfo.read_text(encoding="utf-8").splitlines():
         if line.startswith("flags"):
             flags |= set(line.split())
-    if flags & _BFLOAT16_FLAGS:
-        return "float32", "bfloat16"
-    leave_out("bfloat16", "this processor has neither AVX-512 BF16 nor AMX")
-    return ("float32",)
+    able = list(PRECISIONS)
+    if not flags & _BFLOAT16_FLAGS:
+        able.remove("bfloat16")
+        leave_out("bfloat16", "this processor has neither AVX-512 BF16 nor AMX")
+    return tuple(precision for precision in able if only in (None, precision))
 
 
 class Networks:

@@ -106,7 +106,9 @@ def test_this_projects_openvino_is_compared_where_it_ran():
 def test_bfloat16_only_where_the_processor_has_it(flags, expected, tmp_path, capsys):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"model name\t: avx512_bf16\nflags\t\t: {flags}\n")
-    assert rivals.precisions(cpuinfo) == expected
+    assert rivals.precisions(cpuinfo=cpuinfo) == expected
+    assert rivals.precisions("float32", cpuinfo) == ("float32",)
+    assert rivals.precisions("bfloat16", cpuinfo) == expected[1:]
     assert ("left out: bfloat16" in capsys.readouterr().out) == (len(expected) == 1)
 
 
