@@ -205,6 +205,7 @@ def test_every_pattern_of_data_files_names_files():
                 assert found, f"{pattern} of {folder}"
 
 
+@pytest.mark.slow
 def test_every_package_is_installed_where_it_is_imported(installed):
     """By the core, or by the extra that the message without it names."""
     providers = providers_by_package()
@@ -223,6 +224,7 @@ def test_every_package_is_installed_where_it_is_imported(installed):
         assert package not in EXTRAS, f"{package} belongs to an extra, and the core imports it"
 
 
+@pytest.mark.slow
 def test_the_console_command(installed, core_only):
     ahnet = installed / "bin" / "ahnet"
     helped = core_only(ahnet, "--help")

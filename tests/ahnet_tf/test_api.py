@@ -56,6 +56,7 @@ def test_an_unknown_name_is_an_attribute_error():
         ahnet_tf.segment_all  # noqa: B018
 
 
+@pytest.mark.slow
 def test_path_image_and_array_give_the_same_labels(threshold_model, tissues, hounsfield, tmp_path):
     write_image(tmp_path / "ct.nii.gz", Volume(hounsfield, AFFINE))
     image = nib.load(tmp_path / "ct.nii.gz")

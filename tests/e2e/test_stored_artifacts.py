@@ -33,6 +33,7 @@ def test_checkpoints(expected, name):
     np.testing.assert_allclose(logits, expected[name], atol=2e-5 * np.abs(expected[name]).max())
 
 
+@pytest.mark.slow
 def test_export(expected):
     predictor = open_predictor(STORED / "export")
     assert predictor.settings.task.class_names == ("background", "liver", "tumour")

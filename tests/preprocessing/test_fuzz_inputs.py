@@ -25,6 +25,7 @@ def test_sound_data_sets_are_used(layout):
     assert (counts["used"], counts["refused"]) == (USED[layout], 0)
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(DATA_SETS)
 def test_every_file_is_used_passed_over_or_refused(data):

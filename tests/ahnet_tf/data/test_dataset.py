@@ -79,6 +79,7 @@ def test_every_epoch_holds_every_record_once(files):
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
+@pytest.mark.slow
 def test_order_and_augmentation_follow_seed_and_step_alone(files):
     def batches(start, seed=3):
         dataset = training_dataset(

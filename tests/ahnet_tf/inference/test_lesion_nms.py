@@ -121,6 +121,7 @@ def test_properties_of_suppression(seed, distance_mm):
         assert (peak < first + size).all()
 
 
+@pytest.mark.slow
 def test_masses_of_phantoms_are_located():
     """Training targets of phantoms in either orientation, detected on the grid of the file."""
     masses = 0

@@ -98,6 +98,7 @@ def tensorflow_run(tmp_path_factory, export, case):
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["export", "checkpoint"])
 def test_float32_answers_are_those_of_tensorflow(request, kind, windows):
     folder = request.getfixturevalue(kind)
@@ -283,6 +284,7 @@ def test_interface_without_tensorflow(export, windows):
     assert found.stdout.strip() == "(64, 64, 8) False"
 
 
+@pytest.mark.slow
 def test_network_comes_from_the_cache(checkpoint, windows, tmp_path, monkeypatch):
     monkeypatch.setenv("AHNET_CACHE", str(tmp_path))
     expected = open_predictor(checkpoint, backend="openvino").predict(windows)
@@ -319,6 +321,7 @@ def test_network_comes_from_the_cache(checkpoint, windows, tmp_path, monkeypatch
         open_predictor(checkpoint, backend="openvino")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["a file", "none"])
 def test_without_a_cache(export, windows, exact, tmp_path, monkeypatch, place):
     """The cache's folder can't be made, or not be written (root may write everywhere)."""
@@ -332,6 +335,7 @@ def test_without_a_cache(export, windows, exact, tmp_path, monkeypatch, place):
     np.testing.assert_allclose(found, exact[:1], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_auto_is_openvino_without_a_gpu(export, monkeypatch):
     monkeypatch.setattr(predictor, "is_preferred", lambda: True)
     assert open_predictor(export, backend="auto").backend == "openvino"
@@ -381,6 +385,7 @@ def test_processor_without_bfloat16_is_one_line(export, tmp_path, capsys):
     assert capsys.readouterr().err == line + "AMX is needed.\n"
 
 
+@pytest.mark.slow
 def test_impossible_combinations(export, tmp_path):
     with pytest.raises(SettingsError, match="expected one of auto, tensorflow, openvino"):
         open_predictor(export, backend="onnx")

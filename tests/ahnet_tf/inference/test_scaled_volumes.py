@@ -62,6 +62,7 @@ def expected(volume, predictor):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCALINGS)
 def test_scaled_volumes_have_the_same_heat_map(volume, predictor, expected, name):
     found = heat_map(SCALINGS[name](volume.voxels), volume.affine, predictor)
@@ -99,6 +100,7 @@ def test_a_uniform_block_is_refused(predictor):
         segment_volume(Volume(block, np.eye(4)), predictor)
 
 
+@pytest.mark.slow
 def test_overlays_are_drawn_on_the_window(volume, tmp_path):
     """The picture of a volume is that of any scaling of it."""
     labels = np.zeros(volume.voxels.shape, np.uint8)

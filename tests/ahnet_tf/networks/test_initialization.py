@@ -100,6 +100,7 @@ def seeded(settings, seeds):
         yield network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

@@ -26,6 +26,7 @@ def network(request):
     return build_network(ModelConfig(architecture=request.param, channels=2, classes=4, **TINY))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SIZES, ids=str)
 def test_any_size_in_both_modes(network, shape):
     image = np.random.default_rng(0).normal(0, 100, (1, *shape, 2)).astype(np.float32)

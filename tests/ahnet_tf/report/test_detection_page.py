@@ -83,6 +83,7 @@ def edge_colours(browser, volume, box, selector):
     ]
 
 
+@pytest.mark.slow
 def test_boxes_are_drawn_where_they_are(browser, page):
     browser.open(page)
     assert browser.complaints == []

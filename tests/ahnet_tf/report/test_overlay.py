@@ -105,6 +105,7 @@ def test_orientation_on_disk_does_not_matter(codes):
     assert [plane.letters for plane in planes] == [tuple("RLPA"), tuple("RLIS"), tuple("APIS")]
 
 
+@pytest.mark.slow
 def test_picture_shows_reference_and_prediction_apart(case, tmp_path):
     voxels, reference = case
     blue, orange = CLASS_COLOURS[:2]

@@ -51,6 +51,7 @@ def last_weights(output):
     return load_network(output / "last")[0].get_weights()
 
 
+@pytest.mark.slow
 def test_run_writes_network_history_and_scores(finished):
     output, result = finished
     rows = read_history(output / "history.csv")
@@ -168,6 +169,7 @@ def interrupted(finished, output):
     return output
 
 
+@pytest.mark.slow
 def test_resumed_run_ends_as_the_uninterrupted_one(finished, records, tmp_path):
     undisturbed, result = finished
     output = interrupted(finished, tmp_path / "resumed")
@@ -329,6 +331,7 @@ def test_another_run_in_the_same_folder_is_refused(finished, records):
         train(records, output, training=changed)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
     records, tmp_path
 ):
@@ -413,6 +416,7 @@ def test_all_weights_of_the_same_network_are_taken_and_others_refused(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_network_with_another_prior_is_refused_and_its_encoder_is_not():
     small = {"width": 0.125, "blocks": (1, 1, 1, 1), "dense_layers": 1, "growth": 4}
     plain = ModelConfig(activation="sigmoid", classes=2, **small)

@@ -341,6 +341,7 @@ def test_sound_records_pass_with_an_inferred_schema(sound, refusal):
     assert refusal(sound, inferred=True, allow=["skew"]) is None
 
 
+@pytest.mark.slow
 def test_the_statistics_are_those_of_beam(sound, tmp_path, task, statistics_of_records):
     """The statistics of these tests come without a Beam job, which StatisticsGen runs."""
     options = statistics_options(task)

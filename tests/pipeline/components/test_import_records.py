@@ -39,6 +39,7 @@ def write_files(folder, names):
         (folder / name).write_bytes(FILES[name])
 
 
+@pytest.mark.slow
 def test_files_are_taken_over_byte_for_byte(tmp_path):
     folder, output = tmp_path / "my records", tmp_path / "examples"
     write_files(folder, FILES)

@@ -170,6 +170,7 @@ class TestFinding:
             with pytest.raises(InputError, match="expected a DICOM"):
                 read_case_image(case)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small_implicit.dcm", "MR_small_RLE.dcm"])
     def test_altered_files_are_read_or_refused(self, tmp_path, name):
         content = Path(get_testdata_file(name)).read_bytes()

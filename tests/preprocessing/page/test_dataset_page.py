@@ -125,6 +125,7 @@ def test_no_file_after_an_error(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["noise", "real"])
 def test_twenty_cases_stay_below_20_mb(kind, tmp_path, browser, request):
     """Noise is the worst that a volume can be; a real CT has 31 million voxels."""

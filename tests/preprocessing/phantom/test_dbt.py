@@ -39,6 +39,7 @@ def test_same_seed_and_number_same_bytes_for_any_count(tmp_path):
     assert images[0].shape != images[1].shape or not np.array_equal(*images)
 
 
+@pytest.mark.slow
 def test_grid_and_bits(cases):
     for case in cases:
         assert case.image.voxels.dtype == np.uint16

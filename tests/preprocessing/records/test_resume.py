@@ -121,6 +121,7 @@ def records_of(folder, cases):
     return {p.name: p.stat().st_mtime_ns for p in paths if p.name.rpartition("-")[0] in cases}
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing_that_looks_finished(killed):
     assert not (killed / "out").exists()
     assert len(finished(killed)) == FINISHED < CASES

@@ -10,6 +10,7 @@ import time
 
 import grpc
 import numpy as np
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from preprocessing.errors import ServingError
@@ -34,6 +35,7 @@ def ask_until(again, client, windows, expected):
             return errors
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_under_load(models, windows, linear_probabilities):
     expected = linear_probabilities(windows, 1.0)
     again = threading.Event()

@@ -73,6 +73,7 @@ def assert_same(found, local):
     np.testing.assert_array_equal(found.labels[certain], local.labels[certain])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_flight", [1, 3])
 def test_volume_through_the_server_is_the_local_one(ahnet_server, volume, local, in_flight):
     steps = []
@@ -83,6 +84,7 @@ def test_volume_through_the_server_is_the_local_one(ahnet_server, volume, local,
     assert sum(done for done, _ in steps) == steps[0][1] == 18
 
 
+@pytest.mark.slow
 def test_scaled_tomosynthesis_has_one_heat_map(tmp_path):
     """The client normalises what it sends: gain, offset and dtype do not matter."""
     task = PRESETS["dbt_lesion_small"]

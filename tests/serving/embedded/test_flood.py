@@ -99,6 +99,7 @@ def malformed_messages():
         yield noise(generator, generator.randrange(1, 400))
 
 
+@pytest.mark.slow
 def test_thousands_of_malformed_requests(process, channel):
     """Each gets the status of a refusal, and the server's memory doesn't follow what they claim."""
     predict = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
@@ -149,6 +150,7 @@ def test_noise_on_the_port(process):
     assert process.peak_mib() - before < 200
 
 
+@pytest.mark.slow
 def test_gigabyte_messages_are_not_kept(process, channel):
     """gRPC receives a message before it knows its size, so a few may be on their way; none is kept."""
     before = process.watch_peak()

@@ -47,6 +47,7 @@ def wait_until(condition, seconds=300.0):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_versions_are_swapped_under_requests_without_an_error(
     tmp_path, export_linear, windows, linear_probabilities
 ):
@@ -170,6 +171,7 @@ def test_stopping_lets_requests_in_progress_finish(models):
         client.predict_windows(large[:, :1])
 
 
+@pytest.mark.slow
 def test_command_serves_until_it_is_told_to_stop(models, windows, linear_probabilities):
     process = ServerProcess(models)
     try:

@@ -57,6 +57,7 @@ def test_settings_and_clients(fast_server, server, windows, linear_probabilities
     np.testing.assert_allclose(found, linear_probabilities(windows, 1.0), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_command(models, windows, linear_probabilities):
     process = ServerProcess(models, "--backend", "openvino")
     try:

@@ -62,6 +62,7 @@ def outputs_of(model, signature, **inputs):
     return {name: value.numpy() for name, value in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape_zyx", [(1, 33, 47), (5, 64, 40)])
 def test_ahnet_answers_as_the_network_does_at_any_size(ahnet, shape_zyx):
     network, _, _, model = ahnet
@@ -202,6 +203,7 @@ def test_sigmoid_networks_give_independent_foreground_probabilities(linear_netwo
     np.testing.assert_allclose(probabilities, [0.268941, 0.731059, 0.268941], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_network_with_one_output_is_exported_for_two_classes(tmp_path):
     task = Task("own", ("background", "lesion"), (-200.0, 250.0), patch_shape_zyx=(4, 32, 32))
     config = ModelConfig(**SMALLEST, architecture="unet3d", classes=1, activation="sigmoid")
@@ -224,6 +226,7 @@ def test_a_network_with_one_output_is_exported_for_two_classes(tmp_path):
     assert counts[0].tolist() == [[n, n, n] for n in np.bincount(labels[0].ravel(), minlength=2)]
 
 
+@pytest.mark.slow
 def test_network_trained_in_bfloat16_is_exported_in_float32(task, tmp_path):
     config = ModelConfig(**SMALLEST, architecture="unet3d")
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
@@ -276,6 +279,7 @@ def test_next_version(tmp_path):
     assert next_version(tmp_path) == 11
 
 
+@pytest.mark.slow
 def test_command_exports_a_checkpoint(tmp_path, capsys):
     config = ModelConfig(**SMALLEST, architecture="unet2d")
     network = build_network(config)

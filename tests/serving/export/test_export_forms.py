@@ -41,6 +41,7 @@ def test_onnx_without_its_converter(monkeypatch, tmp_path):
         export_onnx(None, None, tmp_path / "ahnet.onnx")
 
 
+@pytest.mark.slow
 def test_bfloat16_export_is_half_the_size_and_near(task, tmp_path):
     config = ModelConfig(**SMALLEST, architecture="unet3d")
     network = build_network(config, seed=5)
@@ -88,6 +89,7 @@ def test_onnx_answers_as_tensorflow_does_at_any_size(tmp_path, task):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_command_writes_onnx_beside_the_export(tmp_path, capsys):
     config = ModelConfig(**SMALLEST, architecture="unet2d")
     save_network(tmp_path / "run", build_network(config), config)
