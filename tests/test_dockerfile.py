@@ -56,11 +56,12 @@ def instructions() -> list[tuple[str, str]]:
 
 def context_files(folder: Path = ROOT) -> list[Path]:
     """Returns the files below a folder that .dockerignore lets into the image, relative to it."""
-    # Docker reads these patterns as lines of .gitignore but for one thing: a file below an ignored
-    # folder can be taken in again. PathSpec leaves that out too.
+    # Docker reads these patterns as lines of .gitignore but for two things: they begin at the context's
+    # folder, and a file below an ignored folder can be taken in again. PathSpec leaves the latter out too.
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    rules = pathspec.PathSpec.from_lines("gitwildmatch", lines)
-    skipped = {".git", ".venv", ".venv-2.15", ".venv-current", ".uv", "__pycache__"}
+    anchored = [re.sub("^!?", r"\g<0>/", line) for line in lines if line and line[0] != "#"]
+    rules = pathspec.PathSpec.from_lines("gitwildmatch", anchored)
+    skipped = {".git", ".venv", ".venv-2.15", ".venv-current", ".env-peers", ".uv", "__pycache__"}
     found = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name not in skipped]

@@ -134,8 +134,8 @@ class _CompiledNetwork:
         self._model: Any = None
         if job.saved_model is not None:
             self._model = self._convert(job.saved_model)
-        elif kept is None or not kept.is_file():
-            self._model = self._read(job.converted)
+        elif kept is not None and not kept.is_file():
+            self._model = self._read(kept.parent)
         self._requests: dict[tuple[int, ...], tuple[Any, list[Any]]] = {}
 
     def compute(self, window_shape: tuple[int, ...]) -> ModelError | None:
@@ -176,8 +176,8 @@ class _CompiledNetwork:
         if blob is not None:
             with contextlib.suppress(RuntimeError):
                 return self._core.import_model(blob, "CPU", config)
-        if self._model is None:
-            self._model = self._read(self._job.converted)
+        if self._model is None and kept is not None:
+            self._model = self._read(kept.parent)
         model = self._model.clone()
         model.reshape([1, *window_shape])
         _pool_slices_as_maxima(model)
@@ -185,9 +185,9 @@ class _CompiledNetwork:
         if kept is not None:
             # The cache may be full or not writable.
             with contextlib.suppress(OSError, RuntimeError), atomic_write(kept) as temporary:
-                blob = io.BytesIO()
-                compiled.export_model(blob)
-                _write_checked(temporary, blob.getvalue())
+                exported = io.BytesIO()
+                compiled.export_model(exported)
+                _write_checked(temporary, exported.getvalue())
         return compiled
 
     def _read(self, converted: Path) -> Any:
