@@ -72,7 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="append",
         help="a work to measure again, the others keep figures of this processor; may be repeated",
     )
-    parser.add_argument("--precision", choices=PRECISIONS, help="as --only, of one precision")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="a precision to measure again; the other keeps figures of this processor",
+    )
     return run_command(_run, parser.parse_args(argv))
 
 

@@ -70,7 +70,7 @@ def _run(arguments) -> None:
     shape = (arguments.slices, arguments.rows, arguments.rows)
     able = precisions(arguments.precision)
     kept = read_report("prediction")
-    figures = [each for each in kept["figures"] if each.get("precision", able[0]) not in able]
+    figures = [each for each in kept["figures"] if each["precision"] not in able]
     others = tuple(set(PRECISIONS) - set(able))
     goals = [each for each in kept["goals"] if each["name"].startswith(others)]
     with tempfile.TemporaryDirectory() as folder:

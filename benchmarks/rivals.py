@@ -70,7 +70,10 @@ def package_versions() -> dict[str, str]:
 
 
 def precisions(only: str | None = None, cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
-    """Returns the precisions, or `only` one, that this processor computes by itself; says which it lacks."""
+    """Returns the precisions that this processor computes by itself, or `only` that one.
+
+    Says which it lacks. Raises SettingsError if that is `only`.
+    """
     flags: set[str] = set()
     for line in cpuinfo.read_text(encoding="utf-8").splitlines():
         if line.startswith("flags"):
@@ -79,7 +82,9 @@ def precisions(only: str | None = None, cpuinfo: Path = Path("/proc/cpuinfo")) -
     if not flags & _BFLOAT16_FLAGS:
         able.remove("bfloat16")
         leave_out("bfloat16", "this processor has neither AVX-512 BF16 nor AMX")
-    return tuple(precision for precision in able if only in (None, precision))
+    if only is not None and only not in able:
+        raise SettingsError("precision", "float32 on this processor", only)
+    return (only,) if only else tuple(able)
 
 
 class Networks:

@@ -130,7 +130,7 @@ class _CompiledNetwork:
         name = self._core.get_property("CPU", "FULL_DEVICE_NAME")
         self._processor = hashlib.sha256(f"{name} {sorted(able)}".encode()).hexdigest()[:8]
         kept = self._kept(job.window_shape)
-        # Not beside its compiled form: that has all weights too.
+        # The compiled network has all weights: beside it, the original would be a second copy.
         self._model: Any = None
         if job.saved_model is not None:
             self._model = self._convert(job.saved_model)
@@ -226,9 +226,9 @@ class _CompiledNetwork:
 
 
 def _pool_slices_as_maxima(model: Any) -> None:
-    """Replaces max pools of two slices (`ops.slice_max_pool`) by maxima, for which maps keep their layout.
+    """Replaces the max pools of two slices (`ops.slice_max_pool`) by maxima, in a model of fixed size.
 
-    They pool [1, z, y * x, channel] between two transpositions. A twentieth of a forward pass is saved.
+    OpenVINO would transpose their map [1, z, y * x, channel], and transpose the result back.
     """
     from openvino import opset13
 
@@ -253,7 +253,7 @@ def _pool_slices_as_maxima(model: Any) -> None:
 
 
 def _write_checked(path: Path, content: bytes) -> None:
-    """Writes a file behind its SHA-256: OpenVINO would take a damaged one."""
+    """Writes a file that begins with the SHA-256 of its content: OpenVINO does not notice damage."""
     with open(path, "wb") as file:
         file.write(hashlib.sha256(content).digest())
         file.write(content)

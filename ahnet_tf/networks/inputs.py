@@ -1,14 +1,22 @@
-"""Input and output layers of all networks: intensity window, padding, neighbouring slices, cropping."""
+"""What all networks begin and end with.
+
+Layers of the input: intensity window, padding, neighbouring slices; of the output: cropping, prior. And the
+probabilities of classes.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
+from typing import TypeAlias
 
 import keras
 import tensorflow as tf
 
 from ahnet_tf.networks.ops import axis_sizes, joined_layers, register
+
+# Logits [batch, z, y, x, class], or a plane [batch, z, y, x] for each class.
+Logits: TypeAlias = tf.Tensor | list[tf.Tensor]
 
 
 def network_probabilities(network: keras.Model, image: tf.Tensor, activation: str) -> tf.Tensor:
@@ -27,14 +35,28 @@ def class_probabilities(logits: tf.Tensor, activation: str) -> tf.Tensor:
     """
     logits = tf.cast(logits, tf.float32)
     if activation == "softmax":
-        # Along so short an axis as the last one a softmax takes several times as long.
-        planes = tf.unstack(tf.transpose(logits, [4, 0, 1, 2, 3]))
-        largest = functools.reduce(tf.maximum, planes)
-        shares = [tf.exp(plane - largest) for plane in planes]
-        total = tf.add_n(shares)
-        return tf.transpose(tf.stack([share / total for share in shares]), [1, 2, 3, 4, 0])
+        shares = [tf.exp(share) for share in log_softmax(class_planes(logits))]
+        return tf.transpose(tf.stack(shares), [1, 2, 3, 4, 0])
     foreground = tf.sigmoid(foreground_logits(logits))
     return tf.concat([1 - tf.reduce_max(foreground, -1, keepdims=True), foreground], -1)
+
+
+def class_planes(values: Logits) -> list[tf.Tensor]:
+    """Returns float32 [batch, z, y, x] for each class of [batch, z, y, x, class].
+
+    Operations along an axis as short as that of the classes take several times as long as on planes.
+    """
+    if isinstance(values, list):
+        return values
+    return tf.unstack(tf.transpose(tf.cast(values, tf.float32), [4, 0, 1, 2, 3]))
+
+
+def log_softmax(planes: list[tf.Tensor]) -> list[tf.Tensor]:
+    """Returns the logarithm of the softmax over planes."""
+    largest = tf.stop_gradient(functools.reduce(tf.maximum, planes))
+    shifted = [plane - largest for plane in planes]
+    log_sum = tf.math.log(tf.add_n([tf.exp(plane) for plane in shifted]))
+    return [plane - log_sum for plane in shifted]
 
 
 def foreground_logits(logits: tf.Tensor) -> tf.Tensor:

@@ -46,10 +46,10 @@ def axis_sizes(x: tf.Tensor) -> list[int | tf.Tensor]:
 
 @contextlib.contextmanager
 def joined_layers() -> Iterator[None]:
-    """Has layers inside take each other's folded maps, without reshaping them to five axes and back.
+    """Passes folded maps from layer to layer, without the two reshapes between them.
 
-    A graph for any size then has fewer operations, and OpenVINO does not change the layout of maps between
-    layers. For inference only: maps between layers would have no gradients.
+    Graphs with dynamic sizes have fewer operations, and OpenVINO keeps the memory layout of maps. For
+    inference only: the output of a layer has no gradient, since the next layer does not depend on it.
     """
     token = _joined.set(True)
     try:

@@ -10,24 +10,15 @@ several losses can then share.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import keras
 import tensorflow as tf
 
+from ahnet_tf.networks.inputs import Logits, class_planes, log_softmax
+
 TINY = 1e-12
-
-# Logits [batch, z, y, x, class], or a plane [batch, z, y, x] for each class.
-Logits: TypeAlias = tf.Tensor | list[tf.Tensor]
-
-
-def class_planes(values: Logits) -> list[tf.Tensor]:
-    """Returns float32 [batch, z, y, x] for each class of [batch, z, y, x, class]."""
-    if isinstance(values, list):
-        return values
-    return tf.unstack(tf.transpose(tf.cast(values, tf.float32), [4, 0, 1, 2, 3]))
 
 
 def target_planes(labels: tf.Tensor, classes: int) -> list[tf.Tensor]:
@@ -166,7 +157,7 @@ def softmax_focal(
       gamma: focusing exponent, at least 0.
       class_weights: a weight for each class.
     """
-    log_probabilities = _log_softmax(class_planes(logits))
+    log_probabilities = log_softmax(class_planes(logits))
     classes = len(log_probabilities)
     targets, weights = target_planes(labels, classes), class_weights or [1.0] * classes
     terms = [
@@ -229,7 +220,7 @@ def soft_dice(
     planes = class_planes(logits)
     targets = target_planes(labels, len(planes))
     if exclusive:
-        probabilities = [tf.exp(log_p) for log_p in _log_softmax(planes)[1:]]
+        probabilities = [tf.exp(log_p) for log_p in log_softmax(planes)[1:]]
         targets = targets[1:]
     else:
         probabilities = [tf.sigmoid(plane) for plane in planes]
@@ -243,14 +234,6 @@ def soft_dice(
         overlap = _sum_of_case(p * target)
         losses.append(1 - (2 * overlap + 1) / (_sum_of_case(p) + _sum_of_case(target) + 1))
     return tf.add_n(losses) / len(losses)
-
-
-def _log_softmax(planes: list[tf.Tensor]) -> list[tf.Tensor]:
-    """Returns the logarithm of the softmax over planes."""
-    largest = tf.stop_gradient(functools.reduce(tf.maximum, planes))
-    shifted = [plane - largest for plane in planes]
-    log_sum = tf.math.log(tf.add_n([tf.exp(plane) for plane in shifted]))
-    return [plane - log_sum for plane in shifted]
 
 
 def _sum_of_case(values: tf.Tensor) -> tf.Tensor:

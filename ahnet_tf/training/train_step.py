@@ -10,8 +10,9 @@ import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.networks.dropout import dropout_seed
+from ahnet_tf.networks.inputs import class_planes
 from ahnet_tf.networks.recompute import recompute_blocks
-from ahnet_tf.training.losses import class_planes, foreground_planes, soft_dice, voxel_loss
+from ahnet_tf.training.losses import foreground_planes, soft_dice, voxel_loss
 from ahnet_tf.training.optimizer import Adam, WeightAverage
 
 Batch = dict[str, tf.Tensor]

@@ -108,7 +108,11 @@ def test_bfloat16_only_where_the_processor_has_it(flags, expected, tmp_path, cap
     cpuinfo.write_text(f"model name\t: avx512_bf16\nflags\t\t: {flags}\n")
     assert rivals.precisions(cpuinfo=cpuinfo) == expected
     assert rivals.precisions("float32", cpuinfo) == ("float32",)
-    assert rivals.precisions("bfloat16", cpuinfo) == expected[1:]
+    if "bfloat16" in expected:
+        assert rivals.precisions("bfloat16", cpuinfo) == ("bfloat16",)
+    else:
+        with pytest.raises(SettingsError, match="precision: expected float32 on this processor"):
+            rivals.precisions("bfloat16", cpuinfo)
     assert ("left out: bfloat16" in capsys.readouterr().out) == (len(expected) == 1)
 
 

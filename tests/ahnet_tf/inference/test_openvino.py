@@ -176,6 +176,32 @@ def test_windows_of_one_size_compile_once(export):
     assert found.stdout.strip() == "[(1, 8, 64, 64, 1), (1, 4, 64, 64, 1)]"
 
 
+def test_pairs_of_slices_are_compared_without_a_transposition(export):
+    """Pools of an even number of slices before and after; equal answers are tested above."""
+    code = """if True:
+        import sys
+        from ahnet_tf.inference import openvino_process as process
+        model = process._import_openvino().Core().read_model(sys.argv[1])
+        model.reshape([1, 8, 64, 64, 1])
+        def pools():
+            found = [node for node in model.get_ordered_ops() if node.get_type_name() == "MaxPool"]
+            found = [each for each in found if list(each.get_attributes()["kernel"]) == [2, 1]]
+            return sum(
+                user.get_node().get_type_name() == "Transpose"
+                for each in found if each.get_input_shape(0)[2] % 2 == 0
+                for user in each.output(0).get_target_inputs()
+            )
+        before = pools()
+        process._pool_slices_as_maxima(model)
+        print(before, pools())
+    """
+    found = run(code, export)
+    assert found.returncode == 0, found.stderr
+    before, after = map(int, found.stdout.split())
+    assert before > 0
+    assert after == 0
+
+
 def test_after_its_process_was_killed_it_starts_again(export, windows):
     before = children()
     network = open_predictor(export, backend="openvino")

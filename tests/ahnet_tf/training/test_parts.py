@@ -1,7 +1,10 @@
 """Parts of a training against numbers computed by hand."""
 
+import ctypes
 import math
 import resource
+import subprocess
+import sys
 
 import attrs
 import numpy as np
@@ -306,6 +309,43 @@ def test_dropout_depends_on_the_seed_of_the_step():
     assert (first != dropped([1, 2], SeededDropout(0.25, name="other")).numpy()).any()
     np.testing.assert_array_equal(layer(x, training=False), x)
     assert (layer(x, training=True).numpy() != layer(x, training=True).numpy()).any()
+
+
+ARENAS = """
+import ctypes, os, sys, threading
+from ahnet_tf.training.distribution import share_one_arena
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+libc.malloc.restype = ctypes.c_void_p
+def arenas(name):
+    file = ctypes.c_void_p(libc.fopen(name.encode(), b"w"))
+    libc.malloc_info(0, file)
+    libc.fclose(file)
+    return open(name).read().count("<heap nr=")
+if sys.argv[2] == "one":
+    share_one_arena()
+before = arenas(sys.argv[1])
+together = threading.Barrier(30)
+def allocate():
+    together.wait()
+    libc.malloc(100_000)
+    together.wait()
+threads = [threading.Thread(target=allocate) for _ in range(30)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(arenas(sys.argv[1]) - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="not glibc")
+def test_threads_share_one_arena(tmp_path):
+    added = {}
+    for kind in ("one", "many"):
+        command = [sys.executable, "-c", ARENAS, str(tmp_path / "info.xml"), kind]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        added[kind] = int(done.stdout)
+    assert added["one"] == 0 < added["many"]
 
 
 def test_unused_gpus_are_reported(tmp_path, monkeypatch, capsys):
