@@ -1,6 +1,7 @@
 """The page of a data set before training: sound, doubtful and unreadable cases; its size."""
 
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -100,7 +101,9 @@ def test_boxes_of_tomosynthesis(tmp_path, browser):
     assert "PHANTOM" not in page.read_text(encoding="utf-8")
 
 
-def test_existing_page_needs_overwrite(data, page, capsys):
+def test_existing_page_needs_overwrite(data, page, tmp_path, capsys):
+    # The other tests share the page.
+    page = shutil.copy(page, tmp_path / "page.html")
     before = page.read_bytes()
     assert main([str(data), "--report", str(page)]) == 1
     assert "Give --overwrite" in capsys.readouterr().err
