@@ -153,7 +153,7 @@ def test_both_stages_in_one_command_from_imagenet(records, tmp_path, monkeypatch
     monkeypatch.setenv("HOME", str(tmp_path))
     # So small a rate that the kernels stay.
     settings = ["steps=1", "warmup_steps=0", "learning_rate=1e-9", "evaluate_every=0"]
-    settings += ["class_weights=[1,2]"]
+    settings += ["class_weights=[1,2]", "3d.dense_layers=1", "3d.growth=4", "3d.pvp_levels=1"]
     run = tmp_path / "run"
     options = ["--input", str(records), "--output", str(run), "--init", "imagenet"]
     assert main([*options, *(word for each in settings for word in ("--set", each))]) == 0

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from attrs import evolve
 
+from ahnet_tf.predict import main as predict
 from pipeline.demo import clear, main
 from pipeline.demonstrations import SENSITIVITIES
 from pipeline.local.own_cases import hold_out
@@ -106,6 +107,32 @@ def test_an_interrupted_demonstration_of_breasts_is_finished(interrupted, capfd)
         ]
     found = [each["score"] for each in summary["detections"]]
     assert found == pytest.approx(sorted(own, reverse=True)[:3], rel=1e-5)
+    (trained,) = (output / "pipeline").glob("artifacts/Trainer3D/model_run/*")
+    check_label_maps(output, trained, summary["model"])
+
+
+def check_label_maps(output: Path, trained: Path, exported: str) -> None:
+    """Both forms of a network predict the same labels, those of the larger probability."""
+    answers = {}
+    for form, model in (("trained", trained), ("exported", exported)):
+        folder = output / form
+        options = ["--model", str(model), str(output / "unseen"), str(folder), "--probabilities"]
+        assert predict(options) == 0
+        answers[form] = sorted(folder.glob("*.nii.gz"))
+        assert len(answers[form]) == 2
+    for pair in zip(*answers.values(), strict=True):
+        labels = [np.asarray(nibabel.load(path).dataobj) for path in pair]
+        assert (labels[0] != labels[1]).mean() < 1e-3
+        case = pair[0].name.removesuffix(".nii.gz")
+        assert case.startswith("dbt-")
+        background, lesion = (
+            np.asarray(
+                nibabel.load(pair[0].parent / "probabilities" / f"{case}_{name}.nii.gz").dataobj
+            )
+            for name in ("background", "lesion")
+        )
+        np.testing.assert_allclose(background + lesion, 1, atol=1e-4)
+        np.testing.assert_array_equal(labels[0] > 0, lesion > background)
 
 
 def test_one_case_is_kept_from_training(own_cases, tmp_path):

@@ -160,7 +160,9 @@ def test_the_model_is_blessed_and_the_pushed_one_answers(demo, task):
     np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-5)
 
 
-def test_the_3d_network_started_from_the_2d_one(demo):
+def test_the_2d_network_has_learned_and_the_3d_one_started_from_it(demo):
+    (scores,) = demo.run.glob("artifacts/Trainer2D/model_run/*/evaluation.json")
+    assert read_json(scores)["dice"]["liver"] > 0.4
     (report,) = demo.run.glob("artifacts/Trainer3D/model_run/*/transfer.txt")
     copied = report.read_text(encoding="utf-8").splitlines()[0]
     assert re.fullmatch(r"copied: [1-9]\d* weights, .*", copied)
