@@ -5,6 +5,8 @@ VENV = .venv$(if $(STACK),-$(STACK))
 PYTHON_BIN = $(VENV)/bin/python
 DATA =
 OUTPUT = demo
+# Processes that run tests side by side; each takes up to 4 GB.
+WORKERS = 2
 TASK = ct_liver
 ifeq ($(filter ct_liver dbt_lesion,$(TASK)),)
 $(error TASK: expected ct_liver or dbt_lesion, found "$(TASK)")
@@ -21,7 +23,7 @@ help:
 	@echo "make demo              the whole workflow on synthetic CT: data, training, served prediction"
 	@echo "make demo TASK=NAME    the same for NAME: dbt_lesion (synthetic breast tomosynthesis), ct_liver (default)"
 	@echo "make demo DATA=DIR     on your own folder: CT volumes and label maps, or for dbt_lesion BCS-DBT's layout"
-	@echo "make test              all tests; make test-fast leaves out the whole runs"
+	@echo "make test              all tests; make test-fast leaves out the whole runs; WORKERS=8 takes more cores"
 	@echo "make test-core         most tests of all but the pipeline"
 	@echo "make test-flink        the conversion on Flink, make test-spark on Spark, make test-prism on Prism: Java"
 	@echo "                       programs that Maven fetches, and a Go program that is built, into .engines"
@@ -38,10 +40,10 @@ demo: env
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PYTHON_BIN) -m pipeline.demo --task "$(TASK)_small" --output "$(OUTPUT)" $(if $(DATA),--input "$(DATA)")
 
 test: env
-	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PYTHON_BIN) -m pytest -n 2 --dist loadfile
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PYTHON_BIN) -m pytest -n $(WORKERS) --dist loadfile
 
 test-fast: env
-	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PYTHON_BIN) -m pytest -n 2 --dist loadfile -m "not slow"
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PYTHON_BIN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 # What continuous integration runs on the current stack where its TFX can't be installed: without the files
 # that take longest, which the other stack has run.
@@ -51,7 +53,7 @@ LONG = ahnet_tf/networks/test_initialization.py ahnet_tf/training/test_interrupt
 	serving/client/test_faults.py serving/embedded/test_flood.py
 
 test-core: env
-	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PYTHON_BIN) -m pytest -n 2 --dist loadfile $(CORE) \
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PYTHON_BIN) -m pytest -n $(WORKERS) --dist loadfile $(CORE) \
 		$(LONG:%=--ignore tests/%)
 
 # Job servers from Maven Central, Prism built from its Go module; each once, into .engines.
