@@ -38,6 +38,18 @@ def quiet_worker() -> None:
         _silence_import()
 
 
+@contextlib.contextmanager
+def quiet_saving() -> Iterator[None]:
+    """Silences what TensorFlow says of each SavedModel in a notebook: a temporary folder's name."""
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _silence_import() -> None:
     # There is no stderr in a process that was started without one.
     installed = any(isinstance(finder, _SilentImport) for finder in sys.meta_path)

@@ -60,5 +60,6 @@ def test_the_notebook_runs_and_finds_the_liver(tmp_path, monkeypatch):
     # Liver everywhere would be 0.08.
     assert float(dice) > 0.5
     assert (tmp_path / "quickstart" / "predictions" / "segmentation-101.nii.gz").is_file()
+    assert "INFO:" not in text_of(notebook)
     # Beam would load scripts from elsewhere into a notebook.
     assert outputs_of(notebook, "application/javascript") == []

@@ -20,6 +20,7 @@ import numpy as np
 from ahnet_tf.config import ModelConfig
 from ahnet_tf.inference.openvino_runtime import OpenVINONetwork, is_preferred, networks_digest
 from preprocessing.errors import ModelError, ServingError, SettingsError, named_extra
+from preprocessing.quiet_start import quiet_saving
 from preprocessing.settings import from_dict, load_settings, to_dict
 from preprocessing.tasks import Task, load_task
 
@@ -264,7 +265,8 @@ def _write_graph(checkpoint: Path, output: Path) -> Path:
 
     module = tf.Module()
     module.network_variables = tensorflow_variables(model.variables)
-    tf.saved_model.save(module, str(output), {"serving_default": probabilities})
+    with quiet_saving():
+        tf.saved_model.save(module, str(output), {"serving_default": probabilities})
     return output
 
 

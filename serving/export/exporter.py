@@ -23,6 +23,7 @@ from ahnet_tf.networks.inputs import network_probabilities
 from ahnet_tf.weights.checkpoint import assign_weights
 from preprocessing.errors import ModelError, named_extra
 from preprocessing.files import atomic_write, write_json
+from preprocessing.quiet_start import quiet_saving
 from serving import protocol
 from serving.export.signatures import build_signatures
 
@@ -57,7 +58,7 @@ def export_model(
     settings = attrs.evolve(settings, precision=precision)
     network = _in_precision(model, settings)
     module, signatures = build_signatures(network, settings)
-    with atomic_write(output) as folder:
+    with atomic_write(output) as folder, quiet_saving():
         tf.saved_model.save(module, str(folder), signatures=signatures)
         write_json(folder / SETTINGS_FILE, settings.to_dict())
         _write_warm_up(folder / protocol.WARM_UP_FILE, settings)
