@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import attrs
 import keras
 import numpy as np
 import tensorflow as tf
@@ -273,6 +274,9 @@ def _evaluation(
         progress=run.progress,
     )
 
+    # Records are normalised, and a tile may have no air that its breast is told from.
+    as_stored = attrs.evolve(run.task, normalization="none")
+
     def evaluated() -> dict[str, float]:
         step, picture = int(train_state.progress.step), run.own / "overlay.png"
         with train_state.ema_weights():
@@ -280,7 +284,7 @@ def _evaluation(
             image = Volume(tile["image"][..., 0].T, np.diag([*tile["spacing_mm"], 1.0]))
             labels = tile["prediction"].T, tile["label"].T
             title = f"{run.model.architecture}, step {step}"
-            overlay_case(picture, image, *labels, run.task, title)
+            overlay_case(picture, image, *labels, as_stored, title)
             summaries.add_picture(picture, "evaluation", step)
             return keep_best(found, train_state.progress, train_state.model, run.model, run.own)
 

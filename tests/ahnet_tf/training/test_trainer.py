@@ -27,6 +27,7 @@ from ahnet_tf.training.validation import make_evaluation, predicted_classes
 from ahnet_tf.weights.checkpoint import load_network, save_network
 from preprocessing.errors import InputError, ModelError, SettingsError, Stopped
 from preprocessing.records.schema import encode_patch
+from preprocessing.tasks import load_task
 from tests.ahnet_tf.forks import Strike
 from tests.ahnet_tf.toy import MODEL, TASK, TRAINING, toy_patch
 
@@ -127,6 +128,39 @@ def test_run_writes_tensorboard_and_pictures(finished):
     assert pictures == [("evaluation", 4), ("evaluation", 8)]
     picture = tf.io.decode_png((output / "overlay.png").read_bytes()).numpy()
     assert min(picture.shape[:2]) > 200
+    assert picture.std() > 10
+
+
+@pytest.mark.slow
+def test_tiles_within_a_breast_are_drawn(tmp_path):
+    """A tile of normalised tomosynthesis without air, from which no breast can be told."""
+    task = attrs.evolve(
+        load_task("dbt_lesion_small"),
+        resampling="keep",
+        spacing_mm=None,
+        patch_shape_zyx=(4, 32, 32),
+    )
+    path = str(tmp_path / "breast.tfrecord")
+    with tf.io.TFRecordWriter(path) as writer:
+        for number in range(2):
+            patch = toy_patch(number, "eval")
+            mass = (patch.label_zyx == 2).astype(np.uint8)
+            tissue = dataclasses.replace(
+                patch,
+                image_zyx=(8000 + 10 * patch.image_zyx).astype(np.uint16),
+                label_zyx=mass,
+                heat_map_zyx=200 * mass,
+                case_label_voxels=(4 * (32 * 32 - 36), 4 * 36),
+            )
+            writer.write(encode_patch(tissue, task))
+    model = attrs.evolve(
+        MODEL, classes=2, activation="sigmoid", intensity_window=task.intensity_window
+    )
+    training = attrs.evolve(
+        TRAINING, steps=1, warmup_steps=0, class_weights=(1.0, 5.0), elastic_mm=0.5
+    )
+    train_network(model, training, task, [path], [path], tmp_path / "run", progress=False)
+    picture = tf.io.decode_png((tmp_path / "run" / "overlay.png").read_bytes()).numpy()
     assert picture.std() > 10
 
 
