@@ -73,8 +73,8 @@ _SMALL = {
 _SMALL_2D = _SMALL | {"architecture": "mcgcn"}
 _SMALL_3D = _SMALL | {"architecture": "ahnet", "ema_momentum": 0.98}
 # For patches of 16 x 128 x 128 at 2.5 x 2.5 x 5 mm (task ct_liver_small). Soft Dice beside the focal loss
-# and a large weight find tumours in fewer steps. Half of each patch's slices spare the 2D network half of its time. A patch
-# holds the whole plane, where left and right distinguish organs, so there is no mirroring.
+# and a large weight find tumours in fewer steps. Half of each patch's slices spare the 2D network half of
+# its time. A patch holds the whole plane, where left and right distinguish organs, so there is no mirroring.
 _CT_LIVER_SMALL_OWN = {
     "class_weights": [0.75, 1.0, 10.0],
     "loss": "dice_focal",
@@ -100,10 +100,12 @@ _DBT = {
 }
 _DBT_LESION = {stage: own | _DBT for stage, own in _CT_LIVER.items()}
 
-# Ten minutes on two cores, for patches of 32 x 64 x 64 at 0.8 x 0.8 x 1 mm (task dbt_lesion_small).
+# Ten minutes on two cores, for patches of 32 x 64 x 64 at 0.8 x 0.8 x 1 mm (task dbt_lesion_small). Two
+# patches of air, fat or gland are no sample of a breast, so the norms are not those of a batch.
+_DBT_SMALL_OWN = _DBT | {"norm": "group"}
 _DBT_LESION_SMALL = {
-    "2d": _SMALL_2D | _DBT | {"steps": 600, "evaluate_every": 600},
-    "3d": _SMALL_3D | _DBT | {"steps": 3000, "evaluate_every": 1000},
+    "2d": _SMALL_2D | _DBT_SMALL_OWN | {"steps": 600, "evaluate_every": 600},
+    "3d": _SMALL_3D | _DBT_SMALL_OWN | {"steps": 3000, "evaluate_every": 3000},
 }
 
 PRESETS = {

@@ -197,6 +197,8 @@ def _check_start(init: str, model: ModelConfig) -> None:
         raise SettingsError(f"--init {IMAGENET}", expected, found, "See --preset ct_liver.")
     if init == IMAGENET and model.architecture not in ("mcgcn", "ahnet"):
         raise SettingsError(f"--init {IMAGENET}", "mcgcn or ahnet", model.architecture)
+    if init == IMAGENET and model.norm == "group":
+        raise SettingsError(f"--init {IMAGENET}", "ResNet-50's batch norm", "norm=group")
     if init not in (SCRATCH, IMAGENET) and not (Path(init) / "model.json").is_file():
         expected = f"a network's folder (with model.json), {IMAGENET} or {SCRATCH}"
         found = "none" if Path(init).is_dir() else "no such folder"

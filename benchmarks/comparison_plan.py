@@ -64,6 +64,11 @@ TASKS = {
 }
 
 
+# Norms of all networks of a task. A step of the 3D networks is one patch, whose statistics batch norm takes
+# for those of all: patches of CT hold the whole plane and are alike, those of a breast are not.
+NORMS = {"ct": "batch", "dbt": "group"}
+
+
 @dataclass(frozen=True)
 class Variant:
     """One row of the comparison.
@@ -225,6 +230,7 @@ def model_config(name: str, task_name: str) -> ModelConfig:
         classes=len(task.class_names),
         intensity_window=task.intensity_window,
         activation="sigmoid" if task.target == "heat_map" else "softmax",
+        norm=NORMS[task_name],
         **VARIANTS[name].network,
     )
 
@@ -258,6 +264,7 @@ def everything(plan: Plan) -> dict[str, Any]:
         "plan": to_dict(plan),
         "phantoms": {task: to_dict(PHANTOMS[task]) for task in plan.tasks},
         "definitions": {task: TASKS[task].to_dict() for task in plan.tasks},
+        "norms": {task: NORMS[task] for task in plan.tasks},
         "networks": {name: _recipe(VARIANTS[name]) for name in plan.variants},
     }
 

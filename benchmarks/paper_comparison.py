@@ -207,7 +207,7 @@ def with_other_tasks(
 
 def _of_task(settings: dict[str, Any], task: str) -> tuple[Any, ...]:
     own_plan = {name: value for name, value in settings["plan"].items() if name != "tasks"}
-    own = (settings.get(name, {}).get(task) for name in ("phantoms", "definitions"))
+    own = (settings.get(name, {}).get(task) for name in ("phantoms", "definitions", "norms"))
     return (own_plan, *own, settings.get("networks"))
 
 

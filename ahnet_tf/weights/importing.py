@@ -47,6 +47,8 @@ def import_network(
     whole = family == "monai"
     if whole:
         config = _monai_config(arrays, config, path)
+    elif config.norm == "group":
+        raise ModelError(path, "a network with ResNet-50's batch norm", "norm=group")
     model = build_network(config, seed=seed)
     wanted = named_weights(model) if whole else encoder_weights(model)
     if not wanted:

@@ -76,6 +76,10 @@ def test_help_comes_without_tensorflow():
             ["--init", "imagenet", "--set", "class_weights=[1,2]", "--set", "width=0.5"],
             "--init imagenet: expected a network of ResNet-50's width (1)",
         ),
+        (
+            ["--init", "imagenet", "--set", "class_weights=[1,2]", "--set", "norm=group"],
+            "--init imagenet: expected ResNet-50's batch norm, found norm=group",
+        ),
         (["--task", "ct_livre"], "Did you mean 'ct_liver'"),
         (["--precision", "float8"], "precision: expected one of float32"),
         (["--set", "2d.replicas=2", "--set", "class_weights=[1,2]"], "the same number in both"),

@@ -198,6 +198,13 @@ def test_encoder_of_another_width_is_refused(mcgcn, tmp_path):
         import_network(tmp_path / "small.h5", wide)
 
 
+def test_group_norm_is_refused(mcgcn, tmp_path):
+    """It has no place for the moving statistics."""
+    keras_file(tmp_path / "small.h5", mcgcn)
+    with pytest.raises(ModelError, match="batch norm, found norm=group"):
+        import_network(tmp_path / "small.h5", attrs.evolve(SMALL_2D, norm="group"))
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".h5", ".pth"])
 def test_damaged_files_are_refused(suffix, tmp_path, capsys):
     path = tmp_path / f"weights{suffix}"
