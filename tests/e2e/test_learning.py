@@ -45,13 +45,15 @@ def test_ahnet_learns_to_find_masses(tmp_path):
         activation="sigmoid",
         width=0.25,
         blocks=(1, 1, 1, 1),
-        growth=8,
+        growth=16,
+        dense_layers=1,
+        norm="group",
         foreground_prior=0.01,
     )
-    # It finds 0.61 of the masses at two false positives per volume, and 0.54 at one. From run to run the
-    # order of threads moves that by a tenth and more.
+    # With the seeds 3 and 4 it finds 0.89 and 0.79 of the masses. From run to run the order of threads moves
+    # that by a tenth and more.
     training = TrainingConfig(
-        steps=250,
+        steps=150,
         batch_size=2,
         learning_rate=3e-3,
         warmup_steps=10,
@@ -60,8 +62,8 @@ def test_ahnet_learns_to_find_masses(tmp_path):
         elastic_mm=0.5,
         warp_probability=0.0,
         intensity_gamma=0.0,
-        evaluate_every=250,
-        checkpoint_every=250,
+        evaluate_every=0,
+        checkpoint_every=150,
         seed=3,
     )
     write_cases(tmp_path / "cases", 10, 5, settings=BREASTS)
@@ -83,7 +85,7 @@ def test_ahnet_learns_to_find_masses(tmp_path):
     masses = sum(len(case.boxes) for case in cases.values())
     assert masses > 10
     recall = recall_at(answers, masses, wrong=2 * len(cases))
-    assert recall > 0.4
+    assert recall > 0.5
 
 
 def recall_at(answers, masses: int, wrong: int) -> float:
