@@ -100,12 +100,10 @@ _DBT = {
 }
 _DBT_LESION = {stage: own | _DBT for stage, own in _CT_LIVER.items()}
 
-# Ten minutes on two cores, for patches of 32 x 64 x 64 at 0.8 x 0.8 x 1 mm (task dbt_lesion_small). Two
-# patches of air, fat or gland are no sample of a breast, so the norms are not those of a batch.
-_DBT_SMALL_OWN = _DBT | {"norm": "group"}
+# Ten minutes on two cores, for patches of 32 x 64 x 64 at 0.8 x 0.8 x 1 mm (task dbt_lesion_small).
 _DBT_LESION_SMALL = {
-    "2d": _SMALL_2D | _DBT_SMALL_OWN | {"steps": 600, "evaluate_every": 600},
-    "3d": _SMALL_3D | _DBT_SMALL_OWN | {"steps": 3000, "evaluate_every": 3000},
+    "2d": _SMALL_2D | _DBT | {"steps": 600, "evaluate_every": 600},
+    "3d": _SMALL_3D | _DBT | {"steps": 3000, "evaluate_every": 1000},
 }
 
 PRESETS = {
