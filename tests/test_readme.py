@@ -181,9 +181,10 @@ def test_times_and_memory_are_those_of_the_benchmarks_against_rivals():
     ("task", "variant", "measure", "quoted"),
     [
         ("ct", "unet2d", "tumour_dice", "tumour Dice {:.2f} (2D U-Net)"),
-        ("ct", "ahnet_transferred", "tumour_dice", "(2D U-Net) to its {:.2f}"),
-        ("dbt", "mcgcn", "challenge_sensitivity", "masses found {:.2f} (MC-GCN)"),
-        ("dbt", "ahnet_transferred", "challenge_sensitivity", "(MC-GCN) to its {:.2f}"),
+        ("ct", "ahnet_transferred", "tumour_dice", "(2D U-Net) to its {:.2f}; masses found"),
+        ("dbt", "unet2d", "challenge_sensitivity", "masses found {:.2f} (2D U-Net)"),
+        ("dbt", "ahnet_transferred", "challenge_sensitivity", "(2D U-Net) to its {:.2f}, and"),
+        ("dbt", "ahnet_scratch", "challenge_sensitivity", "and {:.2f} without the transfer"),
     ],
 )
 def test_comparison_is_the_benchmarks(task, variant, measure, quoted):
