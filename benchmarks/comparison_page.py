@@ -56,12 +56,11 @@ than one thing at a time:
 - **A larger learning rate** of AH-Net (1e-2) was worse. Three dense layers instead of one took twice the time, and were
   no better when their training was stopped after two thirds.
 
-The tomosynthesis half first ran with batch norm. The transferred AH-Net then had a sensitivity at 1 to 4 FP of 0.49 ±
-0.11, the one from scratch 0.46 ± 0.11, MC-GCN 0.72 ± 0.03 and 2D U-Net 0.68 ± 0.20. A step of the 3D networks is one
-patch, whose statistics batch norm takes for those of all, and patches of a breast differ. With group norm in all
-networks both AH-Nets gained in both seeds that were tried, and the half was repeated with it. In CT one seed was tried:
-AH-Net from scratch (tumour Dice 0.36) and MC-GCN (0.51) were as with batch norm, 2D U-Net (0.47) was worse, so batch
-norm remained."""
+The tomosynthesis half first ran with batch norm, and the transferred AH-Net was no better than the one from scratch and
+worse than MC-GCN. A step of the 3D networks is one patch, whose statistics batch norm takes for those of all, and
+patches of a breast differ. With group norm in all networks both AH-Nets gained in the two seeds that were tried, and
+the half was repeated with it. In CT one seed was tried: AH-Net from scratch and MC-GCN were as with batch norm, 2D
+U-Net was worse, so batch norm remained."""
 
 
 def page(

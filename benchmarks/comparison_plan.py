@@ -64,8 +64,8 @@ TASKS = {
 }
 
 
-# Norms of all networks of a task. A step of the 3D networks is one patch, whose statistics batch norm takes
-# for those of all: patches of CT hold the whole plane and are alike, those of a breast are not.
+# The norm of all networks for a task. A step of the 3D networks is one patch, whose statistics batch norm
+# takes for those of all; patches of a breast differ. In CT group norm gained nothing (`comparison_page.TRIED`).
 NORMS = {"ct": "batch", "dbt": "group"}
 
 

@@ -40,7 +40,7 @@ def quiet_worker() -> None:
 
 @contextlib.contextmanager
 def quiet_saving() -> Iterator[None]:
-    """Silences what TensorFlow says of each SavedModel in a notebook: a temporary folder's name."""
+    """Silences the log line of each saved model, which notebooks show, with a temporary path."""
     logger = logging.getLogger("tensorflow")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -204,3 +204,7 @@ def test_one_task_keeps_the_others_results_of_the_same_plan(tmp_path):
     changed["settings"]["phantoms"]["ct"]["noise_hu"] += 1
     write_json(report, changed)
     assert with_other_tasks(of_dbt, dbt, report) == (of_dbt, dbt)
+    changed = json.loads(json.dumps({"figures": of_ct, "settings": everything(ct)}))
+    changed["settings"]["norms"]["ct"] = "group"
+    write_json(report, changed)
+    assert with_other_tasks(of_dbt, dbt, report) == (of_dbt, dbt)

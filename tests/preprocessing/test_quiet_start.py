@@ -1,11 +1,14 @@
 """The quiet import of TensorFlow, in processes of their own, on a package that writes as it does."""
 
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from preprocessing.quiet_start import quiet_saving
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = """
@@ -59,3 +62,15 @@ def start(folder, code, before=(), **options):
     paths = os.pathsep.join([str(folder), str(ROOT)])
     command = [*before, sys.executable, "-c", code]
     return subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, text=True, **options)
+
+
+def test_saving_is_silent_and_only_saving(caplog):
+    logger = logging.getLogger("tensorflow")
+    with caplog.at_level(logging.INFO, logger="tensorflow"):
+        with quiet_saving():
+            logger.info("Assets written")
+        logger.info("after")
+        with pytest.raises(MemoryError), quiet_saving():
+            raise MemoryError
+        logger.info("after an error")
+    assert caplog.messages == ["after", "after an error"]
