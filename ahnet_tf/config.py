@@ -124,7 +124,7 @@ class AugmentationConfig:
       intensity_curve: largest displacement of a random intensity curve within the window, as a
         fraction of it; from a twelfth on, tissues may swap their order of brightness.
       intensity_noise: largest standard deviation of Gaussian noise, as a fraction of the window.
-      padding_probability: chance that a patch ends early along z, as tiles at a volume's end do.
+      padding_probability: chance that a patch ends early along z, as a volume with fewer slices does.
     """
 
     flip_probability: float = _setting(0.5, fraction())

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from preprocessing.errors import InputError
+from preprocessing.records.patches import tile_parts
 from preprocessing.records.schema import CASE_ID, IMAGE, voxel_features
 from preprocessing.records.splits import split_files
 from preprocessing.tasks import Task
@@ -110,12 +111,21 @@ def scan_records(
 
 
 def _check_tiles(where: str, found: Sequence[tuple[tuple[int, ...], ...]], task: Task) -> None:
-    """Checks (origin, valid, volume) of a case's patches against those of `evaluation_tiles`."""
+    """Checks (origin, valid, volume) of a case's patches against those of `evaluation_tiles`.
+
+    Until 0.1 the first tile along an axis was whole and the last one padded.
+    """
     volume, patch = found[0][-1], task.patch_shape_zyx
+    earlier = itertools.product(*map(range, (0, 0, 0), volume, patch))
     expected: Counter[tuple[tuple[int, ...], ...]] = Counter(
-        (origin, tuple(map(min, patch, np.subtract(volume, origin).tolist())), volume)
-        for origin in itertools.product(*map(range, (0, 0, 0), volume, patch))
+        (*part, volume) for part in tile_parts(volume, patch)
     )
+    of_earlier = Counter(
+        (origin, tuple(map(min, patch, np.subtract(volume, origin).tolist())), volume)
+        for origin in earlier
+    )
+    if Counter(found) == of_earlier:
+        return
     missing, more = (expected - Counter(found)).total(), (Counter(found) - expected).total()
     if missing or more:
         raise InputError(

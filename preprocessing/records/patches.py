@@ -41,13 +41,26 @@ def training_patches(volume: CaseVolume, task: Task, *, seed: int) -> Iterator[P
         else:
             origin = random.integers(0, last_origin, endpoint=True)
         origins.append(tuple(origin.tolist()))
-    return _cut(volume, task, origins)
+    inside = tuple(map(min, volume.image_zyx.shape, task.patch_shape_zyx))
+    return _cut(volume, task, ((origin, inside) for origin in origins))
 
 
 def evaluation_tiles(volume: CaseVolume, task: Task) -> Iterator[Patch]:
-    """Yields patches that contain every voxel of the volume exactly once, padded at its far edges."""
-    sizes = zip(volume.image_zyx.shape, task.patch_shape_zyx, strict=True)
-    return _cut(volume, task, itertools.product(*(range(0, size, step) for size, step in sizes)))
+    """Yields patches in which every voxel of the volume counts exactly once.
+
+    Along each axis the last ones are whole, and the first one counts for what is left; the rest of it
+    is what a window of a prediction would see. Only a volume smaller than a patch is padded.
+    """
+    return _cut(volume, task, tile_parts(volume.image_zyx.shape, task.patch_shape_zyx))
+
+
+def tile_parts(
+    volume_zyx: tuple[int, ...], patch_zyx: tuple[int, ...]
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Yields the origin and the size, as in `Patch`, of what counts in each of a volume's `evaluation_tiles`."""
+    axes = zip(volume_zyx, patch_zyx, strict=True)
+    for parts in itertools.product(*(_axis_parts(size, step) for size, step in axes)):
+        yield tuple(start for start, _ in parts), tuple(length for _, length in parts)
 
 
 def intensity_quantiles(image_zyx: np.ndarray) -> tuple[float, ...]:
@@ -61,13 +74,20 @@ def intensity_quantiles(image_zyx: np.ndarray) -> tuple[float, ...]:
     return tuple(np.quantile(sample, shares, method="lower").astype(float).tolist())
 
 
-def _cut(volume: CaseVolume, task: Task, origins_zyx: Iterable[tuple[int, ...]]) -> Iterator[Patch]:
-    """Yields the patches at some origins, padded where they reach beyond the volume."""
+def _axis_parts(size: int, step: int) -> list[tuple[int, int]]:
+    first = size % step or min(size, step)
+    return [(0, first), *((start, step) for start in range(first, size, step))]
+
+
+def _cut(
+    volume: CaseVolume, task: Task, parts_zyx: Iterable[tuple[tuple[int, ...], tuple[int, ...]]]
+) -> Iterator[Patch]:
+    """Yields the patches at some origins, of which some sizes count; they are padded beyond the volume."""
     shape = task.patch_shape_zyx
     quantiles = intensity_quantiles(volume.image_zyx)
     voxels_of_case = tuple(volume.label_counts.sum(axis=0).tolist())
     heat_map = volume.heat_map_zyx
-    for index, origin in enumerate(origins_zyx):
+    for index, (origin, valid) in enumerate(parts_zyx):
         box = tuple(slice(o, o + n) for o, n in zip(origin, shape, strict=True))
         yield Patch(
             image_zyx=_padded(volume.image_zyx[box], shape, task.outside_value),
@@ -76,7 +96,7 @@ def _cut(volume: CaseVolume, task: Task, origins_zyx: Iterable[tuple[int, ...]])
             source=volume.source,
             index=index,
             origin_zyx=origin,
-            valid_zyx=volume.image_zyx[box].shape,
+            valid_zyx=valid,
             volume_shape_zyx=volume.image_zyx.shape,
             spacing_mm=volume.grid.spacing_mm,
             intensity_quantiles=quantiles,

@@ -39,7 +39,7 @@ class Patch:
     source: str
     index: int  # number of the patch in its case
     origin_zyx: tuple[int, ...]  # the patch's first voxel in the case's grid
-    valid_zyx: tuple[int, ...]  # size of the part in the volume; the rest is padding
+    valid_zyx: tuple[int, ...]  # size of the part that counts, from the patch's first voxel on
     volume_shape_zyx: tuple[int, ...]  # size of the case's grid
     spacing_mm: tuple[float, float, float]  # voxel spacing of the case's grid (x, y, z)
     intensity_quantiles: tuple[float, ...]  # `INTENSITY_QUANTILES` of the whole case
@@ -113,7 +113,7 @@ def parse_example(serialized: tf.Tensor, task: Task) -> dict[str, tf.Tensor]:
     """Parses one record; runs in a tf.data graph.
 
     Returns `image` [z, y, x, 1] in the task's stored dtype, `label` [z, y, x] uint8, `weight`
-    [z, y, x] float32 (1 in the volume, 0 in the padding), `heat_map` [z, y, x] float32 in [0, 1]
+    [z, y, x] float32 (1 in the part that counts), `heat_map` [z, y, x] float32 in [0, 1]
     if it is the task's target, and every scalar feature by name.
     """
     features = tf.io.parse_single_example(serialized, specification(task))

@@ -292,7 +292,7 @@ def test_curve_bends_at_sixths_and_keeps_the_ends_and_the_outside_of_the_window(
     assert 0 < swapped < 40
 
 
-def test_padding_ends_patches_early_like_evaluation_tiles():
+def test_padding_ends_patches_early_like_short_volumes():
     arrays = {
         "image": np.zeros((2, 4, 6, 1), np.float32),
         "label": np.ones((2, 4, 6), np.uint8),

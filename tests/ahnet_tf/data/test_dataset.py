@@ -198,12 +198,20 @@ def test_scan_counts_records_and_voxels(files):
 
 
 def test_scan_requires_eval_patches_to_tile_each_volume(tmp_path, files):
-    last = patch(1, valid=(2, 4, 3), volume=(2, 4, 9))
-    tiles = [patch(0, volume=(2, 4, 9)), dataclasses.replace(last, origin_zyx=(0, 0, 6))]
+    first = patch(0, valid=(2, 4, 3), volume=(2, 4, 9))
+    last = dataclasses.replace(patch(1, volume=(2, 4, 9)), origin_zyx=(0, 0, 3))
+    tiles = [first, last]
     whole = [write(tmp_path / "whole.gz", tiles)]
     assert scan_records(whole, TASK, tiled=True).volume_voxels == {"case-0": 72}
     with pytest.raises(InputError, match="72 voxels exactly, found 1 of 2 missing, 0 twice"):
         scan_records([write(tmp_path / "part.gz", tiles[:1])], TASK, tiled=True)
+    # Those of version 0.1 began with a whole tile.
+    earlier = [
+        dataclasses.replace(first, valid_zyx=(2, 4, 6)),
+        dataclasses.replace(last, origin_zyx=(0, 0, 6), valid_zyx=(2, 4, 3)),
+    ]
+    of_earlier = [write(tmp_path / "earlier.gz", earlier)]
+    assert scan_records(of_earlier, TASK, tiled=True).volume_voxels == {"case-0": 72}
     # As many voxels as the volume, but some of them twice.
     twice = [
         write(

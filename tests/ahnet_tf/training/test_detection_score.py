@@ -52,14 +52,13 @@ def spots(*centres):
 
 
 def tiles(case, probability, label, spacing_mm=(1.0, 1.0, 1.0)):
-    """A volume as tiles of 4 x 32 x 32, the second one with half of its columns beyond the volume."""
+    """A volume as tiles of 4 x 32 x 32, the first one with half of its columns in the second."""
     names = ("probability", "label")
     found = []
-    for start, width in ((0, 32), (32, 16)):
-        padded = [
-            np.pad(a[..., start : start + 32], [(0, 0), (0, 0), (0, 32 - width)])
-            for a in (probability, label)
-        ]
+    for start, width in ((0, 16), (16, 32)):
+        cut = [a[..., start : start + 32].copy() for a in (probability, label)]
+        # What the second tile counts must not come from the first.
+        cut[0][..., width:] = 0.99
         weight = np.zeros((4, 32, 32))
         weight[..., :width] = 1
         places = {
@@ -68,7 +67,7 @@ def tiles(case, probability, label, spacing_mm=(1.0, 1.0, 1.0)):
             "volume_zyx": VOLUME_ZYX,
         }
         found.append(
-            dict(zip(names, padded, strict=True))
+            dict(zip(names, cut, strict=True))
             | {"case_id": case.encode(), "weight": weight, "spacing_mm": np.array(spacing_mm)}
             | {name: np.array(place) for name, place in places.items()}
         )

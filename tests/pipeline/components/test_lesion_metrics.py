@@ -33,7 +33,7 @@ from preprocessing.records.schema import CASE_ID, HEAT_MAP, parse_example
 from preprocessing.tasks import load_task
 from serving.export.exporter import export_model
 
-# A volume of 8 x 40 x 48 voxels (z, y, x) in patches of 8 x 16 x 16, the last of them padded along y.
+# A volume of 8 x 40 x 48 voxels (z, y, x) in patches of 8 x 16 x 16; of the first, eight rows count.
 VOLUME_ZYX, PATCH_ZYX = (8, 40, 48), (8, 16, 16)
 SPACING_MM = (0.85, 0.85, 1.0)
 
@@ -47,14 +47,12 @@ def ball(centre_zyx, height, radius=3.0):
 def patches_of(reference, predicted, case_id=b"case"):
     """Cuts a case into patches, as the evaluation split is, with the model's answers."""
     stored = np.rint(255 * reference).astype(np.uint8)
-    for y in range(0, VOLUME_ZYX[1], PATCH_ZYX[1]):
+    for y, rows in ((0, 8), (8, 16), (24, 16)):
         for x in range(0, VOLUME_ZYX[2], PATCH_ZYX[2]):
-            heat = np.zeros(PATCH_ZYX, np.uint8)
-            # Padding answers too, and must not count.
-            answer = np.ones(PATCH_ZYX, np.float32)
-            rows = min(PATCH_ZYX[1], VOLUME_ZYX[1] - y)
-            heat[:, :rows] = stored[:, y : y + rows, x : x + 16]
-            answer[:, :rows] = predicted[:, y : y + rows, x : x + 16]
+            heat = stored[:, y : y + 16, x : x + 16]
+            answer = predicted[:, y : y + 16, x : x + 16].copy()
+            # What another patch counts is answered too, and must not count here.
+            answer[:, rows:] = 1
             numbers = {"shape": PATCH_ZYX, "origin": (0, y, x), "volume": VOLUME_ZYX}
             numbers["valid"] = (8, rows, 16)
             features = {CASE_ID: np.array([case_id]), HEAT_MAP: np.array([heat.tobytes()], object)}

@@ -46,18 +46,34 @@ def test_tiles_hold_every_voxel_exactly_once(shape, patch_shape):
     for index, patch in enumerate(tiles(image, label, task)):
         assert patch.index == index
         assert patch.image_zyx.shape == patch.label_zyx.shape == patch_shape
-        inside = tuple(slice(0, n) for n in patch.valid_zyx)
+        inside = tuple(map(slice, patch.valid_zyx))
         place = tuple(
             slice(o, o + n) for o, n in zip(patch.origin_zyx, patch.valid_zyx, strict=True)
         )
         seen[place] += 1
         assert np.array_equal(patch.image_zyx[inside], image[place])
         assert np.array_equal(patch.label_zyx[inside], label[place])
+        # A patch ends beyond the volume only where the volume is smaller.
+        ends = np.add(patch.origin_zyx, patch_shape)
+        assert (ends <= np.maximum(shape, patch_shape)).all()
+        whole = image[tuple(map(slice, patch.origin_zyx, ends))]
+        assert np.array_equal(patch.image_zyx[tuple(map(slice, whole.shape))], whole)
         padding = np.ones(patch_shape, bool)
-        padding[inside] = False
+        padding[tuple(map(slice, whole.shape))] = False
         assert (patch.image_zyx[padding] == task.outside_value).all()
         assert not patch.label_zyx[padding].any()
     assert (seen == 1).all()
+
+
+def test_tiles_lie_within_the_volume():
+    """Seven voxels in tiles of four: three count in the first tile, and its fourth is the second's."""
+    image = np.arange(7, dtype=np.int16).reshape(7, 1, 1)
+    task = attrs.evolve(TASK, patch_shape_zyx=(4, 1, 1))
+    first, last = tiles(image, np.zeros(image.shape, np.uint8), task)
+    assert first.image_zyx.ravel().tolist() == [0, 1, 2, 3]
+    assert last.image_zyx.ravel().tolist() == [3, 4, 5, 6]
+    places = [(each.origin_zyx[0], each.valid_zyx[0]) for each in (first, last)]
+    assert places == [(0, 3), (3, 4)]
 
 
 @pytest.fixture(scope="module")

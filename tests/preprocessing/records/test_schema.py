@@ -29,7 +29,7 @@ def patch():
     label = np.zeros((2, 3, 4), np.uint8)
     label[0, 1] = 1
     label[0, 2, 3] = 2
-    label[1, 2, 3] = 2  # in the padding: counts for nothing
+    label[1, 2, 3] = 2  # in the part that doesn't count
     return Patch(
         image_zyx=image,
         label_zyx=label,
