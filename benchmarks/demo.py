@@ -110,7 +110,8 @@ def _ct_means(output: Path, folder: Path, seed: int, unseen: int) -> dict[str, A
     cases_like_the_demos = ("--cases", unseen, "--first", UNSEEN_CASE, "--seed", seed)
     pushed = pushed_models(output / "pipeline", MODEL_NAME)
     call("preprocessing.phantom", "--output", cases, *cases_like_the_demos)
-    call("ahnet_tf.predict", "--model", pushed, cases, predicted)
+    options = DEMONSTRATIONS[CT].predicting
+    call("ahnet_tf.predict", "--model", pushed, *options, cases, predicted)
     call("ahnet_tf.evaluate", "--input", predicted, "--reference", cases, "--output", scores)
     found = read_json(scores / "scores.json")["summary"]
     means = {f"dice_{name}_mean": found[key]["value"] for name, key in MEASURES.items()}

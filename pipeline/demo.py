@@ -145,6 +145,8 @@ def run_stages(arguments: argparse.Namespace, output: Path, stages: Stages) -> N
     stages.run("pipeline", pipeline)
     with stages.server(Path(pushed_models(output / "pipeline", MODEL_NAME)), MODEL_NAME) as address:
         predict = ["ahnet_tf.predict", "--target", f"{address}/{MODEL_NAME}", "--overlay"]
+        if arguments.task in PRESETS:
+            predict += shown.predicting
         # The port differs in every run, so this stage is never skipped.
         stages.run("predict", [*predict, unseen, output / "prediction"])
     evaluate = ["ahnet_tf.evaluate", "--reference", unseen, "--output", output / "scores"]

@@ -33,6 +33,7 @@ class Demonstration:
     threshold: float  # lowest score that blesses a model of synthetic cases
     # Options of `pipeline.local_runner` for this threshold.
     blessing: Callable[[float], tuple[object, ...]]
+    predicting: tuple[str, ...]  # further options of `ahnet_tf.predict`
     # Input and further options of `ahnet_tf.evaluate`, from the folder of predictions.
     evaluated: Callable[[Path], tuple[object, ...]]
     # Scores in the output folder, with the shown "case".
@@ -120,6 +121,8 @@ CT_LIVER = Demonstration(
     training=(),
     threshold=0.8,
     blessing=lambda least: ("--threshold-liver", least),
+    # A patient has one liver.
+    predicting=("--largest-component",),
     evaluated=lambda predictions: (predictions,),
     scores=_segmentation_scores,
     lines=_segmentation_lines,
@@ -140,6 +143,7 @@ DBT_LESION = Demonstration(
     ),
     threshold=0.25,
     blessing=lambda least: ("--threshold", f"{SENSITIVITIES[1]}={least}"),
+    predicting=(),
     evaluated=lambda predictions: (predictions / "lesions.csv", "--hits-in-mm"),
     scores=_detection_scores,
     lines=_detection_lines,

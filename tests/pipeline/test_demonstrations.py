@@ -103,6 +103,16 @@ def test_ct_is_blessed_by_dice():
     assert value_after(commands["unseen"], "--cases") == "1"
 
 
+def test_of_livers_the_largest_is_kept(tmp_path):
+    """Organs of the user's own task may be several."""
+    write_json(tmp_path / "own.json", evolve(load_task("ct_liver_small"), name="own").to_dict())
+    kept = {
+        task: "--largest-component" in commands_of(task=task)["predict"]
+        for task in ("ct_liver_small", "dbt_lesion_small", str(tmp_path / "own.json"))
+    }
+    assert list(kept.values()) == [True, False, False]
+
+
 @pytest.mark.parametrize("task", ["ct_liver_small", "dbt_lesion_small"])
 def test_own_cases_have_no_threshold_but_a_given_one(task):
     own = commands_of(task=task, input=["mine"])["pipeline"]
