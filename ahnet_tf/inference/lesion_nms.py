@@ -131,11 +131,13 @@ def _sides(
     """
     peak = peaks[number]
     voxels = _region(heat_map, peak, level, most)
-    own_mm = np.linalg.norm((voxels - peak) * spacing_mm, axis=1)
-    for other in np.delete(peaks, number, axis=0):
-        nearer = own_mm <= np.linalg.norm((voxels - other) * spacing_mm, axis=1)
-        voxels, own_mm = voxels[nearer], own_mm[nearer]
-    return peak - voxels.min(axis=0), voxels.max(axis=0) - peak
+    # A voxel v is nearer to p than to q where 2 v (q - p) < q q - p p: one product for all other peaks.
+    others_mm = (np.delete(peaks, number, axis=0) - peak) * spacing_mm
+    limits = np.square(others_mm).sum(axis=1) / 2
+    steps = voxels - peak
+    # The small term keeps voxels half-way between two peaks, whatever the rounding.
+    steps = steps[(steps @ (others_mm * spacing_mm).T <= limits + 1e-6).all(axis=1)]
+    return -steps.min(axis=0), steps.max(axis=0)
 
 
 def _region(heat_map: np.ndarray, peak: np.ndarray, level: float, most: np.ndarray) -> np.ndarray:
