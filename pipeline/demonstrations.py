@@ -128,8 +128,7 @@ CT_LIVER = Demonstration(
     lines=_segmentation_lines,
 )
 # A FROC over one volume would say nothing. The spacing is the task's: nothing is resampled. Masses are
-# denser than those of `preprocessing.phantom` by default, so that minutes of training find them. In so few
-# steps batch norm finds more of them than the preset's group norm.
+# denser than those of `preprocessing.phantom` by default, so that minutes of training find them.
 DBT_LESION = Demonstration(
     task="dbt_lesion_small",
     cases=40,
@@ -139,7 +138,6 @@ DBT_LESION = Demonstration(
         *("--mass-contrast", 1.15, 1.3),
     ),
     training=(
-        "norm=batch",
         *("2d.steps=100", "2d.evaluate_every=100"),
         *("3d.steps=600", "3d.evaluate_every=300"),
     ),

@@ -13,13 +13,7 @@ from ahnet_tf.config import ModelConfig
 from ahnet_tf.keras_versions import Variable, layer_attributes
 from ahnet_tf.networks.ahnet import ahnet_logits
 from ahnet_tf.networks.initialization import initialise
-from ahnet_tf.networks.inputs import (
-    AirIsBackground,
-    CropInPlane,
-    ForegroundPrior,
-    IntensityWindow,
-    PadInPlane,
-)
+from ahnet_tf.networks.inputs import CropInPlane, ForegroundPrior, IntensityWindow, PadInPlane
 from ahnet_tf.networks.mcgcn import mcgcn_logits
 from ahnet_tf.networks.unet import unet_logits
 from preprocessing.settings import check_seed
@@ -55,8 +49,6 @@ def build_network(
     logits = CropInPlane(dtype="float32", name="crop")(logits, image)
     if config.foreground_prior:
         logits = ForegroundPrior(config.foreground_prior, name="prior")(logits)
-    if config.norm == "group" and config.activation == "sigmoid":
-        logits = AirIsBackground(dtype="float32", name="air")(logits, windowed)
     model = keras.Model(image, logits, name=name or config.architecture)
     if seed is not None:
         initialise(named_weights(model), config.architecture, seed)

@@ -115,20 +115,6 @@ class ForegroundPrior(keras.layers.Layer):
 
 
 @register
-class AirIsBackground(keras.layers.Layer):
-    """Sets the foreground logits to -20 where an image [batch, z, y, x, channel] is at its window's low end.
-
-    Group norm magnifies what little there is in a slice of nothing but air, and may see lesions there.
-    """
-
-    def call(self, inputs, windowed):
-        foreground = foreground_logits(inputs).shape[-1]
-        floor = tf.constant([0.0] * (inputs.shape[-1] - foreground) + [-20.0] * foreground)
-        in_air = tf.reduce_all(windowed <= -1, axis=-1, keepdims=True)
-        return tf.where(in_air, floor, inputs)
-
-
-@register
 class NeighbouringSlices(keras.layers.Layer):
     """Stacks each slice's `count` neighbours, itself in the middle, as channels: slice-major.
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ahnet_tf.config import ModelConfig, TrainingConfig
 from ahnet_tf.networks.dropout import SeededDropout, dropout_seed
 from ahnet_tf.networks.factory import build_network
-from ahnet_tf.networks.inputs import class_probabilities, network_probabilities
+from ahnet_tf.networks.inputs import class_probabilities
 from ahnet_tf.training import distribution as devices
 from ahnet_tf.training.logs import COLUMNS, History, read_history
 from ahnet_tf.training.optimizer import WarmUpThenDecay
@@ -291,35 +291,6 @@ def test_a_prior_shifts_a_single_output():
         build_network(attrs.evolve(single, foreground_prior=prior))(image) for prior in (0.0, 0.01)
     )
     np.testing.assert_allclose(other - one, np.full(one.shape, -4.59512), atol=1e-4)
-
-
-@pytest.mark.parametrize("classes", [1, 2])
-def test_with_group_norm_there_is_no_lesion_in_air(classes):
-    """Half of a slice of breast, a slice of air: the answer there is background, elsewhere the network's."""
-    config = ModelConfig(
-        "unet2d",
-        classes=classes,
-        activation="sigmoid",
-        norm="group",
-        intensity_window=(0.0, 1000.0),
-        width=0.125,
-        unet_levels=2,
-    )
-    network = build_network(config, seed=3)
-    image = np.random.default_rng(0).uniform(1, 1200, (1, 2, 32, 32, 1)).astype(np.float32)
-    image[0, 0, :, 16:] = 0
-    image[0, 1] = -5  # below the window
-    lesion = network_probabilities(network, tf.constant(image), "sigmoid")[..., 1].numpy()
-    air = image[..., 0] <= 0
-    assert lesion[air].max() < 1e-8
-    # A fresh network is undecided.
-    assert lesion[~air].min() > 0.01
-    plain = build_network(attrs.evolve(config, norm="batch"), seed=3)
-    undecided = network_probabilities(plain, tf.constant(image), "sigmoid")[..., 1].numpy()
-    assert undecided.min() > 0.01
-    assert [w.shape for w in network.weights] == [
-        w.shape for w in plain.weights if "moving" not in w.name
-    ]
 
 
 def test_dropout_depends_on_the_seed_of_the_step():
