@@ -26,6 +26,12 @@ from preprocessing.quiet_start import quiet_frameworks
 quiet_frameworks()
 # Tests expect the accuracy of float32, but GPUs use TF32; and replicas share the CPU.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+# Side by side, each worker process computes with its share of the cores: threads beyond them cost a tenth.
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if _WORKERS > 1:
+    _SHARE = str(max(1, len(os.sched_getaffinity(0)) // _WORKERS))
+    for _name in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(_name, _SHARE)
 # What OpenVINO compiles is not kept in the user's cache. Worker processes share the folder.
 if "AHNET_CACHE" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="ahnet-tests-")
