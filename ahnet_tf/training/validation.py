@@ -147,8 +147,8 @@ def make_evaluation(
     """Returns the function that predicts every tile of a split and counts voxels by case.
 
     It also returns a tile to show, the same each time: the one with the most voxels of the last class
-    (a liver's tumour), then of the class before; each worker chooses among its own tiles. The tile has
-    the arrays of `evaluation_dataset` and `prediction`, uint8 [z, y, x], 0 beyond the volume.
+    (a liver's tumour), then of the class before; each worker chooses among its own tiles. It has
+    `spacing_mm` and, of the part that counts, `image`, `label` and `prediction`, uint8 [z, y, x].
 
     The files hold patches that tile their volumes exactly; `batch_size` is a multiple of the replicas.
     Several workers, each of which sees some cases, need `case_ids` of all; where lesions are detected,
@@ -163,8 +163,7 @@ def make_evaluation(
             batch = batch | {"probability": lesion}
         predicted = predicted_classes(logits, model_config)
         counts = tile_counts(batch["label"], predicted, batch["weight"], model_config.class_count)
-        prediction = tf.cast(predicted, tf.uint8) * tf.cast(batch["weight"], tf.uint8)
-        return batch | {"counts": counts, "prediction": prediction}
+        return batch | {"counts": counts, "prediction": tf.cast(predicted, tf.uint8)}
 
     @tf.function(autograph=False)
     def count(batch: Batch) -> Batch:
@@ -196,7 +195,10 @@ def make_evaluation(
             for row, voxels in enumerate(counts[:, model_config.class_count - 2 :: -1, 2].tolist()):
                 if voxels > most:
                     most = voxels
-                    shown = {name: values[row].numpy() for name, values in counted.items()}
+                    inside = tuple(map(slice, counted["valid_zyx"][row].numpy()))
+                    names = ("image", "label", "prediction")
+                    shown = {name: counted[name][row].numpy()[inside] for name in names}
+                    shown["spacing_mm"] = counted["spacing_mm"][row].numpy()
         if detecting:
             return found, shown
         # The counts of all workers together.
