@@ -26,7 +26,7 @@ from preprocessing.quiet_start import quiet_frameworks
 quiet_frameworks()
 # Tests expect the accuracy of float32, but GPUs use TF32; and replicas share the CPU.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-# Side by side, each worker process computes with its share of the cores: threads beyond them cost a tenth.
+# Side by side, each worker process computes with its share of the cores: more threads only compete.
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if _WORKERS > 1:
     _SHARE = str(max(1, len(os.sched_getaffinity(0)) // _WORKERS))

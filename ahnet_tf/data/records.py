@@ -113,20 +113,20 @@ def scan_records(
 def _check_tiles(where: str, found: Sequence[tuple[tuple[int, ...], ...]], task: Task) -> None:
     """Checks (origin, valid, volume) of a case's patches against those of `evaluation_tiles`.
 
-    Until 0.1 the first tile along an axis was whole and the last one padded.
+    In records of version 0.1 the first tile along an axis is whole and the last one padded.
     """
     volume, patch = found[0][-1], task.patch_shape_zyx
-    earlier = itertools.product(*map(range, (0, 0, 0), volume, patch))
     expected: Counter[tuple[tuple[int, ...], ...]] = Counter(
         (*part, volume) for part in tile_parts(volume, patch)
     )
-    of_earlier = Counter(
+    of_version_0_1 = Counter(
         (origin, tuple(map(min, patch, np.subtract(volume, origin).tolist())), volume)
-        for origin in earlier
+        for origin in itertools.product(*map(range, (0, 0, 0), volume, patch))
     )
-    if Counter(found) == of_earlier:
+    counted = Counter(found)
+    if counted == of_version_0_1:
         return
-    missing, more = (expected - Counter(found)).total(), (Counter(found) - expected).total()
+    missing, more = (expected - counted).total(), (counted - expected).total()
     if missing or more:
         raise InputError(
             where,

@@ -131,7 +131,7 @@ def _sides(
     """
     peak = peaks[number]
     voxels = _region(heat_map, peak, level, most)
-    # A voxel v is nearer to p than to q where 2 v (q - p) < q q - p p: one product for all other peaks.
+    # Seen from the peak, a voxel v is no nearer to another peak q where v q <= q q / 2.
     others_mm = (np.delete(peaks, number, axis=0) - peak) * spacing_mm
     limits = np.square(others_mm).sum(axis=1) / 2
     steps = voxels - peak

@@ -98,8 +98,8 @@ def confusion_counts(
 ) -> tf.Tensor:
     """Counts voxels by reference and predicted class where the weight is above 0.
 
-    Takes uint8 labels and float32 weights (0 marks padding) [batch, z, y, x], and returns int64
-    [batch, reference class, predicted class].
+    Takes uint8 labels and float32 weights (0 where a patch doesn't count) [batch, z, y, x], and
+    returns int64 [batch, reference class, predicted class].
     """
     pair = tf.cast(reference, tf.int32) * classes + tf.cast(predicted, tf.int32)
     # One more bin, for the ignored voxels.

@@ -84,6 +84,22 @@ def test_a_shoulder_is_no_peak_and_touching_lesions_share_their_voxels():
     assert [(each.x, each.width) for each in found] == [(1, 4), (4, 4)]
 
 
+def test_voxels_belong_to_the_nearest_peak_in_mm():
+    """On a plateau of three peaks, with voxels of other sizes along each axis; those half-way to both."""
+    spacing_mm, peaks = np.array([2.0, 0.5, 1.0]), np.array([[2, 3, 1], [2, 13, 1], [7, 22, 3]])
+    heat = np.full((9, 27, 5), 0.9, np.float32)
+    heat[tuple(peaks.T)] = 1
+    away_mm = np.linalg.norm((np.indices(heat.shape).T[..., None, :] - peaks) * spacing_mm, axis=-1)
+    # Ties are exact to the last bits of a square root.
+    own = away_mm.T.min(axis=0) + 1e-9 >= away_mm.T
+    found = detect_lesions(heat, tuple(spacing_mm), DetectionSettings(minimum_distance_mm=1))
+    boxes = {((each.x, each.y, each.z), (each.width, each.height, each.depth)) for each in found}
+    extents = [np.argwhere(each) for each in own]
+    assert boxes == {
+        (tuple(e.min(axis=0)), tuple(e.max(axis=0) - e.min(axis=0) + 1)) for e in extents
+    }
+
+
 def test_similar_scores_everywhere_are_processed_quickly():
     """Noise above the threshold everywhere: thousands of peaks, each connected to the whole volume."""
     heat_map = np.random.default_rng(0).uniform(0.4, 0.6, (200, 150, 6)).astype(np.float32)
