@@ -3,13 +3,14 @@
 python -m benchmarks.detection [--work DIR] [--cases 360] [--unseen 9]
 
 Trains the preset dbt_lesion_small on synthetic breasts of 0.8 mm and measures the FROC over unseen ones,
-as many of each density class, with intervals by bootstrap. With AHNET_DATA=DIR the network also reads
-DIR/victre_dbt_insilico, a breast with a mass and the same one without, which others simulated. With
---work, a killed run resumes with its first unfinished part.
+as many of each density class, with intervals by bootstrap, and over their masses of each form and size.
+With AHNET_DATA=DIR the network also reads DIR/victre_dbt_insilico, a breast with a mass and the same one
+without, which others simulated. With --work, a killed run resumes with its first unfinished part.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -40,6 +41,7 @@ from preprocessing.phantom.breast import DENSITIES
 from preprocessing.phantom.dbt import DBTSettings, make_case
 from preprocessing.tasks import load_task
 from preprocessing.volumes.geometry import spacing_mm
+from preprocessing.volumes.lesions import LesionBox
 from preprocessing.volumes.nifti import read_image
 
 TASK = "dbt_lesion_small"
@@ -47,6 +49,8 @@ GRID = {"shape_xyz": (80, 144, 40), "spacing_mm": (0.8, 0.8, 1.0)}
 # Numbers of unseen cases, by density class from here on; those of training begin at 0.
 FIRST_UNSEEN, STEP = 10000, 1000
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
+# Nodes and cysts have diameters of 5 to 14 mm: smooth masses of such sizes differ little from them.
+LARGE_MM = 12.0
 PREDICTION = PredictionSettings(overlap=0.5)
 VICTRE = "victre_dbt_insilico"
 
@@ -72,8 +76,9 @@ def _run(arguments) -> None:
         data = os.environ.get("AHNET_DATA")
         if data and (Path(data) / VICTRE).is_dir():
             figures["victre"] = _on_victre(predictor, Path(data) / VICTRE)
-    rows = [(name, *numbers.values()) for name, numbers in figures["froc"].items()]
-    print_table(("density", *figures["froc"]["all"]), rows)
+    for title, name in (("density", "froc"), ("masses", "froc_by_kind")):
+        rows = [(of, *numbers.values()) for of, numbers in figures[name].items()]
+        print_table((title, *next(iter(figures[name].values()))), rows)
     settings = {"cases": arguments.cases, "unseen": arguments.unseen, "seed": arguments.seed}
     write_report("detection", figures, goals_of(figures), versions("tensorflow", "scipy"), settings)
 
@@ -130,8 +135,9 @@ def _trained(work: Path, cases: int, seed: int) -> dict[str, float]:
 
 
 def _on_synthetic(predictor: Predictor, unseen: int, seed: int) -> dict[str, Any]:
-    """Returns sensitivities by density, with intervals, and the size of hits relative to masses."""
+    """Returns sensitivities by density and kind of mass, and the size of hits relative to masses."""
     volumes: dict[str, dict[Any, ScoredVolume]] = {name: {} for name in DENSITIES}
+    kinds: dict[Any, list[str]] = {}  # of each mass of a volume
     sizes = []
     with tqdm(desc="unseen", total=unseen * len(DENSITIES), unit="case") as bar:
         for place, density in enumerate(DENSITIES):
@@ -142,7 +148,9 @@ def _on_synthetic(predictor: Predictor, unseen: int, seed: int) -> dict[str, Any
                 lesions = segment_volume(case.image, predictor, PREDICTION).lesions
                 step_mm = spacing_mm(case.image.affine)
                 scored = match_volume(in_pixels(lesions, step_mm), in_pixels(case.boxes, step_mm))
-                volumes[density][f"{number}", f"{number}", case.view] = scored
+                key = (f"{number}", f"{number}", case.view)
+                volumes[density][key] = scored
+                kinds[key] = [_kind(box, step_mm[0]) for box in case.boxes]
                 for lesion, hit in zip(lesions, scored.hits, strict=True):
                     if hit >= 0:
                         box = case.boxes[hit]
@@ -151,24 +159,48 @@ def _on_synthetic(predictor: Predictor, unseen: int, seed: int) -> dict[str, Any
     everything = {key: each for own in volumes.values() for key, each in own.items()}
     return {
         "froc": {
-            name: _sensitivities(own, seed) for name, own in {**volumes, "all": everything}.items()
+            name: _sensitivities(list(own.values())) | _intervals(own, seed)
+            for name, own in {**volumes, "all": everything}.items()
+        },
+        "froc_by_kind": {
+            kind: _sensitivities([_only(kind, everything[key], kinds[key]) for key in everything])
+            for kind in sorted({kind for own in kinds.values() for kind in own})
         },
         "hit_over_mass": statistics.median(sizes) if sizes else float("nan"),
     }
 
 
-def _sensitivities(volumes: dict[Any, ScoredVolume], seed: int) -> dict[str, Any]:
-    points = curve(count(list(volumes.values())))
-    result: dict[str, Any] = {
-        "volumes": len(volumes),
-        "masses": sum(each.boxes for each in volumes.values()),
-    }
-    result |= {f"at_{rate:g}": float(np.interp(rate, *points)) for rate in RATES}
+def _kind(box: LesionBox, pixel_mm: float) -> str:
+    """Returns form and size of a mass by its box, whose pixels are square."""
+    form = "spiculated" if box.lesion_class == "cancer" else "smooth"
+    large = (box.width + box.height) / 2 * pixel_mm >= LARGE_MM
+    return f"{form}, {'at least' if large else 'below'} {LARGE_MM:g} mm"
+
+
+def _only(kind: str, volume: ScoredVolume, kinds: list[str]) -> ScoredVolume:
+    """Returns a volume as if its masses of other kinds and their hits were not there."""
+    wanted = np.array([hit < 0 or kinds[hit] == kind for hit in volume.hits], bool)
+    return dataclasses.replace(
+        volume,
+        boxes=kinds.count(kind),
+        scores=volume.scores[wanted],
+        hits=volume.hits[wanted],
+    )
+
+
+def _sensitivities(volumes: list[ScoredVolume]) -> dict[str, Any]:
+    points = curve(count(volumes))
+    result = {"volumes": len(volumes), "masses": sum(each.boxes for each in volumes)}
+    return result | {f"at_{rate:g}": float(np.interp(rate, *points)) for rate in RATES}
+
+
+def _intervals(volumes: dict[Any, ScoredVolume], seed: int) -> dict[str, float]:
     scores = summarise_detections(volumes, seed)
-    for rate in (1, 2):
-        score = scores[f"sensitivity_at_{rate}_fp_volumes_with_boxes"]
-        result |= {f"at_{rate}_{end}": score[end] for end in ("low", "high")}
-    return result
+    return {
+        f"at_{rate}_{end}": scores[f"sensitivity_at_{rate}_fp_volumes_with_boxes"][end]
+        for rate in (1, 2)
+        for end in ("low", "high")
+    }
 
 
 def _on_victre(predictor: Predictor, folder: Path) -> dict[str, float]:
