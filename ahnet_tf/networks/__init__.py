@@ -1,4 +1,4 @@
-"""The networks: AH-Net, its 2D teacher MC-GCN and the paper's baselines."""
+"""The networks: AH-Net, MC-GCN (the 2D network whose encoder is transferred) and the paper's baselines."""
 
 from ahnet_tf.networks.factory import build_network, named_weights
 
