@@ -36,31 +36,21 @@ CORES = 2
 # A curve that gains no more over the last quarter of the steps counts as flat.
 FLAT_GAIN = 0.02
 
-# What single trainings with one seed led to while the plan was made; their scores are not kept.
-TRIED = """## What was tried before
+# What trainings led to while the plan was made; their scores are not kept.
+CHOICE = """## How the plan was chosen
 
-In an earlier plan the transferred AH-Net was below the 2D U-Net in CT and below the AH-Net from scratch in
-tomosynthesis. The plan was changed in steps, each after single trainings in CT with one seed, which often changed more
-than one thing at a time:
+The plan was chosen by scores, mostly of single trainings in CT with one seed, which often changed more than one thing
+at a time. With other choices the transferred AH-Net scored lower:
 
-- **Start weights and norms of MC-GCN** were corrected (CHANGELOG.md).
-- **More steps for MC-GCN.** After a few hundred steps its encoder was still close to its start weights.
-- **Thinner slices.** AH-Net halves z in its stem and again in its first pooling, so its finest map has half of the
-  slices. With tumours of four to six slices, the encoder of a well trained MC-GCN made it worse, at three learning
-  rates.
-- **More volumes.** From four and from six volumes all AH-Nets learned little that holds for other cases. With thinner
-  slices and sixteen volumes, the transferred one was above the one from scratch.
-- **Lookalikes of three slices instead of one**, which the three slices that 2D networks see do not tell apart.
-- **No texture, no cysts.** The texture was as fine as a pixel.
-- **Stronger warps** than the present ones were left out: all scores were lower after the same steps.
-- **A larger learning rate** of AH-Net (1e-2) was worse. Three dense layers instead of one took twice the time, and were
-  no better when their training was stopped after two thirds.
-
-The tomosynthesis half first ran with batch norm, and the transferred AH-Net was no better than the one from scratch and
-worse than MC-GCN. A step of the 3D networks is one patch, whose statistics batch norm takes for those of all, and
-patches of a breast differ. With group norm in all networks both AH-Nets gained in the two seeds that were tried, and
-the half was repeated with it. In CT one seed was tried: AH-Net from scratch and MC-GCN were as with batch norm, 2D
-U-Net was worse, so batch norm remained."""
+- **Thickness of slices.** AH-Net halves z in its stem and again in its first pooling, so its finest map has half of the
+  slices. With tumours of four to six slices, the transferred encoder made it worse, at three learning rates.
+- **Number of volumes.** From four and from six volumes all AH-Nets learned little that holds for other cases.
+- **Lookalikes** have three slices instead of one, so that the three slices that 2D networks see do not tell them apart
+  from tumours.
+- **Norm.** In tomosynthesis with batch norm the transferred AH-Net was no better than the one from scratch and worse
+  than MC-GCN. A step of the 3D networks is one patch, whose statistics batch norm takes for those of all, and patches
+  of a breast differ. With group norm in all networks both AH-Nets gained in two seeds. In CT, in one seed, AH-Net from
+  scratch and MC-GCN were as with batch norm and 2D U-Net was worse, so batch norm remained."""
 
 
 def page(
@@ -88,7 +78,7 @@ def page(
             lines = [_paragraph(line, indent="  ") for line in _sentences(variants, task)]
             parts.append("\n".join(lines))
     parts += [_curves(summarise_curves(results, plan), plan, images)]
-    parts += [_cost(results, plan, machine), TRIED, _limits(plan)]
+    parts += [_cost(results, plan, machine), CHOICE, _limits(plan)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -65,7 +65,7 @@ TASKS = {
 
 
 # The norm of all networks for a task. A step of the 3D networks is one patch, whose statistics batch norm
-# takes for those of all; patches of a breast differ. In CT group norm gained nothing (`comparison_page.TRIED`).
+# takes for those of all; patches of a breast differ. In CT group norm gained nothing (`comparison_page.CHOICE`).
 NORMS = {"ct": "batch", "dbt": "group"}
 
 

@@ -1,5 +1,6 @@
 """The page of the paper's comparison says what the numbers say, and no more."""
 
+import json
 import math
 
 import numpy as np
@@ -9,6 +10,8 @@ from scipy import stats
 from benchmarks.comparison_page import page
 from benchmarks.comparison_plan import Plan
 from benchmarks.comparison_statistics import interval, summarise, summarise_curves, verdict
+from benchmarks.paper_comparison import COMMAND, DOCS
+from benchmarks.report import RESULTS
 
 MACHINE = {"cpu": "a processor", "cores": 4}
 
@@ -34,6 +37,12 @@ def written_page(results, plan) -> str:
     text = page(results, plan, MACHINE, "images", "command")
     assert all(len(line.encode()) <= 120 for line in text.split("\n") if line[:1] not in "|!")
     return " ".join(text.split())
+
+
+def test_the_stored_page_is_that_of_the_stored_results():
+    report = json.loads((RESULTS / "paper_comparison.json").read_text(encoding="utf-8"))
+    text = page(report["figures"], Plan(), report["machine"], "images", COMMAND)
+    assert (DOCS / "comparison.md").read_text(encoding="utf-8") == text
 
 
 def test_interval_is_students():
