@@ -34,7 +34,7 @@ def add_pipeline_options(parser: argparse.ArgumentParser, *, on_cluster: bool = 
     data.add_argument("--volumes", metavar="DIR", help=volumes)
     default = "task.json of records on this machine; ct_liver for volumes"
     add("--task", help=f"preset or JSON file (default: {default})")
-    share = "with --volumes, share of cases to evaluate on (default: %(default)s)"
+    share = "with --volumes, share of patients to evaluate on (default: %(default)s)"
     add("--eval-fraction", type=float, default=EVAL_FRACTION, help=share)
     add(
         "--spans",

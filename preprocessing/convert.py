@@ -54,7 +54,8 @@ def convert(
       task: a task, or what `load_task` takes.
       splits_file: see `preprocessing.records.splits.load_splits`; cases that it does not name are
         rejected.
-      eval_fraction: without a splits file, the share of cases for evaluation.
+      eval_fraction: without a splits file, the share of patients for evaluation, see
+        `preprocessing.records.splits.split_by_hash`.
       shard_mib: largest size of a shard file in MiB.
       allow: irregularities to accept, names of `preprocessing.errors.ALLOWANCES`.
       resume: continue a stopped run with the same settings; its intact finished cases are kept.
@@ -79,21 +80,24 @@ def convert(
     from preprocessing.records import output_folder
     from preprocessing.records.beam_runner import beam_runner, run_pipeline
     from preprocessing.records.case_conversion import CONVERTED, ConversionSettings, outcome_path
-    from preprocessing.records.storage import read_json
+    from preprocessing.records.storage import is_local, read_json
 
     output = os.fspath(output).rstrip("/")
+    if is_local(output):
+        # A link stays one: the folder that it leads to is replaced.
+        output = os.path.realpath(output)
     runner = beam_runner(beam_options, cli.own_options(_parser()))
     fraction = None if splits_file else eval_fraction
     if splits_file:
         splits = load_splits(splits_file, [case.case_id for case in cases])
         cases = [_with_split(case, splits, splits_file) for case in cases]
     else:
-        splits = split_by_hash([c.case_id for c in cases if not c.problem], eval_fraction)
+        patients = {case.case_id: case.patient for case in cases if not case.problem}
+        splits = split_by_hash(patients, eval_fraction)
 
     settings = ConversionSettings(task, seed, shard_mib * 2**20, tuple(sorted(allow)))
     run = output_folder.run_settings(settings, eval_fraction=fraction, shard_mib=shard_mib)
-    with output_folder.partial_folder(output, run, resume=resume) as partial:
-        output_folder.check_output(output, overwrite)
+    with output_folder.partial_folder(output, run, resume=resume, overwrite=overwrite) as partial:
         entries: dict[str, dict[str, Any]] = {}
         already_finished = 0
         pending = cases
@@ -106,8 +110,8 @@ def convert(
             if fraction is None:
                 break
             # If a rejected case leaves a split empty, another case has to move there.
-            converted = [name for name, entry in entries.items() if entry["status"] == CONVERTED]
-            splits = split_by_hash(converted, fraction)
+            converted = [c for c in cases if entries[c.case_id]["status"] == CONVERTED]
+            splits = split_by_hash({c.case_id: c.patient for c in converted}, fraction)
             pending = [c for c in cases if splits.get(c.case_id) != entries[c.case_id].get("split")]
         if already_finished:
             text = f"{already_finished} of {len(cases)} cases were finished already"
@@ -150,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--task", default="ct_liver", help="preset or JSON file (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of the training patches (default: 0)")
     add("--splits", metavar="FILE", help='your splits: {"train": [case ids], "eval": [case ids]}')
-    share = "share of cases for evaluation, by a hash of the case id (default: %(default)s)"
+    share = "share of patients for evaluation, by a hash (default: %(default)s)"
     add("--eval-fraction", type=float, default=EVAL_FRACTION, help=share)
     add("--patches-per-case", type=int, metavar="N", help="training patches (default: the task's)")
     add("--patch-shape", type=int, nargs=3, metavar=("Z", "Y", "X"), help="default: the task's")

@@ -11,11 +11,12 @@ import sys
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preprocessing.cli import add_allow_option, make_parser, parse_allowances, run_command
-from preprocessing.errors import AHNetError, SettingsError
+from preprocessing.errors import PipelineError, SettingsError
 from preprocessing.page.writer import add_page_options, check_page_options
 from preprocessing.tasks import Task, load_task
 
@@ -57,7 +58,12 @@ def verify(
             run = stack.enter_context(ProcessPoolExecutor(workers)).map
         results = run(verify_case, cases, itertools.repeat(task), itertools.repeat(allow))
         bar = tqdm(results, "verify", len(cases), unit="case", leave=False, disable=not progress)
-        entries = list(bar)
+        try:
+            entries = list(bar)
+        except BrokenProcessPool:
+            expected = "worker processes that finish"
+            remedy = "The system may have ended it for memory: give fewer --workers."
+            raise PipelineError("--workers", expected, "one that was killed", remedy) from None
     _mark_duplicates(entries)
     maps = [entry["label_voxels"] for entry in entries if "label_voxels" in entry]
     absent = [name for name in task.class_names if maps and not any(each[name] for each in maps)]
@@ -116,7 +122,7 @@ def verify_case(case: Case, task: Task, allow: Collection[str]) -> dict[str, Any
                 _, facts, further = read_case_volume(case, image, task, allow=allow)
                 entry |= facts
                 findings += further
-    except (AHNetError, OSError, MemoryError) as error:
+    except Exception as error:  # As in the conversion, see `case_conversion.convert_case`.
         findings.append(Finding(ERROR, stage, rejection_reason(case, error)))
     return entry | {"findings": [dataclasses.asdict(finding) for finding in findings]}
 

@@ -49,7 +49,7 @@ def hold_one_out(inputs: Sequence[str], task: Task, data: Path, unseen: Path) ->
         remedy = "python -m preprocessing.convert says what is wrong with each case."
         raise InputError(", ".join(inputs), expected, found, remedy)
     if len(cases) == 2:
-        splits = split_by_hash([case.case_id for case in cases], EVAL_FRACTION)
+        splits = split_by_hash({case.case_id: case.patient for case in cases}, EVAL_FRACTION)
         held_out = next(case for case in cases if splits[case.case_id] == "eval")
     placed = [(case, data) for case in cases if case is not held_out or len(cases) == 2]
     for case, folder in [*placed, (held_out, unseen)]:

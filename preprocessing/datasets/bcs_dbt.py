@@ -5,7 +5,7 @@ names of these tables (`BCS-DBT-boxes-train-v2.csv`, ...). The volume of a row i
 
 - by paths.csv, if there is one: its descriptive or classic path below the folder (DICOM or NIfTI);
 - else, NIfTI only, by its path, which contains the PatientID, plus StudyUID and View if the patient
-  has several volumes (`DBT-P00013_rcc.nii.gz`, `DBT-P00013/rcc.nii.gz`), or the case id;
+  has several volumes (`DBT-P00013_rcc.nii.gz`, `DBT-P00013/rcc.nii.gz`), and no others, or the case id;
 - else by `positive` or `negative` in its name, if only one row with, or without, boxes is left.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from preprocessing.datasets.case import Case, folder_name, safe_id
 from preprocessing.datasets.pairing import paired
-from preprocessing.dicom.deidentify import pseudonym
+from preprocessing.dicom.deidentify import patient_pseudonym, pseudonym
 from preprocessing.errors import InputError
 from preprocessing.files import write_csv
 from preprocessing.volumes.lesions import LesionBox
@@ -36,6 +36,9 @@ LABEL_COLUMNS = (*VOLUME_COLUMNS, *OUTCOMES)
 PATH_COLUMNS = ("descriptive_path", "classic_path")
 LESION_CLASSES = ("benign", "cancer")
 _BOX_NUMBERS = ("X", "Y", "Width", "Height", "Slice", "VolumeSlices")
+
+# A study and a view in the words of a path.
+_STUDY, _VIEW = re.compile(r"-dbt-s\d+-"), re.compile(r"-[lr](cc|mlo)\d*-")
 
 # PatientID, StudyUID and View of one volume.
 VolumeKey = tuple[str, str, str]
@@ -129,13 +132,17 @@ def cases_of_tables(tables: Tables, files: Sequence[Path], *, need_labels: bool)
         image = paths[0] if paths else None
         label = masks.get(image) if image else None
         case = Case(dbt_case_id(*key), image, label, source, problem if need_labels else "")
-        cases.append(replace(case, boxes=tuple(row.boxes), view=key[2], identifiers=key[:2]))
+        patient = patient_pseudonym(key[0])
+        case = replace(case, identifiers=key[:2], patient=patient, view=key[2])
+        cases.append(replace(case, boxes=tuple(row.boxes)))
+    patients = tuple(sorted({key[0] for key in tables.rows}))
     for path in sorted(masks.keys() - owners.keys()):
         case_id = dbt_case_id("", "", path.relative_to(tables.folder).as_posix())
         problem = ""
         if need_labels and (tables.has_labels or tables.has_paths):
             problem = f"{path.name}: expected a row of the tables that names it, found none"
-        cases.append(Case(case_id, path, masks[path], source, problem, boxes=()))
+        case = Case(case_id, path, masks[path], source, problem, boxes=())
+        cases.append(replace(case, identifiers=patients, patient=_patient_of(path, tables)))
     cases = [case for case in cases if need_labels or case.image_path is not None]
     if not cases:
         raise InputError(tables.folder, "volumes that its tables name", "none")
@@ -267,8 +274,10 @@ def _by_name(tables: Tables, images: Sequence[Path]) -> dict[VolumeKey, list[Pat
         keys = [by_id[each] for each in re.findall(r"dbt-[0-9a-f]{12}", name) if each in by_id]
         if not keys:
             keys = [key for key in tables.rows if words[key][0] in name]
-            for part in (1, 2):
-                keys = [key for key in keys if words[key][part] in name] or keys
+            for part, other in ((1, _STUDY), (2, _VIEW)):
+                fitting = [key for key in keys if words[key][part] in name]
+                # A path may leave study and view out, but not name others.
+                keys = fitting or ([] if other.search(name) else keys)
         if len(keys) == 1:
             found[keys[0]].append(path)
         elif not keys:
@@ -280,6 +289,13 @@ def _by_name(tables: Tables, images: Sequence[Path]) -> dict[VolumeKey, list[Pat
         if len(named) == len(keys) == 1:
             found[keys[0]] = named
     return found
+
+
+def _patient_of(path: Path, tables: Tables) -> str:
+    """Returns the pseudonym of the patient of the tables whom a path names; empty for none or several."""
+    name = _words(path.relative_to(tables.folder).as_posix())
+    named = {key[0] for key in tables.rows if _words(key[0]) in name}
+    return patient_pseudonym(named.pop()) if len(named) == 1 else ""
 
 
 def _words(text: str) -> str:

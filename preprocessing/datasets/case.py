@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from preprocessing.dicom.deidentify import redact_path
+from preprocessing.dicom.deidentify import redact_path, redact_text
 from preprocessing.errors import AHNetError
 from preprocessing.volumes.lesions import LesionBox
 
@@ -35,6 +35,7 @@ class Case:
     # Label values and their names in the data set; empty if they are the task's.
     label_names: tuple[tuple[int, str], ...] = ()
     pseudonym: str = ""  # id to use if the case's own name could identify the patient
+    patient: str = ""  # pseudonym of the patient, from a DICOM header or a table; empty if unknown
 
     @property
     def path(self) -> Path:
@@ -56,11 +57,12 @@ def redact_case_path(case: Case, path: Path | None) -> str:
 
 
 def redact_message(case: Case, text: str) -> str:
-    """Returns a message about a case in one line, its paths without the case's identifiers."""
+    """Returns a message about a case in one line, without the case's identifiers."""
     for path in (case.image_path, case.label_path):
         if path is not None:
             text = text.replace(str(path), redact_case_path(case, path))
-    return printable(text)
+    # Names may also be in it alone, without their folder or cut into words.
+    return printable(redact_text(text, case.identifiers))
 
 
 def printable(text: str) -> str:
@@ -76,8 +78,12 @@ def rejection_reason(case: Case, error: Exception) -> str:
     text = str(error)
     if isinstance(error, MemoryError):
         text = f"{case.path}: expected a case that fits into memory, found {text or 'a larger one'}"
-    elif not isinstance(error, AHNetError):
+    elif isinstance(error, OSError):
         text = f"{case.path}: {text}"
+    elif not isinstance(error, AHNetError):
+        # Texts of libraries may quote headers.
+        text = type(error).__name__ + (f": {text}" if text and not case.identifiers else "")
+        text = f"{case.path}: expected a case that can be read, found {text}"
     return redact_message(case, text)
 
 

@@ -13,27 +13,27 @@ from preprocessing.datasets.case import Case, PassedOver
 from preprocessing.datasets.layouts import Found
 from preprocessing.dicom.deidentify import pseudonym, redact_path
 from preprocessing.errors import InputError
+from preprocessing.volumes.nifti import has_nifti_suffix
 
 
 def completed(found: Found) -> list[Case]:
     """Returns the cases with their problems, or without labels those with an image."""
-    cases = []
-    for case in found.cases:
-        case = _with_damaged_lists(case, found)
-        if not found.need_labels:
-            if case.label_path is not None:
-                found.pass_over(case.label_path, layouts.NO_IMAGE)
-            if case.image_path is not None:
-                cases.append(case)
-            continue
-        if not case.problem and not (case.image_path and case.label_path) and case.boxes is None:
-            here, missing = (
-                ("image", "a label map") if case.image_path else ("label map", "an image")
-            )
-            expected = f"{missing} beside this {here}"
-            case = replace(case, problem=str(InputError(case.path, expected, "none")))
-        cases.append(case)
-    return _strays_merged(cases, found) if found.need_labels else cases
+    cases = [_with_damaged_lists(case, found) for case in found.cases]
+    if found.need_labels:
+        return [_with_missing_part(case) for case in _strays_merged(cases, found)]
+    for case in cases:
+        if case.label_path is not None:
+            found.pass_over(case.label_path, layouts.NO_IMAGE)
+    return [case for case in cases if case.image_path is not None]
+
+
+def _with_missing_part(case: Case) -> Case:
+    """Returns a case with the problem that its image or its annotation is missing, if so."""
+    if case.problem or (case.image_path and case.label_path) or case.boxes is not None:
+        return case
+    here, missing = ("image", "a label map") if case.image_path else ("label map", "an image")
+    problem = InputError(case.path, f"{missing} beside this {here}", "none")
+    return replace(case, problem=str(problem))
 
 
 def _with_damaged_lists(case: Case, found: Found) -> Case:
@@ -54,14 +54,11 @@ def _with_damaged_lists(case: Case, found: Found) -> Case:
 def _strays_merged(cases: list[Case], found: Found) -> list[Case]:
     """Refuses series of slices with further images or label maps in their folders."""
     series = {case.image_path for case in cases if os.path.isdir(case.image_path or "")}
-    strays: dict[Path, list[str]] = defaultdict(list)
-    for case in cases:
-        if case.path.parent in series:
-            strays[case.path.parent].append(case.path.name)
+    shared = {case.path.parent for case in cases} & series
     merged = []
     for case in cases:
-        names = strays.get(case.image_path, ()) if case.image_path else ()
-        if names and not case.problem:
+        if case.image_path in shared and not case.problem:
+            names = filter(has_nifti_suffix, found.folders[case.path])
             several = f"the slices, {', '.join(names)}"
             problem = str(InputError(case.path, "one image and one label map", several))
             case = replace(case, problem=problem)

@@ -32,6 +32,7 @@ from preprocessing.dicom.deidentify import (
     DAMAGE,
     header_identifiers,
     is_identifying,
+    patient_pseudonym,
     pseudonym,
 )
 from preprocessing.dicom.header import has_image, is_dicom, read_header, sop_class, text
@@ -79,6 +80,8 @@ def discover(paths: Sequence[str | os.PathLike], *, need_labels: bool) -> Discov
     `problem`; otherwise every image is a case. Raises InputError if a path does not exist, or there
     is no case at all.
     """
+    if not paths:
+        raise InputError("inputs", "a folder of cases, a NIfTI or a DICOM file", "none")
     different: dict[str, Path] = {}
     for path in paths:
         different.setdefault(os.path.realpath(path), Path(path))
@@ -149,6 +152,7 @@ def _without_identifiers(cases: list[Case], dicom: Sequence[DicomImage], root: P
         image = images.get(case.path)
         if image is not None:
             identifiers, own = image.identifiers, image.pseudonym
+            case = replace(case, patient=image.patient)
         elif case.boxes is None and dicom:
             # A NIfTI file among DICOM files may be named after any of their patients.
             names = "/".join(case.path.parts)
@@ -294,7 +298,8 @@ def _image(path: Path, header: Dataset, root: Path) -> DicomImage:
     uid = text(header, "SOPInstanceUID") if path.is_file() else series_uid
     identifiers = tuple(sorted(header_identifiers(header)))
     own = pseudonym(kind, uid or series_uid)
-    return DicomImage(path, identifiers, own, frozenset([series_uid]))
+    patient = patient_pseudonym(text(header, "PatientID"))
+    return DicomImage(path, identifiers, own, frozenset([series_uid]), patient)
 
 
 def _unreadable(path: Path, root: Path) -> DicomImage:

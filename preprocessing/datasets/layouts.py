@@ -34,6 +34,7 @@ class DicomImage:
     pseudonym: str  # a case id from the SeriesInstanceUID (for a file, its SOPInstanceUID)
     # Its SeriesInstanceUID; of a segmentation those of the series that it refers to.
     series_uids: frozenset[str] = frozenset()
+    patient: str = ""  # pseudonym of the patient, empty if unknown
 
 
 @dataclass

@@ -7,6 +7,7 @@ Letters and digits are words of their own, and so are the parts of `labelsTr`. A
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -118,7 +119,7 @@ def case_name(image: Path, label: Path | None, name: str | None = None) -> str:
     """Returns an image's name, without nnU-Net's channel unless its label map has that too."""
     stem = stem_of(image)
     name = stem if name is None else name
-    return name if label and stem_of(label) == stem else name.removesuffix("_0000")
+    return name if label and stem in stem_of(label) else name.removesuffix("_0000")
 
 
 def channel_of(path: Path) -> tuple[Path, int] | None:
@@ -225,11 +226,11 @@ def _first_channels(files: list[_File], passed: list[PassedOver]) -> list[_File]
     folder of images, or if several images all have the same.
     """
     channels: dict[Path, dict[int, _File]] = defaultdict(dict)
-    labels = {stem_of(file.path) for file in files if file.role == "label"}
+    labels = {name for f in files if f.role == "label" for name in (stem_of(f.path), f.key)}
     for file in files:
         nifti = file.role == "image" and has_nifti_suffix(file.path)
         channel = channel_of(file.path) if nifti else None
-        if channel and stem_of(file.path) not in labels:
+        if channel and labels.isdisjoint((stem_of(file.path), file.key)):
             channels[channel[0]][channel[1]] = file
     alike = len({frozenset(own) for own in channels.values()}) == 1 and len(channels) > 1
     dropped = set()
@@ -323,11 +324,19 @@ def _split(words: Sequence[str]) -> str:
 
 
 def _parts(name: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", name.lower())
+    """Returns the runs of letters and digits of a name, in lower case."""
+    return re.findall(r"[^\W_]+", unicodedata.normalize("NFC", name).lower())
 
 
 def _words(name: str) -> list[str]:
-    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)]
+    """Returns the words of a name in lower case: numbers, and letters up to the next capital."""
+    words = []
+    for run in re.findall(r"\d+|[^\W\d_]+", unicodedata.normalize("NFC", name)):
+        # Other scripts have letters that are neither capitals nor small.
+        kinds = "".join("u" if c.isupper() else "l" for c in run)
+        found = re.finditer(r"u?l+|u+(?!l)", kinds)
+        words += [run[match.start() : match.end()].lower() for match in found]
+    return words
 
 
 def _without(words: Sequence[str], *kinds: re.Pattern[str]) -> list[str]:

@@ -8,6 +8,7 @@ of the data can still find the file.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import struct
@@ -57,11 +58,25 @@ def header_identifiers(header: Dataset) -> frozenset[str]:
         except DAMAGE:
             continue
         for text in texts:
-            found.add(_normalized(text))
-            if keyword in _NAMES:
-                words = map(_normalized, _SEPARATORS.split(text))
-                found.update(word for word in words if len(word) >= SHORT)
+            found |= _forms_of_name(text) if keyword in _NAMES else {_normalized(text)}
     return frozenset(found - _NOT_IDENTIFYING)
+
+
+def _forms_of_name(text: str) -> set[str]:
+    """Returns a PersonName (`Family^Given=` and the same in other scripts) as folders may have it.
+
+    These are each script's name, its first parts in any order, and its words.
+    """
+    forms = set()
+    for name in text.split("="):
+        parts = [part for part in map(_normalized, name.split("^")) if part]
+        forms.add("".join(parts))
+        for count in (2, 3):
+            forms.update(map("".join, itertools.permutations(parts[:3], count)))
+        words = map(_normalized, _SEPARATORS.split(name))
+        # Chinese and Japanese names have few characters.
+        forms.update(word for word in words if len(word) >= (SHORT if word.isascii() else 2))
+    return forms
 
 
 def is_identifying(name: str, identifiers: Collection[str]) -> bool:
@@ -101,11 +116,32 @@ def redact_path(path: str | os.PathLike, identifiers: Collection[str]) -> str:
     return str(Path(*redacted))
 
 
+def redact_text(text: str, identifiers: Collection[str]) -> str:
+    """Returns a text in which `#` stands for each identifier, whatever its case and separators.
+
+    Short ones count as whole words only; numbers of less than five digits, and a letter or two, stay.
+    """
+    for value in sorted(map(_normalized, identifiers), key=len, reverse=True):
+        if len(value) < (5 if value.isdigit() else SHORT if value.isascii() else 2):
+            continue
+        pattern = r"[\W_]*".join(map(re.escape, value))
+        if len(value) < 5:
+            pattern = rf"(?<![^\W_]){pattern}(?![^\W_])"
+        text = re.sub(pattern, "#", text, flags=re.IGNORECASE)
+    return text
+
+
 def pseudonym(prefix: str, uid: str) -> str:
     """Returns a case id derived from a UID by SHA-256: the prefix and 12 hexadecimal digits."""
     # Names of files may contain bytes that are not text.
     digest = hashlib.sha256(uid.encode(errors="surrogatepass")).hexdigest()
     return f"{prefix}-{digest[:12]}"
+
+
+def patient_pseudonym(patient_id: str) -> str:
+    """Returns a pseudonym of a PatientID; empty for one that says nothing, such as "anonymous"."""
+    plain = _normalized(patient_id)
+    return "" if plain in _NOT_IDENTIFYING else pseudonym("patient", plain)
 
 
 def _normalized(text: str) -> str:

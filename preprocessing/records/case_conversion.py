@@ -61,7 +61,9 @@ def convert_case(
         if checked.misfit is not None:
             raise checked.misfit
         volume, facts, findings = read_case_volume(case, image, task, allow=settings.allow)
-    except (AHNetError, OSError, MemoryError) as error:
+    except (
+        Exception
+    ) as error:  # One case that a library fails on must not end the job of all others.
         return entry | {"status": REJECTED, "reason": rejection_reason(case, error)}
     try:
         if split == "train":

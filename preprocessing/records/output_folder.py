@@ -31,7 +31,10 @@ from preprocessing.volumes.quality_checks import duplicate_reasons
 MANIFEST, TASK = "manifest.json", "task.json"
 # Files of the hidden folder only.
 SETTINGS, LOCK = "settings.json", "lock"
-_RECORDS = re.compile(r"^(train|eval)/[^/]+\.tfrecord$")
+# A killed run may have left the last three in a finished data set.
+_OWN = re.compile(
+    rf"((train|eval)/[^/]+\.tfrecord|{MANIFEST}|{TASK}|{SETTINGS}|{LOCK}|{OUTCOMES}/[^/]+)$"
+)
 _LIBRARIES = ("apache-beam", "isal", "nibabel", "numpy", "pydicom", "scipy", "tensorflow")
 
 
@@ -46,9 +49,20 @@ def run_settings(settings: ConversionSettings, **further: Any) -> dict[str, Any]
 
 
 def check_output(output: str, overwrite: bool) -> None:
-    """Raises SettingsError if `output` has other files, or a data set without `overwrite`."""
+    """Raises SettingsError unless a finished folder can replace what is at `output`.
+
+    That may be nothing, an empty folder, or with `overwrite` a data set, but not a place where another
+    file system is mounted.
+    """
+    if storage.is_local(output):
+        if os.path.exists(output) and not os.path.isdir(output):
+            raise SettingsError("--output", "a new or empty folder", f"a file, {output}")
+        if os.path.ismount(output):
+            found = f"{output}, where a file system is mounted"
+            remedy = f"Name a new folder in it, for example {os.path.join(output, 'records')}."
+            raise SettingsError("--output", "a folder that can be renamed", found, remedy)
     names = storage.list_files(output)
-    foreign = [n for n in names if n not in (MANIFEST, TASK, LOCK) and not _RECORDS.match(n)]
+    foreign = [name for name in names if not _OWN.match(name)]
     if foreign:
         raise SettingsError("--output", "a new or empty folder", f"{foreign[0]} in {output}")
     if TASK in names and not overwrite:
@@ -57,18 +71,22 @@ def check_output(output: str, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def partial_folder(output: str, run: dict[str, Any], *, resume: bool) -> Iterator[str]:
+def partial_folder(
+    output: str, run: dict[str, Any], *, resume: bool, overwrite: bool
+) -> Iterator[str]:
     """Yields the hidden folder of a run and locks it against other runs.
 
     After an error the folder is kept if it holds the outcome of a case, and deleted otherwise.
     With `resume`, what an earlier run with the same settings (see `run_settings`) has left is kept.
-    Raises SettingsError if another run is writing there, or if the earlier run had other settings.
+    Raises SettingsError if another run is writing there, as `check_output` before anything is
+    deleted, or if the earlier run had other settings.
     """
     folder = storage.hidden_beside(output, "partial")
     storage.make_folder(folder)
     with _locked(folder):
         storage.put_back_replaced(output)
         try:
+            check_output(output, overwrite)
             if resume and SETTINGS in storage.list_files(folder):
                 _check_same_run(folder, run)
             else:
@@ -125,16 +143,20 @@ def publish(
     storage.write_json(FileSystems.join(partial, MANIFEST), manifest)
     if counts[CONVERTED]:
         storage.write_json(FileSystems.join(partial, TASK), task.to_dict())
-    kept = {MANIFEST, TASK, LOCK}
+    kept = {MANIFEST, TASK, SETTINGS, LOCK}
     for entry in entries:
+        kept.add(f"{OUTCOMES}/{entry['case_id']}.json")
         kept |= {f"{entry['split']}/{shard['name']}" for shard in entry.get("shards", ())}
-    for name in (OUTCOMES, *(SPLITS if not counts[CONVERTED] else ())):
-        storage.delete_folder(FileSystems.join(partial, name))
+    if not counts[CONVERTED]:
+        for split in SPLITS:
+            storage.delete_folder(FileSystems.join(partial, split))
     _delete_files(partial, kept)
     storage.replace_folder(partial, output, last=MANIFEST)
-    if storage.is_local(output):
-        # It was moved along, so that no other run could lock the folder in the meantime.
-        storage.delete_file(FileSystems.join(output, LOCK))
+    # These were moved along: the lock, so that no other run could take the folder in the meantime; the
+    # others, so that a run which can't be renamed is finished by the next one.
+    storage.delete_folder(FileSystems.join(output, OUTCOMES))
+    for name in (SETTINGS, *((LOCK,) if storage.is_local(output) else ())):
+        storage.delete_file(FileSystems.join(output, name))
     return manifest
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +25,34 @@ def split_files(folder: str | os.PathLike) -> list[Path]:
     return sorted(Path(folder).glob(RECORD_PATTERN))
 
 
-def split_place(case_id: str) -> float:
-    """Returns a hash of a case id as a number in [0, 1)."""
-    digest = hashlib.sha256(f"split {case_id}".encode()).digest()
+def split_place(name: str) -> float:
+    """Returns a hash of a case id, or of a patient's pseudonym, as a number in [0, 1)."""
+    digest = hashlib.sha256(f"split {name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def split_by_hash(case_ids: Sequence[str], eval_fraction: float) -> dict[str, str]:
-    """Assigns each case to a split by a stable hash of its id.
+def split_by_hash(patients: Mapping[str, str], eval_fraction: float) -> dict[str, str]:
+    """Assigns each case to a split by a stable hash of its patient, or of its id.
 
-    A case is in "eval" if its `split_place` is below `eval_fraction` (at least 0, less than 1),
-    whatever other cases there are. With two or more cases, though, the one with the lowest place is
+    `patients` has the pseudonym of each case's patient, empty if unknown. All cases of a patient are in
+    one split: "eval" if the patient's `split_place` is below `eval_fraction` (at least 0, less than 1),
+    whatever other cases there are. With two or more patients, though, the one with the lowest place is
     in "eval" unless the fraction is 0, and the one with the highest in "train". A single case is in
-    "train". Raises SettingsError if the fraction is out of range.
+    "train"; several cases of a single patient are split as if they were different patients'. Raises
+    SettingsError if the fraction is out of range.
     """
     if not 0 <= eval_fraction < 1:
         raise SettingsError("--eval-fraction", "a share from 0 up to below 1", eval_fraction)
-    ordered = sorted(case_ids, key=split_place)
+    owners = {case_id: patient or case_id for case_id, patient in patients.items()}
+    if len(set(owners.values())) == 1:
+        owners = {case_id: case_id for case_id in owners}
+    ordered = sorted(set(owners.values()), key=split_place)
     splits = {each: "eval" if split_place(each) < eval_fraction else "train" for each in ordered}
     if eval_fraction > 0 and len(ordered) > 1:
         splits[ordered[0]] = "eval"
     if ordered:
         splits[ordered[-1]] = "train"
-    return splits
+    return {case_id: splits[owner] for case_id, owner in owners.items()}
 
 
 def load_splits(path: str | os.PathLike, case_ids: Sequence[str]) -> dict[str, str]:

@@ -25,6 +25,8 @@ from preprocessing.volumes.resampling import linear, nearest
 ANISOTROPY = 1.1
 # Affines with voxel spacings outside this range are treated as damaged.
 SPACING_LIMITS_MM = (1e-6, 1e6)
+# Axes whose directions span less than this volume (1 if perpendicular) lie in a plane: a damaged affine.
+SMALLEST_DETERMINANT = 1e-3
 # Spacings with a relative difference below this are equal: no resampling.
 SAME_SPACING = 1e-3
 
@@ -59,7 +61,7 @@ def checked_affine(affine: np.ndarray, where: object) -> np.ndarray:
         shortest, longest = SPACING_LIMITS_MM
         spacing = spacing_mm(np.clip(affine, -2 * longest, 2 * longest))
         plausible = shortest <= min(spacing) <= max(spacing) <= longest
-        if plausible and np.isfinite(orientations.io_orientation(affine)).all():
+        if plausible and abs(np.linalg.det(affine[:3, :3] / spacing)) > SMALLEST_DETERMINANT:
             return affine
     rows = "; ".join(" ".join(f"{v:g}" for v in row) for row in np.atleast_2d(affine))
     raise InputError(where, "a finite, invertible 4x4 affine", f"[{rows}]")

@@ -27,6 +27,10 @@ NEAR_WHOLE = 1e-3
 # Millimetres in a metre and a micron by their codes in `xyzt_units`; without a unit, mm is meant.
 _UNIT_MM = {1: 1e3, 3: 1e-3}
 
+# Three parts of a quaternion are stored in float32; the sum of their squares may exceed 1 by this. nibabel
+# allows less, but takes rotations that lack as much for half turns: it is asked only after it has refused.
+QUATERNION_ROUNDING = 1e-5
+
 # Header fields that define the grid.
 _GEOMETRY = (
     *("dim", "dim_info", "pixdim", "xyzt_units", "qform_code", "sform_code"),
@@ -43,8 +47,23 @@ def read_image(path: str | os.PathLike, *, allow: Collection[str] = ()) -> Volum
     infinite or all equal.
     """
     header, voxels = read_stored(Path(path), ratio=MAX_IMAGE_RATIO)
-    affine = in_mm(header.get_best_affine(), header, allow)
-    return check_image(path, _scaled(voxels, header), affine)
+    return check_image(path, _scaled(voxels, header), affine_mm(header, path, allow))
+
+
+def affine_mm(header: nib.Nifti1Header, where: object, allow: Collection[str] = ()) -> np.ndarray:
+    """Returns a header's 4x4 affine, of sform, qform or spacing, in mm (see `in_mm`).
+
+    Raises InputError for a qform whose quaternion is longer than 1 by more than rounding.
+    """
+    try:
+        return in_mm(header.get_best_affine(), header, allow)
+    except ValueError:
+        header = header.copy()
+        header.quaternion_threshold = QUATERNION_ROUNDING
+    try:
+        return in_mm(header.get_best_affine(), header, allow)
+    except ValueError as error:
+        raise InputError(where, "a qform with the quaternion of a rotation", error) from None
 
 
 def in_mm(affine: np.ndarray, header: nib.Nifti1Header, allow: Collection[str] = ()) -> np.ndarray:
@@ -76,7 +95,7 @@ def check_image(where: object, voxels: np.ndarray, affine: np.ndarray) -> Volume
 def read_grid(path: str | os.PathLike, *, allow: Collection[str] = ()) -> Volume:
     """Returns the grid of an image, with voxels that take no memory; raises as `read_image`."""
     header, shape = read_header(Path(path))
-    affine = checked_affine(in_mm(header.get_best_affine(), header, allow), path)
+    affine = checked_affine(affine_mm(header, path, allow), path)
     return Volume(np.broadcast_to(np.uint8(0), shape), affine)
 
 
@@ -114,7 +133,7 @@ def read_label(
         more = f" and {len(others) - 12} more" if len(others) > 12 else ""
         found = ", ".join(f"{value:.6g}" for value in sorted(others)[:12]) + more
         raise InputError(path, f"label values {names}", f"values {found}")
-    label = Volume(labels, in_mm(header.get_best_affine(), header, allow))
+    label = Volume(labels, affine_mm(header, path, allow))
     if image is not None:
         return on_grid(label, image, path, allow=allow)
     return Volume(labels, checked_affine(label.affine, path))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,18 @@ def test_what_is_no_case_is_listed(tmp_path, capsys, monkeypatch):
     for kind in ("passed over", "renamed"):
         for line in report[kind.replace(" ", "_")]:
             assert f"{kind}: {line}" in printed
+
+
+def test_a_killed_worker_is_one_line(mixed, monkeypatch, capsys):
+    def killed(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    # Its workers find it under the name of the function that it replaces.
+    killed.__module__, killed.__qualname__ = "preprocessing.verify", "verify_case"
+    monkeypatch.setattr("preprocessing.verify.verify_case", killed)
+    assert main([str(mixed), "--workers", "2"]) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "error: --workers: expected worker processes that finish" in line
 
 
 @pytest.mark.parametrize("columns", [40, 79, 200])

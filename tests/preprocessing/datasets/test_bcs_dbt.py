@@ -208,6 +208,60 @@ def test_two_volumes_for_one_row_are_a_problem(tmp_path):
     assert "expected one volume, found 2 with this row's names" in the_problem(tmp_path)
 
 
+def test_a_file_of_another_view_or_study_is_not_that_of_a_row(tmp_path):
+    """The only row of a patient is that of rcc; the other views of a positive case are normal."""
+    write_tables(tmp_path)
+    views = ("lcc", "rcc", "lmlo", "rmlo")
+    for seed, view in enumerate(views):
+        write_volume(tmp_path / f"DBT-P00013_{view}.nii.gz", seed)
+    write_volume(tmp_path / "DBT-P00013_DBT-S00999_rcc.nii.gz", 4)
+    cases = find_cases([tmp_path], need_labels=True)
+    boxes = {case.image_path.name: len(case.boxes) for case in cases}
+    assert boxes == {
+        **{f"DBT-P00013_{view}.nii.gz": int(view == "rcc") for view in views},
+        "DBT-P00013_DBT-S00999_rcc.nii.gz": 0,
+    }
+    assert not any(case.problem for case in cases)
+    assert len({case.patient for case in cases}) == 1
+    (tmp_path / "DBT-P00013_rcc.nii.gz").unlink()
+    problems = [case.problem for case in find_cases([tmp_path], need_labels=True) if case.problem]
+    assert len(problems) == 1
+    assert "expected a volume for this row, found none" in problems[0]
+
+
+def test_a_volume_without_a_row_is_told_without_its_patient(tmp_path):
+    labels = ["DBT-P00013,DBT-S00163,rcc,0,0,0,1"]
+    write_tables(tmp_path, labels=labels)
+    write_volume(tmp_path / "DBT-P00013_rcc.nii.gz")
+    write_volume(tmp_path / "DBT-P00013_lmlo.nii.gz", 1)
+    problems = [case.problem for case in find_cases([tmp_path], need_labels=True) if case.problem]
+    assert problems == ["#_lmlo.nii.gz: expected a row of the tables that names it, found none"]
+
+
+def test_all_views_of_a_patient_are_in_one_split(tmp_path):
+    rows = [f"DBT-P{n},DBT-S{n},{view},0,0,0,0" for n in range(4) for view in ("lcc", "rcc")]
+    box = CANCER.replace("P00013", "P0").replace("S00163", "S0")
+    write_tables(tmp_path / "d", [box], labels=[row[:-7] + "1,0,0,0" for row in rows])
+    labels = (
+        (tmp_path / "d" / "labels.csv")
+        .read_text()
+        .replace("P0,DBT-S0,rcc,1,0,0,0", "P0,DBT-S0,rcc,0,0,0,1")
+    )
+    (tmp_path / "d" / "labels.csv").write_text(labels)
+    for seed, row in enumerate(rows):
+        patient, _, view, *_ = row.split(",")
+        write_volume(tmp_path / "d" / f"{patient}_{view}.nii.gz", seed)
+    options = ["--task", "dbt_lesion", "--patch-shape", "8", "32", "32", "--patches-per-case", "1"]
+    options += ["--input", str(tmp_path / "d"), "--output", str(tmp_path / "out")]
+    assert convert_main([*options, "--eval-fraction", "0.5"]) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    split = {entry["case_id"]: entry["split"] for entry in manifest["cases"]}
+    assert set(split.values()) == {"train", "eval"}
+    for n in range(4):
+        own = {split[dbt_case_id(f"DBT-P{n}", f"DBT-S{n}", view)] for view in ("lcc", "rcc")}
+        assert len(own) == 1
+
+
 def test_without_need_for_labels_every_volume_is_a_case(tmp_path):
     write_tables(tmp_path, [CANCER.replace("cancer", "mass"), CANCER.replace("P00013", "P9")])
     write_volume(tmp_path / "DBT-P00013.nii.gz")

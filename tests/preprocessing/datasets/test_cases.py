@@ -23,6 +23,7 @@ from preprocessing.dicom.deidentify import (
     is_identifying,
     pseudonym,
     redact_path,
+    redact_text,
 )
 from preprocessing.dicom.multiframe import read_dicom
 from preprocessing.dicom.series import ReadOptions
@@ -383,6 +384,62 @@ class TestIdentity:
             assert is_identifying(name, known), name
         for name in ("case7", "CT", "volume-12", "2018", "PATIENT_DICOM"):
             assert not is_identifying(name, known), name
+
+    @pytest.mark.parametrize(
+        ("name", "folder"),
+        [
+            ("Li^Na", "Na_Li"),
+            ("Li^Na", "li na"),
+            ("Wang^XiaoDong=王^小东", "王小东"),
+            ("Yamada^Tarou=山田^太郎=やまだ^たろう", "山田太郎"),
+            ("Yamada^Tarou=山田^太郎=やまだ^たろう", "太郎_ct"),
+        ],
+    )
+    def test_short_names_and_names_in_several_scripts(self, dicom, tmp_path, name, folder):
+        tags = {"PatientName": name, "SpecificCharacterSet": "ISO_IR 192"}
+        dicom.ct_series(tmp_path / folder, STORED, **tags)
+        (case,) = find_cases([tmp_path], need_labels=True)
+        assert case.problem.startswith(f"{tmp_path}/#1: expected a label map")
+        assert case.case_id in (pseudonym("ct", dicom.series_uid), "case", "ct")
+
+    def test_texts_without_identifiers(self):
+        text = "Doehring: found Doehring_seg.nii.gz, XAVERIA-2.nii; Maximum of 12 for pid 7748123"
+        shown = redact_text(text, ["Doehring", "xaveria", "Max", "12", "PID7748123"])
+        assert shown == "#: found #_seg.nii.gz, #-2.nii; Maximum of 12 for #"
+
+    def test_problems_of_cases_have_no_names(self, tmp_path, dicom):
+        label = Volume(LABELS.transpose(2, 1, 0), np.diag([-0.7, -0.8, 2.5, 1]) + shift())
+        dicom.ct_series(tmp_path / "Doehring" / "ct", STORED)
+        for kind in ("seg", "label"):
+            write_image(tmp_path / "Doehring" / f"Doehring_{kind}.nii.gz", label)
+        dicom.ct_series(tmp_path / "Doehring  Xaveria", STORED + 1, SeriesInstanceUID="1.2.3.4.5.6")
+        dicom.ct_series(tmp_path / "c" / "ct", STORED + 2, SeriesInstanceUID="1.2.3.4.5.7")
+        for organ in ("liver", "tumour"):
+            write_image(tmp_path / "c" / "segmentations" / f"Xaveria_{organ}.nii.gz", label)
+        cases = find_cases([tmp_path], need_labels=True)
+        assert sum(bool(case.problem) for case in cases) >= 2
+        for case in cases:
+            assert leaks((case.case_id + case.problem).encode(), dicom) == []
+
+    def test_label_maps_among_slices_are_named(self, tmp_path, dicom):
+        folder = dicom.ct_series(tmp_path / "case7", STORED)
+        for organ in ("liver", "tumour"):
+            write_image(folder / f"{organ}.nii.gz", Volume(LABELS.transpose(2, 1, 0), np.eye(4)))
+        (case,) = find_cases([tmp_path], need_labels=True)
+        expected = (
+            "expected one image and one label map, found the slices, liver.nii.gz, tumour.nii.gz"
+        )
+        assert expected in case.problem
+
+    def test_patients_by_their_header(self, tmp_path, dicom):
+        for number, patient in enumerate(("A1", "A1", "B2", "", "anonymous")):
+            uid = f"1.2.3.4.5.{number}"
+            tags = {"SeriesInstanceUID": uid, "PatientID": patient}
+            dicom.ct_series(tmp_path / f"case-{number}", STORED + number, **tags)
+        patients = [case.patient for case in find_cases([tmp_path], need_labels=False)]
+        assert patients[0] == patients[1] == pseudonym("patient", "a1")
+        assert patients[2] == pseudonym("patient", "b2")
+        assert patients[3:] == ["", ""]
 
     def test_short_values_only_count_as_words(self):
         assert is_identifying("scan_7", ["7"])

@@ -110,6 +110,18 @@ def test_pairs_in_one_folder(tmp_path):
     }
 
 
+def test_pairs_with_names_in_other_scripts(tmp_path):
+    names = ("Иванов", "Петров", "山田", "é1", "è1")
+    touch(tmp_path, *(f"{name}_{kind}.nii" for name in names for kind in ("ct", "seg")))
+    # A name of two characters stands for the file's one: letters with an accent from macOS.
+    (tmp_path / "é1_seg.nii").rename(tmp_path / "e\u03011_seg.nii")
+    pairs = found(tmp_path)
+    assert len(pairs) == 5
+    assert ("Иванов_ct.nii", "Иванов_seg.nii") in pairs.values()
+    assert ("é1_ct.nii", "e\u03011_seg.nii") in pairs.values()
+    assert ("è1_ct.nii", "è1_seg.nii") in pairs.values()
+
+
 def test_without_labels_every_image_is_a_case(tmp_path):
     touch(tmp_path, "volume-1.nii", "volume-2.nii", "segmentation-2.nii", "segmentation-3.nii")
     assert found(tmp_path, need_labels=False) == {

@@ -207,6 +207,13 @@ def test_numbers_that_are_no_channels(tmp_path):
     for n in range(3):
         touch(tmp_path, f"imagesTr/pancreas_{n:04d}.nii", f"labelsTr/pancreas_{n:04d}.nii")
     assert list(found(tmp_path)[0]) == [f"pancreas_{n:04d}" for n in range(3)]
+    other = tmp_path / "other"
+    touch(other, *(f"images/case_{n:04d}.nii" for n in range(3)))
+    touch(other, *(f"labels/case_{n:04d}_seg.nii" for n in range(3)))
+    assert found(other)[0] == {
+        f"case_{n:04d}": (f"images/case_{n:04d}.nii", f"labels/case_{n:04d}_seg.nii")
+        for n in range(3)
+    }
     touch(tmp_path / "plain", *(f"scan_{n:04d}.nii" for n in range(3)))
     assert len(images(tmp_path / "plain")) == 3
 

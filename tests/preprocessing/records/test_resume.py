@@ -1,5 +1,6 @@
 """Conversions that are stopped, started twice, or run out of room: what is left, and what can be resumed."""
 
+import errno
 import json
 import os
 import re
@@ -17,10 +18,11 @@ import pytest
 
 from preprocessing.convert import main
 from preprocessing.datasets.discovery import find_cases
+from preprocessing.errors import SettingsError
 from preprocessing.phantom.ct import PhantomSettings
 from preprocessing.phantom.dataset import write_cases
 from preprocessing.records.case_conversion import ConversionSettings, ConvertCase
-from preprocessing.records.output_folder import partial_folder
+from preprocessing.records.output_folder import check_output, partial_folder
 from preprocessing.tasks import PRESETS
 from tests.signals import default_signals
 
@@ -231,6 +233,66 @@ def test_resume_sees_edited_masks_and_other_files_behind_links(tmp_path, dicom):
     assert not converts()
 
 
+def test_an_output_that_can_not_be_replaced_is_refused_before_any_work(killed, tmp_path, capsys):
+    before = tree(killed / ".out.partial")
+    (killed / "out").write_text("mine")
+    assert main(command(killed)) == 1
+    assert "expected a new or empty folder, found a file" in capsys.readouterr().err
+    (killed / "out").unlink()
+    # A finished data set beside an unfinished one that was to replace it.
+    (killed / "out").mkdir()
+    (killed / "out" / "task.json").write_text("{}")
+    assert main(command(killed)) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "found a finished data set" in line
+    assert tree(killed / ".out.partial") == before
+    with pytest.raises(SettingsError, match=r"found /proc, where a file system is mounted"):
+        check_output("/proc", overwrite=True)
+
+
+def test_a_run_whose_folder_can_not_be_renamed_is_finished_by_the_next(
+    data, whole, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "data").symlink_to(data / "data")
+
+    def busy(*_, **__):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("preprocessing.records.storage.move_over", busy)
+        assert main(command(tmp_path)) == 1
+    assert "Device or resource busy" in capsys.readouterr().err
+    assert len(finished(tmp_path)) == CASES
+    assert main(command(tmp_path, "--resume")) == 0
+    assert f"{CASES} of {CASES} cases were finished already" in capsys.readouterr().err
+    assert tree(tmp_path / "out") == whole
+
+
+def test_an_output_behind_a_link_is_replaced_and_the_link_kept(data, whole, tmp_path):
+    (tmp_path / "data").symlink_to(data / "data")
+    (tmp_path / "large disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "large disk")
+    assert main(command(tmp_path)) == 0
+    assert (tmp_path / "out").is_symlink()
+    assert tree(tmp_path / "large disk") == whole
+
+
+def test_a_case_that_a_library_fails_on_is_rejected_alone(data, tmp_path, monkeypatch):
+    from preprocessing.records import case_conversion
+
+    case = find_cases([data / "data"], need_labels=True)[0]
+
+    def fail(*_, **__):
+        raise RuntimeError("header of another kind")
+
+    monkeypatch.setattr(case_conversion, "read_case_image", fail)
+    settings = ConversionSettings(PRESETS["ct_liver"])
+    entry = case_conversion.convert_case(case, "train", settings, str(tmp_path))
+    assert entry["status"] == "rejected"
+    expected = "expected a case that can be read, found RuntimeError: header of another kind"
+    assert entry["reason"] == f"{case.path}: {expected}"
+
+
 def test_resume_without_an_earlier_run_is_a_run(data, whole, tmp_path, capsys):
     (tmp_path / "data").symlink_to(data / "data")
     assert main(command(tmp_path, "--resume")) == 0
@@ -243,7 +305,7 @@ def test_resume_without_an_earlier_run_is_a_run(data, whole, tmp_path, capsys):
 def test_a_second_run_is_refused_while_one_is_running(killed, capsys, options):
     partial = killed / ".out.partial"
     settings = json.loads((partial / "settings.json").read_text())
-    with partial_folder(str(killed / "out"), settings, resume=True):
+    with partial_folder(str(killed / "out"), settings, resume=True, overwrite=False):
         before = tree(partial)
         assert main(command(killed, *options)) == 1
         (line,) = capsys.readouterr().err.strip().splitlines()

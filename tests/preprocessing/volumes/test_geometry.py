@@ -269,6 +269,8 @@ def test_kept_grid_is_not_copied():
         np.diag([1e-30, 1e30, 1, 1]),
         # Two axes in one direction, except for rounding.
         np.array([[1, 1, 0, 0], [0, 1e-16, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+        # Three in a plane.
+        np.array([[1, 0, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]]),
     ],
 )
 def test_impossible_affines_are_refused(bad):

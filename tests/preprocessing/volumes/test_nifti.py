@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 
 from preprocessing.errors import InputError
 from preprocessing.volumes.geometry import Volume
-from preprocessing.volumes.nifti import read_image, read_label, write_image, write_on_grid
+from preprocessing.volumes.nifti import (
+    read_grid,
+    read_image,
+    read_label,
+    write_image,
+    write_on_grid,
+)
 
 CLASSES = ("background", "liver", "tumour")
 AFFINE = np.array([[-0.7, 0.1, 0, 30], [0.1, 0.7, 0, -40], [0, 0, 5, 100], [0, 0, 0, 1.0]])
@@ -100,6 +106,24 @@ def test_affines_are_in_mm(tmp_path, unit, factor):
     written = nib.load(tmp_path / "b.nii.gz")
     assert np.array_equal(written.affine, image.affine.astype(np.float32))
     assert written.header["xyzt_units"] == nib.load(tmp_path / "a.nii.gz").header["xyzt_units"]
+
+
+@pytest.mark.parametrize(("d", "found"), [(1.0000002, None), (1.01, "w2 should be positive")])
+def test_quaternions_longer_than_one(tmp_path, d, found):
+    """Without sform; by rounding as other programs write it, and by more."""
+    voxels = (ramp() % 3).astype(np.uint8)
+    content = bytearray(nib.Nifti1Image(voxels, np.diag([2.0, 2.0, 5.0, 1.0])).to_bytes())
+    struct.pack_into("<2h", content, 252, 1, 0)
+    struct.pack_into("<3f", content, 256, 0.0, 0.0, d)
+    path = tmp_path / "a.nii"
+    path.write_bytes(content)
+    if found:
+        for read in (read_image, read_grid, lambda path: read_label(path, CLASSES)):
+            with pytest.raises(InputError, match=r"a\.nii: expected a qform .*found w2"):
+                read(path)
+    else:
+        # A half turn about z.
+        np.testing.assert_allclose(read_image(path).affine, np.diag([-2, -2, 5, 1]), atol=1e-5)
 
 
 def test_gzip_is_detected_by_content(tmp_path):
