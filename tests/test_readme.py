@@ -56,6 +56,11 @@ def results_of(benchmark: str) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def text_of(page: str) -> str:
+    """Returns a page of docs/ with its lines joined."""
+    return " ".join((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8").split())
+
+
 def row_of(benchmark: str) -> str:
     """Returns the row of the README's table of results that names a script."""
     (row,) = re.findall(rf"^\|.*\| `{benchmark}` \|$", README, re.MULTILINE)
@@ -212,3 +217,42 @@ def test_tomosynthesis_demonstration_is_the_benchmarks():
     text = " ".join(README.split())
     assert f"in {figures['seconds']:.0f} s it finds {found:.2f} of the masses of" in text
     assert f"of {figures['volumes']} unseen volumes at 1 false positive per volume" in text
+
+
+@pytest.mark.parametrize(
+    ("work", "quoted"),
+    [
+        ("forward-128", "full AH-Net in float32, {:.2f} s per patch"),
+        ("training-128", "40,000 steps of two patches | {hours:.1f} | two cores, {:.2f} s per patch"),
+    ],
+)
+def test_scale_takes_the_median_step_of_the_network_benchmark(work, quoted):
+    (median,) = (
+        each["seconds_median"]
+        for each in results_of("network")["figures"]
+        if (each["work"], each["precision"]) == (work, "float32")
+        and (each["network"], each["in_turn_with"]) == ("ours", "default")
+    )
+    hours = results_of("scale")["figures"]["training_hours_3d_stage"]
+    assert quoted.format(median, hours=hours) in text_of("scale")
+
+
+@pytest.mark.parametrize(
+    ("figure", "quoted"),
+    [
+        ("volumes_and_labels_uncompressed_GB", "uncompressed | {:.0f} |"),
+        ("training_records", "| {:,} training records |"),
+        ("training_records_GB", "training records | {:.0f} |"),
+        ("evaluation_records", "| {:,} evaluation records |"),
+        ("evaluation_records_GB", "evaluation records | {:.0f} |"),
+        ("copy_by_import_GB", "copy of both | {:.0f} |"),
+        ("report_volumes_GB", "while it runs | {:.1f} |"),
+        ("conversion_core_hours", "| conversion | {:.1f} |"),
+        ("reading_for_statistics_core_hours", "for statistics | {:.1f} |"),
+        ("evaluation_hours", "| one evaluation | {:.1f} |"),
+        ("report_reading_core_hours", "20 cases | at most {:.1f} |"),
+        ("report_prediction_hours", "predicting them | {:.2f} |"),
+    ],
+)
+def test_scale_is_the_benchmark(figure, quoted):
+    assert quoted.format(results_of("scale")["figures"][figure]) in text_of("scale")
