@@ -223,7 +223,10 @@ def test_tomosynthesis_demonstration_is_the_benchmarks():
     ("work", "quoted"),
     [
         ("forward-128", "full AH-Net in float32, {:.2f} s per patch"),
-        ("training-128", "40,000 steps of two patches | {hours:.1f} | two cores, {:.2f} s per patch"),
+        (
+            "training-128",
+            "40,000 steps of two patches | {hours:.1f} | two cores, {:.2f} s per patch",
+        ),
     ],
 )
 def test_scale_takes_the_median_step_of_the_network_benchmark(work, quoted):
