@@ -236,7 +236,7 @@ def _open_with_openvino(folder: Path, precision: str | None) -> Predictor:
         digest,
         precision=settings.precision,
         window_shape=(*settings.window_shape_zyx, settings.model.channels),
-        classes=settings.model.classes,
+        classes=settings.model.class_count,
         write_saved_model=functools.partial(_write_graph, folder)
         if is_checkpoint
         else lambda _: folder,

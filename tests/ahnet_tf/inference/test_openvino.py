@@ -111,6 +111,20 @@ def test_float32_answers_are_those_of_tensorflow(request, kind, windows):
         np.testing.assert_allclose(found, there.predict(some), atol=1e-4)
 
 
+def test_network_with_one_output_gives_both_classes(tmp_path):
+    task = attrs.evolve(
+        TASK, class_names=("background", "liver"), resampling="keep", patch_shape_zyx=(4, 32, 32)
+    )
+    one = {"classes": 1, "activation": "sigmoid", "width": 0.125, "unet_levels": 2}
+    ahnet_tf.save(ahnet_tf.build("unet2d", task=task, **one), tmp_path, task)
+    image = np.random.default_rng(0).normal(0, 200, (1, 4, 32, 32, 1)).astype(np.float32)
+    found, expected = (
+        open_predictor(tmp_path, backend=name).predict(image) for name in ("openvino", "tensorflow")
+    )
+    assert found.shape == (1, 4, 32, 32, 2)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 @pytest.mark.skipif(not HAS_BFLOAT16, reason="the processor lacks bfloat16")
 def test_bfloat16_gives_nearly_the_same_probabilities(export, windows, exact):
     found = open_predictor(export, backend="openvino", precision="bfloat16")
