@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 import time
@@ -185,11 +186,11 @@ def summary_table(result: PipelineResult) -> str:
     rows.append(f"{'total':<20} {result.total_seconds:8.1f} s")
     overall = result.scores["overall"]
     rows.append(f"evaluated on {overall['cases']:.0f} cases, Dice per case (mean):")
-    for score, value in overall.items():
-        if score.startswith("dice_") and not score.startswith("dice_global_"):
-            least = result.thresholds.get(score)
-            against = "" if least is None else f"  threshold {least:g}"
-            rows.append(f"  {score.removeprefix('dice_'):<18} {value:.4f}{against}")
+    dice = [name for name in overall if re.match("dice_(?!global_)", name)]
+    for score in (*dice, *(name for name in result.thresholds if name not in dice)):
+        least = result.thresholds.get(score)
+        against = "" if least is None else f"  threshold {least:g}"
+        rows.append(f"  {score.removeprefix('dice_'):<18} {overall[score]:.4f}{against}")
     rows += ["blessed" if result.blessed else "not blessed", f"model card in {result.report}"]
     if result.pushed:
         rows.append(f"pushed to {result.pushed}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ahnet_tf.evaluation.froc import score_names
 from ahnet_tf.train import add_settings, settings_from
 from pipeline.configs import (
     SCHEMAS,
@@ -16,6 +17,11 @@ from pipeline.configs import (
 from preprocessing.errors import ALLOWANCES, InputError, SettingsError
 from preprocessing.records.splits import EVAL_FRACTION
 from preprocessing.tasks import Task, load_task, records_task
+
+# What blesses a model by default: the mean Dice of a class, or of a heat map's detections the
+# sensitivity at two false positives per volume, over the volumes that have a lesion.
+DICE, SENSITIVE = 0.8, 0.5
+SENSITIVITY = score_names()[1]
 
 
 def add_pipeline_options(parser: argparse.ArgumentParser, *, on_cluster: bool = False) -> None:
@@ -55,11 +61,13 @@ def add_pipeline_options(parser: argparse.ArgumentParser, *, on_cluster: bool = 
         "--threshold",
         action="append",
         default=[],
-        metavar="CLASS=DICE",
-        help="mean Dice per case of a class that blesses a model, or a lesion detection score such "
-        "as lesion_recall; repeatable (default: 0.8 for the liver, or the task's first class)",
+        metavar="NAME=SCORE",
+        help="score that blesses a model: mean Dice per case of a class, or for lesions of a heat map "
+        f"a score such as {SENSITIVITY}; repeatable (default: {DICE} for the liver or the task's "
+        f"first class, for a heat map {SENSITIVE} of {SENSITIVITY})",
     )
-    add("--threshold-liver", type=float, metavar="DICE", help="the same for that class only")
+    liver = "the same for the Dice of that class only"
+    add("--threshold-liver", type=float, metavar="DICE", help=liver)
     loss = "largest accepted loss against the last blessed model (default: 0)"
     add("--largest-loss", type=float, default=0.0, metavar="DICE", help=loss)
     add("--tune", type=int, default=0, metavar="TRIALS", help="learning rates to try first")
@@ -123,13 +131,19 @@ def _task(arguments: argparse.Namespace, data: str) -> Task:
 
 def _thresholds(arguments: argparse.Namespace, task: Task) -> dict[str, float]:
     decisive = "liver" if "liver" in task.class_names else task.class_names[1]
+    heat_map = task.target == "heat_map"
     thresholds = {}
     for given in arguments.threshold:
         name, _, text = given.partition("=")
         try:
             thresholds[name] = float(text)
         except ValueError:
-            raise SettingsError("--threshold", "CLASS=DICE", repr(given)) from None
+            raise SettingsError("--threshold", "NAME=SCORE", repr(given)) from None
     if arguments.threshold_liver is not None:
+        if heat_map:
+            # Detections say whether a heat map is good; its Dice does not.
+            remedy = f"Give --threshold {SENSITIVITY}={SENSITIVE}, for example."
+            found = f"{task.name}, whose target is a heat map"
+            raise SettingsError("--threshold-liver", "a task of label maps", found, remedy)
         thresholds[decisive] = arguments.threshold_liver
-    return thresholds or {decisive: 0.8}
+    return thresholds or ({SENSITIVITY: SENSITIVE} if heat_map else {decisive: DICE})

@@ -27,6 +27,7 @@ START_S = 300.0
 class Stages:
     """Runs commands in order and records on disk which have finished and what they cost.
 
+    A stage that runs may change what later ones read: they run again, whatever their arguments.
     `folder` receives one small JSON file per finished stage; `costs` holds seconds and peak memory
     (MiB) of every stage, of this and earlier runs.
     """
@@ -41,11 +42,12 @@ class Stages:
 
         Raises PipelineError if the command failed; it has printed its own message.
         """
-        words = [str(word) for word in command] + self._debug
+        words = [str(word) for word in command]
+        run = [*words, *self._debug]
 
         def work() -> float:
-            print(f"\n$ python -m {shlex.join(words)}", flush=True)
-            code, peak_memory_mib = _wait(subprocess.Popen([sys.executable, "-m", *words]))
+            print(f"\n$ python -m {shlex.join(run)}", flush=True)
+            code, peak_memory_mib = _wait(subprocess.Popen([sys.executable, "-m", *run]))
             if code:
                 remedy = "Its message is above; fix the cause and run the same command again."
                 raise PipelineError(f"stage {name}", "exit code 0", code, remedy)
@@ -62,6 +64,9 @@ class Stages:
                 print(f"\n[{name}] finished before, in {done['seconds']:.0f} s", flush=True)
                 self.costs[name] = done
                 return
+        for later in self.folder.glob("*.json"):
+            if later.stem not in self.costs:
+                later.unlink()
         start = time.monotonic()
         self._cost(name, start, work() or 0.0)
         write_json(record, self.costs[name] | {"command": list(words)})

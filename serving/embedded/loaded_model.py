@@ -37,6 +37,8 @@ _LOCATION_LINES = (
     "Stack trace",
 )
 
+# Copies of its settings that a model is asked for at most; a client asks for one.
+MOST_DESCRIPTIONS = 64
 # Each thread holds one request of any size.
 WARM_UP_THREADS = 2
 
@@ -236,7 +238,9 @@ def _takes_windows(model: LoadedModel, signature: str) -> bool:
 
 def _max_elements(settings: ExportSettings, spec: tf.TensorSpec, max_voxels: int) -> int:
     if spec.dtype != tf.string:
-        return max_voxels * settings.model.channels
+        # One number in a row asks for the export's settings, a text of thousands of characters.
+        images = spec.shape.rank != 1
+        return max_voxels * settings.model.channels if images else MOST_DESCRIPTIONS
     # Each string is one record, which holds one patch.
     z, y, x = settings.task.patch_shape_zyx
     return max(1, max_voxels // (z * y * x))

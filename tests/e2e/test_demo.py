@@ -187,6 +187,28 @@ def test_finished_stages_are_not_repeated(tmp_path):
     assert len(runs) == 2
 
 
+def test_stages_after_one_that_runs_again_run_again(tmp_path):
+    """Also if the run ends between them, and whether or not frameworks' logs are shown."""
+    runs = []
+
+    def run(*names: str, debug: bool = False, **words: str) -> list[str]:
+        stages = Stages(tmp_path, debug)
+        for name in names:
+            stages.call(name, lambda name=name: runs.append(name), [words.get(name, "same")])
+        done = runs[:]
+        runs.clear()
+        return done
+
+    assert run("data", "convert", "pipeline") == ["data", "convert", "pipeline"]
+    assert run("data", "convert", "pipeline") == []
+    assert run("data", data="other") == ["data"]
+    assert run("data", "convert", "pipeline", data="other") == ["convert", "pipeline"]
+    stages = [Stages(tmp_path / "commands", debug) for debug in (False, True)]
+    for each in stages:
+        each.run("help", ["preprocessing.convert", "--help"])
+    assert stages[0].costs == stages[1].costs
+
+
 def test_failing_stage_is_an_error_and_not_done(tmp_path):
     stages = Stages(tmp_path)
     with pytest.raises(PipelineError, match="stage broken: expected exit code 0, found 2"):

@@ -24,10 +24,11 @@ from pipeline.demonstrations import (
     strongest,
 )
 from pipeline.local.own_cases import hold_out
+from pipeline.local_runner import PipelineResult, summary_table
 from pipeline.options import add_pipeline_options, pipeline_settings
 from preprocessing.datasets.bcs_dbt import VOLUME_COLUMNS, dbt_case_id
 from preprocessing.datasets.discovery import find_cases
-from preprocessing.errors import InputError
+from preprocessing.errors import InputError, SettingsError
 from preprocessing.files import write_json
 from preprocessing.phantom.dataset import write_cases
 from preprocessing.phantom.dbt import DBTSettings
@@ -84,6 +85,33 @@ def test_breasts_are_blessed_and_scored_by_froc(tmp_path):
     settings = [pipeline[i + 1] for i, word in enumerate(pipeline) if word == "--set"]
     config = run_config(DBT, preset="dbt_lesion_small", settings=settings)
     assert {stage.training.steps for stage in config.stages.values()} == {17}
+
+
+def test_breasts_are_blessed_by_detections_by_default(tmp_path):
+    write_json(tmp_path / "task.json", DBT.to_dict())
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--output")
+    add_pipeline_options(parser)
+    options = ["--input", str(tmp_path), "--output", str(tmp_path / "run")]
+    settings = pipeline_settings(parser.parse_args(options))
+    assert settings.thresholds == {SENSITIVITIES[1]: 0.5}
+    with pytest.raises(SettingsError, match=r"a task of label maps.*--threshold sensitivity_at_2"):
+        pipeline_settings(parser.parse_args([*options, "--threshold-liver", "0.9"]))
+    overall = {"cases": 3.0, "dice_lesion": 0.1, SENSITIVITIES[0]: 0.25, SENSITIVITIES[1]: 0.625}
+    result = PipelineResult(
+        seconds={},
+        executed=[],
+        blessed=True,
+        refusals=[],
+        thresholds=settings.score_thresholds(),
+        scores={"overall": overall},
+        pushed=None,
+        report="report",
+        total_seconds=1.0,
+    )
+    shown = [" ".join(line.split()) for line in summary_table(result).splitlines()]
+    assert "lesion 0.1000" in shown
+    assert f"{SENSITIVITIES[1]} 0.6250 threshold 0.5" in shown
 
 
 def test_other_presets_keep_their_own_steps():

@@ -68,6 +68,16 @@ def of_examples(*examples, dtype=tf.string):
     return request
 
 
+def of_descriptions(count):
+    """Asks for copies of the settings by a number that one value stands for."""
+    request = sound_request("describe")
+    del request.inputs["image"]
+    request.inputs["unused"].dtype = tf.int32.as_datatype_enum
+    request.inputs["unused"].tensor_shape.dim.add(size=count)
+    request.inputs["unused"].int_val.append(0)
+    return request
+
+
 def spoiled(value):
     windows = np.ones((1, 2, 3, 4, 1), np.float32)
     windows[0, 1, 2, 3] = value
@@ -107,6 +117,7 @@ def malformed_requests():
     yield with_extra_input(), INVALID, "found 'image', 'mask'"
     yield with_spec(signature_name="serialized_examples"), INVALID, "expected examples"
     yield with_spec(signature_name="describe"), INVALID, "expected unused, found 'image'"
+    yield of_descriptions(1_000_000), INVALID, "unused of describe: expected 1 to 64 elements"
     for outputs in (("label",), ("probabilities", "x"), ("",)):
         yield asking_for(*outputs), INVALID, "output_filter: expected outputs of predict_windows"
     for number in (0, 2, 3, 4, 5, 7, 9, 14, 19, 20, 21, 101, 999, 2**31 - 1, -1):
