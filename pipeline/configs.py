@@ -24,7 +24,7 @@ WAIVERS = {
     "skew": "evaluation cases that differ from the training cases",
     "rejected": "cases that conversion rejects",
 }
-# Between the data folder and a batch's own content; TFX replaces {SPAN} by the number.
+# Between the data folder and a batch's own content; {SPAN} stands for the number.
 SPAN_FOLDER = "span-{SPAN}"
 # By its full name: Beam's default runner would first look for a runner to download.
 LOCAL_RUNNER = "--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner"

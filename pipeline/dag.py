@@ -29,7 +29,7 @@ from pipeline.components.evaluator import make_eval_config
 from pipeline.components.import_records import import_records
 from pipeline.components.report import write_report
 from pipeline.components.serving_check import answer_requests
-from pipeline.configs import BEAM_ARGUMENTS, SPAN_FOLDER, PipelineSettings, pushed_models
+from pipeline.configs import BEAM_ARGUMENTS, PipelineSettings, pushed_models
 from preprocessing.errors import SettingsError
 from preprocessing.tasks import Task
 from serving.protocol import SERIALIZED_EXAMPLES
@@ -132,7 +132,7 @@ def _source(settings: PipelineSettings) -> BaseNode:
             "code_version": code_version("preprocessing.convert"),
         }
         return ConvertVolumes(settings.input, conversion, settings.spans)
-    return import_records(settings.input, SPAN_FOLDER if settings.spans else None)
+    return import_records(settings.input, in_spans=bool(settings.spans))
 
 
 def _checks(settings: PipelineSettings, examples: Channel) -> tuple[list[BaseNode], Channel]:

@@ -11,31 +11,46 @@ from typing import Any
 
 import apache_beam as beam
 from tfx.components import FileBasedExampleGen
+from tfx.components.example_gen import driver
 from tfx.components.util import examples_utils
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.dsl.components.base.executor_spec import BeamExecutorSpec
 from tfx.dsl.io import fileio
+from tfx.orchestration import data_types
 from tfx.proto import example_gen_pb2
 from tfx.types import Artifact, artifact_utils
 from tfx.utils import io_utils, proto_utils
 
+from pipeline.configs import SPAN_FOLDER, newest_span, spans_of
 from preprocessing.errors import PipelineError
 from preprocessing.records.splits import RECORD_PATTERN, SPLITS
 
 
-def import_records(folder: str, span_folder: str | None = None) -> FileBasedExampleGen:
-    """Returns the component, with an output `examples` of the splits train and eval.
+class FindRecords(driver.FileBasedDriver):
+    """Finds the newest span and fingerprints its files.
 
-    `folder` holds a folder of record files for each split; or folders of spans that do, named as TFX's
-    pattern `span_folder` says ("span-{SPAN}"), of which the newest is taken.
+    TFX's own search takes any folder whose name begins like a span's for one, and can't read the
+    pattern of record files.
     """
-    inside = f"{span_folder}/" if span_folder else ""
-    splits = [{"name": name, "pattern": f"{inside}{name}/{RECORD_PATTERN}"} for name in SPLITS]
-    return FileBasedExampleGen(
-        folder,
-        input_config=example_gen_pb2.Input(splits=splits),
-        custom_executor_spec=BeamExecutorSpec(CopyRecordsExecutor),
-    ).with_id("ImportExampleGen")
+
+    def resolve_exec_properties(
+        self,
+        exec_properties: dict[str, Any],
+        pipeline_info: data_types.PipelineInfo,
+        component_info: data_types.ComponentInfo,
+    ) -> dict[str, Any]:
+        """Adds span and fingerprint to the component's parameters; InputError without a span."""
+        config = example_gen_pb2.Input()
+        proto_utils.json_to_proto(exec_properties["input_config"], config)
+        if not config.splits[0].pattern.startswith(SPAN_FOLDER):
+            return super().resolve_exec_properties(exec_properties, pipeline_info, component_info)
+        data = exec_properties["input_base"]
+        folder = newest_span(data)
+        for split in config.splits:
+            split.pattern = split.pattern.replace(SPAN_FOLDER, folder.name)
+        given = exec_properties | {"input_config": proto_utils.proto_to_json(config)}
+        found = super().resolve_exec_properties(given, pipeline_info, component_info)
+        return found | {"span": max(spans_of(data))}
 
 
 class CopyRecordsExecutor(BaseBeamExecutor):
@@ -76,3 +91,22 @@ class CopyRecordsExecutor(BaseBeamExecutor):
 def copy_file(source: str, target: str) -> None:
     """Copies a file; a Beam worker may do so again."""
     io_utils.copy_file(source, target, overwrite=True)
+
+
+class ImportRecords(FileBasedExampleGen):
+    """The component; see `import_records`."""
+
+    EXECUTOR_SPEC = BeamExecutorSpec(CopyRecordsExecutor)
+    DRIVER_CLASS = FindRecords
+
+
+def import_records(folder: str, *, in_spans: bool = False) -> ImportRecords:
+    """Returns the component, with an output `examples` of the splits train and eval.
+
+    `folder` holds a folder of record files for each split; or `in_spans` folders span-1, span-2, ...
+    that do, of which the newest is taken.
+    """
+    inside = f"{SPAN_FOLDER}/" if in_spans else ""
+    splits = [{"name": name, "pattern": f"{inside}{name}/{RECORD_PATTERN}"} for name in SPLITS]
+    config = example_gen_pb2.Input(splits=splits)
+    return ImportRecords(folder, input_config=config).with_id("ImportExampleGen")

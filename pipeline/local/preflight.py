@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ml_metadata import MetadataStore
 
 METADATA_FILE = "metadata.sqlite"
+# Characters of a path that TFX and Beam take for a pattern of names.
+PATTERN_CHARACTERS = "*?[\\"
 
 
 def check_launch(
@@ -29,13 +31,14 @@ def check_launch(
 
     Raises:
       InputError: a split without readable records, or no labelled cases.
-      SettingsError: an option unknown to Beam, a warm start without a model, or several workers in
-        TF_CONFIG.
+      SettingsError: an option unknown to Beam, a warm start without a model, several workers in
+        TF_CONFIG, or a path that components can't read.
       PipelineError: the output folder is not writable.
     """
     from ahnet_tf.training.distribution import check_alone
 
     check_alone("pipeline")
+    _check_paths(settings)
     data = newest_span(settings.input) if settings.spans else Path(settings.input)
     if settings.from_volumes:
         from preprocessing.datasets.discovery import find_cases
@@ -81,6 +84,15 @@ def open_store(metadata: Path) -> MetadataStore:
     connection.sqlite.filename_uri = str(metadata)
     connection.sqlite.connection_mode = connection.sqlite.READONLY
     return MetadataStore(connection)
+
+
+def _check_paths(settings: PipelineSettings) -> None:
+    # Volumes are read by the conversion, which takes a path as it is.
+    paths = {} if settings.from_volumes else {"--input": settings.input}
+    for option, path in (paths | {"--output": settings.output}).items():
+        if any(character in path for character in PATTERN_CHARACTERS):
+            expected = f"a path without any of {' '.join(PATTERN_CHARACTERS)}"
+            raise SettingsError(option, expected, path, "Rename the folder, or move it.")
 
 
 def _check_records(data: Path) -> None:

@@ -106,6 +106,11 @@ def test_input_that_cannot_work_is_refused_before_anything_is_launched(
     assert "entries for the features of task tiny_ct" in refusal("--schema", str(other))
     assert "a blessed model of an earlier run" in refusal("--warm-start")
     assert "span-1, span-2, found none" in refusal("--spans", "2")
+    odd = shutil.copytree(records, tmp_path / "records [2]")
+    assert "[2]. Rename the folder" in refusal("--input", str(odd))
+    assert "--output: expected a path without any of * ? [ \\, found" in refusal(
+        "--output", str(tmp_path / "run*")
+    )
     assert "names among drift" in refusal("--allow", "everything")
     (file,) = (records / "eval").iterdir()
     file.write_bytes(file.read_bytes()[:-100])
