@@ -14,9 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import attrs
 import pytest
 
 from preprocessing import cli
+from preprocessing.tasks import Task, task_from_dict
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -108,6 +110,24 @@ def test_commands_are_parsed_by_their_own_parser(module, rest, monkeypatch):
             monkeypatch.setattr(place, "run_command", lambda _, given: parsed.append(given) or 0)
     assert command.main(shlex.split(rest, comments=True)) == 0
     assert len(parsed) == 1
+
+
+def test_the_page_of_data_has_every_key_of_a_task_and_an_example():
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    section = page.split("## A task of your own\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([^|]+) \|$", section, re.MULTILINE)
+    defaults = {each.name: each.default for each in attrs.fields(Task)}
+    assert sorted(key for key, _ in rows) == sorted(["base", *defaults])
+    for key, written in rows[1:]:
+        default = defaults[key]
+        if default is attrs.NOTHING:
+            assert written.startswith("required")
+        else:
+            plain = "null" if default is None else str(default).strip("()")
+            assert written.strip("`") == plain
+    (example,) = re.findall(r"^ {4}\{$.*?^ {4}\}$", section, re.MULTILINE | re.DOTALL)
+    task = task_from_dict(json.loads(example))
+    assert task.class_values == (0, 1, 2, 2, 3)
 
 
 @pytest.mark.parametrize("target", re.findall(r"^    make (\S+)", README, re.MULTILINE))
