@@ -246,9 +246,12 @@ def _read(
         voxels = np.asanyarray(image.dataobj)
         while voxels.ndim > 3 and voxels.shape[-1] == 1:
             voxels = voxels[..., 0]
-        header = image.header if isinstance(image.header, nib.Nifti1Header) else None
+        header = image.header.copy() if isinstance(image.header, nib.Nifti1Header) else None
         in_mm = image.affine if header is None else nifti.in_mm(image.affine, header, allow)
-        return nifti.check_image("nibabel image", voxels, in_mm), header
+        volume = nifti.check_image("nibabel image", voxels, in_mm)
+        if header is not None:
+            header.set_data_shape(voxels.shape)
+        return volume, header
     cases = find_cases([image], need_labels=False)
     if len(cases) != 1:
         remedy = "Give one of them, or use python -m ahnet_tf.predict."

@@ -97,6 +97,16 @@ def test_the_header_of_an_image_in_memory_is_not_passed_on(threshold_model, houn
     assert b"Doehring" not in (tmp_path / "a.nii").read_bytes()
 
 
+def test_an_image_in_memory_may_have_an_axis_of_one(threshold_model, hounsfield, tmp_path):
+    image = nib.Nifti1Image(hounsfield[..., None], AFFINE)
+    result = ahnet_tf.load(threshold_model).segment(image)
+    result.save(tmp_path / "a.nii.gz")
+    saved = nib.load(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(np.asarray(saved.dataobj), result.labels)
+    np.testing.assert_allclose(saved.affine, AFFINE)
+    assert image.shape == (*hounsfield.shape, 1)
+
+
 def test_misfits_are_refused_and_doubts_are_warnings(threshold_model, hounsfield, tmp_path):
     segmenter = ahnet_tf.load(threshold_model)
     mask = (hounsfield > 0).astype(np.uint8)
