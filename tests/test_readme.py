@@ -327,3 +327,56 @@ def test_scale_takes_the_median_step_of_the_network_benchmark(work, quoted):
 )
 def test_scale_is_the_benchmark(figure, quoted):
     assert quoted.format(results_of("scale")["figures"][figure]) in text_of("scale")
+
+
+@pytest.mark.parametrize(
+    ("case", "quoted"),
+    [
+        ("likely", "takes {seconds:.1f} s and {gib:.1f} GiB"),
+        ("scattered", "cropped, {seconds:.0f} s and {gib:.1f} GiB"),
+        ("froc", "1,721 volumes with 20 detections each, takes {seconds:.1f} s"),
+    ],
+)
+def test_time_of_scoring_is_the_benchmarks(case, quoted):
+    each = results_of("scoring")["figures"][case]
+    written = quoted.format(seconds=each["seconds"], gib=each["peak_memory_mib"] / 1024)
+    assert written in text_of("scoring")
+
+
+@pytest.mark.parametrize("engine", results_of("engines")["figures"])
+def test_cost_of_an_engine_is_the_benchmarks(engine):
+    each = results_of("engines")["figures"][engine]
+    memory = [each[f"MiB of {name}"] for name in ("the command", "all workers", "the job server")]
+    processes = ", ".join(f"{mib:.0f}" if mib else "-" for mib in memory)
+    assert (
+        f"| {engine} | {each['seconds of the job']:.1f} | {each['seconds with 2 cases']:.1f} "
+        f"| {each['ms a further case']:.0f} | {processes} |"
+    ) in text_of("engines")
+
+
+def test_conversion_on_one_machine_is_the_benchmarks():
+    page, results = text_of("engines"), results_of("preprocessing")
+    figures = results["figures"]
+    speeds = {each["work"]: each["megavoxels_a_second"] for each in figures["case"]}
+    for row, work in {
+        "decompression with isal only": "bare decompression",
+        "conversion to training patches": "training patches",
+        "conversion to the evaluation tiling": "evaluation tiles",
+        "MONAI: load, orient, scale, the same number of crops, no output": "MONAI",
+    }.items():
+        assert f"| {row} | {speeds[work]:.0f} |" in page
+    assert f"| job of {results['settings']['job_cases']} cases |" in page
+    for each in figures["job"]:
+        if "processing" not in each["engine"]:
+            memory = f"{each['memory_growth_mib']:.0f} MiB"
+            assert f"| {each['engine']} | {each['megavoxels_a_second']:.0f} | {memory} |" in page
+    for each in figures["compression"]:
+        assert (
+            f"| {each['compression']} | {each['write_milliseconds_a_patch']:.1f} "
+            f"| {each['read_milliseconds_a_patch']:.1f} | {each['size_of_uncompressed']:.0%} |"
+        ).replace("%", " %") in page
+
+
+def test_real_ct_page_is_the_benchmarks():
+    for each in results_of("real_ct")["figures"][:2]:
+        assert f"| {each['dice']:.3f} |" in text_of("real_ct")
