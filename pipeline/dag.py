@@ -82,10 +82,12 @@ def create_pipeline(
     pushed = pushed_models(output, settings.name)
     if has_metadata:
         evaluator_class = components.Evaluator
-        baseline = _resolver("LatestBlessedModel", resolvers.EarlierBlessedModel, model)
+        earlier = resolvers.EarlierBlessedModel
+        baseline = _resolver("LatestBlessedModel", earlier, model, task=settings.task.to_dict())
     else:
         evaluator_class = resolvers.EvaluatorAgainstPushed
-        baseline = resolvers.last_pushed_model(pushed=pushed).with_id("LastPushedModel")
+        task = json.dumps(settings.task.to_dict())
+        baseline = resolvers.last_pushed_model(pushed=pushed, task=task).with_id("LastPushedModel")
     evaluator = evaluator_class(
         examples=learned,
         model=model,
@@ -173,7 +175,8 @@ def _trainers(
 ) -> list[BaseNode]:
     """Returns the components from the start model to the 3D network's Trainer, in order."""
     if settings.warm_start:
-        start = _resolver("EarlierModel", resolvers.UnseenByModel, examples)
+        task = settings.task.to_dict()
+        start = _resolver("EarlierModel", resolvers.UnseenByModel, examples, task=task)
     else:
         start = components.Trainer(
             run_fn="pipeline.components.trainer.run_fn_2d", **_training(settings, "2d", learned)
@@ -254,7 +257,7 @@ def serving_requests(task: Task) -> RequestSpec | None:
 
 
 def _resolver(
-    name: str, strategy: type[ResolverStrategy], current: Channel, **config: int
+    name: str, strategy: type[ResolverStrategy], current: Channel, **config: Any
 ) -> Resolver:
     """Returns a resolver of `pipeline.components.resolvers` over all artifacts of its inputs."""
     inputs = {key: Channel(type=kind) for key, kind in strategy.INPUTS.items()}

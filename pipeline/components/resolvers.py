@@ -6,8 +6,10 @@ Each takes `current`, an artifact of this run, and all artifacts of the kinds in
 
 # TFX reads the annotations of `last_pushed_model` at run time: no postponed evaluation here.
 
-from collections.abc import Callable, Collection
-from typing import Any, ClassVar
+import json
+import sys
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, ClassVar, TypeVar
 
 from ml_metadata import MetadataStore
 from ml_metadata.proto.metadata_store_pb2 import Event, Execution
@@ -25,10 +27,14 @@ from tfx.types import Artifact, standard_artifacts
 from tfx.types.standard_component_specs import BASELINE_MODEL_KEY
 from tfx.utils import io_utils, path_utils
 
+from ahnet_tf.inference.predictor import SETTINGS_FILE
 from pipeline.components.anomaly_gate import stop_on_anomalies
 
 ArtifactsByKey = dict[str, list[Artifact]]
+AnyModel = TypeVar("AnyModel")
 MODELS = {"model": standard_artifacts.Model, "model_blessing": standard_artifacts.ModelBlessing}
+# The settings of a task on which it depends whether a model reads and scores its records.
+RECORD_SETTINGS = ("class_names", "image_dtype", "patch_shape_zyx", "target")
 
 
 class NewestSpans(ResolverStrategy):
@@ -67,13 +73,16 @@ class SpanBefore(ResolverStrategy):
 
 
 class UnseenByModel(ResolverStrategy):
-    """Resolves the latest blessed model that was not trained on the current examples.
+    """Resolves the latest blessed model of a task's records not trained on the current examples.
 
     A warm start begins from it. The run's own model does not qualify, so that the same run starts
-    from the same model again and executes nothing.
+    from the same model again and executes nothing. `task` is `Task.to_dict()`.
     """
 
     INPUTS: ClassVar = MODELS
+
+    def __init__(self, task: dict[str, Any]):
+        self._task = task
 
     def resolve_artifacts(self, store: MetadataStore, input_dict: ArtifactsByKey) -> ArtifactsByKey:
         (current,) = input_dict["current"]
@@ -83,36 +92,46 @@ class UnseenByModel(ResolverStrategy):
             makers = [event.execution_id for event in events if event.type == Event.OUTPUT]
             return current.id not in {artifact for _, artifact in _inputs(store, makers)}
 
-        return _latest_blessed(store, input_dict, is_unseen)
+        return _latest_blessed(store, input_dict, is_unseen, self._task, "continued")
 
 
 class EarlierBlessedModel(ResolverStrategy):
-    """Resolves the latest blessed model other than the current one.
+    """Resolves the latest blessed model of a task's records other than the current one.
 
     TFX's LatestBlessedModelStrategy returns the run's own model once that is blessed: the same run
-    would then evaluate it again, against itself.
+    would then evaluate it again, against itself. `task` is `Task.to_dict()`.
     """
 
     INPUTS: ClassVar = MODELS
 
+    def __init__(self, task: dict[str, Any]):
+        self._task = task
+
     def resolve_artifacts(self, store: MetadataStore, input_dict: ArtifactsByKey) -> ArtifactsByKey:
         (current,) = input_dict["current"]
-        return _latest_blessed(store, input_dict, lambda model: model.id != current.id)
+
+        def is_other(model: Artifact) -> bool:
+            return model.id != current.id
+
+        return _latest_blessed(store, input_dict, is_other, self._task, "compared")
 
 
 @component
 def last_pushed_model(
-    pushed: Parameter[str], model: OutputArtifact[standard_artifacts.Model]
+    pushed: Parameter[str], task: Parameter[str], model: OutputArtifact[standard_artifacts.Model]
 ) -> None:
-    """A component that copies the newest version from Pusher's folder, if there is one.
+    """A component that copies the newest version for a task's records from Pusher's folder, if any.
 
-    It replaces `EarlierBlessedModel`, because only blessed models are pushed.
+    It replaces `EarlierBlessedModel`, because only blessed models are pushed. `task` is
+    `Task.to_dict()` as JSON.
     """
     names = fileio.listdir(pushed) if fileio.exists(pushed) else []
     versions = [int(name.rstrip("/")) for name in names if name.rstrip("/").isdigit()]
+    exports = [(f"{pushed}/{version}",) * 2 for version in sorted(versions, reverse=True)]
+    newest = _first_for(json.loads(task), exports, "compared")
     fileio.makedirs(model.uri)
-    if versions:
-        io_utils.copy_dir(f"{pushed}/{max(versions)}", path_utils.serving_model_dir(model.uri))
+    if newest:
+        io_utils.copy_dir(newest, path_utils.serving_model_dir(model.uri))
 
 
 class _AgainstPushed(executor.Executor):
@@ -170,9 +189,56 @@ def _earlier_spans(input_dict: ArtifactsByKey, passed: Collection[int]) -> list[
 
 
 def _latest_blessed(
-    store: MetadataStore, input_dict: ArtifactsByKey, qualifies: Callable[[Artifact], bool]
+    store: MetadataStore,
+    input_dict: ArtifactsByKey,
+    qualifies: Callable[[Artifact], bool],
+    task: dict[str, Any],
+    use: str,
 ) -> ArtifactsByKey:
     """Returns the inputs with only the latest blessed model that qualifies, and its blessing."""
-    models = [model for model in input_dict["model"] if qualifies(model)]
-    given = {"model": models, "model_blessing": input_dict["model_blessing"]}
+    blessings = input_dict["model_blessing"]
+    blessed = {
+        blessing.get_int_custom_property("current_model_id")
+        for blessing in blessings
+        if blessing.get_int_custom_property("blessed") == 1
+    }
+    models = [each for each in input_dict["model"] if each.id in blessed and qualifies(each)]
+    models.sort(key=lambda model: model.id, reverse=True)
+    exports = ((model, path_utils.serving_model_path(model.uri)) for model in models)
+    latest = _first_for(task, exports, use)
+    given = {"model": [latest] if latest else [], "model_blessing": blessings}
     return input_dict | LatestBlessedModelStrategy().resolve_artifacts(store, given)
+
+
+def _first_for(
+    task: dict[str, Any], exports: Iterable[tuple[AnyModel, str]], use: str
+) -> AnyModel | None:
+    """Returns the first model, given with its export, for a task's records; None if there is none.
+
+    If that is not the first of all, a line is printed: that one is not put to its `use`.
+    """
+    for number, (model, export) in enumerate(exports):
+        other = other_records(export, task)
+        if not other:
+            return model
+        if not number:
+            line = f"the last blessed model, {export}, is not {use}: it is for {other}"
+            print(f"warning: {line}", file=sys.stderr)
+    return None
+
+
+def other_records(export: str, task: dict[str, Any]) -> str:
+    """Returns in which way an export is for other records than a task's; empty if it is not.
+
+    `task` is `Task.to_dict()`.
+    """
+    path = f"{export}/{SETTINGS_FILE}"
+    if not fileio.exists(path):
+        return f"unknown records, without {SETTINGS_FILE}"
+    with fileio.open(path) as file:
+        found = json.load(file)["task"]
+    return ", ".join(
+        f"{name} {found.get(name)} instead of {task[name]}"
+        for name in RECORD_SETTINGS
+        if found.get(name) != task[name]
+    )

@@ -51,7 +51,7 @@ def run_fn_3d(fn_args: FnArgs) -> None:
     """
     base = fn_args.base_model
     if base is None:
-        expected = "a blessed model that has not seen this data"
+        expected = "a blessed model for these records that has not seen this data"
         remedy = "Run the pipeline without --warm-start first."
         raise PipelineError("warm start", expected, "none", remedy)
     earlier = Path(base).parent / CHECKPOINT

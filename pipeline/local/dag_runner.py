@@ -21,7 +21,11 @@ from tfx.types import Artifact
 
 from preprocessing.errors import AHNetError, PipelineError
 
+# Bounds the message of another's error, which may hold whole records.
+MOST_CHARACTERS = 500
 _IN_BEAM = re.compile(r"\s*\[while running '.*?'\]")
+# A value of bytes, as Python shows it: serialized records have voxels and case ids.
+_BYTES = re.compile(r"""b'[^']*'|b"[^"]*\"""")
 
 
 @dataclass(frozen=True)
@@ -126,13 +130,19 @@ def _own_error(name: str) -> Iterator[None]:
 
 
 def _own_words(error: BaseException) -> str:
-    """Returns the message of an error without the lines of the framework.
+    """Returns the message of an error without the lines of the framework, and not all of a long one.
 
     Beam passes on a worker's error as the text of a traceback, whose last line is the error.
     """
     lines = [line.strip() for line in str(error).splitlines()]
     raised = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b", line)]
     if "Traceback (most recent call last):" not in lines or not raised:
-        return f"{type(error).__name__}: {_IN_BEAM.sub('', str(error))}".rstrip(".")
+        own = f"{type(error).__name__}: {_IN_BEAM.sub('', str(error))}"
+        return own.rstrip(".") if isinstance(error, AHNetError) else _brief(own)
     own = re.sub(r"^(RuntimeError: )*", "", _IN_BEAM.sub("", raised[-1]))
-    return re.sub(r"^([A-Za-z_]\w*\.)+", "", own).rstrip(".")
+    return _brief(re.sub(r"^([A-Za-z_]\w*\.)+", "", own))
+
+
+def _brief(text: str) -> str:
+    text = _BYTES.sub("b'...'", text)
+    return text.rstrip(".") if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}..."

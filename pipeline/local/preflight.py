@@ -50,8 +50,8 @@ def check_launch(
     else:
         _check_records(data)
     _check_output(Path(settings.output))
-    if settings.warm_start and not _has_blessed_model(Path(settings.output) / METADATA_FILE):
-        expected = f"a blessed model of an earlier run in {settings.output}"
+    if settings.warm_start and not _has_blessed_model(settings):
+        expected = f"a blessed model for records of this task from a run in {settings.output}"
         remedy = "Run the pipeline without --warm-start first."
         raise SettingsError("--warm-start", expected, "none", remedy)
     if beam_options:
@@ -114,12 +114,23 @@ def _check_records(data: Path) -> None:
             raise InputError(data / split, f"records of the {split} split", found, remedy)
 
 
-def _has_blessed_model(metadata: Path) -> bool:
+def _has_blessed_model(settings: PipelineSettings) -> bool:
+    metadata = Path(settings.output) / METADATA_FILE
     if not metadata.is_file():
         return False
+    from tfx.utils import path_utils
+
+    from pipeline.components.resolvers import other_records
+
+    store = open_store(metadata)
+    blessings = [each.custom_properties for each in store.get_artifacts_by_type("ModelBlessing")]
+    blessed = {
+        each["current_model_id"].int_value for each in blessings if each["blessed"].int_value == 1
+    }
+    task = settings.task.to_dict()
     return any(
-        blessing.custom_properties["blessed"].int_value == 1
-        for blessing in open_store(metadata).get_artifacts_by_type("ModelBlessing")
+        not other_records(path_utils.serving_model_path(model.uri), task)
+        for model in store.get_artifacts_by_id(list(blessed))
     )
 
 

@@ -9,9 +9,12 @@ import apache_beam as beam
 import pytest
 from apache_beam.io.filesystems import FileSystems
 from attrs import evolve
+from ml_metadata import MetadataStore
+from ml_metadata.proto.metadata_store_pb2 import ConnectionConfig
 from tfx.components.trainer.fn_args_utils import FnArgs
 from tfx.dsl.components.base.base_beam_component import BaseBeamComponent
 from tfx.dsl.io import fileio
+from tfx.types import standard_artifacts
 
 from ahnet_tf.data.records import find_records
 from ahnet_tf.presets import run_config
@@ -29,6 +32,8 @@ from pipeline.dag import ROOT, code_version, create_pipeline, serving_requests, 
 from pipeline.local.dag_runner import _own_error
 from pipeline.local.preflight import check_launch
 from preprocessing.errors import InputError, PipelineError, SettingsError
+from preprocessing.files import write_json
+from preprocessing.records.schema import encode_patch
 from preprocessing.tasks import PRESETS
 
 
@@ -163,6 +168,34 @@ def test_several_workers_are_refused(settings, monkeypatch):
         tuner_fn(FnArgs())
 
 
+def test_a_warm_start_needs_a_blessed_model_for_the_same_records(settings, records, task, tmp_path):
+    run = Path(settings.output)
+    run.mkdir()
+    connection = ConnectionConfig()
+    connection.sqlite.filename_uri = str(run / "metadata.sqlite")
+    connection.sqlite.connection_mode = connection.sqlite.READWRITE_OPENCREATE
+    store = MetadataStore(connection)
+
+    def stored(kind, **properties) -> int:
+        artifact = kind()
+        artifact.uri = str(tmp_path)
+        for name, value in properties.items():
+            artifact.set_int_custom_property(name, value)
+        artifact.type_id = store.put_artifact_type(artifact.artifact_type)
+        return store.put_artifacts([artifact.mlmd_artifact])[0]
+
+    model = stored(standard_artifacts.Model)
+    stored(standard_artifacts.ModelBlessing, blessed=1, current_model_id=model)
+    path = tmp_path / "Format-Serving" / "assets.extra" / "ahnet.json"
+    path.parent.mkdir(parents=True)
+    write_json(path, {"task": task.to_dict()})
+    warm = evolve(settings, warm_start=True)
+    check_launch(warm, [], [])
+    write_json(path, {"task": evolve(task, patch_shape_zyx=(8, 16, 16)).to_dict()})
+    with pytest.raises(SettingsError, match="--warm-start: expected a blessed model for records"):
+        check_launch(warm, [], [])
+
+
 RECORD_FILES = ("a.tfrecord", "b.tfrecord.gz", "c.gz", "d.tfrecord-00000-of-00010")
 
 
@@ -194,6 +227,15 @@ def test_an_error_in_a_beam_worker_is_shown_as_it_was_raised():
     assert caught.value.found.endswith("InputError: case 7: expected a volume, found a hole")
     assert "Traceback" not in str(caught.value)
     assert str(Path(__file__)) not in str(caught.value)
+
+
+def test_records_in_the_error_of_a_component_are_not_shown(patch, task):
+    """TFMA puts all inputs of a signature that fails into its message."""
+    records = [encode_patch(patch, task)] * 2
+    with pytest.raises(PipelineError) as caught, _own_error("Evaluator"):
+        raise ValueError(f"it failed; the inputs are: {records}, {'of this shape ' * 100}")
+    assert caught.value.found.startswith("ValueError: it failed; the inputs are: [b'...', b'...'],")
+    assert len(caught.value.found) < 510
 
 
 def test_code_version_covers_what_a_training_imports_and_nothing_else():

@@ -104,7 +104,7 @@ def test_input_that_cannot_work_is_refused_before_anything_is_launched(
     other = tmp_path / "other.pbtxt"
     other.write_text(schema_text(PRESETS["dbt_lesion"]), encoding="utf-8")
     assert "entries for the features of task tiny_ct" in refusal("--schema", str(other))
-    assert "a blessed model of an earlier run" in refusal("--warm-start")
+    assert "a blessed model for records of this task" in refusal("--warm-start")
     assert "span-1, span-2, found none" in refusal("--spans", "2")
     odd = shutil.copytree(records, tmp_path / "records [2]")
     assert "[2]. Rename the folder" in refusal("--input", str(odd))

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from attrs import evolve
 from ml_metadata import MetadataStore
 from ml_metadata.proto import metadata_store_pb2 as mlmd
 from tfx.types import standard_artifacts
 
 from pipeline.components.anomaly_gate import stop_on_anomalies
-from pipeline.components.resolvers import NewestSpans, SpanBefore, UnseenByModel
+from pipeline.components.resolvers import (
+    EarlierBlessedModel,
+    NewestSpans,
+    SpanBefore,
+    UnseenByModel,
+    last_pushed_model,
+)
+from preprocessing.files import write_json
 
 GATE = stop_on_anomalies.get_class_type()
 
@@ -16,7 +26,8 @@ GATE = stop_on_anomalies.get_class_type()
 class History:
     """Runs of a pipeline in a metadata store in memory: each imports a span, some train on it."""
 
-    def __init__(self):
+    def __init__(self, folder):
+        self.folder = folder
         connection = mlmd.ConnectionConfig()
         connection.fake_database.SetInParent()
         self.store = MetadataStore(connection)
@@ -52,9 +63,11 @@ class History:
         self.execution(gate, inputs, state=state)
         return examples, statistics
 
-    def model(self, examples, blessed):
-        """Trains on examples and judges the model; returns it."""
+    def model(self, examples, blessed, task):
+        """Trains on examples of a task and judges the model; returns it."""
         model = self.artifact(standard_artifacts.Model)
+        model.uri = str(self.folder / str(model.id))
+        write_export(self.folder / str(model.id) / "Format-Serving", task)
         self.execution("Trainer", {"examples": examples}, {"model": model})
         self.artifact(
             standard_artifacts.ModelBlessing, blessed=int(blessed), current_model_id=model.id
@@ -67,9 +80,16 @@ class History:
         return strategy.resolve_artifacts(self.store, given)
 
 
+def write_export(folder, task):
+    """Writes what an export says about the records that its model reads."""
+    path = folder / "assets.extra" / "ahnet.json"
+    path.parent.mkdir(parents=True)
+    write_json(path, {"task": task.to_dict()})
+
+
 @pytest.fixture
-def history():
-    return History()
+def history(tmp_path):
+    return History(tmp_path)
 
 
 def ids(artifacts):
@@ -113,16 +133,74 @@ def test_spans_validated_before_the_gates_module_was_renamed_count(history):
     assert ids(history.resolve(SpanBefore(), current, **kinds)["statistics"]) == ids([statistics])
 
 
-def test_a_warm_start_begins_from_the_last_blessed_model_of_other_data(history):
+def test_a_warm_start_begins_from_the_last_blessed_model_of_other_data(history, task):
     kinds = {"model": "Model", "model_blessing": "ModelBlessing"}
     first, _ = history.span(1)
-    assert history.resolve(UnseenByModel(), first, **kinds)["model"] == []
-    good = history.model(first, blessed=True)
-    history.model(first, blessed=False)
+    assert history.resolve(UnseenByModel(task.to_dict()), first, **kinds)["model"] == []
+    good = history.model(first, blessed=True, task=task)
+    history.model(first, blessed=False, task=task)
     second, _ = history.span(2)
-    assert ids(history.resolve(UnseenByModel(), second, **kinds)["model"]) == [good.id]
+    assert ids(history.resolve(UnseenByModel(task.to_dict()), second, **kinds)["model"]) == [
+        good.id
+    ]
     # Once this run's own model is blessed, nothing changes for it.
-    newer = history.model(second, blessed=True)
-    assert ids(history.resolve(UnseenByModel(), second, **kinds)["model"]) == [good.id]
+    newer = history.model(second, blessed=True, task=task)
+    assert ids(history.resolve(UnseenByModel(task.to_dict()), second, **kinds)["model"]) == [
+        good.id
+    ]
     third, _ = history.span(3)
-    assert ids(history.resolve(UnseenByModel(), third, **kinds)["model"]) == [newer.id]
+    assert ids(history.resolve(UnseenByModel(task.to_dict()), third, **kinds)["model"]) == [
+        newer.id
+    ]
+
+
+OTHERS = (
+    ({"patch_shape_zyx": (8, 16, 16)}, "patch_shape_zyx [8, 16, 16] instead of [8, 32, 32]"),
+    ({"class_names": ("background", "liver")}, "class_names ['background', 'liver'] instead of"),
+    ({"image_dtype": "uint16", "outside_value": 0}, "image_dtype uint16 instead of int16"),
+)
+
+
+@pytest.mark.parametrize(("change", "words"), OTHERS)
+def test_a_model_for_other_records_is_neither_compared_nor_continued(
+    history, task, change, words, capsys
+):
+    """The Evaluator has it read the records of this task, and would fail after the training."""
+    kinds = {"model": "Model", "model_blessing": "ModelBlessing"}
+    first, _ = history.span(1)
+    good = history.model(first, blessed=True, task=task)
+    other = history.model(first, blessed=True, task=evolve(task, **change))
+    current, _ = history.span(2)
+    new = history.model(current, blessed=True, task=task)
+    for strategy, of, use in (
+        (EarlierBlessedModel, new, "compared"),
+        (UnseenByModel, current, "continued"),
+    ):
+        found = history.resolve(strategy(task.to_dict()), of, **kinds)
+        assert ids(found["model"]) == [good.id]
+        (blessing,) = found["model_blessing"]
+        assert blessing.get_int_custom_property("current_model_id") == good.id
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{other.uri}/Format-Serving, is not {use}: it is for {words}" in line
+    history.artifacts["Model"].remove(good)
+    assert history.resolve(EarlierBlessedModel(task.to_dict()), new, **kinds)["model"] == []
+
+
+def test_the_newest_pushed_model_for_the_same_records_is_compared(task, tmp_path, capsys):
+    pushed = tmp_path / "pushed"
+    sizes = {2: (8, 32, 32), 10: (8, 32, 32), 11: (8, 16, 16)}
+    for version, shape in sizes.items():
+        write_export(pushed / str(version), evolve(task, patch_shape_zyx=shape))
+        (pushed / str(version) / "saved_model.pb").write_text(str(version))
+
+    def copied(folder, task):
+        model = standard_artifacts.Model()
+        model.uri = str(folder)
+        parameters = {"pushed": str(pushed), "task": json.dumps(task.to_dict())}
+        last_pushed_model.EXECUTOR_SPEC.executor_class().Do({}, {"model": [model]}, parameters)
+        return {path.read_text() for path in folder.rglob("saved_model.pb")}
+
+    assert copied(tmp_path / "same", task) == {"10"}
+    assert "pushed/11, is not compared: it is for patch_shape_zyx" in capsys.readouterr().err
+    other = evolve(task, patch_shape_zyx=(8, 64, 64))
+    assert copied(tmp_path / "none", other) == set()
