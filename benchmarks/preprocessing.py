@@ -2,8 +2,8 @@
 
 python -m benchmarks.preprocessing [--repeats 9]
 
-The volume is a real one (3D-IRCADb-01, patient 17) where `AHNET_DATA` or ../shared/data holds it, else a
-phantom of 512x512 slices. One case: in turn, the bare decompression of image and label, the conversion
+The volume is a real one (3D-IRCADb-01, patient 17) in the folder AHNET_DATA; without AHNET_DATA it is a
+phantom of 512x512 slices, which the report names. One case: in turn, the bare decompression of image and label, the conversion
 to TFRecords on disk, and MONAI's transforms to the same number of patches in memory, on one core. The
 job: Beam's engines on several different cases, on one core and on two. Times don't hold imports.
 """
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.peers import ROOT, Worker, peer_versions, peers_python
+from benchmarks.peers import Worker, peer_versions, peers_python
 from benchmarks.report import goal, print_table, versions, write_report
 from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import SettingsError
@@ -51,7 +51,7 @@ COMPRESSIONS = {"none": "", "ZLIB": "ZLIB", "GZIP": "GZIP", "GZIP written by isa
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    examples = ["python -m benchmarks.preprocessing"]
+    examples = ["AHNET_DATA=~/data python -m benchmarks.preprocessing"]
     parser = make_parser("benchmarks.preprocessing", __doc__.splitlines()[0], examples)
     parser.add_argument(
         "--repeats", type=int, default=9, help="timed repetitions of each (default: 9)"
@@ -81,9 +81,13 @@ def _run(arguments) -> None:
 
 
 def _volume(folder: Path) -> tuple[Path, Path, str]:
-    real = Path(os.environ.get("AHNET_DATA", ROOT.parent / "shared" / "data")) / "ircadb01_case17"
-    if real.is_dir():
-        return real / "ct.nii.gz", real / "label.nii.gz", "3D-IRCADb-01 patient 17"
+    data = os.environ.get("AHNET_DATA")
+    if data:
+        scan = Path(data) / "ircadb01_case17"
+        return scan / "ct.nii.gz", scan / "label.nii.gz", "3D-IRCADb-01 patient 17"
+    print(
+        "AHNET_DATA is not set: measured on a phantom, not on the CT of the page", file=sys.stderr
+    )
     settings = PhantomSettings(shape_xyz=(512, 512, 96), spacing_mm=(0.625, 0.625, 1.7))
     write_cases(folder / "phantom", 1, 0, settings=settings)
     names = ("volume-0.nii.gz", "segmentation-0.nii.gz")

@@ -5,7 +5,7 @@ python -m benchmarks.real_ct [--input DIR ...] [--work DIR]
 The commands of docs/real_ct.md, once for each scan that is left out, and a last time with all scans,
 which is the network of the page: its time counts, and it has no scan left to be scored on. Every
 network sees each of its scans equally often: without one of two scans it makes half of the steps.
-Without --input the scans are those that the page names, below AHNET_DATA. With --work, a killed run
+Without --input the scans are those that the page names, in the folder AHNET_DATA. With --work, a killed run
 resumes with the first unfinished network, whose training starts over, so that its time is complete.
 """
 
@@ -25,7 +25,7 @@ from benchmarks.report import goal, print_table, versions, write_report
 from preprocessing.cli import make_parser, run_command
 from preprocessing.datasets.case import Case
 from preprocessing.datasets.discovery import find_cases
-from preprocessing.errors import InputError
+from preprocessing.errors import InputError, SettingsError
 from preprocessing.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +37,8 @@ PREDICTION = ("--largest-component", "--overlap", "0.75")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     purpose = __doc__.splitlines()[0]
-    parser = make_parser("benchmarks.real_ct", purpose, ["python -m benchmarks.real_ct"])
+    examples = ["AHNET_DATA=~/data python -m benchmarks.real_ct"]
+    parser = make_parser("benchmarks.real_ct", purpose, examples)
     parser.add_argument("--input", nargs="+", metavar="DIR", help="folders of labelled scans")
     parser.add_argument(
         "--work", metavar="DIR", help="keep records, networks, predictions and figures here"
@@ -46,8 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments) -> None:
-    data = Path(os.environ.get("AHNET_DATA", ROOT.parent / "shared" / "data"))
-    inputs = arguments.input or [str(data / name) for name in SCANS]
+    inputs = arguments.input or _stored_scans()
     cases = [case for case in find_cases(inputs, need_labels=True) if not case.problem]
     if len(cases) < 2:
         raise InputError(", ".join(inputs), "two or more labelled scans", len(cases))
@@ -65,6 +65,14 @@ def _run(arguments) -> None:
     goals.append(goal("minutes of two cores' work, all scans", "<=", 11.5, minutes))
     settings = {"prediction": " ".join(PREDICTION)}
     write_report("real_ct", figures, goals, versions("tensorflow"), settings)
+
+
+def _stored_scans() -> list[str]:
+    data = os.environ.get("AHNET_DATA")
+    if not data:
+        remedy = f"Set AHNET_DATA to the folder of {' and '.join(SCANS)}, or give --input."
+        raise SettingsError("AHNET_DATA", "the folder of the scans", "none", remedy)
+    return [str(Path(data) / name) for name in SCANS]
 
 
 def _measure(
