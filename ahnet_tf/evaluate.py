@@ -24,8 +24,16 @@ from ahnet_tf.evaluation.lits import (
     score_case,
     score_classes,
 )
-from ahnet_tf.evaluation.pairing import Pair, match_tables, pair_up, read_pair, with_images
+from ahnet_tf.evaluation.pairing import (
+    Pair,
+    match_tables,
+    pair_up,
+    predicted_task,
+    read_pair,
+    with_images,
+)
 from ahnet_tf.evaluation.summary import case_row, summarise, summarise_detections, table_columns
+from ahnet_tf.inference.case_output import RECORD_FILE
 from ahnet_tf.report.score_pages import write_detection_page, write_label_page
 from preprocessing.cli import add_allow_option, make_parser, parse_allowances, run_command
 from preprocessing.datasets.label_names import is_organ_with_lesions
@@ -53,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "python -m ahnet_tf.evaluate --input predictions/ --reference cases/ --output scores/",
             "python -m ahnet_tf.evaluate mine.nii.gz truth.nii.gz",
             "python -m ahnet_tf.evaluate predictions/ cases/ --task task.json --report page.html",
-            "python -m ahnet_tf.evaluate --input predictions.csv --reference bcs_dbt/",
+            "python -m ahnet_tf.evaluate --input predictions/lesions.csv --reference bcs_dbt/",
         ],
     )
     add = parser.add_argument
@@ -62,8 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--input", nargs="+", metavar="IN", help=input_help)
     reference_help = "reference label maps in that order, or a data-set folder; or BCS-DBT's tables"
     add("--reference", nargs="+", metavar="REF", help=reference_help)
-    task_help = "classes of label maps: preset or JSON file (default: %(default)s)"
-    add("--task", default=TASK, help=task_help)
+    task_help = "classes of label maps: preset or JSON file (default: the task in "
+    task_help += f"{RECORD_FILE} beside the predictions, or else {TASK})"
+    add("--task", help=task_help)
     add_allow_option(parser)
     add("--output", metavar="DIR", help="folder for scores.json and scores.csv")
     tolerance_help = f"tolerance of surface Dice (default: {TOLERANCE_MM:g})"
@@ -91,6 +100,11 @@ def _run(arguments: argparse.Namespace) -> int:
     check_seed(arguments.seed)
     check_page_options(arguments)
     is_table = any(path.suffix.lower() == ".csv" for path in arguments.input)
+    if arguments.hits_in_mm and not is_table:
+        raise SettingsError("--hits-in-mm", "a table of lesions as --input", "label maps")
+    for path in arguments.images or ():
+        if not Path(path).exists():
+            raise SettingsError("--images", "images or a folder of them", f"nothing at {path}")
     problems = _score_detections(arguments) if is_table else _score_label_maps(arguments)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
@@ -113,7 +127,7 @@ def score_cases(
     predictions: str | Path | Sequence[str | Path],
     references: str | Path | Sequence[str | Path],
     *,
-    task: Task | str = TASK,
+    task: Task | str | None = None,
     allow: Collection[str] = (),
     tolerance_mm: float = TOLERANCE_MM,
     seed: int = 0,
@@ -126,7 +140,8 @@ def score_cases(
       predictions: one or several label maps in the values of the task's classes, or a folder of them.
       references: reference label maps in the same order, or a data-set folder, with the labels that
         conversion reads for this task.
-      task: name of a preset, JSON file or `Task`.
+      task: name of a preset, JSON file or `Task`; by default the one in the record of the folder of
+        predictions (`prediction.json`), or else `ct_liver`.
       allow: irregularities to accept, names of `preprocessing.errors.ALLOWANCES`.
       tolerance_mm: tolerance of surface Dice.
       seed: seed of the bootstrap.
@@ -135,10 +150,11 @@ def score_cases(
 
     Raises:
       InputError: nothing to score.
-      SettingsError: an unknown task.
+      SettingsError: an unknown task, or predictions of several.
     """
-    task = load_task(task)
-    pairs, problems = pair_up(_paths(predictions), _paths(references))
+    inputs = _paths(predictions)
+    task = load_task(task or predicted_task(inputs) or TASK)
+    pairs, problems = pair_up(inputs, _paths(references))
     scores: dict[str, CaseScores | ClassScores] = {}
     for pair in tqdm(pairs, desc="scoring", unit="case", leave=False, disable=not progress):
         try:
@@ -164,7 +180,8 @@ def _paths(given: str | Path | Sequence[str | Path]) -> list[Path]:
 
 def _score_label_maps(arguments: argparse.Namespace) -> list[str]:
     """Scores label maps; prints and writes the scores, and returns the cases without scores."""
-    task, allow = load_task(arguments.task), parse_allowances(arguments.allow)
+    task = load_task(arguments.task or predicted_task(arguments.input) or TASK)
+    allow = parse_allowances(arguments.allow)
     scores = score_cases(
         arguments.input,
         arguments.reference,

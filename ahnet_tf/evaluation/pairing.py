@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ahnet_tf.evaluation.froc import ScoredVolume, in_pixels, match_volume
-from ahnet_tf.inference.case_output import prediction_name
+from ahnet_tf.inference.case_output import prediction_name, recorded_task
 from preprocessing.datasets.bcs_dbt import (
     Tables,
     VolumeKey,
@@ -93,6 +93,19 @@ def pair_up(inputs: Sequence[Path], references: Sequence[Path]) -> tuple[list[Pa
         for path in predictions.values()
     ]
     return pairs, problems
+
+
+def predicted_task(inputs: Sequence[Path]) -> Task | None:
+    """Returns the task that label maps were predicted for, by the records in their folders, if any.
+
+    Raises InputError for a record without a task, SettingsError for several tasks.
+    """
+    folders = dict.fromkeys(path if path.is_dir() else path.parent for path in inputs)
+    tasks = [task for task in map(recorded_task, folders) if task is not None]
+    if any(task != tasks[0] for task in tasks):
+        found = f"predictions for {', '.join(task.name for task in tasks)}"
+        raise SettingsError("--task", "a choice among the tasks of the predictions", found)
+    return tasks[0] if tasks else None
 
 
 def read_pair(pair: Pair, task: Task, *, allow: Collection[str] = ()) -> tuple[Volume, Volume]:

@@ -34,7 +34,7 @@ from preprocessing.datasets.reading import (
 from preprocessing.dicom.segmentation import Software, write_segmentation
 from preprocessing.errors import InputError, SettingsError
 from preprocessing.files import DISK_FULL, input_state, write_json
-from preprocessing.tasks import Task
+from preprocessing.tasks import Task, task_from_dict
 from preprocessing.volumes.geometry import Volume, count_labels, spacing_mm
 from preprocessing.volumes.nifti import read_label, write_image, write_on_grid
 
@@ -233,6 +233,21 @@ def finished_cases(
         and all((output / n).is_file() for n in entry["outputs"] if not _is_picture(n))
         and entry["image_state"] == _image_state(case.path)
     }
+
+
+def recorded_task(folder: Path) -> Task | None:
+    """Returns the task of the predictions in a folder by their record; None if there is no record.
+
+    Raises InputError for a record without a task.
+    """
+    path = folder / RECORD_FILE
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return task_from_dict(content["models"][0]["settings"]["task"], path)
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(path, "the record of a prediction", error, "Give --task.") from None
 
 
 def _decisive(record: dict[str, Any]) -> dict[str, Any]:

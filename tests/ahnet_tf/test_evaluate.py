@@ -9,6 +9,7 @@ import pytest
 
 from ahnet_tf.evaluate import main, score_cases
 from ahnet_tf.evaluation.pairing import pair_up
+from ahnet_tf.predict import main as predict
 from preprocessing.dicom.multiframe import read_dicom
 from preprocessing.errors import InputError, SettingsError
 from preprocessing.tasks import task_from_dict
@@ -187,6 +188,42 @@ def test_tolerance_and_intervals(folders, tmp_path, capsys):
     assert "[0.857143, 1.000000]" in capsys.readouterr().out
     assert main([*options, str(tmp_path / "x"), "--tolerance-mm", "-1"]) == 1
     assert "--tolerance-mm" in capsys.readouterr().err
+
+
+def test_the_task_is_that_of_the_predictions(heat_map_model, tmp_path, capsys):
+    image = np.arange(54).reshape(6, 3, 3) * 20
+    write(tmp_path / "references" / "a.nii.gz", label_map(1, 1, 0, 0))
+    nib.save(nib.Nifti1Image(image.astype(np.uint16), np.diag([1, 2, 3, 1])), tmp_path / "a.nii")
+    output = tmp_path / "predictions"
+    assert predict(["--model", str(heat_map_model), str(tmp_path / "a.nii"), str(output)]) == 0
+    capsys.readouterr()
+    references = str(tmp_path / "references")
+    assert main([str(output), references]) == 0
+    printed = capsys.readouterr().out
+    assert "lesion_dice_per_case" in printed
+    assert "liver" not in printed
+    files = [str(output / "a.nii.gz"), str(tmp_path / "references" / "a.nii.gz")]
+    assert set(score_cases(*files, progress=False).rows["a"]) >= {"lesion_dice", "lesion_hd95_mm"}
+    # A given task wins.
+    assert main([str(output), references, "--task", "ct_liver"]) == 0
+    assert "liver_dice_per_case" in capsys.readouterr().out
+    (output / "prediction.json").write_text("{}")
+    assert main([str(output), references]) == 1
+    assert "prediction.json: expected the record of a prediction" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--hits-in-mm"], "--hits-in-mm: expected a table of lesions"),
+        (["--images", "nowhere"], "--images: expected images or a folder of them"),
+    ],
+)
+def test_options_without_effect_are_refused(folders, capsys, options, message):
+    assert main([*map(str, folders), *options]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err
 
 
 class TestReferences:
