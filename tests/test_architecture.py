@@ -1,4 +1,4 @@
-"""The architecture: floors and rooms, public APIs only, small folders, quick --help, style."""
+"""The architecture: layers and packages, public APIs only, small folders, quick --help, style."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FLOORS = ("preprocessing", "ahnet_tf", "serving", "pipeline")
-SOURCES = sorted(path for floor in FLOORS for path in (ROOT / floor).rglob("*.py"))
+LAYERS = ("preprocessing", "ahnet_tf", "serving", "pipeline")
+SOURCES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
 LARGEST_FOLDER = 14
-# Which rooms each room may import, on its own floor and below. Every room may also import the shared
-# modules in the top folders of its own and lower floors, whose own rows bear the floor's name.
-ROOMS = {
+# Which packages each package may import, on its own layer and below. Every package may also import the shared
+# modules in the top folders of its own and lower layers, whose own rows bear the layer's name.
+PACKAGES = {
     "preprocessing": (),
     "volumes": (),
     "dicom": ("volumes",),
@@ -49,7 +49,7 @@ ROOMS = {
     "local": ("components", "training", "data", "datasets", "records"),
     "kubeflow": (),
 }
-# Modules of the top folders that may import every room of their floor; all others are shared.
+# Modules of the top folders that may import every package of their layer; all others are shared.
 TOP_MODULES = {
     *("preprocessing.convert", "preprocessing.verify"),
     *("ahnet_tf.train", "ahnet_tf.predict", "ahnet_tf.evaluate"),
@@ -97,46 +97,52 @@ def relative(path: Path) -> str:
 
 
 def place_of(module: str) -> tuple[int, str]:
-    """Returns floor and room of a module; the room is COMMAND or SHARED in a floor's top folder."""
-    floor, *path = module.split(".")
+    """Returns layer and package of a module; the package is COMMAND or SHARED in a layer's top folder."""
+    layer, *path = module.split(".")
     name = path[0] if path else ""
-    if name in ROOMS:
-        return FLOORS.index(floor), name
-    return FLOORS.index(floor), COMMAND if module in TOP_MODULES else SHARED
+    if name in PACKAGES:
+        return LAYERS.index(layer), name
+    return LAYERS.index(layer), COMMAND if module in TOP_MODULES else SHARED
 
 
 def allowed(importer: str, imported: str) -> bool:
     """Returns whether the table lets one module import the other."""
-    (floor, room), (other_floor, other) = place_of(importer), place_of(imported)
-    if other_floor > floor:
+    (layer, package), (other_layer, other) = place_of(importer), place_of(imported)
+    if other_layer > layer:
         return False
-    if room == COMMAND or other == SHARED:
+    if package == COMMAND or other == SHARED:
         return True
     if other == COMMAND:
-        return other_floor < floor
-    return other == room or other in ROOMS.get(room if room != SHARED else FLOORS[floor], ())
+        return other_layer < layer
+    return other == package or other in PACKAGES.get(
+        package if package != SHARED else LAYERS[layer], ()
+    )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_imports_follow_the_table(path):
     importer = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    ours = {name for name in imported_modules(path) if name.split(".")[0] in FLOORS}
+    ours = {name for name in imported_modules(path) if name.split(".")[0] in LAYERS}
     forbidden = {name for name in ours if not allowed(importer, name)}
-    assert not forbidden, f"{relative(path)} may not import {forbidden}: see ROOMS"
+    assert not forbidden, f"{relative(path)} may not import {forbidden}: see PACKAGES"
 
 
 def test_the_picture_shows_the_table():
     """Every arrow is allowed, and every import that the table allows follows from the arrows."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     arrows = set(re.findall(r"^  (\w+) --> (\w+)$", text, re.MULTILINE))
-    rooms = {room: set(others) for room, others in ROOMS.items() if room not in FLOORS}
-    assert arrows <= {(room, other) for room, others in rooms.items() for other in others}
-    reachable = {room: {other for start, other in arrows if start == room} for room in rooms}
-    for _ in rooms:
+    packages = {
+        package: set(others) for package, others in PACKAGES.items() if package not in LAYERS
+    }
+    assert arrows <= {(package, other) for package, others in packages.items() for other in others}
+    reachable = {
+        package: {other for start, other in arrows if start == package} for package in packages
+    }
+    for _ in packages:
         for reached in reachable.values():
             reached.update(*(reachable[other] for other in tuple(reached)))
-    assert {room: others - reachable[room] for room, others in rooms.items()} == {
-        room: set() for room in rooms
+    assert {package: others - reachable[package] for package, others in packages.items()} == {
+        package: set() for package in packages
     }
 
 
