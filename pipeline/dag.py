@@ -80,13 +80,13 @@ def create_pipeline(
     trainers = _trainers(settings, examples, learned, gate)
     model = trainers[-1].outputs["model"]
     pushed = pushed_models(output, settings.name)
+    task = json.dumps(settings.task.to_dict())
     if has_metadata:
         evaluator_class = components.Evaluator
         earlier = resolvers.EarlierBlessedModel
-        baseline = _resolver("LatestBlessedModel", earlier, model, task=settings.task.to_dict())
+        baseline = _resolver("LatestBlessedModel", earlier, model, task=task)
     else:
         evaluator_class = resolvers.EvaluatorAgainstPushed
-        task = json.dumps(settings.task.to_dict())
         baseline = resolvers.last_pushed_model(pushed=pushed, task=task).with_id("LastPushedModel")
     evaluator = evaluator_class(
         examples=learned,
@@ -175,7 +175,7 @@ def _trainers(
 ) -> list[BaseNode]:
     """Returns the components from the start model to the 3D network's Trainer, in order."""
     if settings.warm_start:
-        task = settings.task.to_dict()
+        task = json.dumps(settings.task.to_dict())
         start = _resolver("EarlierModel", resolvers.UnseenByModel, examples, task=task)
     else:
         start = components.Trainer(
@@ -257,7 +257,7 @@ def serving_requests(task: Task) -> RequestSpec | None:
 
 
 def _resolver(
-    name: str, strategy: type[ResolverStrategy], current: Channel, **config: Any
+    name: str, strategy: type[ResolverStrategy], current: Channel, **config: int | str
 ) -> Resolver:
     """Returns a resolver of `pipeline.components.resolvers` over all artifacts of its inputs."""
     inputs = {key: Channel(type=kind) for key, kind in strategy.INPUTS.items()}

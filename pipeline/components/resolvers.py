@@ -76,13 +76,13 @@ class UnseenByModel(ResolverStrategy):
     """Resolves the latest blessed model of a task's records not trained on the current examples.
 
     A warm start begins from it. The run's own model does not qualify, so that the same run starts
-    from the same model again and executes nothing. `task` is `Task.to_dict()`.
+    from the same model again and executes nothing. `task` is `Task.to_dict()` as JSON.
     """
 
     INPUTS: ClassVar = MODELS
 
-    def __init__(self, task: dict[str, Any]):
-        self._task = task
+    def __init__(self, task: str):
+        self._task = json.loads(task)
 
     def resolve_artifacts(self, store: MetadataStore, input_dict: ArtifactsByKey) -> ArtifactsByKey:
         (current,) = input_dict["current"]
@@ -99,13 +99,13 @@ class EarlierBlessedModel(ResolverStrategy):
     """Resolves the latest blessed model of a task's records other than the current one.
 
     TFX's LatestBlessedModelStrategy returns the run's own model once that is blessed: the same run
-    would then evaluate it again, against itself. `task` is `Task.to_dict()`.
+    would then evaluate it again, against itself. `task` is `Task.to_dict()` as JSON.
     """
 
     INPUTS: ClassVar = MODELS
 
-    def __init__(self, task: dict[str, Any]):
-        self._task = task
+    def __init__(self, task: str):
+        self._task = json.loads(task)
 
     def resolve_artifacts(self, store: MetadataStore, input_dict: ArtifactsByKey) -> ArtifactsByKey:
         (current,) = input_dict["current"]

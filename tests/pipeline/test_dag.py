@@ -12,6 +12,7 @@ from attrs import evolve
 from ml_metadata import MetadataStore
 from ml_metadata.proto.metadata_store_pb2 import ConnectionConfig
 from tfx.components.trainer.fn_args_utils import FnArgs
+from tfx.dsl.compiler.compiler import Compiler
 from tfx.dsl.components.base.base_beam_component import BaseBeamComponent
 from tfx.dsl.io import fileio
 from tfx.types import standard_artifacts
@@ -49,7 +50,9 @@ def settings(task, tmp_path):
 
 
 def names(settings):
-    return [node.id for node in create_pipeline(settings).components]
+    pipeline = create_pipeline(settings)
+    Compiler().compile(pipeline)
+    return [node.id for node in pipeline.components]
 
 
 def node(settings, name):

@@ -136,22 +136,22 @@ def test_spans_validated_before_the_gates_module_was_renamed_count(history):
 def test_a_warm_start_begins_from_the_last_blessed_model_of_other_data(history, task):
     kinds = {"model": "Model", "model_blessing": "ModelBlessing"}
     first, _ = history.span(1)
-    assert history.resolve(UnseenByModel(task.to_dict()), first, **kinds)["model"] == []
+    assert history.resolve(UnseenByModel(json.dumps(task.to_dict())), first, **kinds)["model"] == []
     good = history.model(first, blessed=True, task=task)
     history.model(first, blessed=False, task=task)
     second, _ = history.span(2)
-    assert ids(history.resolve(UnseenByModel(task.to_dict()), second, **kinds)["model"]) == [
-        good.id
-    ]
+    assert ids(
+        history.resolve(UnseenByModel(json.dumps(task.to_dict())), second, **kinds)["model"]
+    ) == [good.id]
     # Once this run's own model is blessed, nothing changes for it.
     newer = history.model(second, blessed=True, task=task)
-    assert ids(history.resolve(UnseenByModel(task.to_dict()), second, **kinds)["model"]) == [
-        good.id
-    ]
+    assert ids(
+        history.resolve(UnseenByModel(json.dumps(task.to_dict())), second, **kinds)["model"]
+    ) == [good.id]
     third, _ = history.span(3)
-    assert ids(history.resolve(UnseenByModel(task.to_dict()), third, **kinds)["model"]) == [
-        newer.id
-    ]
+    assert ids(
+        history.resolve(UnseenByModel(json.dumps(task.to_dict())), third, **kinds)["model"]
+    ) == [newer.id]
 
 
 OTHERS = (
@@ -176,14 +176,17 @@ def test_a_model_for_other_records_is_neither_compared_nor_continued(
         (EarlierBlessedModel, new, "compared"),
         (UnseenByModel, current, "continued"),
     ):
-        found = history.resolve(strategy(task.to_dict()), of, **kinds)
+        found = history.resolve(strategy(json.dumps(task.to_dict())), of, **kinds)
         assert ids(found["model"]) == [good.id]
         (blessing,) = found["model_blessing"]
         assert blessing.get_int_custom_property("current_model_id") == good.id
         (line,) = capsys.readouterr().err.splitlines()
         assert f"{other.uri}/Format-Serving, is not {use}: it is for {words}" in line
     history.artifacts["Model"].remove(good)
-    assert history.resolve(EarlierBlessedModel(task.to_dict()), new, **kinds)["model"] == []
+    assert (
+        history.resolve(EarlierBlessedModel(json.dumps(task.to_dict())), new, **kinds)["model"]
+        == []
+    )
 
 
 def test_the_newest_pushed_model_for_the_same_records_is_compared(task, tmp_path, capsys):
