@@ -177,6 +177,7 @@ def _run(arguments: argparse.Namespace) -> int:
     record = {
         "models": [
             {"location": location, "sha256": digest, "settings": each.settings.to_dict()}
+            | ({} if each.version is None else {"version": each.version})
             for location, digest, each in zip(locations, digests, predictors, strict=True)
         ],
         "precision": "+".join(sorted({each.settings.precision for each in predictors})),

@@ -92,6 +92,7 @@ class Predictor:
     predict: Callable[[np.ndarray], np.ndarray]
     in_flight: int = 1  # useful number of concurrent calls of `predict`; more than 1 for a server
     backend: str = "tensorflow"  # what computes; "server" for any server
+    version: int | None = None  # of the model that a server answers with
 
 
 def open_predictor(

@@ -140,6 +140,7 @@ class AHNetClient:
             settings,
             lambda windows: self._predict(windows, settings, version),
             in_flight=self._settings.in_flight,
+            version=version,
         )
 
     def segment(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import threading
 import time
 
@@ -16,10 +17,12 @@ from ahnet_tf.inference.predictor import ExportSettings, Predictor, open_predict
 from ahnet_tf.inference.segment import PredictionSettings, segment_volume
 from ahnet_tf.inference.sliding_window import most_probable, predict_slabs
 from ahnet_tf.networks import build_network
+from ahnet_tf.predict import main as predict
 from preprocessing.errors import InputError, SettingsError
 from preprocessing.phantom.dbt import DBTSettings, make_case
 from preprocessing.tasks import PRESETS
 from preprocessing.volumes.geometry import Volume
+from preprocessing.volumes.nifti import write_image
 from serving.client.errors import NotServedError, UnreachableError
 from serving.client.sync import AHNetClient
 from serving.embedded.core import start_server
@@ -197,3 +200,24 @@ def test_volume_begins_again_when_its_version_is_replaced(tmp_path, export_linea
 def test_settings_that_are_not_possible(settings, words):
     with pytest.raises(SettingsError, match=words):
         AHNetClient("localhost:8500", **settings)
+
+
+def test_resume_does_not_mix_served_versions(export_linear, tmp_path, capsys):
+    voxels = np.random.default_rng(0).integers(-200, 200, (5, 4, 3)).astype(np.int16)
+    for name in "ab":
+        write_image(tmp_path / "cases" / f"{name}.nii.gz", Volume(voxels, np.eye(4)))
+    export_linear(tmp_path / "models", 1)
+    with start_server(tmp_path / "models", poll_s=0.1, report=lambda line: None) as running:
+        command = ["--target", running.target, str(tmp_path / "out"), "--resume"]
+        assert predict([str(tmp_path / "cases" / "a.nii.gz"), *command]) == 0
+        assert predict([str(tmp_path / "cases"), *command]) == 0
+        (model,) = json.loads((tmp_path / "out" / "prediction.json").read_text())["models"]
+        assert model["version"] == 1
+        export_linear(tmp_path / "models", 2)
+        deadline = time.monotonic() + 120
+        while running.versions.current_version != 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        capsys.readouterr()
+        assert predict([str(tmp_path / "cases"), *command]) == 1
+        assert "--resume: expected the model and settings" in capsys.readouterr().err
