@@ -154,7 +154,10 @@ def _checks(settings: PipelineSettings, examples: Channel) -> tuple[list[BaseNod
         statistics = gather.outputs["statistics"]
         first = [source, gather]
     validator = components.ExampleValidator(statistics=statistics, schema=source.outputs["schema"])
-    before = [_resolver("SpanBefore", resolvers.SpanBefore, examples)] if settings.spans else []
+    before = []
+    if settings.spans:
+        options = {"spans": settings.spans, "warm_start": int(settings.warm_start)}
+        before = [_resolver("SpansBefore", resolvers.SpansBefore, examples, **options)]
     content = {
         "task": task.to_dict(),
         "allow": list(settings.allow),
@@ -165,6 +168,8 @@ def _checks(settings: PipelineSettings, examples: Channel) -> tuple[list[BaseNod
         statistics=statistics,
         anomalies=validator.outputs["anomalies"],
         baseline=before[0].outputs["statistics"] if before else None,
+        together=before[0].outputs["together"] if before else None,
+        learned=before[0].outputs["learned"] if before else None,
         settings=json.dumps(content),
     ).with_id("AnomalyGate")
     return [*first, validator, *before, gate], statistics

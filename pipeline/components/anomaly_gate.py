@@ -4,7 +4,7 @@
 
 import json
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import tensorflow_data_validation as tfdv
 from tensorflow_metadata.proto.v0 import anomalies_pb2
@@ -21,6 +21,7 @@ from pipeline.components.data_checks import (
     differences,
     leaks,
     misfits,
+    span_leaks,
     swapped_labels,
 )
 from preprocessing.errors import PipelineError
@@ -34,6 +35,7 @@ MOST_FAULTS = 20
 CONVERT = "Convert the volumes again with this version and this task."
 CORRECT = "Correct the cases, or remove them, and convert again."
 SEPARATE = "Give each case to one split, and convert again."
+LEAVE_OUT = "Leave out of this span the cases that one before it has, and convert again."
 COMPARE = "Find out how the cases differ, or accept it by --allow."
 
 
@@ -44,11 +46,13 @@ def stop_on_anomalies(
     anomalies: InputArtifact[standard_artifacts.ExampleAnomalies],
     settings: Parameter[str],
     baseline: InputArtifact[standard_artifacts.ExampleStatistics] = None,
+    together: InputArtifact[list[standard_artifacts.ExampleStatistics]] = None,
+    learned: InputArtifact[list[standard_artifacts.ExampleStatistics]] = None,
 ) -> None:
     """A component that fails if records violate the schema or differ from each other too much.
 
     The settings are JSON with `task` and `allow`; the baseline holds the statistics of the span
-    before. The examples are not read; as an input, they show in the metadata which data passed.
+    before, `together` and `learned` those of further ones (`resolvers.SpansBefore`). The examples are not read; as an input, they show in the metadata which data passed.
     """
     content = json.loads(settings)
     folders = _split_folders(anomalies)
@@ -58,6 +62,8 @@ def stop_on_anomalies(
         read_statistics(baseline) if baseline else {},
         task_from_dict(content["task"]),
         content["allow"],
+        [read_statistics(each) for each in together or ()],
+        [read_statistics(each) for each in learned or ()],
     )
     if faults:
         expected = "records that match their task, each other and the span before"
@@ -88,12 +94,16 @@ def find_faults(
     baseline: Mapping[str, Statistics],
     task: Task,
     allow: Collection[str] = (),
+    together: Sequence[Mapping[str, Statistics]] = (),
+    learned: Sequence[Mapping[str, Statistics]] = (),
 ) -> dict[str, str]:
     """Returns what must stop the run, sentences with what to do, and prints warnings about the rest.
 
     The run stops on features that are not the task's, on errors in any split, on warnings in the
     training split, on cases in both splits, on swapped labels, and unless allowed on skew between the
-    splits and drift from the baseline, the statistics of the span before. All mappings are by split.
+    splits and drift from the baseline, the statistics of the span before. Cases must not be in those
+    of other spans that are used `together`, or `learned` by the start model, either (`span_leaks`). All
+    mappings are by split.
     """
     faults: dict[str, str] = {}
     warnings: list[str] = []
@@ -112,6 +122,7 @@ def find_faults(
             else:
                 warnings.append(line)
     faults |= dict.fromkeys(leaks(filled), SEPARATE)
+    faults |= dict.fromkeys(span_leaks(filled, together, learned), LEAVE_OUT)
     for name, what, split, against in (
         ("skew", "eval split against train", "eval", filled),
         ("drift", "this span against the one before", "train", baseline),

@@ -6,7 +6,7 @@ Also collects them as plain facts for the model card.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations, islice
 from typing import Any, TypeAlias
 
@@ -169,10 +169,37 @@ def differences(
 def leaks(by_split: Mapping[str, Statistics]) -> Iterator[str]:
     """Yields a sentence for each pair of splits that share cases."""
     for split, other in combinations(sorted(by_split), 2):
-        both = sorted(case_ids(by_split[split]) & case_ids(by_split[other]))
+        both = case_ids(by_split[split]) & case_ids(by_split[other])
         if both:
-            shown = ", ".join(both[:5]) + (", ..." if len(both) > 5 else "")
-            yield f"{CASE_ID}: {len(both)} cases are in both {split} and {other} ({shown})"
+            yield f"{CASE_ID}: {len(both)} cases are in both {split} and {other} {_some(both)}"
+
+
+def span_leaks(
+    new: Mapping[str, Statistics],
+    together: Sequence[Mapping[str, Statistics]],
+    learned: Sequence[Mapping[str, Statistics]],
+) -> Iterator[str]:
+    """Yields a sentence for each split of a new span with cases that earlier spans have as well.
+
+    None may be trained on and evaluated on in the spans that are used `together`, evaluated on twice
+    (both would count as one case), or evaluated on if a start model has `learned` it. All mappings are
+    by split.
+    """
+    for split, other, earlier in (
+        ("eval", "train", [*together, *learned]),
+        ("train", "eval", together),
+        ("eval", "eval", together),
+    ):
+        before = {each for span in earlier if other in span for each in case_ids(span[other])}
+        both = before & case_ids(new[split]) if split in new else set()
+        if both:
+            where = f"in {split} and in {other} of a span before"
+            yield f"{CASE_ID}: {len(both)} cases are {where} {_some(both)}"
+
+
+def _some(ids: Collection[str]) -> str:
+    """Returns up to five case ids in parentheses."""
+    return f"({', '.join(sorted(ids)[:5])}{', ...' if len(ids) > 5 else ''})"
 
 
 def swapped_labels(statistics: Statistics, task: Task) -> Iterator[str]:

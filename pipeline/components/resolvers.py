@@ -57,19 +57,38 @@ class NewestSpans(ResolverStrategy):
         return {"current": [current], "examples": [by_span[span] for span in newest]}
 
 
-class SpanBefore(ResolverStrategy):
-    """Resolves the statistics of the newest span before the current one that passed validation."""
+class SpansBefore(ResolverStrategy):
+    """Resolves the statistics of spans before the current one that passed validation.
+
+    `statistics` is that of the newest of them, `together` those of the spans that the run trains and
+    evaluates on beside the current one, of which there are up to `spans`, and `learned` with a
+    `warm_start` those of all spans that its start model may have learned.
+    """
 
     INPUTS: ClassVar = {
         "examples": standard_artifacts.Examples,
-        "statistics": standard_artifacts.ExampleStatistics,
+        **dict.fromkeys(
+            ("statistics", "together", "learned"), standard_artifacts.ExampleStatistics
+        ),
     }
+
+    def __init__(self, spans: int, warm_start: int):
+        self._spans, self._warm_start = spans, warm_start
 
     def resolve_artifacts(self, store: MetadataStore, input_dict: ArtifactsByKey) -> ArtifactsByKey:
         passed = passed_validation(store)
-        before = [passed[examples.id] for examples in _earlier_spans(input_dict, passed)][-1:]
-        found = [statistics for statistics in input_dict["statistics"] if statistics.id in before]
-        return input_dict | {"statistics": found}
+        # If a span was imported several times, its latest import counts.
+        by_span = {span_of(each): passed[each.id] for each in _earlier_spans(input_dict, passed)}
+        newest = [by_span[span] for span in sorted(by_span, reverse=True)]
+        wanted = {
+            "statistics": newest[:1],
+            "together": newest[: self._spans - 1],
+            "learned": newest if self._warm_start else [],
+        }
+        return input_dict | {
+            key: [statistics for statistics in input_dict[key] if statistics.id in found]
+            for key, found in wanted.items()
+        }
 
 
 class UnseenByModel(ResolverStrategy):

@@ -63,7 +63,7 @@ def node(settings, name):
 def test_settings_choose_the_components(settings):
     assert "ConvertVolumes" in names(evolve(settings, from_volumes=True))
     assert "SchemaGen" in names(evolve(settings, schema="inferred"))
-    assert {"NewestSpans", "SpanBefore"} <= set(names(evolve(settings, spans=2)))
+    assert {"NewestSpans", "SpansBefore"} <= set(names(evolve(settings, spans=2)))
     warm = names(evolve(settings, warm_start=True, tuner_trials=3))
     assert {"EarlierModel", "Tuner", "Trainer3D"} <= set(warm)
     assert "Trainer2D" not in warm

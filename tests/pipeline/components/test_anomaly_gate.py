@@ -38,7 +38,13 @@ def statistics_of(task, statistics_of_records):
 def faults_of(statistics_of, task):
     """Finds what would stop a run of some splits, as ExampleValidator and the gate do."""
 
-    def find(before=(), allow=(), written_for=task, **patches_by_split):
+    def gathered(spans):
+        return [
+            {split: statistics_of(each).datasets[0] for split, each in span.items()}
+            for span in spans
+        ]
+
+    def find(before=(), allow=(), written_for=task, together=(), learned=(), **patches_by_split):
         lists = {k: statistics_of(v, written_for) for k, v in patches_by_split.items()}
         faults = find_faults(
             {s: tfdv.validate_statistics(each, make_schema(task)) for s, each in lists.items()},
@@ -46,6 +52,8 @@ def faults_of(statistics_of, task):
             {"train": statistics_of(before).datasets[0]} if before else {},
             task,
             allow,
+            gathered(together),
+            gathered(learned),
         )
         return list(faults)
 
@@ -135,6 +143,31 @@ def test_a_patient_in_both_splits_is_stopped_and_named(faults_of, patch):
     both = [*moved(patch, 0, 3), *moved(patch, 3, 2)]
     (found,) = faults_of(train=both, eval=moved(patch, 3, 4))
     assert found == "case_id: 2 cases are in both eval and train (case-3, case-4)"
+
+
+def test_a_case_of_an_earlier_span_is_stopped_and_named(faults_of, patch):
+    """Cases 0 and 1 were trained on in the span before, and 2 evaluated on."""
+    earlier = [{"train": moved(patch, 0, 2), "eval": moved(patch, 2, 1)}]
+
+    def found(train, evaluated, **spans):
+        return faults_of(train=moved(patch, *train), eval=moved(patch, *evaluated), **spans)
+
+    before = "of a span before"
+    assert found((3, 2), (1, 1), together=earlier) == [
+        f"case_id: 1 cases are in eval and in train {before} (case-1)"
+    ]
+    assert found((2, 2), (4, 1), together=earlier) == [
+        f"case_id: 1 cases are in train and in eval {before} (case-2)"
+    ]
+    assert found((3, 2), (2, 1), together=earlier) == [
+        f"case_id: 1 cases are in eval and in eval {before} (case-2)"
+    ]
+    assert found((0, 1), (3, 1), together=earlier) == []
+    # A start model has learned from the cases of training; this run evaluates none of the others.
+    assert found((3, 2), (1, 1), learned=earlier) == [
+        f"case_id: 1 cases are in eval and in train {before} (case-1)"
+    ]
+    assert found((3, 2), (2, 1), learned=earlier) == []
 
 
 @pytest.mark.parametrize(

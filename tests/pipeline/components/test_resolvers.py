@@ -14,7 +14,7 @@ from pipeline.components.anomaly_gate import stop_on_anomalies
 from pipeline.components.resolvers import (
     EarlierBlessedModel,
     NewestSpans,
-    SpanBefore,
+    SpansBefore,
     UnseenByModel,
     last_pushed_model,
 )
@@ -114,14 +114,37 @@ def test_the_newest_spans_that_passed_are_trained_on(history):
     assert newest(2, old_third) == ids([old_third, first])
 
 
+BEFORE = {
+    "examples": "Examples",
+    **dict.fromkeys(("statistics", "together", "learned"), "ExampleStatistics"),
+}
+
+
 def test_a_new_span_is_compared_with_the_one_before_that_passed(history):
-    kinds = {"examples": "Examples", "statistics": "ExampleStatistics"}
     first, statistics = history.span(1)
     history.span(2, passes=False)
     current, _ = history.span(3)
-    found = history.resolve(SpanBefore(), current, **kinds)
+    found = history.resolve(SpansBefore(2, 0), current, **BEFORE)
     assert ids(found["statistics"]) == [statistics.id]
-    assert history.resolve(SpanBefore(), first, **kinds)["statistics"] == []
+    assert history.resolve(SpansBefore(2, 0), first, **BEFORE)["statistics"] == []
+
+
+def test_the_spans_that_are_used_together_and_those_of_a_start_model_are_found(history):
+    _, first = history.span(1)
+    _, second = history.span(2)
+    history.span(3)
+    _, third = history.span(3)  # imported again
+    current, _ = history.span(4)
+
+    def found(spans, warm_start):
+        resolved = history.resolve(SpansBefore(spans, warm_start), current, **BEFORE)
+        return {ids(resolved["statistics"])[0]}, *(
+            {*ids(resolved[key])} for key in ("together", "learned")
+        )
+
+    assert found(1, 0) == ({third.id}, set(), set())
+    assert found(3, 0) == ({third.id}, {third.id, second.id}, set())
+    assert found(2, 1) == ({third.id}, {third.id}, {third.id, second.id, first.id})
 
 
 def test_spans_validated_before_the_gates_module_was_renamed_count(history):
@@ -129,8 +152,8 @@ def test_spans_validated_before_the_gates_module_was_renamed_count(history):
     current, _ = history.span(2)
     found = history.resolve(NewestSpans(2), current, examples="Examples")
     assert ids(found["examples"]) == ids([current, first])
-    kinds = {"examples": "Examples", "statistics": "ExampleStatistics"}
-    assert ids(history.resolve(SpanBefore(), current, **kinds)["statistics"]) == ids([statistics])
+    before = history.resolve(SpansBefore(2, 0), current, **BEFORE)
+    assert ids(before["statistics"]) == ids([statistics])
 
 
 def test_a_warm_start_begins_from_the_last_blessed_model_of_other_data(history, task):

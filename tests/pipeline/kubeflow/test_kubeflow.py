@@ -263,7 +263,7 @@ def test_volumes_spans_and_warm_start_in_an_argo_workflow(
     assert main([*kubeflow, *chosen, "--engine", "kubeflow"]) == 0
     pipeline = read_compiled(tmp_path / "specs" / "ahnet.yaml")
     names = {node.name for node in pipeline.nodes}
-    assert names >= {"ConvertVolumes", "SpanBefore", "NewestSpans", "EarlierModel"}
+    assert names >= {"ConvertVolumes", "SpansBefore", "NewestSpans", "EarlierModel"}
     assert not names & {"ImportExampleGen", "Trainer2D"}
     settings = json.loads((tmp_path / "specs" / "pipeline.json").read_text())
     assert settings["input"] == "/mnt/ahnet/records"
@@ -275,7 +275,7 @@ def test_volumes_spans_and_warm_start_in_an_argo_workflow(
     with serve_metadata(tmp_path / "metadata.sqlite") as port:
         mounts = {"/mnt/ahnet": str(tmp_path / "volume")}
         context = RunContext(tmp_path / "logs", "one", ("localhost", port), mounts)
-        for node in ("ConvertVolumes", "SpanBefore"):
+        for node in ("ConvertVolumes", "SpansBefore"):
             run_compiled(pipeline, context, only=node, start=start)
     (manifest,) = (tmp_path / "volume").glob(
         "runs/artifacts/ConvertVolumes/manifest/*/manifest.json"
