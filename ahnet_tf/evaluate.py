@@ -33,7 +33,7 @@ from ahnet_tf.evaluation.pairing import (
     with_images,
 )
 from ahnet_tf.evaluation.summary import case_row, summarise, summarise_detections, table_columns
-from ahnet_tf.inference.case_output import RECORD_FILE
+from ahnet_tf.inference.run_record import RECORD_FILE
 from ahnet_tf.report.score_pages import write_detection_page, write_label_page
 from preprocessing.cli import add_allow_option, make_parser, parse_allowances, run_command
 from preprocessing.datasets.label_names import is_organ_with_lesions

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -14,14 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from ahnet_tf.inference.case_output import (
-    LESION_FILE,
-    RECORD_FILE,
-    finished_cases,
+    output_names,
     predict_case,
-    prediction_name,
     redraw_case,
     software_of,
-    write_record,
 )
 from ahnet_tf.inference.ensemble import flip_axes, flipped_predictor, mean_predictor
 from ahnet_tf.inference.lesion_nms import DetectionSettings
@@ -33,6 +30,14 @@ from ahnet_tf.inference.predictor import (
     content_digest,
     is_address,
     open_predictor,
+)
+from ahnet_tf.inference.run_record import (
+    LESION_FILE,
+    RECORD_FILE,
+    check_files,
+    finished_cases,
+    read_record,
+    write_record,
 )
 from ahnet_tf.inference.segment import PredictionSettings
 from preprocessing.cli import add_allow_option, make_parser, parse_allowances, run_command
@@ -160,7 +165,7 @@ def _run(arguments: argparse.Namespace) -> int:
     cases = found.cases
     for line in found.lines():
         print(line, file=sys.stderr)
-    _check_output(arguments.input, cases, output)
+    _check_output(arguments.input, output)
     for case in cases:
         if arguments.dicom_seg and not is_dicom_image(case.path):
             raise SettingsError("--dicom-seg", "DICOM images to refer to", f"case {case.case_id}")
@@ -191,22 +196,31 @@ def _run(arguments: argparse.Namespace) -> int:
     }
     software = software_of(predictor.settings, digests) if arguments.dicom_seg else None
     draw = functools.partial(_draw_overlay, task, allow) if arguments.overlay else None
-    entries = finished_cases(output, record, cases) if arguments.resume else {}
+
+    def names_of(some: Sequence[Case]) -> list[str]:
+        flags = {"dicom_seg": arguments.dicom_seg, "picture": arguments.overlay}
+        names = (output_names(case.case_id, task, settings, **flags) for case in some)
+        return list(itertools.chain(*names))
+
+    tables = [LESION_FILE] if task.target == "heat_map" else []
+    earlier = read_record(output)
+    # LiTS stores images and label maps side by side, with the same names as predictions.
+    check_files(output, cases, names_of(cases) + tables, earlier)
+    entries = finished_cases(output, record, cases, earlier) if arguments.resume else {}
+    todo = [case for case in cases if draw is not None or case.case_id not in entries]
     options = {"allow": allow, "debug": arguments.debug}
     predictor = flipped_predictor(predictor, arguments.flips)
     try:
         # Written before the first case: the record marks the folder as one of predictions.
-        write_record(output, record, cases, entries)
-        for case in cases:
+        write_record(output, record, cases, entries, names_of(todo[:1]))
+        for number, case in enumerate(todo, start=1):
             if case.case_id not in entries:
                 entries[case.case_id] = predict_case(
                     case, predictor, settings, output, draw=draw, dicom_seg=software, **options
                 )
             elif draw is not None:
                 redraw_case(case, entries[case.case_id], task, output, draw, **options)
-            else:
-                continue
-            write_record(output, record, cases, entries)
+            write_record(output, record, cases, entries, names_of(todo[number : number + 1]))
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
@@ -224,26 +238,14 @@ def _backend_record(predictors: Sequence[Predictor]) -> dict[str, str]:
     return {"backend": "+".join(used)} if "openvino" in used else {}
 
 
-def _check_output(inputs: Sequence[str], cases: Sequence[Case], output: Path) -> None:
-    """Checks that predictions cannot be mistaken for input or replace a reference.
-
-    LiTS stores images and label maps side by side, with the same names as predictions.
-    """
+def _check_output(inputs: Sequence[str], output: Path) -> None:
+    """Checks that predictions can't be mistaken for input by the next run."""
     place = output.resolve()
     for path in map(Path, inputs):
         if path.is_dir() and path.resolve() in (place, *place.parents):
             found = f"{output} in {path}"
             remedy = "The next run would take predictions for cases."
             raise SettingsError("OUT", "a folder outside the input", found, remedy)
-    if (output / RECORD_FILE).is_file():
-        return
-    for case in cases:
-        target = output / prediction_name(case.case_id)
-        if target.exists():
-            expected = f"an empty folder or one of earlier predictions (with {RECORD_FILE})"
-            found = f"{target}, which would be overwritten"
-            remedy = "Give predictions a folder of their own."
-            raise SettingsError("OUT", expected, found, remedy)
 
 
 def _shown_input(path: str, cases: Sequence[Case]) -> str:

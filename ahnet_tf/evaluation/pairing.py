@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ahnet_tf.evaluation.froc import ScoredVolume, in_pixels, match_volume
-from ahnet_tf.inference.case_output import prediction_name, recorded_task
+from ahnet_tf.inference.case_output import prediction_name
+from ahnet_tf.inference.run_record import recorded_task
 from preprocessing.datasets.bcs_dbt import (
     Tables,
     VolumeKey,

@@ -1,4 +1,4 @@
-"""Writes the outputs of predicted cases and their record, from which a later run can resume."""
+"""Predicts single cases and writes their outputs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
-import json
 import re
 import sys
 import time
@@ -24,7 +23,7 @@ from ahnet_tf.inference.segment import (
     window_progress,
 )
 from preprocessing.datasets.case import Case, rejection_reason
-from preprocessing.datasets.detection_table import Detection, write_detections
+from preprocessing.datasets.detection_table import Detection
 from preprocessing.datasets.reading import (
     check_case_image,
     is_dicom_image,
@@ -32,17 +31,13 @@ from preprocessing.datasets.reading import (
     read_case_source,
 )
 from preprocessing.dicom.segmentation import Software, write_segmentation
-from preprocessing.errors import InputError, SettingsError
-from preprocessing.files import DISK_FULL, input_state, write_json
-from preprocessing.tasks import Task, task_from_dict
+from preprocessing.errors import InputError
+from preprocessing.files import DISK_FULL, input_state
+from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import Volume, count_labels, spacing_mm
 from preprocessing.volumes.nifti import read_label, write_image, write_on_grid
 
-LESION_FILE = "lesions.csv"
-RECORD_FILE = "prediction.json"
 PICTURES = "overlays"
-# What a record says about its run besides models and settings.
-_NOT_SETTINGS = {"cases", "input", "passed_over", "renamed"}
 
 # Draws a case with its label map [x, y, z] and its detections into the folder of predictions.
 Draw = Callable[[Case, Volume, np.ndarray, Sequence[Detection], Path], object]
@@ -55,6 +50,18 @@ def prediction_name(case_id: str) -> str:
     """
     lits = re.fullmatch(r"volume-(\d+)", case_id)
     return f"segmentation-{lits[1]}.nii.gz" if lits else f"{case_id}.nii.gz"
+
+
+def output_names(
+    case_id: str, task: Task, settings: PredictionSettings, *, dicom_seg: bool, picture: bool
+) -> list[str]:
+    """Returns the names in the folder of all outputs of a case, label map first."""
+    names = [prediction_name(case_id)]
+    if settings.probabilities:
+        names += [f"probabilities/{case_id}_{name}.nii.gz" for name in task.class_names]
+    if dicom_seg:
+        names.append(f"dicom_seg/{case_id}.dcm")
+    return names + ([_picture_name(case_id)] if picture else [])
 
 
 def predict_case(
@@ -79,8 +86,10 @@ def predict_case(
     start = time.perf_counter()
     entry: dict[str, Any] = {"case_id": case.case_id}
     task = predictor.settings.task
+    has_seg = dicom_seg is not None
+    names = output_names(case.case_id, task, settings, dicom_seg=has_seg, picture=False)
     try:
-        entry["image_state"] = _image_state(case.path)
+        entry["image_state"] = image_state(case.path)
         # Read first, so that a source without the needed attributes costs no prediction.
         source = read_case_source(case, allow=allow) if dicom_seg else None
         volume = read_case_image(case, allow=allow)
@@ -93,9 +102,8 @@ def predict_case(
         with window_progress(case.case_id) as advance:
             segmentation = segment_volume(volume, predictor, settings, progress=advance)
         labels = segmentation.labels
-        names = _write_volumes(case, volume, segmentation, task, output)
+        _write_volumes(case, volume, segmentation, [output / name for name in names])
         if dicom_seg is not None and source is not None:
-            names.append(f"dicom_seg/{case.case_id}.dcm")
             write_segmentation(output / names[-1], labels, task.class_names, source, dicom_seg)
     except (InputError, OSError, MemoryError) as error:
         if debug or (isinstance(error, OSError) and error.errno in DISK_FULL):
@@ -135,7 +143,7 @@ def redraw_case(
         lesions = [Detection(**lesion) for lesion in entry.get("lesions", ())]
         draw(case, read_case_image(case, allow=allow), labels, lesions, picture)
 
-    volumes = [name for name in entry["outputs"] if not _is_picture(name)]
+    volumes = [name for name in entry["outputs"] if not is_picture(name)]
     pictures = entry["outputs"][len(volumes) :]
     if not pictures or not (output / pictures[0]).is_file():
         entry["outputs"] = volumes + _picture(case, output, draw_again, debug)
@@ -143,7 +151,7 @@ def redraw_case(
 
 def _picture(case: Case, output: Path, draw: Callable[[Path], object], debug: bool) -> list[str]:
     """Draws a case; returns the picture's name in the folder, none after a failure, which is printed."""
-    name = f"{PICTURES}/{case.case_id}.png"
+    name = _picture_name(case.case_id)
     try:
         draw(output / name)
     except Exception as error:
@@ -155,7 +163,12 @@ def _picture(case: Case, output: Path, draw: Callable[[Path], object], debug: bo
     return [name]
 
 
-def _is_picture(name: str) -> bool:
+def _picture_name(case_id: str) -> str:
+    return f"{PICTURES}/{case_id}.png"
+
+
+def is_picture(name: str) -> bool:
+    """Returns whether an output is the picture of a case."""
     return name.startswith(f"{PICTURES}/")
 
 
@@ -181,99 +194,18 @@ def software_of(settings: ExportSettings, digests: Sequence[str | None]) -> Soft
     )
 
 
-def write_record(
-    output: Path, record: dict[str, Any], cases: Sequence[Case], entries: dict[str, dict[str, Any]]
-) -> None:
-    """Writes the record of a run, `record` with the entries of its finished cases, and their lesions.
-
-    The table's columns are those of BCS-DBT's predictions. PatientID, StudyUID and View come from the
-    tables of the data set; without tables, the case id is used.
-    """
-    done = [(case, entries[case.case_id]) for case in cases if case.case_id in entries]
-    write_json(output / RECORD_FILE, record | {"cases": [entry for _, entry in done]})
-    rows = []
-    for case, entry in done:
-        key = (case.case_id, "-", case.view or "-")
-        # Cases have boxes only from tables; their identifiers are then PatientID and StudyUID.
-        if case.boxes is not None and len(case.identifiers) == 2:
-            key = (*case.identifiers, case.view)
-        rows += [(key, Detection(**lesion)) for lesion in entry.get("lesions", ())]
-    if any("lesions" in entry for _, entry in done):
-        write_detections(output / LESION_FILE, rows)
-
-
-def finished_cases(
-    output: Path, record: dict[str, Any], cases: Sequence[Case]
-) -> dict[str, dict[str, Any]]:
-    """Returns the entries of cases that an earlier run into the same folder finished, by case id.
-
-    A case is finished if the record says so, all its outputs but the picture exist, and its image
-    has not changed. Raises SettingsError if that run had other models or settings, InputError for a
-    damaged record.
-    """
-    path = output / RECORD_FILE
-    if not path.is_file():
-        return {}
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        entries = {entry["case_id"]: entry for entry in earlier["cases"]}
-        before, now = _decisive(earlier), _decisive(json.loads(json.dumps(record)))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(path, "the record of an earlier run", error) from None
-    changed = [n for n in sorted(now.keys() | before.keys()) if before.get(n) != now.get(n)]
-    if changed:
-        expected = f"the model and settings of the earlier run in {output}"
-        remedy = "Leave --resume out to predict all cases again, or give another folder OUT."
-        raise SettingsError("--resume", expected, f"other {', '.join(changed)}", remedy)
-    return {
-        case.case_id: entry
-        for case in cases
-        if (entry := entries.get(case.case_id)) is not None
-        and entry["status"] == "predicted"
-        and all((output / n).is_file() for n in entry["outputs"] if not _is_picture(n))
-        and entry["image_state"] == _image_state(case.path)
-    }
-
-
-def recorded_task(folder: Path) -> Task | None:
-    """Returns the task of the predictions in a folder by their record; None if there is no record.
-
-    Raises InputError for a record without a task.
-    """
-    path = folder / RECORD_FILE
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return task_from_dict(content["models"][0]["settings"]["task"], path)
-    except (ValueError, LookupError, TypeError) as error:
-        raise InputError(path, "the record of a prediction", error, "Give --task.") from None
-
-
-def _decisive(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns what the predictions of a run depend on, apart from their images."""
-    settings = {name: value for name, value in record["settings"].items() if name != "overlay"}
-    kept = {name: value for name, value in record.items() if name not in _NOT_SETTINGS}
-    return kept | {"settings": settings}
-
-
 def _write_volumes(
-    case: Case, volume: Volume, segmentation: Segmentation, task: Task, output: Path
-) -> list[str]:
-    """Writes label map and probability maps; returns their names in the folder, label map first."""
-    names = [prediction_name(case.case_id)]
-    if segmentation.probabilities:
-        names += [f"probabilities/{case.case_id}_{name}.nii.gz" for name in task.class_names]
-    voxels = [segmentation.labels, *segmentation.probabilities]
-    for name, each in zip(names, voxels, strict=True):
+    case: Case, volume: Volume, segmentation: Segmentation, paths: Sequence[Path]
+) -> None:
+    """Writes label map and probability maps to the first paths, the label map first."""
+    for path, each in zip(paths, (segmentation.labels, *segmentation.probabilities), strict=False):
         if is_dicom_image(case.path):
-            write_image(output / name, Volume(each, volume.affine))
+            write_image(path, Volume(each, volume.affine))
         else:
-            write_on_grid(output / name, each, like=case.path)
-    return names
+            write_on_grid(path, each, like=case.path)
 
 
-def _image_state(image: Path) -> str:
+def image_state(image: Path) -> str:
     """Returns a short digest of the sizes and times of an image's files, without their names."""
     text = repr([state for _, *state in input_state(image)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,157 @@
+"""The record of predictions in a folder: which cases are finished, and which files are its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ahnet_tf.inference.case_output import image_state, is_picture
+from preprocessing.datasets.case import Case
+from preprocessing.datasets.detection_table import Detection, write_detections
+from preprocessing.errors import InputError, SettingsError
+from preprocessing.files import write_json
+from preprocessing.tasks import Task, task_from_dict
+
+LESION_FILE = "lesions.csv"
+RECORD_FILE = "prediction.json"
+# What a record says about its run besides models and settings.
+_NOT_SETTINGS = {"cases", "input", "in_progress", "passed_over", "renamed"}
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """What the record of a folder says about the runs before; empty if there is no record."""
+
+    record: dict[str, Any] = field(default_factory=dict)
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)  # of its cases, by case id
+    files: frozenset[str] = frozenset()  # its outputs, named from the folder
+
+
+def read_record(output: Path) -> EarlierRun:
+    """Reads the record of a folder of predictions; raises InputError for a damaged one."""
+    path = output / RECORD_FILE
+    if not path.is_file():
+        return EarlierRun()
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        entries = {entry["case_id"]: entry for entry in record["cases"]}
+        files = set(record.get("in_progress", ()))
+        for entry in entries.values():
+            files.update(entry["outputs"] if entry["status"] == "predicted" else ())
+        if any("lesions" in entry for entry in entries.values()):
+            files.add(LESION_FILE)
+        _decisive(record)
+        for name in files:
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ValueError(f"an output elsewhere, {name}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        remedy = "Give predictions a folder of their own."
+        raise InputError(path, "the record of an earlier run", error, remedy) from None
+    return EarlierRun(record, entries, frozenset(files))
+
+
+def check_files(
+    output: Path, cases: Sequence[Case], targets: Sequence[str], earlier: EarlierRun
+) -> None:
+    """Checks that no image or reference of the cases and no foreign file would be replaced.
+
+    `targets` are the names in the folder that a run is going to write. Raises SettingsError.
+    """
+    remedy = "Give predictions a folder of their own."
+    paths = (path for case in cases for path in (case.image_path, case.label_path))
+    inputs = {path.resolve() for path in paths if path is not None}
+    for name in targets:
+        place = (output / name).resolve()
+        if not inputs.isdisjoint([place, *place.parents]):
+            expected, found = "a folder without the input", f"{output / name}, which is input"
+            raise SettingsError("OUT", expected, found, remedy)
+        if (output / name).exists() and name not in earlier.files:
+            expected = f"an empty folder or one of earlier predictions (with {RECORD_FILE})"
+            found = f"{output / name}, which would be overwritten"
+            raise SettingsError("OUT", expected, found, remedy)
+
+
+def write_record(
+    output: Path,
+    record: dict[str, Any],
+    cases: Sequence[Case],
+    entries: dict[str, dict[str, Any]],
+    in_progress: Collection[str] = (),
+) -> None:
+    """Writes the record of a run, `record` with the entries of its finished cases, and their lesions.
+
+    `in_progress` are the files that are going to be written next: a run that is killed in between
+    leaves them. The table's columns are those of BCS-DBT's predictions. PatientID, StudyUID and View
+    come from the tables of the data set; without tables, the case id is used.
+    """
+    done = [(case, entries[case.case_id]) for case in cases if case.case_id in entries]
+    content = record | {"cases": [entry for _, entry in done]}
+    if in_progress:
+        content["in_progress"] = list(in_progress)
+    write_json(output / RECORD_FILE, content)
+    rows = []
+    for case, entry in done:
+        key = (case.case_id, "-", case.view or "-")
+        # Cases have boxes only from tables; their identifiers are then PatientID and StudyUID.
+        if case.boxes is not None and len(case.identifiers) == 2:
+            key = (*case.identifiers, case.view)
+        rows += [(key, Detection(**lesion)) for lesion in entry.get("lesions", ())]
+    if any("lesions" in entry for _, entry in done):
+        write_detections(output / LESION_FILE, rows)
+
+
+def finished_cases(
+    output: Path, record: dict[str, Any], cases: Sequence[Case], earlier: EarlierRun
+) -> dict[str, dict[str, Any]]:
+    """Returns the entries of cases that an earlier run into the same folder finished, by case id.
+
+    A case is finished if the record says so, all its outputs but the picture exist, and its image
+    has not changed. Raises SettingsError if that run had other models or settings.
+    """
+    if not earlier.record:
+        return {}
+    before, now = _decisive(earlier.record), _decisive(json.loads(json.dumps(record)))
+    changed = [n for n in sorted(now.keys() | before.keys()) if before.get(n) != now.get(n)]
+    if changed:
+        expected = f"the model and settings of the earlier run in {output}"
+        remedy = "Leave --resume out to predict all cases again, or give another folder OUT."
+        raise SettingsError("--resume", expected, f"other {', '.join(changed)}", remedy)
+    return {
+        case.case_id: entry
+        for case in cases
+        if (entry := earlier.entries.get(case.case_id)) is not None
+        and _is_complete(output, entry)
+        and entry["image_state"] == image_state(case.path)
+    }
+
+
+def recorded_task(folder: Path) -> Task | None:
+    """Returns the task of the predictions in a folder by their record; None if there is no record.
+
+    Raises InputError for a record without a task.
+    """
+    path = folder / RECORD_FILE
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return task_from_dict(content["models"][0]["settings"]["task"], path)
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(path, "the record of a prediction", error, "Give --task.") from None
+
+
+def _is_complete(output: Path, entry: dict[str, Any]) -> bool:
+    """Returns whether a case was predicted and all its outputs but the picture exist."""
+    return entry["status"] == "predicted" and all(
+        (output / name).is_file() for name in entry["outputs"] if not is_picture(name)
+    )
+
+
+def _decisive(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the predictions of a run depend on, apart from their images."""
+    settings = {name: value for name, value in record["settings"].items() if name != "overlay"}
+    kept = {name: value for name, value in record.items() if name not in _NOT_SETTINGS}
+    return kept | {"settings": settings}
