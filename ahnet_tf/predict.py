@@ -11,6 +11,7 @@ import itertools
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,11 +37,16 @@ from ahnet_tf.inference.run_record import (
     RECORD_FILE,
     check_files,
     finished_cases,
+    only_run_in,
+    other_cases,
     read_record,
+    remove_stale_files,
+    stale_files,
     write_record,
 )
 from ahnet_tf.inference.segment import PredictionSettings
 from preprocessing.cli import add_allow_option, make_parser, parse_allowances, run_command
+from preprocessing.datasets.bcs_dbt import VolumeKey
 from preprocessing.datasets.case import Case
 from preprocessing.datasets.detection_table import Detection
 from preprocessing.datasets.discovery import discover
@@ -203,29 +209,37 @@ def _run(arguments: argparse.Namespace) -> int:
         return list(itertools.chain(*names))
 
     tables = [LESION_FILE] if task.target == "heat_map" else []
-    earlier = read_record(output)
-    # LiTS stores images and label maps side by side, with the same names as predictions.
-    check_files(output, cases, names_of(cases) + tables, earlier)
-    entries = finished_cases(output, record, cases, earlier) if arguments.resume else {}
-    todo = [case for case in cases if draw is not None or case.case_id not in entries]
+    entries: dict[str, dict[str, Any]] = {}
+    others: list[tuple[VolumeKey, dict[str, Any]]] = []
     options = {"allow": allow, "debug": arguments.debug}
     predictor = flipped_predictor(predictor, arguments.flips)
-    try:
-        # Written before the first case: the record marks the folder as one of predictions.
-        write_record(output, record, cases, entries, names_of(todo[:1]))
-        for number, case in enumerate(todo, start=1):
-            if case.case_id not in entries:
-                entries[case.case_id] = predict_case(
-                    case, predictor, settings, output, draw=draw, dicom_seg=software, **options
-                )
-            elif draw is not None:
-                redraw_case(case, entries[case.case_id], task, output, draw, **options)
-            write_record(output, record, cases, entries, names_of(todo[number : number + 1]))
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        remedy = "The finished cases are kept; make room and continue with --resume."
-        raise InputError(output, "room for the predictions", error.strerror, remedy) from None
+    with only_run_in(output):
+        earlier = read_record(output)
+        if arguments.resume:
+            entries = finished_cases(output, record, cases, earlier)
+            others = other_cases(output, cases, earlier)
+        stale = stale_files(earlier, [*entries.values(), *(entry for _, entry in others)])
+        # LiTS stores images and label maps side by side, with the same names as predictions.
+        check_files(output, cases, names_of(cases) + tables, stale, earlier)
+        remove_stale_files(output, stale)
+        todo = [case for case in cases if draw is not None or case.case_id not in entries]
+        write = functools.partial(write_record, output, record, cases, entries, others)
+        try:
+            # Written before the first case: the record marks the folder as one of predictions.
+            write(names_of(todo[:1]))
+            for number, case in enumerate(todo, start=1):
+                if case.case_id not in entries:
+                    entries[case.case_id] = predict_case(
+                        case, predictor, settings, output, draw=draw, dicom_seg=software, **options
+                    )
+                elif draw is not None:
+                    redraw_case(case, entries[case.case_id], task, output, draw, **options)
+                write(names_of(todo[number : number + 1]))
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            remedy = "The finished cases are kept; make room and continue with --resume."
+            raise InputError(output, "room for the predictions", error.strerror, remedy) from None
     failed = sum(entry["status"] == "failed" for entry in entries.values())
     if failed:
         print(f"{failed} of {len(entries)} cases failed", file=sys.stderr)

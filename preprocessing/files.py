@@ -6,6 +6,7 @@ import contextlib
 import csv
 import ctypes
 import errno
+import fcntl
 import itertools
 import json
 import math
@@ -95,6 +96,21 @@ def _exchanged(first: Path, second: Path) -> bool:
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
     names = (_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second))
     return renameat2 is not None and renameat2(*names, _RENAME_EXCHANGE) == 0
+
+
+@contextlib.contextmanager
+def file_lock(path: str | os.PathLike) -> Iterator[bool]:
+    """Locks a file, which is made if needed; yields whether no other process holds the lock.
+
+    The system releases it when the process ends.
+    """
+    mine = False
+    with open(path, "a") as file:
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its owner may have deleted it, or renamed its folder, since it was opened.
+            mine = os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+        yield mine
 
 
 def input_state(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -78,7 +79,7 @@ def predict_case(
     """Predicts a case with an image and writes its outputs; returns its entry of the record.
 
     An error of the case, or an image that can't be one of the task, is printed and recorded, and
-    raised only with `debug`. Doubts about the image are printed and recorded as warnings; a failure
+    raised only with `debug`; the case has no outputs then. Doubts about the image are printed and recorded as warnings; a failure
     of `draw` is printed only. `dicom_seg` is the software named in a DICOM SEG, which needs a DICOM
     image; `allow` has names of `preprocessing.errors.ALLOWANCES`. Raises OSError for a full disk,
     ModelError and ServingError if network or server fail.
@@ -106,6 +107,9 @@ def predict_case(
         if dicom_seg is not None and source is not None:
             write_segmentation(output / names[-1], labels, task.class_names, source, dicom_seg)
     except (InputError, OSError, MemoryError) as error:
+        for name in names:
+            with contextlib.suppress(OSError):
+                (output / name).unlink()
         if debug or (isinstance(error, OSError) and error.errno in DISK_FULL):
             raise
         problem = rejection_reason(case, error)

@@ -1,22 +1,26 @@
-"""The record of predictions in a folder: which cases are finished, and which files are its own."""
+"""A folder of predictions: its record, which cases are finished, and which files are its own."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Collection, Sequence
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ahnet_tf.inference.case_output import image_state, is_picture
+from preprocessing.datasets.bcs_dbt import VolumeKey, dbt_case_id
 from preprocessing.datasets.case import Case
-from preprocessing.datasets.detection_table import Detection, write_detections
+from preprocessing.datasets.detection_table import Detection, read_detections, write_detections
 from preprocessing.errors import InputError, SettingsError
-from preprocessing.files import write_json
+from preprocessing.files import file_lock, write_json
 from preprocessing.tasks import Task, task_from_dict
 
 LESION_FILE = "lesions.csv"
 RECORD_FILE = "prediction.json"
+LOCK_FILE = ".lock"
 # What a record says about its run besides models and settings.
 _NOT_SETTINGS = {"cases", "input", "in_progress", "passed_over", "renamed"}
 
@@ -38,11 +42,7 @@ def read_record(output: Path) -> EarlierRun:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         entries = {entry["case_id"]: entry for entry in record["cases"]}
-        files = set(record.get("in_progress", ()))
-        for entry in entries.values():
-            files.update(entry["outputs"] if entry["status"] == "predicted" else ())
-        if any("lesions" in entry for entry in entries.values()):
-            files.add(LESION_FILE)
+        files = _outputs(entries.values()) | set(record.get("in_progress", ()))
         _decisive(record)
         for name in files:
             if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -54,16 +54,21 @@ def read_record(output: Path) -> EarlierRun:
 
 
 def check_files(
-    output: Path, cases: Sequence[Case], targets: Sequence[str], earlier: EarlierRun
+    output: Path,
+    cases: Sequence[Case],
+    targets: Collection[str],
+    stale: Collection[str],
+    earlier: EarlierRun,
 ) -> None:
-    """Checks that no image or reference of the cases and no foreign file would be replaced.
+    """Checks that no image or reference of the cases and no foreign file would be lost.
 
-    `targets` are the names in the folder that a run is going to write. Raises SettingsError.
+    `targets` are the names in the folder that a run is going to write, `stale` those that it is going
+    to delete. Raises SettingsError.
     """
     remedy = "Give predictions a folder of their own."
     paths = (path for case in cases for path in (case.image_path, case.label_path))
     inputs = {path.resolve() for path in paths if path is not None}
-    for name in targets:
+    for name in (*targets, *stale):
         place = (output / name).resolve()
         if not inputs.isdisjoint([place, *place.parents]):
             expected, found = "a folder without the input", f"{output / name}, which is input"
@@ -74,33 +79,53 @@ def check_files(
             raise SettingsError("OUT", expected, found, remedy)
 
 
+def stale_files(earlier: EarlierRun, kept: Iterable[dict[str, Any]]) -> list[str]:
+    """Returns the outputs of earlier runs that belong to none of the entries that are kept."""
+    return sorted(earlier.files - _outputs(kept))
+
+
+def remove_stale_files(output: Path, names: Sequence[str]) -> None:
+    """Deletes outputs of earlier runs: nobody is to take them for outputs of this one."""
+    found = [path for path in map(output.joinpath, names) if path.exists() or path.is_symlink()]
+    if found:
+        print(f"removed {len(found)} outputs of an earlier run from {output}", file=sys.stderr)
+    for path in found:
+        path.unlink()
+
+
 def write_record(
     output: Path,
     record: dict[str, Any],
     cases: Sequence[Case],
     entries: dict[str, dict[str, Any]],
+    others: Sequence[tuple[VolumeKey, dict[str, Any]]] = (),
     in_progress: Collection[str] = (),
 ) -> None:
     """Writes the record of a run, `record` with the entries of its finished cases, and their lesions.
 
-    `in_progress` are the files that are going to be written next: a run that is killed in between
-    leaves them. The table's columns are those of BCS-DBT's predictions. PatientID, StudyUID and View
+    `others` are entries of `other_cases`. `in_progress` are the files that are going to be written
+    next: a run that is killed in between leaves them. The table's columns are those of BCS-DBT's predictions. PatientID, StudyUID and View
     come from the tables of the data set; without tables, the case id is used.
     """
-    done = [(case, entries[case.case_id]) for case in cases if case.case_id in entries]
-    content = record | {"cases": [entry for _, entry in done]}
+    done = [(_row_key(case), entries[case.case_id]) for case in cases if case.case_id in entries]
+    every = [*others, *done]
+    content = record | {"cases": [entry for _, entry in every]}
     if in_progress:
         content["in_progress"] = list(in_progress)
     write_json(output / RECORD_FILE, content)
-    rows = []
-    for case, entry in done:
-        key = (case.case_id, "-", case.view or "-")
-        # Cases have boxes only from tables; their identifiers are then PatientID and StudyUID.
-        if case.boxes is not None and len(case.identifiers) == 2:
-            key = (*case.identifiers, case.view)
-        rows += [(key, Detection(**lesion)) for lesion in entry.get("lesions", ())]
-    if any("lesions" in entry for _, entry in done):
+    if any("lesions" in entry for _, entry in every):
+        rows = (
+            (key, Detection(**each)) for key, entry in every for each in entry.get("lesions", ())
+        )
         write_detections(output / LESION_FILE, rows)
+
+
+def _row_key(case: Case) -> VolumeKey:
+    """Returns PatientID, StudyUID and View of a case in the table of lesions."""
+    # Cases have boxes only from tables; their identifiers are then PatientID and StudyUID.
+    if case.boxes is not None and len(case.identifiers) == 2:
+        return (*case.identifiers, case.view)
+    return case.case_id, "-", case.view or "-"
 
 
 def finished_cases(
@@ -128,6 +153,26 @@ def finished_cases(
     }
 
 
+def other_cases(
+    output: Path, cases: Sequence[Case], earlier: EarlierRun
+) -> list[tuple[VolumeKey, dict[str, Any]]]:
+    """Returns the entries of finished cases that are not among the cases, each with its table key.
+
+    The key is the one in the table of lesions, because the record has no PatientID.
+    """
+    own = {case.case_id for case in cases}
+    entries = {
+        case_id: entry
+        for case_id, entry in earlier.entries.items()
+        if case_id not in own and _is_complete(output, entry)
+    }
+    keys: dict[str, VolumeKey] = {}
+    if any(entry.get("lesions") for entry in entries.values()) and (output / LESION_FILE).is_file():
+        found, _ = read_detections(output / LESION_FILE)
+        keys = {key[0] if key[1] == "-" else dbt_case_id(*key): key for key in found}
+    return [(keys.get(name, (name, "-", "-")), entry) for name, entry in entries.items()]
+
+
 def recorded_task(folder: Path) -> Task | None:
     """Returns the task of the predictions in a folder by their record; None if there is no record.
 
@@ -141,6 +186,29 @@ def recorded_task(folder: Path) -> Task | None:
         return task_from_dict(content["models"][0]["settings"]["task"], path)
     except (ValueError, LookupError, TypeError) as error:
         raise InputError(path, "the record of a prediction", error, "Give --task.") from None
+
+
+@contextlib.contextmanager
+def only_run_in(output: Path) -> Iterator[None]:
+    """Makes and locks a folder for one run; raises SettingsError while another one holds it."""
+    output.mkdir(parents=True, exist_ok=True)
+    with file_lock(output / LOCK_FILE) as mine:
+        if not mine:
+            expected, found = "a folder that no other run is writing to", f"another run in {output}"
+            raise SettingsError("OUT", expected, found, "Wait for it, or give another folder.")
+        try:
+            yield
+        finally:
+            (output / LOCK_FILE).unlink(missing_ok=True)
+
+
+def _outputs(entries: Iterable[dict[str, Any]]) -> set[str]:
+    """Returns the names of all outputs of some entries, with the table of lesions if they have it."""
+    names: set[str] = set()
+    for entry in entries:
+        names.update(entry["outputs"] if entry["status"] == "predicted" else ())
+        names |= {LESION_FILE} if "lesions" in entry else set()
+    return names
 
 
 def _is_complete(output: Path, entry: dict[str, Any]) -> bool:

@@ -8,7 +8,6 @@ it, or continues in it with `resume`.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import platform
@@ -22,6 +21,7 @@ from typing import Any
 from apache_beam.io.filesystems import FileSystems
 
 from preprocessing.errors import SettingsError
+from preprocessing.files import file_lock
 from preprocessing.records import storage
 from preprocessing.records.case_conversion import CONVERTED, OUTCOMES, REJECTED, ConversionSettings
 from preprocessing.records.splits import SPLITS
@@ -191,14 +191,7 @@ def _locked(folder: str) -> Iterator[None]:
     if not storage.is_local(folder):
         yield
         return
-    path = os.path.join(folder, LOCK)
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Another run may have finished and renamed the folder since the file was opened.
-            mine = os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file.fileno()))
-        except BlockingIOError:
-            mine = False
+    with file_lock(os.path.join(folder, LOCK)) as mine:
         if not mine:
             expected, found = "a folder that no other run is writing to", f"another run in {folder}"
             raise SettingsError("--output", expected, found, "Wait, or choose another folder.")
