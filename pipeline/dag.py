@@ -92,7 +92,13 @@ def create_pipeline(
         examples=learned,
         model=model,
         baseline_model=baseline.outputs["model"],
-        eval_config=make_eval_config(settings.task, settings.thresholds, settings.largest_loss),
+        eval_config=make_eval_config(
+            settings.task,
+            settings.thresholds,
+            settings.largest_loss,
+            # It imports the Evaluator's code as well.
+            code_version("pipeline.components.lesion_metrics"),
+        ),
         example_splits=["eval"],
     ).with_id("Evaluator")
     serving = _serving_check(settings, model, examples)
@@ -230,7 +236,12 @@ def _training(
 def _serving_check(settings: PipelineSettings, model: Channel, examples: Channel) -> BaseNode:
     """Returns the component that serves the model: TensorFlow Serving's image or the embedded server."""
     if not settings.serving_image:
-        check = answer_requests(model=model, examples=examples, requests=SERVING_REQUESTS)
+        code = [
+            code_version(name) for name in ("pipeline.components.serving_check", "serving.server")
+        ]
+        check = answer_requests(
+            model=model, examples=examples, requests=SERVING_REQUESTS, code_version=" ".join(code)
+        )
         return check.with_id("ServingCheck")
     repository, _, tag = settings.serving_image.rpartition(":")
     requests = serving_requests(settings.task)

@@ -42,7 +42,7 @@ PACKAGES = {
     "embedded": ("inference",),
     "pipeline": ("evaluation", "records"),
     "components": (
-        *("client", "export", "training", "data", "networks", "weights", "inference"),
+        *("client", "embedded", "export", "training", "data", "networks", "weights", "inference"),
         "evaluation",
         *("records", "datasets", "volumes"),
     ),

@@ -136,10 +136,16 @@ def case_computations(
 class DicePerCase(tfma.metrics.Metric):
     """Dice of each region over the cases of a slice (see `summarize` for the names).
 
-    TFMA requires `name`; the scores have names of their own.
+    TFMA requires `name`; the scores have names of their own. `code_version` makes TFX evaluate again
+    if the code has changed: the metrics are all that it compares of the Evaluator's code.
     """
 
-    def __init__(self, region_labels: dict[str, list[int]], name: str = "dice_per_case"):
+    def __init__(
+        self,
+        region_labels: dict[str, list[int]],
+        code_version: str = "",
+        name: str = "dice_per_case",
+    ):
         super().__init__(_dice_computations, region_labels=region_labels, name=name)
 
 
@@ -150,14 +156,15 @@ def confusion(features: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarr
 
 
 def make_eval_config(
-    task: Task, thresholds: Mapping[str, float], largest_loss: float
+    task: Task, thresholds: Mapping[str, float], largest_loss: float, code_version: str = ""
 ) -> tfma.EvalConfig:
     """Returns TFMA's configuration: metrics, slices and the thresholds that bless a model.
 
-    See `pipeline.configs.PipelineSettings` for thresholds and `largest_loss`.
+    See `pipeline.configs.PipelineSettings` for thresholds and `largest_loss`, and
+    `DicePerCase` for the code's version.
     """
     metrics = tfma.MetricsSpec()
-    config = json.dumps({"region_labels": regions(task)})
+    config = json.dumps({"region_labels": regions(task), "code_version": code_version})
     metrics.metrics.add(class_name=DicePerCase.__name__, module=__name__, config=config)
     if task.target == "heat_map":
         module = "pipeline.components.lesion_metrics"

@@ -20,10 +20,11 @@ from ahnet_tf.data.records import read_files
 from ahnet_tf.inference.predictor import ExportSettings, open_predictor
 from pipeline.components.trainer import record_files
 from pipeline.stages import served
-from preprocessing.errors import AHNetError, PipelineError, ServingError
+from preprocessing.errors import ModelError, PipelineError, SettingsError
 from preprocessing.records.schema import CASE_ID, parse_example
 from preprocessing.tasks import Task
 from serving.client.sync import AHNetClient
+from serving.embedded.loaded_model import load_model
 
 MODEL_NAME = "candidate"
 # The property of an InfraBlessing that Pusher reads; InfraValidator writes the same.
@@ -39,18 +40,22 @@ def answer_requests(
     examples: InputArtifact[standard_artifacts.Examples],
     blessing: OutputArtifact[standard_artifacts.InfraBlessing],
     requests: Parameter[int],
+    code_version: Parameter[str],
 ) -> None:
     """A component that serves a model and sends it patches of evaluation cases.
 
     The model is blessed (custom property `blessed`: 1 or 0) if all answers equal those of the model
     in this process. Otherwise refusal.json holds the reason, and Pusher does not push. `requests`
-    is the number of patches, each of another case.
+    is the number of patches, each of another case; with another `code_version` TFX asks again.
+
+    A server that does not start or can't be reached says nothing about the model: the component fails,
+    and the next run repeats it.
     """
     export = path_utils.serving_model_path(model.uri)
     reason = None
     try:
         check_answers(export, evaluation_files(examples), requests)
-    except AHNetError as error:
+    except (ModelError, SettingsError) as error:
         reason = str(error)
     io_utils.write_string_file(f"{blessing.uri}/{REFUSAL_FILE}", json.dumps({"reason": reason}))
     blessing.set_int_custom_property(BLESSED, int(reason is None))
@@ -65,24 +70,30 @@ def check_answers(export: str, files: Sequence[str], requests: int) -> None:
     """Compares the answers of a server with those of the same export in this process.
 
     The first patches of up to `requests` cases in the record files are sent. Raises ModelError if
-    the export can't be loaded here, PipelineError if there is no patch to send or the server ends
-    before it is ready, and ServingError if it does not answer or answers differ.
+    answers differ, there is no patch to send or the export can't be loaded, SettingsError for a
+    setting of the export that is out of range; PipelineError if the server ends before it is ready for
+    another reason, and ServingError if it does not answer.
     """
     if requests < 1 or not any(True for _ in read_files(files).take(1)):
         where, remedy = "serving check", "A model is blessed only if it has answered."
         found = f"{requests} requests, and no record in {len(files)} files"
-        raise PipelineError(where, "a request, and an evaluation patch to send", found, remedy)
+        raise ModelError(where, "a request, and an evaluation patch to send", found, remedy)
     with tempfile.TemporaryDirectory() as folder:
         version = Path(folder) / "1"
         io_utils.copy_dir(export, str(version))
         with ThreadPoolExecutor(1) as beside, contextlib.ExitStack() as stack:
             # This process loads the export and predicts while the server starts.
             expecting = beside.submit(_answers_here, version, files, requests)
-            address, _ = stack.enter_context(served(Path(folder), MODEL_NAME))
+            try:
+                address, _ = stack.enter_context(served(Path(folder), MODEL_NAME))
+            except PipelineError:
+                # As the server does: a model that can't be loaded is refused.
+                load_model(version, int(version.name))
+                raise
             client = stack.enter_context(AHNetClient(address, MODEL_NAME))
             settings, expected = expecting.result()
             if client.describe() != settings:
-                raise ServingError(export, "the settings of the export", "others from the server")
+                raise ModelError(export, "the settings of the export", "others from the server")
             for case_id, (image, answer) in expected.items():
                 _compare(client.predict_windows(image), answer, export, case_id)
 
@@ -125,4 +136,4 @@ def _compare(answer: np.ndarray, expected: np.ndarray, export: str, case_id: str
     if not difference <= TOLERANCE:
         wanted = f"probabilities within {TOLERANCE:g} of the export's own"
         found = f"a difference of {difference:.3g}"
-        raise ServingError(f"{export}, case {case_id}", wanted, found)
+        raise ModelError(f"{export}, case {case_id}", wanted, found)

@@ -259,6 +259,20 @@ def test_code_version_covers_what_a_training_imports_and_nothing_else():
     assert not idle & names
 
 
+def test_other_code_scores_and_serves_again(settings, monkeypatch):
+    """TFX does not execute a component again whose parameters are the same."""
+    for version in "12":
+        monkeypatch.setattr("pipeline.dag.code_version", lambda name, v=version: f"{name}:{v}")
+        config = node(settings, "Evaluator").exec_properties["eval_config"]
+        assert f"lesion_metrics:{version}" in config
+        code = f"pipeline.components.serving_check:{version} serving.server:{version}"
+        assert node(settings, "ServingCheck").exec_properties["code_version"] == code
+    scored = {"pipeline.components.evaluator", "ahnet_tf.evaluation.froc"}
+    assert scored <= set(sources("pipeline.components.lesion_metrics"))
+    served = {"serving.embedded.batching", "serving.embedded.grpc_service"}
+    assert served <= set(sources("serving.server"))
+
+
 def test_code_version_is_stable_and_differs_between_modules():
     assert code_version("pipeline.components.trainer") == code_version(
         "pipeline.components.trainer"

@@ -24,7 +24,7 @@ from pipeline.components.serving_check import (
     serving_sentence,
 )
 from pipeline.dag import serving_requests
-from preprocessing.errors import PipelineError, ServingError
+from preprocessing.errors import ModelError, PipelineError
 from serving.embedded.core import start_server
 from serving.export.exporter import export_model
 
@@ -45,22 +45,31 @@ def test_patches_are_of_different_cases(records, task):
     assert list(first_patches(files, task, 1)) == ["case-0"]
 
 
+def answered(model_folder, examples_folder, folder):
+    """Runs the component; returns its blessing."""
+    model, examples = standard_artifacts.Model(), standard_artifacts.Examples()
+    model.uri, examples.uri = str(model_folder), str(examples_folder)
+    examples.split_names = '["eval"]'
+    blessing = standard_artifacts.InfraBlessing()
+    blessing.uri = str(folder / "blessing")
+    answer_requests.EXECUTOR_SPEC.executor_class().Do(
+        {"model": [model], "examples": [examples]},
+        {"blessing": [blessing]},
+        {"requests": 3, "code_version": "1"},
+    )
+    return blessing
+
+
 def test_a_model_that_nothing_was_asked_is_refused(records, tmp_path):
     """Without a record, or with no request to send, nothing speaks for the model."""
     empty = tmp_path / "empty.tfrecord"
     empty.touch()
     files = [str(path) for path in (records / "eval").iterdir()]
     for given, requests in (([], 3), ([str(empty)], 3), (files, 0)):
-        with pytest.raises(PipelineError, match="expected a request, and an evaluation patch"):
+        with pytest.raises(ModelError, match="expected a request, and an evaluation patch"):
             check_answers(str(tmp_path / "no export"), given, requests)
 
-    model, examples = standard_artifacts.Model(), standard_artifacts.Examples()
-    model.uri, examples.uri, examples.split_names = str(tmp_path), str(tmp_path), '["eval"]'
-    blessing = standard_artifacts.InfraBlessing()
-    blessing.uri = str(tmp_path / "blessing")
-    answer_requests.EXECUTOR_SPEC.executor_class().Do(
-        {"model": [model], "examples": [examples]}, {"blessing": [blessing]}, {"requests": 3}
-    )
+    blessing = answered(tmp_path, tmp_path, tmp_path)
     assert blessing.get_int_custom_property("blessed") == 0
     assert "found 3 requests, and no record in 0 files" in serving_sentence(blessing.uri, False)
 
@@ -73,8 +82,27 @@ def test_a_sound_export_answers_and_a_damaged_one_does_not(export, records, tmp_
     damaged = tmp_path / "damaged"
     shutil.copytree(export, damaged)
     (damaged / "assets.extra" / "tf_serving_warmup_requests").write_bytes(b"no requests")
-    with pytest.raises(PipelineError, match=r"model server of .*: expected a line"):
+    with pytest.raises(ModelError, match="expected a TFRecord of PredictionLog"):
         check_answers(str(damaged), files, 1)
+
+
+@pytest.mark.slow
+def test_a_server_that_is_not_ready_in_time_says_nothing_about_the_model(
+    export, records, tmp_path, monkeypatch
+):
+    """TFX repeats a component that failed, but not one that refused a model."""
+    shutil.copytree(records / "eval", tmp_path / "examples" / "Split-eval")
+    model = tmp_path / "model"
+    shutil.copytree(export, model / "Format-Serving")
+    monkeypatch.setattr("pipeline.stages.START_S", 0.1)
+    with pytest.raises(PipelineError, match=r"model server of .*: expected a line"):
+        answered(model, tmp_path / "examples", tmp_path)
+    assert not list(tmp_path.glob("blessing/*"))
+
+    (model / "Format-Serving" / "saved_model.pb").write_bytes(b"no model")
+    blessing = answered(model, tmp_path / "examples", tmp_path)
+    assert blessing.get_int_custom_property("blessed") == 0
+    assert "a readable SavedModel" in serving_sentence(blessing.uri, False)
 
 
 def test_requests_of_infra_validator_are_answered(export, records, task, tmp_path):
@@ -103,7 +131,7 @@ def test_other_numbers_are_refused(tmp_path):
     answer = np.full((1, 2, 2, 2, 3), 1 / 3, np.float32)
     _compare(answer, answer + 5e-5, "model", "case-0")
     for other in (answer + 2e-4, np.full_like(answer, np.nan)):
-        with pytest.raises(ServingError, match="case case-0: expected probabilities"):
+        with pytest.raises(ModelError, match="case case-0: expected probabilities"):
             _compare(other, answer, "model", "case-0")
     assert "answered" in serving_sentence(str(tmp_path), True)
     (tmp_path / "refusal.json").write_text('{"reason": "out of memory"}')
