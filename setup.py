@@ -117,7 +117,7 @@ setup(
     },
     entry_points={
         "console_scripts": ["ahnet = pipeline.console:main"],
-        # ahnet_tf.predict reaches a server without importing the floor above it.
+        # ahnet_tf.predict reaches a server without importing the layer above it.
         "ahnet_tf.predictors": ["grpc = serving.client:open_predictor"],
     },
     classifiers=[
