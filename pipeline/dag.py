@@ -24,13 +24,13 @@ from tfx.types import Channel
 
 from pipeline.components import resolvers, schema
 from pipeline.components.anomaly_gate import stop_on_anomalies
-from pipeline.components.convert_volumes import ConvertVolumes
+from pipeline.components.convert_volumes import REJECTED, ConvertVolumes
 from pipeline.components.evaluator import make_eval_config
 from pipeline.components.import_records import import_records
 from pipeline.components.report import write_report
 from pipeline.components.serving_check import answer_requests
 from pipeline.configs import BEAM_ARGUMENTS, PipelineSettings, pushed_models
-from preprocessing.errors import SettingsError
+from preprocessing.errors import ALLOWANCES, SettingsError
 from preprocessing.tasks import Task
 from serving.protocol import SERIALIZED_EXAMPLES
 
@@ -132,11 +132,13 @@ def create_pipeline(
 def _source(settings: PipelineSettings) -> BaseNode:
     """Returns the component that converts volumes or imports records."""
     if settings.from_volumes:
+        # The waivers of data validation do not change a conversion.
+        known = {*ALLOWANCES, REJECTED}
         conversion = {
             "task": settings.task.to_dict(),
             "seed": settings.config.stages["2d"].training.seed,
             "eval_fraction": settings.eval_fraction,
-            "allow": list(settings.allow),
+            "allow": [name for name in settings.allow if name in known],
             "code_version": code_version("preprocessing.convert"),
         }
         return ConvertVolumes(settings.input, conversion, settings.spans)

@@ -32,7 +32,7 @@ def check_launch(
     Raises:
       InputError: a split without readable records, or no labelled cases.
       SettingsError: an option unknown to Beam, a warm start without a model, several workers in
-        TF_CONFIG, or a path that components can't read.
+        TF_CONFIG, a path that components can't read, or an output in the data.
       PipelineError: the output folder is not writable.
     """
     from ahnet_tf.training.distribution import check_alone
@@ -93,6 +93,10 @@ def _check_paths(settings: PipelineSettings) -> None:
         if any(character in path for character in PATTERN_CHARACTERS):
             expected = f"a path without any of {' '.join(PATTERN_CHARACTERS)}"
             raise SettingsError(option, expected, path, "Rename the folder, or move it.")
+    if Path(settings.output).is_relative_to(settings.input):
+        expected = f"a folder outside the data, {settings.input}"
+        remedy = "A run's own files would make its data look changed."
+        raise SettingsError("--output", expected, settings.output, remedy)
 
 
 def _check_records(data: Path) -> None:

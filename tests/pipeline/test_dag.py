@@ -69,6 +69,16 @@ def test_settings_choose_the_components(settings):
     assert "Trainer2D" not in warm
 
 
+def test_waivers_of_data_validation_repeat_no_conversion(settings):
+    def conversion(*allow):
+        changed = evolve(settings, from_volumes=True, allow=allow)
+        return node(changed, "ConvertVolumes").exec_properties
+
+    assert conversion("skew", "drift") == conversion()
+    allowed = json.loads(conversion("skew", "gaps", "rejected")["settings"])["allow"]
+    assert allowed == ["gaps", "rejected"]
+
+
 @pytest.mark.parametrize("platform", SERVING_PLATFORMS)
 def test_infra_validator_sends_records_to_tensorflow_serving(settings, platform):
     image = "registry:5000/tensorflow/serving:2.19.0"

@@ -97,7 +97,12 @@ def test_input_that_cannot_work_is_refused_before_anything_is_launched(
 
     assert "no such folder" in refusal("--input", str(tmp_path / "nowhere"))
     assert "a Dice from 0 to 1, found 1.5" in refusal("--threshold-liver", "1.5")
-    assert "a folder that can be written to" in refusal("--output", str(records / "task.json"))
+    file = tmp_path / "file"
+    file.touch()
+    assert "a folder that can be written to" in refusal("--output", str(file))
+    inside = refusal("--output", str(records / "run"))
+    assert "--output: expected a folder outside the data" in inside
+    assert not (records / "run").exists()
     assert "Did you mean --threshold-liver?" in refusal("--threshold-livr", "0.5")
     assert "Nonsense" in refusal("--runner", "NonsenseRunner")
     assert "a readable schema" in refusal("--schema", str(tmp_path / "schema.pbtxt"))
