@@ -23,7 +23,6 @@ from ahnet_tf.inference.case_output import (
 )
 from ahnet_tf.inference.ensemble import flip_axes, flipped_predictor, mean_predictor
 from ahnet_tf.inference.lesion_nms import DetectionSettings
-from ahnet_tf.inference.postprocessing import check_has_organ
 from ahnet_tf.inference.predictor import (
     BACKENDS,
     PRECISIONS,
@@ -44,7 +43,7 @@ from ahnet_tf.inference.run_record import (
     stale_files,
     write_record,
 )
-from ahnet_tf.inference.segment import PredictionSettings
+from ahnet_tf.inference.segment import PredictionSettings, check_postprocessing
 from preprocessing.cli import add_allow_option, make_parser, parse_allowances, run_command
 from preprocessing.datasets.bcs_dbt import VolumeKey
 from preprocessing.datasets.case import Case
@@ -182,8 +181,7 @@ def _run(arguments: argparse.Namespace) -> int:
     ]
     predictor = mean_predictor(predictors, locations)
     task = predictor.settings.task
-    if settings.lesions_in_organ:
-        check_has_organ(len(task.class_names))
+    check_postprocessing(settings, task)
     digests = [content_digest(location) for location in locations]
     record = {
         "models": [

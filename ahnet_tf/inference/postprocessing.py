@@ -1,7 +1,7 @@
 """Post-processing of label maps: removes stray regions, lesions outside the organ, small lesions.
 
-Class 1 is the organ and higher classes are lesions in it; with two classes only, class 1 is the
-lesion. Regions are 6-connected, as in the LiTS scorer.
+Of three classes, class 1 is the organ and class 2 its lesions; with two classes only, class 1 is the
+lesion. Tasks of other classes have no lesions (`check_has_lesions`). Regions are 6-connected, as in the LiTS scorer.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from preprocessing.datasets.label_names import is_organ_with_lesions
 from preprocessing.errors import SettingsError
+from preprocessing.tasks import Task
 
 ORGAN = 1
 
@@ -52,11 +54,18 @@ def remove_small_lesions(
     return _without(labels, regions, small & ~touching, 0)
 
 
-def check_has_organ(classes: int) -> None:
-    """Raises SettingsError if a task has no organ, as is the case with two classes."""
-    if classes < 3:
-        expected = "a task of an organ and its lesions"
-        raise SettingsError("--lesions-in-organ", expected, "a task without an organ")
+def check_has_lesions(task: Task, *, lesions_in_organ: bool, smallest_mm3: float) -> None:
+    """Raises SettingsError if a step that is asked for would take a task's organs for lesions."""
+    if is_organ_with_lesions(task):
+        return
+    expected, found = (
+        "a task of an organ and its tumours",
+        f"the classes {', '.join(task.class_names)}",
+    )
+    if lesions_in_organ:
+        raise SettingsError("lesions_in_organ", expected, found)
+    if smallest_mm3 > 0 and len(task.class_names) > 2:
+        raise SettingsError("smallest_lesion_mm3", f"{expected}, or of two classes", found)
 
 
 def _touches(regions: np.ndarray, count: int, organ: np.ndarray) -> np.ndarray:

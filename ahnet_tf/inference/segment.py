@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ahnet_tf.inference.lesion_nms import DetectionSettings, detect_lesions
 from ahnet_tf.inference.postprocessing import (
-    check_has_organ,
+    check_has_lesions,
     keep_largest_component,
     keep_lesions_in_organ,
     remove_small_lesions,
@@ -21,6 +21,7 @@ from ahnet_tf.inference.predictor import Predictor
 from ahnet_tf.inference.sliding_window import check_overlap, most_probable, predict_slabs
 from preprocessing.datasets.detection_table import Detection
 from preprocessing.settings import Requirement, number, whole
+from preprocessing.tasks import Task
 from preprocessing.volumes.geometry import (
     TargetGrid,
     Volume,
@@ -80,8 +81,7 @@ def segment_volume(
     settings = settings or PredictionSettings()
     task = predictor.settings.task
     classes = len(task.class_names)
-    if settings.lesions_in_organ:
-        check_has_organ(classes)
+    check_postprocessing(settings, task)
     array, space = to_target_grid(volume, task)
     # Otherwise the task's grid is the input's, reoriented.
     resampled = tuple(space.input_shape[axis] for axis in space.axes[::-1]) != space.shape_zyx
@@ -122,6 +122,15 @@ def segment_volume(
     returned = maps.values() if settings.probabilities else ()
     on_input_grid = (from_target_grid(one, space, label=False) for one in returned)
     return Segmentation(voxels, tuple(on_input_grid), tuple(lesions))
+
+
+def check_postprocessing(settings: PredictionSettings, task: Task) -> None:
+    """Raises SettingsError if a step of post-processing does not fit the classes of a task."""
+    check_has_lesions(
+        task,
+        lesions_in_organ=settings.lesions_in_organ,
+        smallest_mm3=settings.smallest_lesion_mm3,
+    )
 
 
 @contextlib.contextmanager

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from ahnet_tf.inference.postprocessing import (
-    check_has_organ,
+    check_has_lesions,
     keep_largest_component,
     keep_lesions_in_organ,
     remove_small_lesions,
 )
 from preprocessing.errors import SettingsError
+from preprocessing.tasks import Task
 
 
 def line(*labels):
@@ -58,9 +59,22 @@ def test_small_lesions_become_organ_or_background():
 def test_with_two_classes_the_foreground_is_the_lesion():
     labels = line(1, 0, 1, 1, 1)
     np.testing.assert_array_equal(remove_small_lesions(labels, 2, 1.0, 2.0), line(0, 0, 1, 1, 1))
-    with pytest.raises(SettingsError, match="organ"):
-        check_has_organ(2)
-    check_has_organ(3)
+
+
+def test_organs_are_not_taken_for_lesions():
+    def check(*names, lesions_in_organ=False, smallest_mm3=0.0):
+        task = Task("own", ("background", *names), (-200.0, 250.0))
+        check_has_lesions(task, lesions_in_organ=lesions_in_organ, smallest_mm3=smallest_mm3)
+
+    check("liver", "tumour", lesions_in_organ=True, smallest_mm3=200)
+    check("mass", smallest_mm3=200)
+    check("liver", "spleen", "kidney")
+    for names in (("liver", "spleen", "kidney"), ("liver", "spleen"), ("mass",)):
+        with pytest.raises(SettingsError, match="lesions_in_organ: expected a task of an organ"):
+            check(*names, lesions_in_organ=True)
+        if len(names) > 1:
+            with pytest.raises(SettingsError, match=r"smallest_lesion_mm3: .* of two classes"):
+                check(*names, smallest_mm3=200)
 
 
 def test_lesions_of_exactly_the_limit_are_kept():

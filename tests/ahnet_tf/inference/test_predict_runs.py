@@ -292,4 +292,7 @@ def test_post_processing_by_option(threshold_model, heat_map_model, tmp_path, ca
         written = nib.load(tmp_path / "out" / "anna.nii.gz")
         assert np.asarray(written.dataobj).ravel().tolist() == labels
     assert main(["--model", str(heat_map_model), *options, "--lesions-in-organ"]) == 1
-    assert "task without an organ" in capsys.readouterr().err
+    expected = (
+        "error: lesions_in_organ: expected a task of an organ and its tumours, found the classes"
+    )
+    assert f"{expected} background, lesion\n" in capsys.readouterr().err
