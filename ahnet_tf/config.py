@@ -21,6 +21,9 @@ from preprocessing.settings import (
     whole,
 )
 
+# Start weights of a training other than a network's: those of Keras' ResNet-50.
+IMAGENET = "imagenet"
+
 _BELOW_ONE = Requirement("a fraction from 0 to below 1", lambda v: is_number(v) and 0 <= v < 1)
 
 _LEVELS = (0, *range(2, 7))

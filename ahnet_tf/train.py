@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ahnet_tf.config import ModelConfig
-from ahnet_tf.presets import PRESETS, STAGES, RunConfig, StageConfig, run_config
+from ahnet_tf.config import IMAGENET, ModelConfig
+from ahnet_tf.presets import PRESETS, STAGES, RunConfig, run_config
 from preprocessing.cli import make_parser, run_command
 from preprocessing.errors import InputError, SettingsError
 from preprocessing.files import write_json
@@ -22,8 +23,8 @@ from preprocessing.tasks import Task, load_task, records_task
 if TYPE_CHECKING:
     from ahnet_tf.training.run_folder import TrainingResult
 
-# Values of --init other than a folder.
-SCRATCH, IMAGENET = "scratch", "imagenet"
+# The value of --init, other than IMAGENET or a folder, for fresh weights.
+SCRATCH = "scratch"
 
 # The folder of each stage's network in the run's folder.
 FOLDERS = {"2d": "mcgcn", "3d": "ahnet"}
@@ -160,29 +161,36 @@ def train_stages(
             raise InputError(records / split, "TFRecords of the split", "none", remedy)
 
     from ahnet_tf.training.distribution import set_up_devices, workers_of
+    from ahnet_tf.training.run_folder import check_folder, inputs_of, locked
     from ahnet_tf.training.trainer import train_network
 
+    initial: str | Path | None = None if init == SCRATCH else init
+    transferred = (output / FOLDERS[stage] for stage in stages[:-1])
+    starts = dict(zip(stages, (initial, *transferred), strict=True))
     workers = workers_of()
-    if workers.chief:
-        write_json(output / "settings.json", config.to_dict())
-    set_up_devices(replicas.pop())
-    initial = _start(init, config.stages[stages[0]])
-    results = []
-    for stage in stages:
-        folder = output / FOLDERS[stage]
+    with locked(output) if workers.chief else contextlib.nullcontext():
+        for stage, start in starts.items():
+            model, training = config.stages[stage].model, config.stages[stage].training
+            inputs = inputs_of(training, files["train"], files.get("eval", []), start)
+            check_folder(output / FOLDERS[stage], model, training, task, inputs)
         if workers.chief:
-            print(f"{stage}: {config.stages[stage].model.architecture}, into {folder}", flush=True)
-        result = train_network(
-            config.stages[stage].model,
-            config.stages[stage].training,
-            task,
-            files["train"],
-            files.get("eval", []),
-            folder,
-            initial=initial,
-        )
-        results.append(result)
-        initial = folder
+            write_json(output / "settings.json", config.to_dict())
+        set_up_devices(replicas.pop())
+        results = []
+        for stage, start in starts.items():
+            model, folder = config.stages[stage].model, output / FOLDERS[stage]
+            if workers.chief:
+                print(f"{stage}: {model.architecture}, into {folder}", flush=True)
+            result = train_network(
+                model,
+                config.stages[stage].training,
+                task,
+                files["train"],
+                files.get("eval", []),
+                folder,
+                initial=start,
+            )
+            results.append(result)
     if workers.chief:
         print(summary_table(results))
     return results
@@ -203,18 +211,6 @@ def _check_start(init: str, model: ModelConfig) -> None:
         expected = f"a network's folder (with model.json), {IMAGENET} or {SCRATCH}"
         found = "none" if Path(init).is_dir() else "no such folder"
         raise InputError(init, expected, found, did_you_mean(init, (SCRATCH, IMAGENET)))
-
-
-def _start(init: str, stage: StageConfig) -> Any:
-    """Returns the start network of the first stage or its folder; None for fresh weights."""
-    if init != IMAGENET:
-        return None if init == SCRATCH else init
-    from ahnet_tf.weights.importing import import_network
-    from ahnet_tf.weights.keras_resnet50 import imagenet_file
-
-    model, _, report = import_network(imagenet_file(), stage.model, seed=stage.training.seed)
-    print(report, flush=True)
-    return model
 
 
 def summary_table(results: Sequence[TrainingResult]) -> str:

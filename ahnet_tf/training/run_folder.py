@@ -4,7 +4,7 @@ model.json, weights   network of the best evaluation so far (a checkpoint folder
                       evaluation that of the last step
 last/                 network of the last step, once the run is complete
 checkpoints/          train state to resume from: weights, optimizer, step
-training.json         settings
+training.json         settings, and digests of the records and start weights
 task.json             what the records hold
 history.csv           loss, learning rate, Dice, FROC, throughput
 tensorboard/          the same for TensorBoard, with pictures of the evaluations
@@ -17,11 +17,14 @@ result.json           the summary; its presence marks the run as complete
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
 import json
 import math
+import os
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +33,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ahnet_tf.config import ModelConfig, TrainingConfig
+from ahnet_tf.config import IMAGENET, ModelConfig, TrainingConfig
 from ahnet_tf.training.checkpoints import CHECKPOINTS
 from ahnet_tf.training.distribution import sum_over_workers, workers_of
 from ahnet_tf.training.logs import read_history
 from ahnet_tf.training.train_state import Progress, TrainState
 from ahnet_tf.training.validation import MEAN_DICE, CaseDice, measure_of
-from ahnet_tf.weights.checkpoint import save_network
+from ahnet_tf.weights.checkpoint import WEIGHTS, save_network, weights_content
 from preprocessing.errors import SettingsError
 from preprocessing.files import remove_stale_temporaries, without_nan, write_json
 from preprocessing.settings import read_object, to_dict
@@ -87,15 +90,34 @@ class TrainingResult:
 def own_folder(output: Path, chief: bool) -> Iterator[Path]:
     """Yields the folder that a worker writes into: the run's for the chief, else a temporary one.
 
-    Incomplete files of a killed chief are removed.
+    Incomplete files of a killed chief are removed. Raises SettingsError as `locked` does.
     """
     if chief:
-        for folder in (output, output / "last"):
-            remove_stale_temporaries(folder)
-        yield output
+        with locked(output):
+            for folder in (output, output / "last"):
+                remove_stale_temporaries(folder)
+            yield output
         return
     with tempfile.TemporaryDirectory(prefix="ahnet-worker-") as temporary:
         yield Path(temporary)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Creates a folder and locks it, where the file system can; SettingsError if another run has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # NFS, for one, locks no folders.
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                remedy = "Wait until it ends, or choose another output folder."
+                raise SettingsError(folder, "one training", "another running", remedy) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def is_complete(strategy: tf.distribute.Strategy, output: Path) -> bool:
@@ -116,15 +138,60 @@ def is_complete(strategy: tf.distribute.Strategy, output: Path) -> bool:
     return complete
 
 
-def claim_folder(
-    output: Path, own: Path, model_config: ModelConfig, config: TrainingConfig, task: Task
-) -> None:
-    """Writes the settings of a run; raises SettingsError if one in the folder had other settings.
+def inputs_of(
+    config: TrainingConfig,
+    train_files: Sequence[str],
+    eval_files: Sequence[str],
+    initial: keras.Model | str | Path | None,
+) -> dict[str, str]:
+    """Returns what a run learns from: digests of its records, and its start weights (if they exist).
 
-    `own` is the folder that this process writes into, `output` for the chief.
+    The digest of records is of the files' names, sizes and last bytes, where their checksums are, so
+    that they may be moved but not exchanged.
+    """
+    files = {"training records": train_files}
+    if config.evaluate_every:
+        files["evaluation records"] = eval_files
+    inputs = {what: _records_digest(each) for what, each in files.items()}
+    if initial is None:
+        start = "scratch"
+    elif isinstance(initial, keras.Model):
+        start = hashlib.sha256(weights_content(initial)).hexdigest()
+    elif initial == IMAGENET:
+        start = IMAGENET
+    elif (Path(initial) / WEIGHTS).is_file():
+        start = hashlib.sha256((Path(initial) / WEIGHTS).read_bytes()).hexdigest()
+    else:
+        return inputs
+    return inputs | {"start weights": start}
+
+
+def _records_digest(files: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        size, end = -1, b""
+        # A file that can't be read is for its reader to tell.
+        with contextlib.suppress(tf.errors.OpError), tf.io.gfile.GFile(path, "rb") as file:
+            size = file.size()
+            file.seek(max(0, size - 8))
+            end = file.read()
+        digest.update(os.fsencode(f"{os.path.basename(path)} {size} {end.hex()}\n"))
+    return digest.hexdigest()
+
+
+def check_folder(
+    output: Path,
+    model_config: ModelConfig,
+    config: TrainingConfig,
+    task: Task,
+    inputs: Mapping[str, str],
+) -> dict[str, Any]:
+    """Returns the settings of a run; raises SettingsError if one in the folder had others.
+
+    So it does if that learned from other `inputs` (see `inputs_of`).
     """
     settings = {"model": to_dict(model_config), "training": to_dict(config), "task": task.to_dict()}
-    path = output / "training.json"
+    path, before = output / "training.json", {}
     if path.is_file():
         before = read_object(path)
         # A setting that an earlier version did not have counts as its default.
@@ -139,7 +206,29 @@ def claim_folder(
                         found,
                         "Choose another output folder, or the settings of that run.",
                     )
-    write_json(own / path.name, settings | {"measure": measure_of(task)})
+    # Earlier versions stored none.
+    earlier = before.get("inputs", {})
+    for what, digest in inputs.items():
+        if earlier.get(what, digest) != digest:
+            remedy = f"Choose another output folder, or the {what} of that run."
+            raise SettingsError(path, f"a run of the same {what}", "one of others", remedy)
+    return settings | {"measure": measure_of(task), "inputs": earlier | dict(inputs)}
+
+
+def claim_folder(
+    output: Path,
+    own: Path,
+    model_config: ModelConfig,
+    config: TrainingConfig,
+    task: Task,
+    inputs: Mapping[str, str],
+) -> None:
+    """Writes the settings of a run; raises SettingsError as `check_folder` does.
+
+    `own` is the folder that this process writes into, `output` for the chief.
+    """
+    settings = check_folder(output, model_config, config, task, inputs)
+    write_json(own / "training.json", settings)
     write_json(own / "task.json", task.to_dict())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from ahnet_tf.config import ModelConfig, TrainingConfig
+from ahnet_tf.config import IMAGENET, ModelConfig, TrainingConfig
 from ahnet_tf.keras_versions import tensorflow_variables
 from ahnet_tf.networks import build_network, named_weights
 from ahnet_tf.networks.factory import precision
@@ -23,6 +23,8 @@ from ahnet_tf.training.checkpoints import (
 )
 from ahnet_tf.training.optimizer import Adam, WeightAverage, make_optimizer
 from ahnet_tf.weights.checkpoint import load_network
+from ahnet_tf.weights.importing import import_network
+from ahnet_tf.weights.keras_resnet50 import imagenet_file
 from ahnet_tf.weights.transfer import TransferReport, transfer_encoder, transfer_weights
 from preprocessing.errors import SettingsError
 from preprocessing.files import atomic_write
@@ -109,10 +111,13 @@ def make_train_state(
 def start_from(initial: keras.Model | str | Path, model: keras.Model) -> TransferReport:
     """Gives `model` the weights of another network by name, or its encoder's; returns a report.
 
-    A network of the same architecture gives all, or with other classes those that don't depend on
+    `initial` is as in `train_network`. A network of the same architecture gives all, or with other classes those that don't depend on
     their number. Raises ModelError if the weights don't fit, SettingsError if they were trained for
     another prior of the foreground.
     """
+    if initial == IMAGENET:
+        network, _, _ = import_network(imagenet_file(), model.network_config)
+        return transfer_encoder(network, model)
     network = initial if isinstance(initial, keras.Model) else load_network(initial)[0]
     report = transfer_weights(network, model)
     given, wanted = (each.network_config.foreground_prior for each in (network, model))

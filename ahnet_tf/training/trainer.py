@@ -38,6 +38,7 @@ from ahnet_tf.training.run_folder import (
     RESULT,
     TrainingResult,
     claim_folder,
+    inputs_of,
     is_complete,
     keep_best,
     own_folder,
@@ -102,11 +103,13 @@ def train_network(
         read with `evaluate_every` 0.
       output: the run's folder. A complete run there is not repeated.
       initial: a network, or the checkpoint folder of one, to start from: all weights of the same
-        architecture, the encoder of another. None: fresh weights.
+        architecture, the encoder of another. "imagenet": the encoder of Keras' ResNet-50. None: fresh
+        weights. Read only by a run that has no checkpoint yet.
 
     Raises:
       InputError: no records, records that don't fit (see `scan_records`), or a full disk.
-      SettingsError: settings that don't fit the task, the devices or the run in `output`.
+      SettingsError: settings that don't fit the task, the devices or the run in `output`, which may
+        also have had other records or start weights, or be running.
       ModelError: `initial` or a checkpoint doesn't fit, the loss is not finite, or another worker was
         lost.
       Stopped: SIGTERM or SIGINT; the run can be resumed from the step it had reached.
@@ -114,8 +117,9 @@ def train_network(
     output, config, workers = Path(output), training_config, workers_of()
     check_settings(model_config, config, task)
     progress = progress and workers.chief
+    inputs = inputs_of(config, train_files, eval_files, initial)
     if workers.count == 1 and (output / RESULT).is_file():
-        claim_folder(output, output, model_config, config, task)
+        claim_folder(output, output, model_config, config, task, inputs)
         return read_result(output)
     records = scan_records(train_files, task, progress=progress).records
     cases: Collection[str] = ()
@@ -134,7 +138,7 @@ def train_network(
         own_folder(output, workers.chief) as own,
         stop_requests() as requested,
     ):
-        claim_folder(output, own, model_config, config, task)
+        claim_folder(output, own, model_config, config, task, inputs)
         if is_complete(strategy, output):
             return read_result(output)
         run = _Run(

@@ -30,10 +30,15 @@ def save_network(folder: str | Path, model: keras.Model, config: ModelConfig) ->
 
     Each of the two files is written atomically.
     """
-    arrays = {name: variable.numpy() for name, variable in named_weights(model).items()}
     write_json(Path(folder) / SETTINGS, to_dict(config))
     with atomic_write(Path(folder) / WEIGHTS) as temporary:
-        temporary.write_bytes(safetensors.numpy.save(arrays))
+        temporary.write_bytes(weights_content(model))
+
+
+def weights_content(model: keras.Model) -> bytes:
+    """Returns the content of a network's file of weights."""
+    arrays = {name: variable.numpy() for name, variable in named_weights(model).items()}
+    return safetensors.numpy.save(arrays)
 
 
 def load_network(folder: str | Path, *, name: str | None = None) -> tuple[keras.Model, ModelConfig]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 from ahnet_tf.networks import named_weights
 from ahnet_tf.train import main
+from ahnet_tf.training.run_folder import locked
 from ahnet_tf.weights import keras_resnet50
 from ahnet_tf.weights.checkpoint import load_network
 from preprocessing.records.schema import Patch, encode_patch
@@ -136,6 +138,34 @@ def test_trains_on_all_cases_where_nothing_is_evaluated(records, tmp_path, capsy
     assert (run / "mcgcn" / "weights.safetensors").is_file()
 
 
+def test_a_refused_command_changes_no_settings(records, tmp_path, capsys):
+    run = tmp_path / "run"
+    given = ["--input", str(records), "--output", str(run), "--stage", "2d", "--steps", "1"]
+    small = ("architecture=unet2d", "width=0.125", "unet_levels=2", "norm=group")
+    for setting in (*small, "class_weights=[1,2]", "warmup_steps=0", "evaluate_every=0"):
+        given += ["--set", setting]
+    assert main(given) == 0
+    printed = capsys.readouterr().out.splitlines()[-2:]
+    settings = (run / "settings.json").read_bytes()
+
+    assert main([*given, "--learning-rate", "0.5"]) == 1
+    assert "learning_rate = 0.5, found" in capsys.readouterr().err
+    other = shutil.copytree(records, tmp_path / "other")
+    (other / "train" / "a.tfrecord").rename(other / "train" / "b.tfrecord")
+    assert main([*given, "--input", str(other)]) == 1
+    assert "expected a run of the same training records" in capsys.readouterr().err
+    assert main([*given, "--init", str(run / "mcgcn")]) == 1
+    assert "expected a run of the same start weights" in capsys.readouterr().err
+    with locked(run):
+        assert main([*given, "--set", "log_every=7"]) == 1
+    assert f"{run}: expected one training, found another running" in capsys.readouterr().err
+    assert (run / "settings.json").read_bytes() == settings
+
+    assert main([*given, "--set", "log_every=7"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == printed
+    assert (run / "settings.json").read_bytes() != settings
+
+
 def test_refuses_a_folder_without_records(tmp_path, capsys):
     assert main(["--input", str(tmp_path), "--output", str(tmp_path / "run")]) == 1
     assert "task.json" in capsys.readouterr().err
@@ -169,7 +199,8 @@ def test_both_stages_in_one_command_from_imagenet(records, tmp_path, monkeypatch
     assert json.loads((run / "settings.json").read_text())["3d"]["training"]["steps"] == 1
     for folder in ("mcgcn", "ahnet"):
         assert json.loads((run / folder / "result.json").read_text())["steps"] == 1
-    # Complete stages are not repeated; their dumped settings are the same run.
+    # Complete stages are not repeated, nor is their start read; their dumped settings are the same run.
+    path.unlink()
     assert main([*options, "--config", str(run / "settings.json")]) == 0
     assert capsys.readouterr().out.splitlines()[-3:] == printed[-3:]
 

@@ -21,6 +21,7 @@ from ahnet_tf.networks import build_network
 from ahnet_tf.training.checkpoints import KEPT, report_last_checkpoint, restore
 from ahnet_tf.training.distribution import training_strategy
 from ahnet_tf.training.logs import read_history
+from ahnet_tf.training.run_folder import inputs_of, locked
 from ahnet_tf.training.train_state import Progress, start_from
 from ahnet_tf.training.trainer import train_network
 from ahnet_tf.training.validation import make_evaluation, predicted_classes
@@ -368,6 +369,47 @@ def test_another_run_in_the_same_folder_is_refused(finished, records):
     changed = TrainingConfig(**{**attrs.asdict(TRAINING), "learning_rate": 1e-4})
     with pytest.raises(SettingsError, match=r"learning_rate = 0.0001, found 0.003"):
         train(records, output, training=changed)
+
+
+def test_other_records_or_start_weights_are_refused_and_moved_ones_are_not(
+    finished, records, tmp_path
+):
+    output, result = finished
+    moved = shutil.copytree(records, tmp_path / "moved", copy_function=shutil.copyfile)
+    assert train(moved, output) == result
+    start = build_network(MODEL, seed=1)
+    with pytest.raises(SettingsError, match="a run of the same start weights, found one of others"):
+        train(records, output, initial=start)
+    for split, what in (("eval", "evaluation"), ("train", "training")):
+        # The same bytes, but for the checksum at the end.
+        file = moved / split / "a.tfrecord.gz"
+        file.write_bytes(file.read_bytes()[:-8] + b"checksum")
+        with pytest.raises(SettingsError, match=f"{what} records, found one of others. Choose"):
+            train(moved, output)
+    # Of an earlier version's run, records and start weights are not known.
+    before = shutil.copytree(output, tmp_path / "before")
+    settings = json.loads((before / "training.json").read_text())
+    del settings["inputs"]
+    (before / "training.json").write_text(json.dumps(settings))
+    assert train(moved, before, initial=start) == result
+    with pytest.raises(SettingsError, match="a run of the same training records"):
+        train(records, before, initial=start)
+
+
+def test_start_weights_are_known_by_their_content(tmp_path):
+    network = build_network(MODEL, seed=1)
+    save_network(tmp_path, network, MODEL)
+    given = (network, tmp_path, "imagenet", None, tmp_path / "missing")
+    starts = [inputs_of(TRAINING, [], [], each).get("start weights") for each in given]
+    assert starts[0] == starts[1]
+    assert starts[2:] == ["imagenet", "scratch", None]
+
+
+def test_a_second_training_in_the_same_folder_is_refused_while_one_runs(records, tmp_path):
+    told = pytest.raises(SettingsError, match="expected one training, found another running")
+    with locked(tmp_path), told:
+        train(records, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
