@@ -17,7 +17,7 @@ from ahnet_tf.config import AugmentationConfig, ModelConfig, TrainingConfig
 from ahnet_tf.data.dataset import evaluation_dataset, training_dataset
 from ahnet_tf.data.records import find_records
 from ahnet_tf.networks.factory import build_network
-from ahnet_tf.presets import check_settings
+from ahnet_tf.presets import check_settings, model_settings
 from ahnet_tf.training.losses import VoxelLoss
 from ahnet_tf.weights.checkpoint import save_network
 from ahnet_tf.weights.transfer import TransferReport, transfer_encoder
@@ -46,7 +46,7 @@ def build(
     Raises:
       SettingsError: an unknown setting (the nearest name is suggested), or a value out of range.
     """
-    of_task = {} if task is None else _settings_of(load_task(task))
+    of_task = {} if task is None else model_settings(load_task(task))
     chosen = of_task | settings | {"architecture": architecture}
     config = from_dict(ModelConfig, chosen, "build")
     return build_network(config, seed=seed)
@@ -119,7 +119,7 @@ def loss(
     if kind == "dice_focal":
         remedy = "Soft Dice is not a loss of single voxels; python -m ahnet_tf.train has it."
         raise SettingsError("loss", "focal, cross_entropy or heat_map_l2", kind, remedy)
-    check_settings(ModelConfig(**_settings_of(own)), config, own)
+    check_settings(ModelConfig(**model_settings(own)), config, own)
     heat_map = own.target == "heat_map"
     return VoxelLoss(kind, gamma=gamma, class_weights=weights, heat_map=heat_map)
 
@@ -142,15 +142,6 @@ def save(model: keras.Model, folder: str | os.PathLike, task: Task | str) -> Non
     own = load_task(task)
     save_network(Path(folder), model, config_of(model, own))
     write_json(Path(folder) / "task.json", own.to_dict())
-
-
-def _settings_of(task: Task) -> dict[str, Any]:
-    """Returns the settings of a network that follow from its task."""
-    return {
-        "classes": len(task.class_names),
-        "intensity_window": task.intensity_window,
-        "activation": "sigmoid" if task.target == "heat_map" else "softmax",
-    }
 
 
 def config_of(model: keras.Model, task: Task) -> ModelConfig:

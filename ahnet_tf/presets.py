@@ -164,6 +164,15 @@ def run_config(
     return RunConfig(preset, stages)
 
 
+def model_settings(task: Task) -> dict[str, Any]:
+    """Returns the settings of a network that follow from its task."""
+    return {
+        "classes": len(task.class_names),
+        "intensity_window": task.intensity_window,
+        "activation": "sigmoid" if task.target == "heat_map" else "softmax",
+    }
+
+
 def check_settings(model_config: ModelConfig, config: TrainingConfig, task: Task) -> None:
     """Raises SettingsError unless the settings of a network and of its training fit the task.
 

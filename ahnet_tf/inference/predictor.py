@@ -213,7 +213,7 @@ def load_checkpoint(folder: str | Path) -> tuple[keras.Model, ExportSettings]:
 def _checkpoint_settings(folder: Path) -> ExportSettings:
     path = folder / "task.json"
     if not path.is_file():
-        remedy = "python -m ahnet_tf.train writes one."
+        remedy = "Training writes one, and so does python -m ahnet_tf.weights import --task."
         raise ModelError(folder, "a checkpoint folder with task.json", "none", remedy)
     config = load_settings(folder / "model.json", ModelConfig)
     task = load_task(str(path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import attrs
 
@@ -12,7 +13,7 @@ from preprocessing.cli import make_parser, run_command
 
 EXAMPLES = (
     "python -m ahnet_tf.weights import resnet50.safetensors --to imagenet2d",
-    "python -m ahnet_tf.weights import monai_ahnet.npz --to liver --intensity-window -200 250",
+    "python -m ahnet_tf.weights import monai_ahnet.npz --to liver --task ct_liver",
     "python -m ahnet_tf.weights import --weights imagenet --to imagenet2d",
 )
 
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         "ahnet_tf.weights",
         "Converts weights of ResNet-50 (Keras, torchvision) or of MONAI's AHNet to a checkpoint: a "
-        "folder for training, export and prediction.",
+        "folder for training and, with --task, for export and prediction.",
         EXAMPLES,
     )
     commands = parser.add_subparsers(dest="action", required=True, metavar="import")
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("file", nargs="?", metavar="FILE", help=".h5, .safetensors, .npz, or .pth (needs torch)")
     add("--weights", choices=["imagenet"], help="download Keras' ImageNet weights, without FILE")
     add("--to", required=True, metavar="FOLDER", help="the checkpoint to write")
+    task_help = "preset or JSON file: what the classes are; decides classes and window of a network"
+    add("--task", help=task_help)
     add("--config", help="model.json of the network whose encoder gets the ImageNet weights")
     add("--architecture", choices=["mcgcn", "ahnet"], help="without --config (default: mcgcn)")
     add("--classes", type=int, help="number of classes of a fresh decoder")
@@ -43,16 +46,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from ahnet_tf.config import ModelConfig
+    from ahnet_tf.config import ModelConfig, TrainingConfig
+    from ahnet_tf.presets import check_settings, model_settings
     from ahnet_tf.weights.checkpoint import save_network
     from ahnet_tf.weights.importing import import_network
     from ahnet_tf.weights.keras_resnet50 import imagenet_file
     from preprocessing.errors import SettingsError
+    from preprocessing.files import write_json
     from preprocessing.settings import load_settings
+    from preprocessing.tasks import load_task
 
     if (arguments.file is None) == (arguments.weights is None):
         raise SettingsError("import", "FILE or --weights imagenet", "both or neither")
-    config = ModelConfig(architecture="mcgcn")
+    task = load_task(arguments.task) if arguments.task else None
+    config = ModelConfig(architecture="mcgcn", **(model_settings(task) if task else {}))
     if arguments.config:
         config = load_settings(arguments.config, ModelConfig)
     changes = {
@@ -60,10 +67,19 @@ def _run(arguments: argparse.Namespace) -> None:
         "classes": arguments.classes,
         "intensity_window": arguments.intensity_window and tuple(arguments.intensity_window),
     }
-    config = attrs.evolve(config, **{k: v for k, v in changes.items() if v is not None})
+    changes = {name: value for name, value in changes.items() if value is not None}
+    config = attrs.evolve(config, **changes)
     path = imagenet_file() if arguments.weights else arguments.file
     model, config, report = import_network(path, config, seed=arguments.seed)
+    for name, value in changes.items():
+        found = getattr(config, name)
+        if found != value:
+            raise SettingsError(f"--{name}", f"{found}, as in {path}", value)
+    if task:
+        check_settings(config, TrainingConfig(), task)
     save_network(arguments.to, model, config)
+    if task:
+        write_json(Path(arguments.to) / "task.json", task.to_dict())
     print(report)
     print(f"written: {arguments.to} ({config.architecture})")
 

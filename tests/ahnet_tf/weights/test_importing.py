@@ -8,9 +8,10 @@ import keras
 import numpy as np
 import pytest
 import safetensors.numpy
+import tensorflow as tf
 
 from ahnet_tf.config import ModelConfig
-from ahnet_tf.inference.predictor import ExportSettings, predictor_of
+from ahnet_tf.inference.predictor import ExportSettings, open_predictor, predictor_of
 from ahnet_tf.networks import build_network, named_weights
 from ahnet_tf.weights.__main__ import main
 from ahnet_tf.weights.checkpoint import load_network
@@ -19,7 +20,7 @@ from ahnet_tf.weights.keras_resnet50 import NAME, imagenet_file
 from ahnet_tf.weights.torch_names import ahnet_source, encoder_source
 from benchmarks.parity import random_weight
 from preprocessing.errors import ModelError
-from preprocessing.tasks import Task
+from preprocessing.tasks import PRESETS, Task
 from tests.ahnet_tf.weights.keras_h5 import layer_weights, write_keras_h5
 
 SMALL = ModelConfig(
@@ -85,6 +86,28 @@ def test_monai_round_trip_by_the_command(ahnet, tmp_path, capsys):
     model, config = load_network(tmp_path / "out")
     assert config == attrs.evolve(SMALL, intensity_window=(-100.0, 400.0))
     assert_same_weights(model, ahnet)
+
+
+@pytest.mark.slow
+def test_imported_with_a_task_it_predicts(tmp_path, capsys):
+    config = attrs.evolve(SMALL, blocks=(1, 1, 1, 1), dense_layers=1)
+    network = random_network(config)
+    np.savez(tmp_path / "monai.npz", **state_of(network, lambda name: ahnet_source(name, 2)))
+    words = ["import", str(tmp_path / "monai.npz"), "--to", str(tmp_path / "out")]
+    for options, line in (
+        (["--classes", "7"], f"--classes: expected 3, as in {tmp_path}/monai.npz, found 7"),
+        (["--architecture", "mcgcn"], "--architecture: expected ahnet, as in"),
+        (["--task", "dbt_lesion"], "classes: expected 2 (background, lesion), found 3"),
+    ):
+        assert main([*words, *options]) == 1
+        assert f"error: {line}" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+    assert main([*words, "--task", "ct_liver", "--classes", "3"]) == 0
+    predictor = open_predictor(tmp_path / "out")
+    assert predictor.settings.task == PRESETS["ct_liver"]
+    image = np.random.default_rng(0).integers(-200, 250, (1, 4, 32, 32, 1)).astype(np.float32)
+    expected = tf.nn.softmax(network(image))
+    np.testing.assert_allclose(predictor.predict(image), expected, atol=1e-5)
 
 
 @pytest.mark.slow
