@@ -84,13 +84,14 @@ def _fused_norm(x, gamma, beta):
 def _synchronized_norm(x, gamma, beta):
     """Returns the normalised map, mean and variance, over the equal shares of all replicas.
 
-    Keras' own synchronized norm would update its averages whenever it is called.
+    Keras' own synchronized norm would update its averages whenever it is called, and takes the variance
+    as the difference of two large numbers, which may be negative by rounding.
     """
-    wide = tf.cast(x, tf.float32)
-    moments = tf.stack([tf.reduce_mean(wide, [0, 1, 2]), tf.reduce_mean(wide * wide, [0, 1, 2])])
+    wide, mean_of = tf.cast(x, tf.float32), tf.distribute.ReduceOp.MEAN
     replica = tf.distribute.get_replica_context()
-    mean, squares = tf.unstack(replica.all_reduce(tf.distribute.ReduceOp.MEAN, moments))
-    variance = squares - mean * mean
+    own_mean, own_variance = tf.nn.moments(wide, [0, 1, 2])
+    mean = replica.all_reduce(mean_of, own_mean)
+    variance = replica.all_reduce(mean_of, own_variance + tf.square(own_mean - mean))
     scale = gamma * tf.math.rsqrt(variance + EPSILON)
     return tf.cast(wide * scale + (beta - mean * scale), x.dtype), mean, variance
 

@@ -213,6 +213,21 @@ def test_synchronised_norm_alone_equals_batch_norm():
         np.testing.assert_allclose(layer.moving_variance, 0.9 + 0.1 * variance, rtol=1e-4)
 
 
+@pytest.mark.parametrize("deviation", [0.0, 0.01])
+def test_synchronised_norm_of_a_mean_far_above_the_deviation(deviation):
+    """Constant maps are those of patches of air; their variance must not be negative by rounding."""
+    for mean in (0.3, 1.7, 30.0):
+        noise = RNG.normal(0, 1, (8, 32, 32, 4))
+        x = (mean + deviation * noise).astype(np.float32)
+        layer = make_norm("sync_batch", "norm")
+        found = layer(tf.constant(x), training=True).numpy()
+        exact = x.astype(np.float64)
+        variance = exact.var((0, 1, 2))
+        expected = (exact - exact.mean((0, 1, 2))) / np.sqrt(variance + 1e-5)
+        np.testing.assert_allclose(found, expected, atol=0.05)
+        np.testing.assert_allclose(layer.moving_variance, 0.9 + 0.1 * variance, rtol=1e-5)
+
+
 def test_frozen_norm_keeps_its_statistics():
     layer = make_norm("batch", "norm")
     x = tf.constant(RNG.normal(2, 3, (4, 5, 6, 20)).astype(np.float32))
