@@ -44,11 +44,16 @@ def build(
       settings: attributes of `ahnet_tf.config.ModelConfig`, for example `classes=3` or `width=0.25`.
 
     Raises:
-      SettingsError: an unknown setting (the nearest name is suggested), or a value out of range.
+      SettingsError: an unknown setting (the nearest name is suggested), a value out of range, or an
+        activation that the task's loss does not train.
     """
     of_task = {} if task is None else model_settings(load_task(task))
     chosen = of_task | settings | {"architecture": architecture}
     config = from_dict(ModelConfig, chosen, "build")
+    if task is not None and config.activation != of_task["activation"] and config.classes > 1:
+        expected = f"{of_task['activation']}, which ahnet_tf.loss of this task trains"
+        remedy = "A network of two classes with one output (classes=1) may have a sigmoid."
+        raise SettingsError("activation", expected, config.activation, remedy)
     return build_network(config, seed=seed)
 
 
@@ -104,7 +109,8 @@ def loss(
     """Returns a loss of logits for `compile` that fits the targets of a task.
 
     Args:
-      task: name of a preset, JSON file or `Task`; one with a heat map gets the sigmoid form.
+      task: name of a preset, JSON file or `Task`; one with a heat map gets the sigmoid form, other ones that
+        of a softmax, or of a network with one output.
       kind: "focal", "cross_entropy" or, for heat maps, "heat_map_l2".
       gamma: focusing exponent of the focal loss.
       class_weights: a factor for each class; for a heat map those of voxels without and with a lesion.

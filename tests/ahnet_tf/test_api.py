@@ -292,6 +292,11 @@ def test_scores_of_label_maps(tmp_path):
         (lambda s: ahnet_tf.build("anet"), SettingsError, "Did you mean 'ahnet'"),
         (lambda s: ahnet_tf.build("ahnet", clases=3), SettingsError, "Did you mean 'classes'"),
         (lambda s: ahnet_tf.build("ahnet", growth=20.5), SettingsError, "growth"),
+        (
+            lambda s: ahnet_tf.build("ahnet", task="ct_liver", activation="sigmoid"),
+            SettingsError,
+            "activation: expected softmax, which ahnet_tf.loss of this task trains",
+        ),
         (lambda s: ahnet_tf.dataset("nowhere"), InputError, "records with task.json"),
         (lambda s: ahnet_tf.loss("ct_livr"), SettingsError, "Did you mean 'ct_liver'"),
         (lambda s: ahnet_tf.loss("ct_liver", "focl"), SettingsError, "Did you mean 'focal'"),
