@@ -223,7 +223,8 @@ class TrainingConfig(AugmentationConfig):
         super().__attrs_post_init__()
         if self.warmup_steps >= self.steps:
             expected = f"fewer than the {self.steps} steps"
-            raise SettingsError("warmup_steps", expected, self.warmup_steps)
+            remedy = "Give a smaller number, --set warmup_steps=N."
+            raise SettingsError("warmup_steps", expected, self.warmup_steps, remedy)
         if self.replicas and self.batch_size % self.replicas:
             expected = f"a multiple of the {self.replicas} replicas"
             raise SettingsError("batch_size", expected, self.batch_size)

@@ -184,7 +184,9 @@ def check_settings(model_config: ModelConfig, config: TrainingConfig, task: Task
     if model_config.class_count != count:
         raise SettingsError("classes", classes, model_config.classes)
     if config.class_weights is not None and len(config.class_weights) != count:
-        raise SettingsError("class_weights", f"one for each of {classes}", config.class_weights)
+        remedy = "Give --set class_weights=null for none, or a list of one weight for each class."
+        expected = f"one for each of {classes}"
+        raise SettingsError("class_weights", expected, config.class_weights, remedy)
     if task.target == "heat_map" and model_config.activation != "sigmoid":
         expected = f"sigmoid, because task {task.name} has a heat map as its target"
         raise SettingsError("activation", expected, model_config.activation)

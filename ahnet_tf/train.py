@@ -44,7 +44,7 @@ EXAMPLES = (
     "python -m ahnet_tf.train --input records --output run --preset ct_liver_small",
     "python -m ahnet_tf.train --input records --output run --stage 3d --init run2d/mcgcn",
     "python -m ahnet_tf.train --input records --output run --init imagenet --deterministic",
-    "python -m ahnet_tf.train --input records --output run --set 3d.steps=500 --set batch_size=4",
+    "python -m ahnet_tf.train --input records --output run --set 3d.steps=5000 --set batch_size=4",
     "python -m ahnet_tf.train --input records --output again --config run/settings.json --seed 1",
 )
 

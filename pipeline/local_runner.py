@@ -55,7 +55,7 @@ Exit code: 0 if the model is blessed, {EXIT_CODE_REFUSED} if it is refused, 1 on
 EXAMPLES = (
     "python -m pipeline.local_runner --input records --output run",
     "python -m pipeline.local_runner --input records --output run --preset ct_liver_small",
-    "python -m pipeline.local_runner --input records --output run --threshold-liver 0.9 --steps 500",
+    "python -m pipeline.local_runner --input records --output run --threshold-liver 0.9 --steps 5000",
     "python -m pipeline.local_runner --volumes lits --task ct_liver --output run",
     "",
     "train on the newest two batches of cases, in records/span-1, records/span-2, ...:",

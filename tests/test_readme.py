@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import importlib.util
@@ -17,8 +18,9 @@ from typing import Any
 import attrs
 import pytest
 
+from ahnet_tf.train import settings_from
 from preprocessing import cli
-from preprocessing.tasks import Task, task_from_dict
+from preprocessing.tasks import Task, load_task, task_from_dict
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -100,16 +102,34 @@ def test_options_of_commands_exist(module, rest):
         assert re.search(rf"(?<!\S){option}\b", help_of(module)), f"{module} has no {option}"
 
 
-@pytest.mark.parametrize(("module", "rest"), ALL_COMMANDS, ids=lambda text: text.strip()[:60])
-def test_commands_are_parsed_by_their_own_parser(module, rest, monkeypatch):
-    """Each command does all but its work; a wrong option ends it with SystemExit."""
+def parsed_arguments(module: str, rest: str, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+    """Lets a command do all but its work; a wrong option ends it with SystemExit."""
     command, parsed = command_of(module), []
     # A command has imported the function or its module.
     for place in (cli, command):
         if hasattr(place, "run_command"):
             monkeypatch.setattr(place, "run_command", lambda _, given: parsed.append(given) or 0)
     assert command.main(shlex.split(rest, comments=True)) == 0
-    assert len(parsed) == 1
+    (arguments,) = parsed
+    return arguments
+
+
+@pytest.mark.parametrize(("module", "rest"), ALL_COMMANDS, ids=lambda text: text.strip()[:60])
+def test_commands_are_parsed_by_their_own_parser(module, rest, monkeypatch):
+    parsed_arguments(module, rest, monkeypatch)
+
+
+@pytest.mark.parametrize("module", ["ahnet_tf.train", "pipeline.local_runner"])
+def test_examples_of_help_have_possible_settings(module, monkeypatch):
+    """For the task of the preset, by default the first one."""
+    text = help_of(module).replace("\n", "\n  ")
+    examples = [command for command in commands_in(text) if command[0] == module]
+    assert len(examples) > 3
+    for _, rest in examples:
+        arguments = parsed_arguments(module, rest, monkeypatch)
+        # A file that an earlier run has written.
+        arguments.config = None
+        settings_from(arguments, load_task(arguments.preset or "ct_liver"))
 
 
 def test_the_page_of_data_has_every_key_of_a_task_and_an_example():
