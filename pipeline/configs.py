@@ -36,6 +36,11 @@ BEAM_ARGUMENTS = (LOCAL_RUNNER, NO_PACKING, *IN_THIS_PROCESS)
 # Where InfraValidator may run TensorFlow Serving: names of TFX's ServingSpec.
 SERVING_PLATFORMS = ("local_docker", "kubernetes")
 
+# Names that all engines accept, and that a folder may have.
+_NAME = Requirement(
+    "1 to 63 lower-case letters, digits and hyphens, no hyphen first",
+    lambda name: bool(re.fullmatch("[a-z0-9][a-z0-9-]{0,62}", name)),
+)
 _SHARE = Requirement("a share between 0 and 1", lambda value: 0 < value < 1)
 
 
@@ -92,7 +97,7 @@ class PipelineSettings:
     config: RunConfig
     thresholds: dict[str, float]
     largest_loss: float = attrs.field(default=0.0, validator=fraction("a Dice"))
-    name: str = "ahnet"
+    name: str = attrs.field(default="ahnet", validator=_NAME)
     from_volumes: bool = False
     eval_fraction: float = attrs.field(default=EVAL_FRACTION, validator=_SHARE)
     spans: int = attrs.field(default=0, validator=whole(0))

@@ -9,7 +9,6 @@ import argparse
 import importlib.metadata
 import importlib.util
 import os
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -30,8 +29,6 @@ from preprocessing.settings import check_names, load_settings, one_of, to_dict
 
 # By engine, what a pipeline's spec is called.
 ENGINES = {"kubeflow-v2": "{}-kfp2.yaml", "kubeflow": "{}.yaml", "vertex": "{}.json"}
-# Pipeline names that all engines accept.
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 PURPOSE = """\
 Compiles the TFX pipeline for a cluster, without running anything or connecting to the cluster.
@@ -73,16 +70,13 @@ def compile_pipeline(
     """Writes the spec of a pipeline for one of `ENGINES` into a folder; returns its path.
 
     Raises SettingsError for an engine that is unknown or that the installed TFX can't write for, an
-    invalid name or address, or settings for a component that the pipeline does not have.
+    invalid address, or settings for a component that the pipeline does not have.
     """
     if engine == "local":
         remedy = "On this machine it runs by python -m pipeline.local_runner."
         raise SettingsError("--engine", f"one of {', '.join(ENGINES)}", repr(engine), remedy)
     if engine not in ENGINES:
         raise one_of(*ENGINES).error("--engine", engine)
-    if not _NAME.fullmatch(pipeline.name):
-        expected = "lower-case letters, digits and hyphens"
-        raise SettingsError("--pipeline-name", expected, repr(pipeline.name))
     _check_storage(pipeline.output, cluster, engine)
     if engine == "kubeflow" and not has_argo_runner():
         expected = " or ".join(name for name in ENGINES if name != engine)

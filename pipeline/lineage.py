@@ -41,8 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     model = _version(Path(arguments.model).resolve())
-    # RUN/serving_model/NAME/VERSION
-    metadata = Path(arguments.metadata or model.parents[2] / METADATA_FILE)
+    # RUN/serving_model/NAME/VERSION; a mounted model may have fewer folders above it.
+    run = [*model.parents][:3][-1]
+    metadata = Path(arguments.metadata or run / METADATA_FILE)
     from pipeline.local.model_lineage import lineage_of
 
     steps = lineage_of(open_store(metadata), model)

@@ -14,6 +14,7 @@ from pipeline.configs import (
     PipelineSettings,
     newest_span,
 )
+from preprocessing.cli import parse_allowances
 from preprocessing.errors import ALLOWANCES, InputError, SettingsError
 from preprocessing.records.splits import EVAL_FRACTION
 from preprocessing.tasks import Task, load_task, records_task
@@ -113,7 +114,7 @@ def pipeline_settings(
         schema=schema if schema in SCHEMAS else str(Path(schema).resolve()),
         tuner_trials=arguments.tune,
         tuner_steps=arguments.tune_steps,
-        allow=tuple(filter(None, arguments.allow.split(","))),
+        allow=tuple(sorted(parse_allowances(arguments.allow, [*WAIVERS, *ALLOWANCES]))),
         serving_image=arguments.serving_image,
         serving_platform=SERVING_PLATFORMS[storage_root is not None],
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from preprocessing.errors import ALLOWANCES, AHNetError, SettingsError, Stopped, named_extra
 from preprocessing.quiet_start import quiet_frameworks
@@ -38,12 +38,12 @@ def add_allow_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow", default="", metavar="CHECK,...", help=what)
 
 
-def parse_allowances(text: str) -> frozenset[str]:
-    """Returns the names in a comma-separated list; raises SettingsError unless in `ALLOWANCES`."""
+def parse_allowances(text: str, known: Collection[str] = tuple(ALLOWANCES)) -> frozenset[str]:
+    """Returns the names in a comma-separated list; raises SettingsError unless all are `known`."""
     names = frozenset(name.strip() for name in text.split(",") if name.strip())
-    unknown = sorted(names - set(ALLOWANCES))
+    unknown = sorted(names - set(known))
     if unknown:
-        raise SettingsError("--allow", f"names among {', '.join(ALLOWANCES)}", unknown[0])
+        raise SettingsError("--allow", f"names among {', '.join(known)}", unknown[0])
     return names
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from pipeline.configs import (
 from pipeline.dag import ROOT, code_version, create_pipeline, serving_requests, sources
 from pipeline.local.dag_runner import _own_error
 from pipeline.local.preflight import check_launch
+from pipeline.options import add_pipeline_options, pipeline_settings
 from preprocessing.errors import InputError, PipelineError, SettingsError
 from preprocessing.files import write_json
 from preprocessing.records.schema import encode_patch
@@ -77,6 +79,15 @@ def test_waivers_of_data_validation_repeat_no_conversion(settings):
     assert conversion("skew", "drift") == conversion()
     allowed = json.loads(conversion("skew", "gaps", "rejected")["settings"])["allow"]
     assert allowed == ["gaps", "rejected"]
+
+
+def test_allowances_are_read_as_by_the_conversion(records):
+    parser = argparse.ArgumentParser()
+    add_pipeline_options(parser)
+    parser.add_argument("--output", default="run")
+    options = ["--input", str(records), "--allow", "drift, skew,,gaps"]
+    parsed = pipeline_settings(parser.parse_args(options))
+    assert parsed.allow == ("drift", "gaps", "skew")
 
 
 @pytest.mark.parametrize("platform", SERVING_PLATFORMS)

@@ -116,6 +116,8 @@ def test_input_that_cannot_work_is_refused_before_anything_is_launched(
     assert "--output: expected a path without any of * ? [ \\, found" in refusal(
         "--output", str(tmp_path / "run*")
     )
+    for name in ("", "a/../../b", "my model"):
+        assert "name: expected 1 to 63 lower-case letters" in refusal("--pipeline-name", name)
     assert "names among drift" in refusal("--allow", "everything")
     (file,) = (records / "eval").iterdir()
     file.write_bytes(file.read_bytes()[:-100])

@@ -160,7 +160,7 @@ def test_the_published_schema_finds_what_the_settings_reject(write, changes, wor
             "nowhere.json: expected a JSON file of settings, found No such",
         ),
         (["--engine", "vertex"], "storage_root: expected an address gs://... for --engine vertex"),
-        (["--pipeline-name", "AH_Net"], "--pipeline-name: expected lower-case letters"),
+        (["--pipeline-name", "AH_Net"], "name: expected 1 to 63 lower-case letters"),
         (["--threshold-liver", "2"], "a Dice from 0 to 1, found 2"),
     ],
 )
