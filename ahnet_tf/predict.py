@@ -34,6 +34,7 @@ from ahnet_tf.inference.predictor import (
 from ahnet_tf.inference.run_record import (
     LESION_FILE,
     RECORD_FILE,
+    changed_settings,
     check_files,
     finished_cases,
     only_run_in,
@@ -215,6 +216,7 @@ def _run(arguments: argparse.Namespace) -> int:
         earlier = read_record(output)
         if arguments.resume:
             entries = finished_cases(output, record, cases, earlier)
+        if not changed_settings(record, earlier):
             others = other_cases(output, cases, earlier)
         stale = stale_files(earlier, [*entries.values(), *(entry for _, entry in others)])
         # LiTS stores images and label maps side by side, with the same names as predictions.

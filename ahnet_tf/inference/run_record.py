@@ -122,10 +122,21 @@ def write_record(
 
 def _row_key(case: Case) -> VolumeKey:
     """Returns PatientID, StudyUID and View of a case in the table of lesions."""
-    # Cases have boxes only from tables; their identifiers are then PatientID and StudyUID.
-    if case.boxes is not None and len(case.identifiers) == 2:
-        return (*case.identifiers, case.view)
+    # Only rows of tables have a view; their identifiers are PatientID and StudyUID.
+    if case.view and case.boxes is not None:
+        patient_id, study_uid = case.identifiers
+        return patient_id, study_uid, case.view
     return case.case_id, "-", case.view or "-"
+
+
+def changed_settings(record: dict[str, Any], earlier: EarlierRun) -> list[str]:
+    """Returns what of a run's models and settings differs from the earlier run's, if there was one."""
+    if not earlier.record:
+        return []
+    before, now = _decisive(earlier.record), _decisive(json.loads(json.dumps(record)))
+    return [
+        name for name in sorted(now.keys() | before.keys()) if before.get(name) != now.get(name)
+    ]
 
 
 def finished_cases(
@@ -136,11 +147,7 @@ def finished_cases(
     A case is finished if the record says so, all its outputs but the picture exist, and its image
     has not changed. Raises SettingsError if that run had other models or settings.
     """
-    if not earlier.record:
-        return {}
-    before, now = _decisive(earlier.record), _decisive(json.loads(json.dumps(record)))
-    changed = [n for n in sorted(now.keys() | before.keys()) if before.get(n) != now.get(n)]
-    if changed:
+    if changed := changed_settings(record, earlier):
         expected = f"the model and settings of the earlier run in {output}"
         remedy = "Leave --resume out to predict all cases again, or give another folder OUT."
         raise SettingsError("--resume", expected, f"other {', '.join(changed)}", remedy)
@@ -158,6 +165,7 @@ def other_cases(
 ) -> list[tuple[VolumeKey, dict[str, Any]]]:
     """Returns the entries of finished cases that are not among the cases, each with its table key.
 
+    They are those of the same models and settings, see `changed_settings`.
     The key is the one in the table of lesions, because the record has no PatientID.
     """
     own = {case.case_id for case in cases}

@@ -114,6 +114,8 @@ def test_an_output_that_is_input_is_not_deleted(threshold_model, tmp_path, capsy
     # The next case is a link to what stands in the place of an output.
     write(output / "anna.nii.gz")
     (tmp_path / "berta.nii.gz").symlink_to(output / "anna.nii.gz")
+    # With other settings the earlier outputs would be deleted.
+    command += ["--overlap", "0.5"]
     assert main([*command, str(tmp_path / "berta.nii.gz"), str(output)]) == 1
     assert f"{output / 'anna.nii.gz'}, which is input" in capsys.readouterr().err
     assert len(list(output.rglob("*.nii.gz"))) == 4
@@ -141,7 +143,8 @@ def bright(path):
     nib.save(nib.Nifti1Image(voxels, np.diag([0.5, 0.5, 2, 1])), path)
 
 
-def test_resume_keeps_the_finished_cases_of_other_input(heat_map_model, tmp_path):
+@pytest.mark.parametrize("options", [[], ["--resume"]])
+def test_the_finished_cases_of_other_input_are_kept(heat_map_model, tmp_path, options):
     """Both those with rows of tables, whose PatientID is in the table of lesions only, and others."""
     box = dict.fromkeys(BOX_COLUMNS, 1) | {"StudyUID": "1.2.3", "Class": "cancer"}
     box |= {"VolumeSlices": 9, "View": "lcc"}
@@ -152,7 +155,7 @@ def test_resume_keeps_the_finished_cases_of_other_input(heat_map_model, tmp_path
     bright(tmp_path / "anna.nii.gz")
     output = tmp_path / "out"
     for name in ("P-1", "anna.nii.gz", "P-2"):
-        command = ["--model", str(heat_map_model), str(tmp_path / name), str(output), "--resume"]
+        command = ["--model", str(heat_map_model), str(tmp_path / name), str(output), *options]
         assert main(command) == 0
     with open(output / "lesions.csv", encoding="utf-8") as file:
         keys = [(row["PatientID"], row["StudyUID"], row["View"]) for row in csv.DictReader(file)]
