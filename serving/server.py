@@ -78,7 +78,10 @@ def _run(arguments: argparse.Namespace) -> None:
         print(f"{arguments.model_name} version {version} is served on {server.address}", flush=True)
         if server.metrics_address is not None:
             print(f"metrics on {server.metrics_address}", flush=True)
-        stop.wait()
+        # A signal that another thread receives, or that comes just before, does not wake this one: it
+        # looks for itself.
+        while not stop.wait(1.0):
+            pass
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import concurrent.futures
+import ctypes
 import shutil
+import signal
 import threading
 import time
 import urllib.request
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -180,6 +183,25 @@ def test_command_serves_until_it_is_told_to_stop(models, windows, linear_probabi
     finally:
         ended = process.stop()
     assert ended == (0, "", "")
+
+
+@pytest.mark.slow
+def test_command_stops_on_a_signal_that_another_thread_receives(models):
+    """Python handles a signal in the main thread, which such a signal does not wake."""
+    running = ServerProcess(models)
+    process = running.process
+    with AHNetClient(running.address) as client:
+        client.describe()
+    main_thread = Path(f"/proc/{process.pid}/task/{process.pid}/status")
+    wait_until(lambda: "S (sleeping)" in main_thread.read_text())
+    threads = {int(path.name) for path in Path(f"/proc/{process.pid}/task").iterdir()}
+    # The thread that was started last.
+    assert ctypes.CDLL(None).tgkill(process.pid, max(threads), signal.SIGTERM) == 0
+    try:
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0
 
 
 def test_status_command(server, capsys):
