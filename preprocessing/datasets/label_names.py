@@ -16,6 +16,7 @@ TUMOUR = frozenset(
     for word in ("tumour", "tumor", "cancer", "lesion")
     for plural in ("", "s")
 )
+_LESIONS = re.compile(r"(tumou?r|cancer|lesion)s?[\W_]*$")
 # nnU-Net's name of voxels that nobody has annotated.
 IGNORE = "ignore"
 REMEDY = "Give a task whose label_classes map these names to its classes."
@@ -84,9 +85,12 @@ def mask_classes(
 
 
 def is_organ_with_lesions(task: Task) -> bool:
-    """Returns whether the classes are background, an organ and its lesions, as in LiTS."""
-    kinds = [_meaning(name) for name in task.class_names]
-    return task.target == "labels" and len(kinds) == 3 and kinds[2] == TUMOUR != kinds[1]
+    """Returns whether the classes are background, an organ and its lesions, as in LiTS.
+
+    Lesions are named by a word of `TUMOUR`, also behind the organ's: "pancreatic tumour".
+    """
+    are_lesions = [bool(_LESIONS.search(name.casefold())) for name in task.class_names]
+    return task.target == "labels" and are_lesions == [False, False, True]
 
 
 def _label_of(

@@ -103,6 +103,8 @@ def test_order_of_masks_that_overlap():
 def test_organs_with_lesions():
     assert is_organ_with_lesions(CT)
     assert is_organ_with_lesions(task_of("background", "kidney", "Cancer"))
+    assert is_organ_with_lesions(task_of("background", "pancreas", "pancreatic tumour"))
+    assert is_organ_with_lesions(task_of("background", "liver", "liver_lesions"))
     for names in (("background", "liver"), ("background", "tumour", "liver")):
         assert not is_organ_with_lesions(task_of(*names))
     assert not is_organ_with_lesions(PRESETS["dbt_lesion"])
