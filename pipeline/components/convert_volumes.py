@@ -112,6 +112,10 @@ class ConvertVolumesExecutor(BaseBeamExecutor):
         for split in SPLITS:
             if (records / split).is_dir():
                 (records / split).rename(records / f"Split-{split}")
+        # A conversion that is killed at its end leaves the outcomes of its cases, too.
+        for path in records.iterdir():
+            if path.name not in (MANIFEST, TASK, *(f"Split-{split}" for split in SPLITS)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         shutil.rmtree(examples.uri, ignore_errors=True)
         records.rename(examples.uri)
         for name in (MANIFEST, TASK):
