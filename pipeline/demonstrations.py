@@ -139,7 +139,7 @@ DBT_LESION = Demonstration(
     ),
     training=(
         *("2d.steps=100", "2d.evaluate_every=100"),
-        *("3d.steps=600", "3d.evaluate_every=300"),
+        *("3d.steps=600", "3d.batch_size=2", "3d.evaluate_every=600"),
     ),
     threshold=0.25,
     blessing=lambda least: ("--threshold", f"{SENSITIVITIES[1]}={least}"),
