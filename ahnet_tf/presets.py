@@ -101,9 +101,8 @@ _DBT = {
 _DBT_LESION = {stage: own | _DBT for stage, own in _CT_LIVER.items()}
 
 # A quarter of an hour on two cores, for patches of 32 x 64 x 64 at 0.8 x 0.8 x 1 mm (task dbt_lesion_small).
-# The statistics of batch norm over two such patches are those of one breast's place; over four, AH-Net
-# finds more masses. It is evaluated at the end only: the FROC of few breasts would choose among earlier
-# networks, of larger learning rates, by chance.
+# Two such patches are too few for the statistics of AH-Net's batch norm. It is evaluated at the end only:
+# by the FROC of a few breasts, a network of the middle, with a larger learning rate, is chosen by chance.
 _DBT_LESION_SMALL = {
     "2d": _SMALL_2D | _DBT | {"steps": 600, "evaluate_every": 600},
     "3d": _SMALL_3D | _DBT | {"batch_size": 4, "steps": 3000, "evaluate_every": 3000},

@@ -186,6 +186,30 @@ def test_results_are_the_benchmarks(benchmark, goal, quoted):
     assert quoted.format(goals[goal]) in row_of(benchmark)
 
 
+def test_detections_of_the_training_page_are_the_benchmarks():
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    figures = results_of("detection")["figures"]
+    minutes = figures["training"]["cpu_minutes"]
+    assert f"in {minutes:.0f} minutes of CPU time" in page
+    assert f"{figures['hit_over_mass']:.2f} times as wide as its mass" in page
+    for name, row in figures["froc"].items():
+        at = {
+            rate: f"{row[f'at_{rate}']:.2f} ({row[f'at_{rate}_low']:.2f} to {row[f'at_{rate}_high']:.2f})"
+            for rate in (1, 2)
+        }
+        ends = f"{row['at_0.25']:.2f}", f"{row['at_4']:.2f}"
+        assert f"| {name} | {row['masses']} | {ends[0]} | {at[1]} | {at[2]} | {ends[1]} |" in page
+    for name, row in figures["froc_by_kind"].items():
+        numbers = " | ".join(f"{row[f'at_{rate}']:.2f}" for rate in ("0.25", "1", "2", "4"))
+        assert f"| {name} | {row['masses']} | {numbers} |" in page
+    # All kinds have the same false positives.
+    large = [row for name, row in figures["froc_by_kind"].items() if "at least 12 mm" in name]
+    masses = sum(row["masses"] for row in large)
+    found = [sum(row["masses"] * row[f"at_{rate}"] for row in large) / masses for rate in (1, 2)]
+    of_large = "({:.2f} and {:.2f} for masses of 12 mm and more)".format(*found)
+    assert of_large in row_of("detection")
+
+
 FORMATS = ["MONAI channels-first", "MONAI channels-last"]
 # Rivals of a forward pass in docs/network.md: the group that they were measured in, and their variants.
 RIVALS = {
