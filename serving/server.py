@@ -78,8 +78,8 @@ def _run(arguments: argparse.Namespace) -> None:
         print(f"{arguments.model_name} version {version} is served on {server.address}", flush=True)
         if server.metrics_address is not None:
             print(f"metrics on {server.metrics_address}", flush=True)
-        # A signal that another thread receives, or that comes just before, does not wake this one: it
-        # looks for itself.
+        # A signal that another thread receives, or that comes just before, does not end a wait without
+        # a limit.
         while not stop.wait(1.0):
             pass
 

@@ -51,7 +51,11 @@ def hold_one_out(inputs: Sequence[str], task: Task, data: Path, unseen: Path) ->
     if len(cases) == 2:
         splits = split_by_hash({case.case_id: case.patient for case in cases}, EVAL_FRACTION)
         held_out = next(case for case in cases if splits[case.case_id] == "eval")
-    placed = [(case, data) for case in cases if case is not held_out or len(cases) == 2]
+    others = [case for case in cases if case is not held_out]
+    # No further series of its patient either, unless too few cases would be left.
+    strangers = [case for case in others if not case.patient or case.patient != held_out.patient]
+    learned = cases if len(cases) == 2 else strangers if len(strangers) > 1 else others
+    placed = [(case, data) for case in learned]
     for case, folder in [*placed, (held_out, unseen)]:
         place = folder / case.case_id
         place.mkdir()

@@ -135,14 +135,17 @@ def cases_of_tables(tables: Tables, files: Sequence[Path], *, need_labels: bool)
         patient = patient_pseudonym(key[0])
         case = replace(case, identifiers=key[:2], patient=patient, view=key[2])
         cases.append(replace(case, boxes=tuple(row.boxes)))
-    patients = tuple(sorted({key[0] for key in tables.rows}))
+    patients = {key[0]: _words(key[0]) for key in tables.rows}
     for path in sorted(masks.keys() - owners.keys()):
         case_id = dbt_case_id("", "", path.relative_to(tables.folder).as_posix())
         problem = ""
         if need_labels and (tables.has_labels or tables.has_paths):
             problem = f"{path.name}: expected a row of the tables that names it, found none"
+        name = _words(path.relative_to(tables.folder).as_posix())
+        named = tuple(patient for patient, words in patients.items() if words in name)
+        patient = patient_pseudonym(named[0]) if len(named) == 1 else ""
         case = Case(case_id, path, masks[path], source, problem, boxes=())
-        cases.append(replace(case, identifiers=patients, patient=_patient_of(path, tables)))
+        cases.append(replace(case, identifiers=named, patient=patient))
     cases = [case for case in cases if need_labels or case.image_path is not None]
     if not cases:
         raise InputError(tables.folder, "volumes that its tables name", "none")
@@ -289,13 +292,6 @@ def _by_name(tables: Tables, images: Sequence[Path]) -> dict[VolumeKey, list[Pat
         if len(named) == len(keys) == 1:
             found[keys[0]] = named
     return found
-
-
-def _patient_of(path: Path, tables: Tables) -> str:
-    """Returns the pseudonym of the patient of the tables whom a path names; empty for none or several."""
-    name = _words(path.relative_to(tables.folder).as_posix())
-    named = {key[0] for key in tables.rows if _words(key[0]) in name}
-    return patient_pseudonym(named.pop()) if len(named) == 1 else ""
 
 
 def _words(text: str) -> str:

@@ -27,8 +27,8 @@ NEAR_WHOLE = 1e-3
 # Millimetres in a metre and a micron by their codes in `xyzt_units`; without a unit, mm is meant.
 _UNIT_MM = {1: 1e3, 3: 1e-3}
 
-# Three parts of a quaternion are stored in float32; the sum of their squares may exceed 1 by this. nibabel
-# allows less, but takes rotations that lack as much for half turns: it is asked only after it has refused.
+# Three parts of a quaternion are stored in float32; the sum of their squares may exceed 1 by this. Only for
+# headers that nibabel refuses: with this threshold it also takes sums just below 1 for half turns.
 QUATERNION_ROUNDING = 1e-5
 
 # Header fields that define the grid.
