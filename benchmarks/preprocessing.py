@@ -3,9 +3,9 @@
 python -m benchmarks.preprocessing [--repeats 9]
 
 The volume is a real one (3D-IRCADb-01, patient 17) in the folder AHNET_DATA; without AHNET_DATA it is a
-phantom of 512x512 slices, which the report names. One case: in turn, the bare decompression of image and label, the conversion
-to TFRecords on disk, and MONAI's transforms to the same number of patches in memory, on one core. The
-job: Beam's engines on several different cases, on one core and on two. Times don't hold imports.
+phantom of 512x512 slices, which the report names. One case: in turn, the bare decompression of image
+and label, the conversion to TFRecords on disk, and MONAI's transforms to the same number of patches in
+memory, on one core. The job: Beam's engines on several different cases, on one core and on two. Times don't hold imports.
 """
 
 from __future__ import annotations

@@ -79,8 +79,8 @@ def predict_case(
     """Predicts a case with an image and writes its outputs; returns its entry of the record.
 
     An error of the case, or an image that can't be one of the task, is printed and recorded, and
-    raised only with `debug`; the case has no outputs then. Doubts about the image are printed and recorded as warnings; a failure
-    of `draw` is printed only. `dicom_seg` is the software named in a DICOM SEG, which needs a DICOM
+    raised only with `debug`; the case has no outputs then. Doubts about the image are printed and
+    recorded as warnings; a failure of `draw` is printed only. `dicom_seg` is the software named in a DICOM SEG, which needs a DICOM
     image; `allow` has names of `preprocessing.errors.ALLOWANCES`. Raises OSError for a full disk,
     ModelError and ServingError if network or server fail.
     """

@@ -1,7 +1,8 @@
 """Post-processing of label maps: removes stray regions, lesions outside the organ, small lesions.
 
 Of three classes, class 1 is the organ and class 2 its lesions; with two classes only, class 1 is the
-lesion. Tasks of other classes have no lesions (`check_has_lesions`). Regions are 6-connected, as in the LiTS scorer.
+lesion. Tasks of other classes have no lesions (`check_has_lesions`). Regions are 6-connected, as in
+the LiTS scorer.
 """
 
 from __future__ import annotations

@@ -104,8 +104,9 @@ def write_record(
     """Writes the record of a run, `record` with the entries of its finished cases, and their lesions.
 
     `others` are entries of `other_cases`. `in_progress` are the files that are going to be written
-    next: a run that is killed in between leaves them. The table's columns are those of BCS-DBT's predictions. PatientID, StudyUID and View
-    come from the tables of the data set; without tables, the case id is used.
+    next: a run that is killed in between leaves them. The table's columns are those of BCS-DBT's
+    predictions. PatientID, StudyUID and View come from the tables of the data set; without tables, the
+    case id is used.
     """
     done = [(_row_key(case), entries[case.case_id]) for case in cases if case.case_id in entries]
     every = [*others, *done]

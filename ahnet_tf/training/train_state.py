@@ -111,8 +111,8 @@ def make_train_state(
 def start_from(initial: keras.Model | str | Path, model: keras.Model) -> TransferReport:
     """Gives `model` the weights of another network by name, or its encoder's; returns a report.
 
-    `initial` is as in `train_network`. A network of the same architecture gives all, or with other classes those that don't depend on
-    their number. Raises ModelError if the weights don't fit, SettingsError if they were trained for
+    `initial` is as in `train_network`. A network of the same architecture gives all, or with other
+    classes those that don't depend on their number. Raises ModelError if the weights don't fit, SettingsError if they were trained for
     another prior of the foreground.
     """
     if initial == IMAGENET:

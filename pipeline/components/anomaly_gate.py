@@ -52,7 +52,8 @@ def stop_on_anomalies(
     """A component that fails if records violate the schema or differ from each other too much.
 
     The settings are JSON with `task` and `allow`; the baseline holds the statistics of the span
-    before, `together` and `learned` those of further ones (`resolvers.SpansBefore`). The examples are not read; as an input, they show in the metadata which data passed.
+    before, `together` and `learned` those of further ones (`resolvers.SpansBefore`). The examples are not
+    read; as an input, they show in the metadata which data passed.
     """
     content = json.loads(settings)
     folders = _split_folders(anomalies)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.configs import PipelineSettings, newest_span
 from preprocessing.errors import InputError, PipelineError, SettingsError
+from preprocessing.files import file_lock
 from preprocessing.records.splits import SPLITS
 
 if TYPE_CHECKING:
@@ -63,12 +63,10 @@ def check_launch(
 @contextlib.contextmanager
 def only_run_in(output: Path) -> Iterator[None]:
     """Locks a folder for one run; raises PipelineError while another one holds it."""
-    with (output / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with file_lock(output / ".lock") as mine:
+        if not mine:
             expected, remedy = "no other run in this folder", "Choose another --output."
-            raise PipelineError(output, expected, "one in progress", remedy) from None
+            raise PipelineError(output, expected, "one in progress", remedy)
         yield
 
 

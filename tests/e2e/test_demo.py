@@ -144,6 +144,22 @@ def test_one_case_is_kept_from_training(own_cases, tmp_path):
     assert not seen & unseen
 
 
+def test_no_other_series_of_the_patient_who_is_held_out_is_trained_on(tmp_path, dicom):
+    stored = np.random.default_rng(0).integers(900, 1200, (4, 24, 20)).astype(np.int16)
+    label = np.zeros((20, 24, 4), np.uint8)
+    label[4:9, 4:9] = 1
+    affine = np.diag([-0.7, -0.8, 2.5, 1.0])
+    affine[:3, 3] = 20, 30, 40
+    for number, patient in enumerate(("A", "B", "C", "C")):
+        case = tmp_path / "own" / f"case-{number}"
+        tags = {"SeriesInstanceUID": f"1.2.3.4.5.{number}", "PatientID": f"patient {patient}"}
+        dicom.ct_series(case / "ct", stored + number, **tags)
+        nibabel.save(nibabel.Nifti1Image(label, affine), case / "seg.nii.gz")
+    hold_out([str(tmp_path / "own")], load_task("ct_liver"), tmp_path / "d", tmp_path / "u")
+    assert os.listdir(tmp_path / "u") == ["case-3"]
+    assert sorted(os.listdir(tmp_path / "d")) == ["case-0", "case-1"]
+
+
 def test_names_of_labels_are_kept(tmp_path):
     """A Decathlon set, whose images and label maps have the same names, with swapped values."""
     write_cases(tmp_path / "phantom", 3, 3)

@@ -236,6 +236,9 @@ def test_a_volume_without_a_row_is_told_without_its_patient(tmp_path):
     write_volume(tmp_path / "DBT-P00013_lmlo.nii.gz", 1)
     problems = [case.problem for case in find_cases([tmp_path], need_labels=True) if case.problem]
     assert problems == ["#_lmlo.nii.gz: expected a row of the tables that names it, found none"]
+    # Of thousands of patients each case is compared with its own only.
+    known = [case.identifiers for case in find_cases([tmp_path], need_labels=True)]
+    assert sorted(known) == [("DBT-P00013",), ("DBT-P00013", "DBT-S00163")]
 
 
 def test_all_views_of_a_patient_are_in_one_split(tmp_path):
