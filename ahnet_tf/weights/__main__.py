@@ -74,7 +74,8 @@ def _run(arguments: argparse.Namespace) -> None:
     for name, value in changes.items():
         found = getattr(config, name)
         if found != value:
-            raise SettingsError(f"--{name}", f"{found}, as in {path}", value)
+            option = f"--{name.replace('_', '-')}"
+            raise SettingsError(option, f"{found}, as in {path}", value)
     if task:
         check_settings(config, TrainingConfig(), task)
     save_network(arguments.to, model, config)
